@@ -1,0 +1,1 @@
+//! geminga-metadata-sql

@@ -1,0 +1,1 @@
+//! geminga-wire-pulsar
