@@ -1,0 +1,639 @@
+//! The managed ledger: the state machine that turns appends into writes to one ledger after the other.
+//!
+//! The driver feeds events in (`append`, `written`, `ledger_created`, …) and carries out what [`ManagedLedger::poll_action`]
+//! returns, in that order, until it returns `None`. Metadata is touched only when a ledger is created, closed or trimmed.
+//!
+//! Promises:
+//! - The record in metadata names every ledger that may hold an acknowledged entry, before that entry is written; all but the
+//!   last are closed in it at an exact length.
+//! - Entries are confirmed in the order in which they were appended, without gaps. After a failed write everything behind
+//!   it fails, also what was still waiting (had a later entry of a producer succeeded, its repeat of the failed one would be
+//!   out of order, or be taken for a duplicate), even if it later turns out to be stored; the ledger is closed at
+//!   exactly the last confirmed entry, and what is stored behind that does not exist.
+//! - A ledger is deleted only after the record without it was saved.
+//! - Message indexes are continuous: an index is given when an entry is *written*, and given again if it fails.
+//!
+//! A ledger is created on the first append after loading, and after each close. Rolling over waits until what was written is
+//! confirmed, because the record closes the old ledger at an exact length in the same compare-and-set that adds the new one.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use geminga_model::Position;
+use serde::{Deserialize, Serialize};
+
+use crate::ledger_list::{LedgerList, LedgerSpan};
+
+/// An entry on its way to storage; the payload is the driver's.
+pub trait EntryBytes {
+    /// Bytes it will take in storage.
+    fn size(&self) -> usize;
+    /// Messages in it (of a batch), by which the message index grows.
+    fn num_messages(&self) -> u32 {
+        1
+    }
+}
+
+/// When a ledger is closed and the next one begun.
+///
+/// Pulsar's defaults (50,000 entries but not before 10 minutes, 240 minutes at most, 2 GiB) keep its ledgers small because
+/// each cursor ledger and each trim depends on them. Here a ledger costs one row and one bitmap per cursor, so that only two
+/// things count: how finely space is freed (a whole ledger at a time: hence 1 GiB), and how long an almost idle topic
+/// keeps what everybody has read (hence 4 hours, as in Pulsar).
+#[derive(Clone, Copy, Debug)]
+pub struct ManagedLedgerConfig {
+    pub max_ledger_bytes: u64,
+    /// At most 2^31: cursors hold entry ids in 32 bits.
+    pub max_ledger_entries: u64,
+    pub max_ledger_age_ms: u64,
+}
+
+impl Default for ManagedLedgerConfig {
+    fn default() -> ManagedLedgerConfig {
+        ManagedLedgerConfig { max_ledger_bytes: 1 << 30, max_ledger_entries: 1 << 31, max_ledger_age_ms: 240 * 60 * 1000 }
+    }
+}
+
+/// How long acknowledged ledgers are kept: a ledger goes when it is older than `time_ms`, or when what is behind it alone
+/// exceeds `size_bytes`. -1 is without limit, 0 keeps nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    pub time_ms: i64,
+    pub size_bytes: i64,
+}
+
+impl Retention {
+    pub const NONE: Retention = Retention { time_ms: 0, size_bytes: 0 };
+    pub const INFINITE: Retention = Retention { time_ms: -1, size_bytes: -1 };
+}
+
+/// What a topic's record in metadata says about its ledgers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagedLedgerRecord {
+    pub spans: Vec<LedgerSpan>,
+    /// The last span may have grown since: its length has to be recovered (fence it, ask for its last entry).
+    #[serde(default)]
+    pub last_open: bool,
+    /// Index of the next message; meaningless while `last_open`.
+    #[serde(default)]
+    pub next_index: u64,
+    /// Nothing can be appended any more; the last position there ever was.
+    #[serde(default)]
+    pub terminated: Option<Position>,
+}
+
+/// Why a write failed, as far as that changes what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// Another owner has fenced the ledger: this one must give the topic up.
+    #[error("ledger was fenced by another owner")]
+    Fenced,
+    #[error("storage is full")]
+    Full,
+    #[error("could not write: {0}")]
+    Failed(String),
+}
+
+/// Why entries failed that were never written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FailReason {
+    #[error("topic was terminated")]
+    Terminated,
+    #[error("could not create a ledger: {0}")]
+    Create(String),
+    #[error("an entry before it failed: {0}")]
+    Write(#[from] WriteError),
+}
+
+/// What the driver is to do; see the module's head.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<E> {
+    /// Allocate a ledger id above all others, save [`ManagedLedger::record_with`] that id by compare-and-set, then call
+    /// `ledger_created` or `ledger_create_failed`.
+    CreateLedger,
+    /// Write to the open ledger, then call `written`; writes are handed out in order, many may be under way. `first_index` is the
+    /// message index of the first entry, for its broker entry metadata.
+    Write { ledger_id: u64, first_entry: i64, first_index: u64, entries: Vec<E> },
+    /// Tell their producers, after those that `written` reported as failed.
+    Fail { entries: Vec<E>, reason: FailReason },
+    /// Save [`ManagedLedger::record`] by compare-and-set, then call `record_saved` or `record_save_failed`.
+    SaveRecord,
+    /// Fence a closed ledger and let go of what is held for writing it; best effort.
+    Seal { ledger_id: u64, last_entry: i64 },
+    /// The saved record no longer names these. Best effort: what stays is found by a sweep.
+    DeleteLedgers(Vec<u64>),
+}
+
+/// What a completed write changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The last confirmed entry of the ledger, if it moved.
+    pub lac: Option<Position>,
+    /// Entries that became confirmed.
+    pub confirmed: u64,
+    /// All entries of the ledger from this one on have failed and were not reported as such before.
+    pub failed_from: Option<Position>,
+}
+
+/// What the machine waits for; see [`ManagedLedger::waiting_for`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitingFor {
+    /// The driver's `recovered`.
+    Recovery { ledger_id: u64 },
+    /// The driver's `ledger_created`.
+    LedgerCreation,
+    /// The driver's `record_saved`.
+    RecordSave,
+    /// The driver's `written`; a close or termination may wait behind it.
+    Writes { ledger_id: u64, first_entry: i64 },
+    /// `tick`, after saving the record failed.
+    RecordSaveRetry,
+}
+
+#[derive(Debug)]
+struct OpenLedger {
+    id: u64,
+    created_ms: u64,
+    /// Given to the next entry.
+    next_entry: u64,
+    next_index: u64,
+    bytes: u64,
+    in_flight: VecDeque<Batch>,
+    /// Completed out of order: first entry → count.
+    done: BTreeMap<u64, u64>,
+    /// Confirmed entries as the completions have it; a batch counts in the list when it is complete.
+    confirmed_to: u64,
+    /// Takes no more entries; closed as soon as nothing is in flight.
+    closing: bool,
+}
+
+#[derive(Debug)]
+struct Batch {
+    first: u64,
+    count: u64,
+    bytes: u64,
+    messages: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MetaOp {
+    Create,
+    Save { terminated: bool },
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct ManagedLedger<E> {
+    config: ManagedLedgerConfig,
+    list: LedgerList,
+    open: Option<OpenLedger>,
+    /// The last ledger of the record, until its length is known.
+    recovering: Option<LedgerSpan>,
+    /// Index after the last confirmed message.
+    confirmed_index: u64,
+    waiting: VecDeque<Vec<E>>,
+    pending_bytes: u64,
+    actions: VecDeque<Action<E>>,
+    /// The one metadata operation under way.
+    meta: Option<MetaOp>,
+    /// The saved record differs in more than the length of the open ledger.
+    dirty: bool,
+    save_failed: bool,
+    /// Out of the list; the first `deletable` of them also out of the record under way.
+    removed: Vec<u64>,
+    deletable: usize,
+    truncating: bool,
+    terminating: bool,
+    terminated: Option<Position>,
+    termination_saved: bool,
+    fenced: bool,
+    now_ms: u64,
+}
+
+impl<E: EntryBytes> ManagedLedger<E> {
+    /// Takes what metadata says. If that leaves the last ledger open, appends wait for [`recovered`](Self::recovered).
+    pub fn new(record: ManagedLedgerRecord, config: ManagedLedgerConfig) -> ManagedLedger<E> {
+        let mut spans = record.spans;
+        let recovering = if record.last_open { spans.pop() } else { None };
+        let next_index = recovering.map_or(record.next_index, |last| last.first_index);
+        ManagedLedger {
+            config,
+            list: LedgerList::new(spans),
+            open: None,
+            recovering,
+            confirmed_index: next_index,
+            waiting: VecDeque::new(),
+            pending_bytes: 0,
+            actions: VecDeque::new(),
+            meta: None,
+            dirty: false,
+            save_failed: false,
+            removed: Vec::new(),
+            deletable: 0,
+            truncating: false,
+            terminating: record.terminated.is_some(),
+            terminated: record.terminated,
+            termination_saved: record.terminated.is_some(),
+            fenced: false,
+            now_ms: 0,
+        }
+    }
+
+    /// The confirmed entries.
+    pub fn list(&self) -> &LedgerList {
+        &self.list
+    }
+
+    pub fn last_confirmed(&self) -> Position {
+        self.list.last_position()
+    }
+
+    /// Index that the next written message gets.
+    pub fn next_index(&self) -> u64 {
+        self.open.as_ref().map_or(self.confirmed_index, |open| open.next_index)
+    }
+
+    /// Index after the last confirmed message.
+    pub fn confirmed_index(&self) -> u64 {
+        self.confirmed_index
+    }
+
+    /// Bytes of entries that are neither confirmed nor failed. The driver bounds them.
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    /// The last position, once the topic's termination is saved.
+    pub fn terminated(&self) -> Option<Position> {
+        self.terminated.filter(|_| self.termination_saved)
+    }
+
+    /// Another owner took the topic.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// The ledger whose length the driver has to recover first.
+    pub fn needs_recovery(&self) -> Option<u64> {
+        self.recovering.map(|last| last.ledger_id)
+    }
+
+    /// What holds up appends or a change that was asked for.
+    pub fn waiting_for(&self) -> Option<WaitingFor> {
+        if let Some(last) = self.recovering {
+            return Some(WaitingFor::Recovery { ledger_id: last.ledger_id });
+        }
+        match self.meta {
+            Some(MetaOp::Create) => return Some(WaitingFor::LedgerCreation),
+            Some(MetaOp::Save { .. }) => return Some(WaitingFor::RecordSave),
+            None => {}
+        }
+        match &self.open {
+            Some(open) if !open.in_flight.is_empty() => {
+                Some(WaitingFor::Writes { ledger_id: open.id, first_entry: open.in_flight[0].first as i64 })
+            }
+            _ => (self.dirty && self.save_failed).then_some(WaitingFor::RecordSaveRetry),
+        }
+    }
+
+    /// What metadata has to say now.
+    pub fn record(&self) -> ManagedLedgerRecord {
+        ManagedLedgerRecord {
+            spans: self.list.spans().copied().chain(self.recovering).collect(),
+            last_open: self.open.is_some() || self.recovering.is_some(),
+            next_index: self.confirmed_index,
+            terminated: self.terminated,
+        }
+    }
+
+    /// What metadata has to say before the new ledger `ledger_id` is used.
+    pub fn record_with(&self, ledger_id: u64, now_ms: u64) -> ManagedLedgerRecord {
+        let mut record = self.record();
+        record.spans.push(self.new_span(ledger_id, now_ms));
+        record.last_open = true;
+        record
+    }
+
+    fn new_span(&self, ledger_id: u64, now_ms: u64) -> LedgerSpan {
+        LedgerSpan { ledger_id, entries: 0, size: 0, timestamp_ms: now_ms, first_index: self.confirmed_index }
+    }
+
+    /// The last ledger of the record was fenced and ends with `last_entry` (-1: it is empty), its entries take `size` bytes,
+    /// and `next_index` follows its last message (`None` if entries carry no index: then each counts as one message).
+    pub fn recovered(&mut self, now_ms: u64, ledger_id: u64, last_entry: i64, size: u64, next_index: Option<u64>) {
+        self.now_ms = now_ms;
+        let Some(last) = self.recovering.take_if(|last| last.ledger_id == ledger_id) else { return };
+        let entries = (last_entry + 1).max(0) as u64;
+        if entries == 0 {
+            self.removed.push(ledger_id);
+            return;
+        }
+        self.confirmed_index = next_index.unwrap_or(last.first_index + entries).max(last.first_index);
+        self.list.push(LedgerSpan { entries, size, ..last });
+        self.write_waiting();
+    }
+
+    /// Entries to be stored behind all that came before. Those of one call are confirmed or fail on their own.
+    pub fn append(&mut self, now_ms: u64, entries: Vec<E>) {
+        self.now_ms = self.now_ms.max(now_ms);
+        if entries.is_empty() {
+            return;
+        }
+        if let Some(reason) = self.refusal() {
+            self.actions.push_back(Action::Fail { entries, reason });
+            return;
+        }
+        self.pending_bytes += entry_bytes(&entries);
+        self.waiting.push_back(entries);
+        self.write_waiting();
+    }
+
+    fn refusal(&self) -> Option<FailReason> {
+        if self.fenced {
+            Some(WriteError::Fenced.into())
+        } else {
+            self.terminating.then_some(FailReason::Terminated)
+        }
+    }
+
+    /// Hands out what waits, as long as the open ledger takes it.
+    fn write_waiting(&mut self) {
+        self.roll_if_due();
+        while let Some(open) = self.open.as_mut().filter(|open| !open.closing) {
+            let Some(batch) = self.waiting.front() else { return };
+            let full = open.bytes >= self.config.max_ledger_bytes
+                || open.next_entry + batch.len() as u64 > self.config.max_ledger_entries;
+            if full && open.next_entry > 0 {
+                open.closing = true;
+                return;
+            }
+            let entries = self.waiting.pop_front().expect("its front was there");
+            let (first, count, bytes) = (open.next_entry, entries.len() as u64, entry_bytes(&entries));
+            let messages = entries.iter().map(|entry| u64::from(entry.num_messages())).sum();
+            open.in_flight.push_back(Batch { first, count, bytes, messages });
+            let write = Action::Write { ledger_id: open.id, first_entry: first as i64, first_index: open.next_index, entries };
+            open.next_entry += count;
+            open.next_index += messages;
+            open.bytes += bytes;
+            self.actions.push_back(write);
+        }
+    }
+
+    fn roll_if_due(&mut self) {
+        if let Some(open) = &mut self.open
+            && open.next_entry > 0
+            && self.now_ms.saturating_sub(open.created_ms) >= self.config.max_ledger_age_ms
+        {
+            open.closing = true;
+        }
+    }
+
+    /// The driver's answer to [`Action::CreateLedger`]. Panics if the id is not above all others of the topic.
+    pub fn ledger_created(&mut self, now_ms: u64, ledger_id: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+        if self.meta != Some(MetaOp::Create) {
+            return;
+        }
+        self.meta = None;
+        self.delete_removed();
+        self.list.push(self.new_span(ledger_id, now_ms));
+        self.open = Some(OpenLedger {
+            id: ledger_id,
+            created_ms: now_ms,
+            next_entry: 0,
+            next_index: self.confirmed_index,
+            bytes: 0,
+            in_flight: VecDeque::new(),
+            done: BTreeMap::new(),
+            confirmed_to: 0,
+            closing: self.terminating || self.truncating,
+        });
+        self.write_waiting();
+    }
+
+    /// The driver's answer to [`Action::CreateLedger`]: all that waits fails, the next append tries again.
+    pub fn ledger_create_failed(&mut self, error: &str) {
+        if self.meta == Some(MetaOp::Create) {
+            self.meta = None;
+            self.dirty = true;
+            self.deletable = 0;
+            self.fail_waiting(FailReason::Create(error.to_owned()));
+        }
+    }
+
+    /// The driver's answer to [`Action::Write`]: `count` entries from `first_entry` on are stored, or a write that began there
+    /// failed. Completions may join or split writes, and may arrive in any order.
+    pub fn written(&mut self, ledger_id: u64, first_entry: i64, count: u64, result: Result<(), WriteError>) -> Written {
+        let Some(open) = self.open.as_mut().filter(|open| open.id == ledger_id) else { return Written::default() };
+        let first = first_entry.max(0) as u64;
+        if first >= open.next_entry {
+            return Written::default();
+        }
+        match result {
+            Ok(()) => self.confirm(first, count),
+            Err(error) => self.fail_from(first, error),
+        }
+    }
+
+    fn confirm(&mut self, first: u64, count: u64) -> Written {
+        let open = self.open.as_mut().expect("the caller has it");
+        open.done.insert(first, count);
+        while let Some(done) = open.done.first_entry().filter(|done| *done.key() <= open.confirmed_to) {
+            let (first, count) = done.remove_entry();
+            open.confirmed_to = open.confirmed_to.max((first + count).min(open.next_entry));
+        }
+        let (mut confirmed, mut bytes) = (0, 0);
+        while let Some(batch) = open.in_flight.pop_front_if(|batch| batch.first + batch.count <= open.confirmed_to) {
+            confirmed += batch.count;
+            bytes += batch.bytes;
+            self.confirmed_index += batch.messages;
+        }
+        if confirmed == 0 {
+            return Written::default();
+        }
+        self.list.extend_last(confirmed, bytes);
+        self.pending_bytes -= bytes;
+        let lac = self.list.last_span().map(LedgerSpan::last_position);
+        Written { lac, confirmed, failed_from: None }
+    }
+
+    /// Entry `first` failed: so does everything behind it. What is before it is still under way, and decides where the ledger ends.
+    fn fail_from(&mut self, first: u64, error: WriteError) -> Written {
+        let open = self.open.as_mut().expect("the caller has it");
+        open.closing = true;
+        self.fenced |= error == WriteError::Fenced;
+        let mut failed_from = None;
+        while let Some(batch) = open.in_flight.pop_back_if(|batch| batch.first + batch.count > first) {
+            failed_from = Some(Position { ledger_id: open.id, entry_id: batch.first as i64 });
+            self.pending_bytes -= batch.bytes;
+            open.next_entry = batch.first;
+            open.next_index -= batch.messages;
+            open.bytes -= batch.bytes;
+        }
+        let end = open.next_entry;
+        open.confirmed_to = open.confirmed_to.min(end);
+        open.done.retain(|&first, _| first < end);
+        self.fail_waiting(error.into());
+        Written { failed_from, ..Written::default() }
+    }
+
+    fn fail_waiting(&mut self, reason: FailReason) {
+        let entries: Vec<E> = self.waiting.drain(..).flatten().collect();
+        if !entries.is_empty() {
+            self.pending_bytes -= entry_bytes(&entries);
+            self.actions.push_back(Action::Fail { entries, reason });
+        }
+    }
+
+    /// The driver's answer to [`Action::SaveRecord`].
+    pub fn record_saved(&mut self) {
+        if let Some(MetaOp::Save { terminated }) = self.meta {
+            self.meta = None;
+            self.save_failed = false;
+            self.termination_saved |= terminated;
+            self.delete_removed();
+        }
+    }
+
+    /// The driver's answer to [`Action::SaveRecord`]; it may have been saved or not. It is tried again after the next `tick`.
+    pub fn record_save_failed(&mut self) {
+        if let Some(MetaOp::Save { .. }) = self.meta {
+            self.meta = None;
+            self.save_failed = true;
+            self.dirty = true;
+            self.deletable = 0;
+        }
+    }
+
+    fn delete_removed(&mut self) {
+        let ids: Vec<u64> = self.removed.drain(..self.deletable).collect();
+        self.deletable = 0;
+        if !ids.is_empty() {
+            self.actions.push_back(Action::DeleteLedgers(ids));
+        }
+    }
+
+    /// Time passes: closes a ledger that is old enough, tries again what failed.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+        self.save_failed = false;
+        self.roll_if_due();
+    }
+
+    /// No more appends, for ever. Done when [`terminated`](Self::terminated) says so; what was written before is still confirmed,
+    /// what waits for a ledger fails.
+    pub fn terminate(&mut self) {
+        if !self.terminating {
+            self.terminating = true;
+            self.close_when_written();
+            self.fail_waiting(FailReason::Terminated);
+        }
+    }
+
+    /// Forgets all entries that were appended before; the cursors are the driver's to move.
+    pub fn truncate(&mut self) {
+        self.truncating = true;
+        self.close_when_written();
+    }
+
+    fn close_when_written(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.closing = true;
+        }
+    }
+
+    /// Removes ledgers from the front that lie completely at or below `slowest` (the lowest *durable* mark-delete position of all durable
+    /// subscriptions; `None` if there are none) and outside of the retention; never the open one. Returns how many.
+    /// Not to be called when the retention, or a cursor, could not be read.
+    pub fn trim(&mut self, now_ms: u64, slowest: Option<Position>, retention: Retention) -> usize {
+        self.now_ms = self.now_ms.max(now_ms);
+        let closed = self.list.len() - usize::from(self.open.is_some());
+        if self.recovering.is_some() {
+            return 0;
+        }
+        let mut kept_size = self.list.total_size();
+        let mut count = 0;
+        for span in self.list.spans().take(closed) {
+            kept_size -= span.size;
+            let acked = slowest.is_none_or(|slowest| span.last_position() <= slowest);
+            let age = now_ms.saturating_sub(span.timestamp_ms);
+            let expired = retention.time_ms == 0 || (retention.time_ms > 0 && age > retention.time_ms as u64);
+            let excess = retention.size_bytes >= 0 && kept_size >= retention.size_bytes as u64;
+            if !acked || !(expired || excess) {
+                break;
+            }
+            count += 1;
+        }
+        self.remove_front(count);
+        count
+    }
+
+    fn remove_front(&mut self, count: usize) {
+        if count > 0 {
+            self.removed.extend(self.list.remove_front(count));
+            self.dirty = true;
+        }
+    }
+
+    /// The next thing to do; see the module's head.
+    pub fn poll_action(&mut self) -> Option<Action<E>> {
+        if self.actions.is_empty() {
+            self.close_if_written();
+            self.finish_requests();
+            self.start_metadata_operation();
+        }
+        self.actions.pop_front()
+    }
+
+    fn close_if_written(&mut self) {
+        let Some(open) = self.open.take_if(|open| open.closing && open.in_flight.is_empty()) else { return };
+        if self.fenced {
+            return;
+        }
+        self.dirty = true;
+        if open.next_entry == 0 {
+            self.list.pop();
+            self.removed.push(open.id);
+            return;
+        }
+        let now_ms = self.now_ms;
+        let span = self.list.last_mut().expect("the open ledger is in the list");
+        span.timestamp_ms = now_ms.max(span.timestamp_ms);
+        let last_entry = span.last_position().entry_id;
+        self.actions.push_back(Action::Seal { ledger_id: open.id, last_entry });
+    }
+
+    /// Truncation and termination, when no ledger is open and none is about to be.
+    fn finish_requests(&mut self) {
+        if self.open.is_some() || self.recovering.is_some() || self.meta == Some(MetaOp::Create) {
+            return;
+        }
+        if std::mem::take(&mut self.truncating) {
+            self.remove_front(self.list.len());
+        }
+        if self.terminating && self.terminated.is_none() {
+            self.terminated = Some(self.list.last_position());
+            self.dirty = true;
+        }
+    }
+
+    fn start_metadata_operation(&mut self) {
+        if self.meta.is_some() || self.recovering.is_some() || self.fenced {
+            return;
+        }
+        let (op, action) = if self.open.is_none() && !self.waiting.is_empty() {
+            (MetaOp::Create, Action::CreateLedger)
+        } else if self.dirty && !self.save_failed {
+            (MetaOp::Save { terminated: self.terminated.is_some() }, Action::SaveRecord)
+        } else {
+            return;
+        };
+        self.meta = Some(op);
+        self.dirty = false;
+        self.deletable = self.removed.len();
+        self.actions.push_back(action);
+    }
+}
+
+fn entry_bytes<E: EntryBytes>(entries: &[E]) -> u64 {
+    entries.iter().map(|entry| entry.size() as u64).sum()
+}
