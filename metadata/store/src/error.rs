@@ -1,0 +1,56 @@
+use geminga_model::{ErrorKind, InvalidName};
+
+/// What can go wrong with metadata. A read that fails is always an error, never an absent record.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MetadataError {
+    /// A condition of a commit did not hold; nothing of the commit was applied.
+    #[error("metadata record '{key}' was changed by somebody else")]
+    Conflict { key: String },
+    #[error("{what} not found: {name}")]
+    NotFound { what: &'static str, name: String },
+    #[error("{what} already exists: {name}")]
+    AlreadyExists { what: &'static str, name: String },
+    #[error("{0}")]
+    Invalid(String),
+    /// Somebody else holds the lease, or it has a newer epoch.
+    #[error("lease '{name}' is lost")]
+    LeaseLost { name: String },
+    #[error("metadata is unavailable: {0}")]
+    Unavailable(String),
+    #[error("metadata is damaged: {subject}: {reason}")]
+    Corrupt { subject: String, reason: String },
+    /// Written by a newer Geminga than this one.
+    #[error("metadata is from a newer version: {0}")]
+    Newer(String),
+    #[error("bug in metadata: {0}")]
+    Bug(String),
+}
+
+impl MetadataError {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            MetadataError::Conflict { .. } => ErrorKind::Retry,
+            MetadataError::NotFound { .. } => ErrorKind::NotFound,
+            MetadataError::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            MetadataError::Invalid(_) => ErrorKind::Invalid,
+            MetadataError::LeaseLost { .. } => ErrorKind::Fenced,
+            MetadataError::Unavailable(_) => ErrorKind::Unavailable,
+            MetadataError::Corrupt { .. } | MetadataError::Newer(_) => ErrorKind::Corrupt,
+            MetadataError::Bug(_) => ErrorKind::Bug,
+        }
+    }
+
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, MetadataError::Conflict { .. })
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, MetadataError::NotFound { .. })
+    }
+}
+
+impl From<InvalidName> for MetadataError {
+    fn from(error: InvalidName) -> Self {
+        MetadataError::Invalid(error.to_string())
+    }
+}

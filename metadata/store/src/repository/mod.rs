@@ -1,0 +1,234 @@
+//! Typed repositories over the narrow store. One file per kind of record; keys are documented there.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Expect, MetadataError, MetadataStore, Op, codec};
+
+pub(crate) mod clusters;
+pub(crate) mod configuration;
+pub(crate) mod cursor_logs;
+pub(crate) mod garbage;
+pub(crate) mod namespaces;
+pub(crate) mod partitioned;
+pub(crate) mod schemas;
+pub(crate) mod subscriptions;
+pub(crate) mod tenants;
+pub(crate) mod topic_policies;
+pub(crate) mod topics;
+
+/// Records read at a time when everything under a prefix is wanted.
+const SCAN_RECORDS: usize = 1000;
+/// Ids taken from the store at a time; the rest of a block is skipped when the process ends.
+const ID_BLOCK: u64 = 64;
+
+/// A record with the version to name in a compare-and-set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    pub value: T,
+    pub version: u64,
+}
+
+/// A part of a listing, and where to go on: pass `next` as `after`; none means that the listing is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    pub next: Option<String>,
+}
+
+/// Everything Geminga keeps in metadata, typed. Clones share the store.
+#[derive(Clone)]
+pub struct Metadata {
+    store: Arc<dyn MetadataStore>,
+    ledger_ids: Arc<IdBlock>,
+    cursor_ids: Arc<IdBlock>,
+}
+
+/// Ids that were allocated and not yet given out: `next..end`.
+#[derive(Default)]
+struct IdBlock {
+    range: Mutex<(u64, u64)>,
+}
+
+impl IdBlock {
+    fn take(&self, after: u64) -> Option<u64> {
+        let mut range = self.range.lock();
+        if range.0 >= range.1 || range.0 <= after {
+            return None;
+        }
+        range.0 += 1;
+        Some(range.0 - 1)
+    }
+
+    fn refill(&self, first: u64, count: u64) -> u64 {
+        let mut range = self.range.lock();
+        if first > range.0 {
+            *range = (first + 1, first + count);
+        }
+        first
+    }
+}
+
+impl Metadata {
+    pub fn new(store: Arc<dyn MetadataStore>) -> Self {
+        Metadata { store, ledger_ids: Arc::default(), cursor_ids: Arc::default() }
+    }
+
+    /// The narrow store below, for leases, watches and records that have no repository.
+    pub fn store(&self) -> &Arc<dyn MetadataStore> {
+        &self.store
+    }
+
+    /// A ledger id that was never used and is greater than `after` (the topic's last ledger, or 0).
+    pub async fn next_ledger_id(&self, after: u64) -> Result<u64, MetadataError> {
+        self.next_id(&self.ledger_ids, "ledger-id", after).await
+    }
+
+    /// A cursor id that was never used.
+    pub async fn next_cursor_id(&self) -> Result<u64, MetadataError> {
+        self.next_id(&self.cursor_ids, "cursor-id", 0).await
+    }
+
+    async fn next_id(&self, block: &IdBlock, sequence: &str, after: u64) -> Result<u64, MetadataError> {
+        if let Some(id) = block.take(after) {
+            return Ok(id);
+        }
+        let first = self.store.allocate(sequence, ID_BLOCK).await?;
+        if first <= after {
+            return Err(MetadataError::Corrupt {
+                subject: format!("sequence '{sequence}'"),
+                reason: format!("it gave {first} although {after} is in use"),
+            });
+        }
+        Ok(block.refill(first, ID_BLOCK))
+    }
+
+    async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Versioned<T>>, MetadataError> {
+        let Some(record) = self.store.get(key).await? else { return Ok(None) };
+        Ok(Some(Versioned { value: codec::decode(key, &record.value)?, version: record.version }))
+    }
+
+    /// Creates a record, in a commit that also checks that its parent exists.
+    async fn create<T: Serialize>(
+        &self,
+        what: &'static str,
+        name: &str,
+        key: &str,
+        record: &T,
+        parent: Option<Parent<'_>>,
+    ) -> Result<u64, MetadataError> {
+        let mut ops = vec![Op::put(key, codec::encode(record)?, Expect::Absent)];
+        if let Some(parent) = &parent {
+            ops.push(Op::check(parent.key.clone(), Expect::Present));
+        }
+        match self.store.commit(ops).await {
+            Ok(versions) => Ok(versions[0]),
+            Err(MetadataError::Conflict { key: conflict }) => Err(match parent {
+                Some(parent) if parent.key == conflict => {
+                    MetadataError::NotFound { what: parent.what, name: parent.name.to_owned() }
+                }
+                _ => MetadataError::AlreadyExists { what, name: name.to_owned() },
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads, changes and writes a record, again when somebody else was faster. An error of `change` ends it.
+    async fn update<T, F>(
+        &self,
+        what: &'static str,
+        name: &str,
+        key: &str,
+        mut change: F,
+    ) -> Result<Versioned<T>, MetadataError>
+    where
+        T: Serialize + DeserializeOwned,
+        F: FnMut(&mut T) -> Result<(), MetadataError>,
+    {
+        loop {
+            let Some(mut current) = self.read::<T>(key).await? else {
+                return Err(MetadataError::NotFound { what, name: name.to_owned() });
+            };
+            change(&mut current.value)?;
+            let op = Op::put(key, codec::encode(&current.value)?, Expect::Version(current.version));
+            match self.store.commit(vec![op]).await {
+                Ok(versions) => return Ok(Versioned { value: current.value, version: versions[0] }),
+                Err(error) if error.is_conflict() => continue,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs a commit whose condition on `key` says whether the record exists.
+    async fn delete(
+        &self,
+        what: &'static str,
+        name: &str,
+        key: &str,
+        ops: Vec<Op>,
+    ) -> Result<(), MetadataError> {
+        match self.store.commit(ops).await {
+            Ok(_) => Ok(()),
+            Err(MetadataError::Conflict { key: conflict }) if conflict == key => {
+                Err(MetadataError::NotFound { what, name: name.to_owned() })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The rest of each key under `prefix`, with its record.
+    async fn list<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Versioned<T>)>, MetadataError> {
+        let mut all = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let records = self.store.scan(prefix, after.as_deref(), SCAN_RECORDS).await?;
+            let complete = records.len() < SCAN_RECORDS;
+            for (key, record) in &records {
+                let value = codec::decode(key, &record.value)?;
+                all.push((key[prefix.len()..].to_owned(), Versioned { value, version: record.version }));
+            }
+            after = records.into_iter().next_back().map(|(key, _)| key);
+            if complete {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The rest of each key under `prefix`, without reading the records into their types.
+    async fn list_names(&self, prefix: &str) -> Result<Vec<String>, MetadataError> {
+        let mut names = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.names_page(prefix, after.as_deref(), SCAN_RECORDS).await?;
+            names.extend(page.items);
+            after = page.next;
+            if after.is_none() {
+                return Ok(names);
+            }
+        }
+    }
+
+    async fn names_page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<String>, MetadataError> {
+        let after = after.map(|after| format!("{prefix}{after}"));
+        let records = self.store.scan(prefix, after.as_deref(), limit).await?;
+        let complete = records.len() < limit;
+        let items: Vec<String> = records.into_iter().map(|(key, _)| key[prefix.len()..].to_owned()).collect();
+        let next = if complete { None } else { items.last().cloned() };
+        Ok(Page { items, next })
+    }
+}
+
+/// The record that must exist for another to be created.
+struct Parent<'a> {
+    what: &'static str,
+    name: &'a str,
+    key: String,
+}

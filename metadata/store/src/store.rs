@@ -1,0 +1,152 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::lease::{self, Lease, LeaseOutcome};
+use crate::{MetadataError, Watch};
+
+/// A value with the version of its last change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub value: Bytes,
+    pub version: u64,
+}
+
+/// What must be true of a record for a commit to be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Any,
+    Absent,
+    /// The record exists, whatever its version.
+    Present,
+    Version(u64),
+}
+
+impl Expect {
+    /// Whether a record with this version (none: there is no record) meets the condition.
+    pub fn holds(self, version: Option<u64>) -> bool {
+        match self {
+            Expect::Any => true,
+            Expect::Absent => version.is_none(),
+            Expect::Present => version.is_some(),
+            Expect::Version(expected) => version == Some(expected),
+        }
+    }
+}
+
+/// One step of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    Put {
+        key: String,
+        value: Bytes,
+        expect: Expect,
+    },
+    /// Deleting an absent record is no error when `expect` allows it.
+    Delete {
+        key: String,
+        expect: Expect,
+    },
+    /// Changes nothing, and refuses the commit when `expect` does not hold.
+    Check {
+        key: String,
+        expect: Expect,
+    },
+    /// Changes nothing, and refuses the commit when some key starts with `prefix`.
+    CheckEmpty {
+        prefix: String,
+    },
+    /// Deletes every record whose key starts with `prefix`, which must not be empty.
+    DeletePrefix {
+        prefix: String,
+    },
+}
+
+impl Op {
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>, expect: Expect) -> Op {
+        Op::Put { key: key.into(), value: value.into(), expect }
+    }
+
+    pub fn delete(key: impl Into<String>, expect: Expect) -> Op {
+        Op::Delete { key: key.into(), expect }
+    }
+
+    pub fn check(key: impl Into<String>, expect: Expect) -> Op {
+        Op::Check { key: key.into(), expect }
+    }
+
+    pub fn check_empty(prefix: impl Into<String>) -> Op {
+        Op::CheckEmpty { prefix: prefix.into() }
+    }
+
+    pub fn delete_prefix(prefix: impl Into<String>) -> Op {
+        Op::DeletePrefix { prefix: prefix.into() }
+    }
+}
+
+/// A store of versioned records, ordered by key (bytewise).
+///
+/// - A commit is atomic and durable when it returns. Its steps apply in order, each seeing the ones before.
+/// - A commit's records get one version, greater than every version the store has given before. So a record that was
+///   deleted and created again never shows a version that it had.
+/// - Reads see every commit that returned before they began.
+/// - A read that fails is an error, never "absent".
+#[async_trait]
+pub trait MetadataStore: Send + Sync + 'static {
+    async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError>;
+
+    /// At most `limit` records whose key starts with `prefix`, in order of the key, from the first key greater
+    /// than `after`. Fewer than `limit` means that there are no more.
+    async fn scan(&self, prefix: &str, after: Option<&str>, limit: usize)
+    -> Result<Vec<(String, Record)>, MetadataError>;
+
+    /// Applies all steps or none. Answers the version of each put record, and 0 for the other steps.
+    /// The first condition that does not hold is reported as [`MetadataError::Conflict`].
+    async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError>;
+
+    /// The first of `count` (at least 1) consecutive ids that this sequence has never given and never will again.
+    /// Ids start at 1 and grow; they may have gaps.
+    async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError>;
+
+    /// The keys under `prefix` that change from now on. See [`Watch`] for what may be missed.
+    async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError>;
+
+    /// Milliseconds since the Unix epoch, by the store's clock. Leases expire by it.
+    fn now_ms(&self) -> u64;
+
+    /// Takes the lease when nobody holds it, its holder let it expire, or `owner` holds it already.
+    ///
+    /// The epoch grows with every acquisition, also by the same owner: it is a new incarnation. A lease only says
+    /// who should try; safety comes from fencing with the epoch or the ledger.
+    async fn acquire_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<LeaseOutcome, MetadataError> {
+        lease::acquire(self, name, owner, ttl).await
+    }
+
+    /// Extends a lease from now on. Fails with [`MetadataError::LeaseLost`] when it has another epoch by now.
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<Lease, MetadataError> {
+        lease::renew(self, lease, ttl).await
+    }
+
+    /// Gives a lease up, so that others need not wait for it to expire. Not an error when it is lost already.
+    async fn release_lease(&self, lease: &Lease) -> Result<(), MetadataError> {
+        lease::release(self, lease).await
+    }
+
+    /// The lease as it is held now; none when it is free or expired.
+    async fn lease(&self, name: &str) -> Result<Option<Lease>, MetadataError> {
+        lease::holder(self, name).await
+    }
+}
+
+/// The smallest string greater than every string with this prefix, as bytes; none when there is no such string.
+pub fn prefix_end(prefix: &str) -> Option<Vec<u8>> {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
