@@ -7,9 +7,15 @@
 //!
 //! Drivers (the broker, and the simulation) feed events in and carry the returned actions out.
 
+mod confirmations;
 pub mod cursor;
+pub mod cursor_log;
 pub mod ledger_list;
 pub mod managed_ledger;
 mod wire;
 
+pub use cursor::{AckKind, AckOutcome, Cursor, CursorDelta, CursorSnapshot};
+pub use cursor_log::CursorLog;
+pub use ledger_list::{LedgerList, LedgerSpan, TimeSeek};
+pub use managed_ledger::ManagedLedger;
 pub use wire::FormatError;

@@ -16,11 +16,12 @@
 //! A ledger is created on the first append after loading, and after each close. Rolling over waits until what was written is
 //! confirmed, because the record closes the old ledger at an exact length in the same compare-and-set that adds the new one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use geminga_model::Position;
 use serde::{Deserialize, Serialize};
 
+use crate::confirmations::Confirmations;
 use crate::ledger_list::{LedgerList, LedgerSpan};
 
 /// An entry on its way to storage; the payload is the driver's.
@@ -158,10 +159,8 @@ struct OpenLedger {
     next_index: u64,
     bytes: u64,
     in_flight: VecDeque<Batch>,
-    /// Completed out of order: first entry → count.
-    done: BTreeMap<u64, u64>,
-    /// Confirmed entries as the completions have it; a batch counts in the list when it is complete.
-    confirmed_to: u64,
+    /// As the completions have it; a batch counts in the list when it is complete.
+    confirmations: Confirmations,
     /// Takes no more entries; closed as soon as nothing is in flight.
     closing: bool,
 }
@@ -403,8 +402,7 @@ impl<E: EntryBytes> ManagedLedger<E> {
             next_index: self.confirmed_index,
             bytes: 0,
             in_flight: VecDeque::new(),
-            done: BTreeMap::new(),
-            confirmed_to: 0,
+            confirmations: Confirmations::default(),
             closing: self.terminating || self.truncating,
         });
         self.write_waiting();
@@ -436,13 +434,10 @@ impl<E: EntryBytes> ManagedLedger<E> {
 
     fn confirm(&mut self, first: u64, count: u64) -> Written {
         let open = self.open.as_mut().expect("the caller has it");
-        open.done.insert(first, count);
-        while let Some(done) = open.done.first_entry().filter(|done| *done.key() <= open.confirmed_to) {
-            let (first, count) = done.remove_entry();
-            open.confirmed_to = open.confirmed_to.max((first + count).min(open.next_entry));
-        }
+        open.confirmations.completed(first, count, open.next_entry);
+        let confirmed_to = open.confirmations.to();
         let (mut confirmed, mut bytes) = (0, 0);
-        while let Some(batch) = open.in_flight.pop_front_if(|batch| batch.first + batch.count <= open.confirmed_to) {
+        while let Some(batch) = open.in_flight.pop_front_if(|batch| batch.first + batch.count <= confirmed_to) {
             confirmed += batch.count;
             bytes += batch.bytes;
             self.confirmed_index += batch.messages;
@@ -469,9 +464,7 @@ impl<E: EntryBytes> ManagedLedger<E> {
             open.next_index -= batch.messages;
             open.bytes -= batch.bytes;
         }
-        let end = open.next_entry;
-        open.confirmed_to = open.confirmed_to.min(end);
-        open.done.retain(|&first, _| first < end);
+        open.confirmations.cut(open.next_entry);
         self.fail_waiting(error.into());
         Written { failed_from, ..Written::default() }
     }

@@ -36,7 +36,7 @@ pub(crate) struct Above {
 }
 
 /// All that changed in a cursor between two moments.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CursorDelta {
     /// Everything above the mark-delete position was forgotten first (a seek), and the mark may go back.
     pub(crate) reset: bool,
