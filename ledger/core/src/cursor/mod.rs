@@ -178,7 +178,8 @@ impl Cursor {
     /// Acknowledges everything before `pos`, and of `pos` itself what `kind` says. A position that no longer exists counts as
     /// the last entry before it; one that does not exist yet changes nothing (Pulsar: "Invalid mark deleted position").
     pub fn ack_cumulative(&mut self, list: &LedgerList, pos: Position, kind: AckKind<'_>) -> Advance {
-        if pos.entry_id >= 0 && (list.total_entries() == 0 || pos > list.last_position()) {
+        let start_of_empty_ledger = pos.entry_id < 0 && list.get(pos.ledger_id).is_some();
+        if list.total_entries() == 0 || (pos > list.last_position() && !start_of_empty_ledger) {
             return Advance { unknown: true, ..Advance::default() };
         }
         let before = self.unacked_entries(list);
@@ -272,27 +273,21 @@ impl Cursor {
     }
 
     /// To be called after ledgers were removed from the front of the list: what is gone counts as acknowledged. Returns
-    /// whether that moved the mark-delete position (a mark inside a removed ledger with no acknowledgement above it says the
-    /// same as before, and stays).
+    /// whether that moved the mark-delete position (a mark inside a removed ledger, with nothing acknowledged that it could
+    /// take in, says the same as before, and stays).
     pub fn on_trimmed(&mut self, list: &LedgerList) -> bool {
-        let floor = list.before_first();
-        let above = self.state.above();
-        let stale = above.is_some_and(|above| {
-            let first_acked = above.acked.first_key_value().map(|(&ledger, _)| ledger);
-            let first_batch = above.batches.first_key_value().map(|(pos, _)| pos.ledger_id);
-            first_acked.into_iter().chain(first_batch).any(|ledger| list.is_empty() || ledger < floor.ledger_id)
-        });
-        if !stale {
-            return false;
-        }
-        if list.is_empty() {
-            let above = self.state.above().expect("it was stale");
-            let last = above.acked.last_key_value().map(|(&ledger, _)| ledger).max(above.batches.last_key_value().map(|(pos, _)| pos.ledger_id));
-            self.state.set_mark(Position { ledger_id: last.expect("it was stale"), entry_id: i64::MAX - 1 });
-            self.changes.any = true;
-        } else {
-            self.advance_to(list, floor);
-        }
+        let Some(above) = self.state.above() else { return false };
+        let first = list.before_first().ledger_id;
+        let acked = above.acked.keys().copied();
+        let batches = above.batches.keys().map(|pos| pos.ledger_id);
+        let last_gone = acked.chain(batches).filter(|&ledger| list.is_empty() || ledger < first).max();
+        let mark = match last_gone {
+            Some(_) if !list.is_empty() => list.before_first(),
+            Some(ledger_id) => Position { ledger_id, entry_id: i64::MAX - 1 },
+            None if list.next_after(self.mark_delete()).is_some_and(|next| self.is_acked(next)) => self.mark_delete(),
+            None => return false,
+        };
+        self.advance_to(list, mark);
         true
     }
 

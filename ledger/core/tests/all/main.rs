@@ -1,0 +1,5 @@
+//! All integration tests of the crate in one binary.
+
+mod cursor;
+mod cursor_log;
+mod managed_ledger;
