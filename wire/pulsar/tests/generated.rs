@@ -1,0 +1,40 @@
+//! `src/proto.rs` is what `proto/PulsarApi.proto` generates: `UPDATE_PROTO=1` writes it, otherwise this test compares.
+
+use std::{env, fs, path::Path};
+
+#[test]
+fn proto_rs_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let descriptors =
+        protox::compile(["PulsarApi.proto"], [root.join("proto")]).expect("the schema compiles");
+    let out = tempdir();
+    prost_build::Config::new()
+        .bytes(["."])
+        .out_dir(out.0.as_path())
+        .compile_fds(descriptors)
+        .expect("prost generates");
+    let generated = fs::read_to_string(out.0.join("pulsar.proto.rs")).expect("the generated file");
+    let committed = root.join("src/proto.rs");
+    if env::var_os("UPDATE_PROTO").is_some() {
+        fs::write(&committed, &generated).expect("src/proto.rs can be written");
+    }
+    let on_disk = fs::read_to_string(&committed).unwrap_or_default();
+    assert!(
+        on_disk == generated,
+        "src/proto.rs is stale: UPDATE_PROTO=1 cargo test -p geminga-wire-pulsar --test generated"
+    );
+}
+
+struct TempDir(std::path::PathBuf);
+
+fn tempdir() -> TempDir {
+    let dir = env::temp_dir().join(format!("geminga-wire-pulsar-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a temporary directory");
+    TempDir(dir)
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
