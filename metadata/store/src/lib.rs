@@ -26,4 +26,4 @@ pub use repository::subscriptions::SubscriptionRecord;
 pub use repository::tenants::TenantInfo;
 pub use repository::topics::{LedgerInfo, TopicRecord};
 pub use repository::{Metadata, Page, Versioned};
-pub use store::{Expect, MetadataStore, Op, Record, prefix_end};
+pub use store::{Expect, KEY_LENGTH_MAX, MetadataStore, Op, Record, prefix_end};

@@ -90,7 +90,7 @@ impl Contents {
                 }
                 Op::Check { key, expect } => self.check(key, *expect)?,
                 Op::CheckEmpty { prefix } => self.check_empty(prefix)?,
-                Op::DeletePrefix { prefix } => self.delete_prefix(prefix, undo)?,
+                Op::DeletePrefix { prefix } => self.delete_prefix(prefix, undo),
             }
             versions.push(0);
         }
@@ -108,20 +108,12 @@ impl Contents {
         }
     }
 
-    fn delete_prefix(
-        &mut self,
-        prefix: &str,
-        undo: &mut Vec<(String, Option<Record>)>,
-    ) -> Result<(), MetadataError> {
-        if prefix.is_empty() {
-            return Err(MetadataError::Invalid("an empty prefix would delete everything".into()));
-        }
+    fn delete_prefix(&mut self, prefix: &str, undo: &mut Vec<(String, Option<Record>)>) {
         let keys: Vec<String> = self.under(prefix, Bound::Included(prefix)).map(|(key, _)| key.clone()).collect();
         for key in keys {
             let record = self.records.remove(&key);
             undo.push((key, record));
         }
-        Ok(())
     }
 
     fn undo(&mut self, undo: Vec<(String, Option<Record>)>) {
@@ -156,6 +148,7 @@ impl MetadataStore for MemoryStore {
     }
 
     async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+        ops.iter().try_for_each(Op::validate)?;
         let mut contents = self.contents.lock();
         let version = contents.version + 1;
         let mut undo = Vec::with_capacity(ops.len());

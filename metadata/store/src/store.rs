@@ -13,6 +13,9 @@ pub struct Record {
     pub version: u64,
 }
 
+/// Longest key, in bytes.
+pub const KEY_LENGTH_MAX: usize = 64 * 1024;
+
 /// What must be true of a record for a commit to be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
@@ -82,6 +85,28 @@ impl Op {
 
     pub fn delete_prefix(prefix: impl Into<String>) -> Op {
         Op::DeletePrefix { prefix: prefix.into() }
+    }
+
+    /// Refuses what no backend accepts: empty keys and prefixes, keys with a NUL, and keys above [`KEY_LENGTH_MAX`].
+    pub fn validate(&self) -> Result<(), MetadataError> {
+        let (Op::Put { key, .. }
+        | Op::Delete { key, .. }
+        | Op::Check { key, .. }
+        | Op::CheckEmpty { prefix: key }
+        | Op::DeletePrefix { prefix: key }) = self;
+        if key.is_empty() {
+            return Err(MetadataError::Invalid("a metadata key must not be empty".into()));
+        }
+        if key.len() > KEY_LENGTH_MAX {
+            return Err(MetadataError::Invalid(format!(
+                "a metadata key of {} bytes is above the limit of {KEY_LENGTH_MAX}",
+                key.len()
+            )));
+        }
+        if key.contains('\0') {
+            return Err(MetadataError::Invalid("a metadata key must not contain a NUL".into()));
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,173 @@
+//! The embedded backend: one SQLite file in WAL mode with `synchronous=FULL`.
+//!
+//! One connection writes. All commits and allocations that wait for it share a transaction, and so an fsync; each has
+//! its own result (see [`crate::overlay`]). Reads go over a few other connections and never wait for the writer.
+
+mod statements;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use geminga_metadata::{ChangeFeed, MetadataError, MetadataStore, Op, Record, Watch, prefix_end};
+use parking_lot::Mutex;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use tokio::task::JoinHandle;
+
+use crate::error::{from_migration, from_sqlx};
+use writer::{Handle, Writer};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
+
+/// "GMNG", in the header of our files.
+const APPLICATION_ID: i64 = 0x474d_4e47;
+const READERS_MAX: u32 = 4;
+/// How long a statement waits when another process holds the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A [`MetadataStore`] in a SQLite file. [`SqliteStore::close`] it to leave a tidy file; after a crash the next open
+/// finds every commit that returned.
+pub struct SqliteStore {
+    subject: Arc<str>,
+    readers: SqlitePool,
+    writer: Handle,
+    task: Mutex<Option<JoinHandle<()>>>,
+    feed: ChangeFeed,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating it and bringing its schema up to date. Its folder must exist. Needs a tokio runtime.
+    pub async fn open(path: &Path) -> Result<Self, MetadataError> {
+        let subject: Arc<str> = format!("metadata file {}", path.display()).into();
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("journal_size_limit", "67108864")
+            .thread_name(|index| format!("metadata-{index}"))
+            .disable_statement_logging();
+        let failed = |error| from_sqlx(&subject, error);
+        let mut connection = options.connect().await.map_err(failed)?;
+        check_application(&subject, &mut connection).await?;
+        MIGRATIONS.run(&mut connection).await.map_err(|error| from_migration(&subject, error))?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .test_before_acquire(false)
+            .connect_lazy_with(options.read_only(true).create_if_missing(false));
+        let feed = ChangeFeed::default();
+        let (writer, handle) = Writer::new(connection, subject.clone(), feed.clone());
+        let task = Mutex::new(Some(tokio::spawn(writer.run())));
+        Ok(SqliteStore { subject, readers, writer: handle, task, feed })
+    }
+
+    /// Finishes what has been asked for and closes the file. Later calls fail as unavailable.
+    pub async fn close(&self) {
+        self.writer.close();
+        self.readers.close().await;
+        let task = self.task.lock().take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "metadata writer failed");
+        }
+    }
+
+    fn failed(&self, error: sqlx::Error) -> MetadataError {
+        from_sqlx(&self.subject, error)
+    }
+}
+
+/// Refuses a database that somebody else made.
+async fn check_application(subject: &str, connection: &mut SqliteConnection) -> Result<(), MetadataError> {
+    let failed = |error| from_sqlx(subject, error);
+    let id: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await.map_err(failed)?;
+    let objects: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(connection).await.map_err(failed)?;
+    if id != APPLICATION_ID && objects > 0 {
+        return Err(MetadataError::Corrupt {
+            subject: subject.to_owned(),
+            reason: "it is a SQLite database that is not Geminga's".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn record(row: &sqlx::sqlite::SqliteRow, version: usize, value: usize) -> Result<Record, sqlx::Error> {
+    let version: i64 = row.try_get(version)?;
+    let value: Vec<u8> = row.try_get(value)?;
+    Ok(Record { value: value.into(), version: version as u64 })
+}
+
+#[async_trait]
+impl MetadataStore for SqliteStore {
+    async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
+        let row = sqlx::query(statements::GET).bind(key).fetch_optional(&self.readers).await;
+        let row = row.map_err(|error| self.failed(error))?;
+        row.map(|row| record(&row, 0, 1)).transpose().map_err(|error| self.failed(error))
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, MetadataError> {
+        let (statement, start) = match after {
+            Some(after) if after >= prefix => (statements::SCAN_AFTER, after),
+            _ => (statements::SCAN_FROM, prefix),
+        };
+        let rows = sqlx::query(statement)
+            .bind(start)
+            .bind(prefix_end(prefix).unwrap_or_else(|| statements::BEYOND_ALL_KEYS.to_vec()))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| self.failed(error))?;
+        rows.iter()
+            .map(|row| Ok((row.try_get(0)?, record(row, 1, 2)?)))
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+        ops.iter().try_for_each(Op::validate)?;
+        if ops.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.writer.commit(ops).await
+    }
+
+    async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
+        if count == 0 || count > u64::from(u32::MAX) {
+            return Err(MetadataError::Invalid("an allocation is of 1 to 4294967295 ids".into()));
+        }
+        self.writer.allocate(sequence, count).await
+    }
+
+    async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
+        Ok(self.feed.watch(prefix))
+    }
+
+    fn now_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.writer.close();
+    }
+}
+
+/// Closes the writer's connection, which checkpoints the WAL.
+async fn close_connection(subject: &str, connection: SqliteConnection) {
+    if let Err(error) = connection.close().await {
+        tracing::warn!(%error, "could not close the {subject}");
+    }
+}
