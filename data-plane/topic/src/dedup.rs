@@ -1,0 +1,1 @@
+//! Message deduplication by producer name and sequence id, as Pulsar's `MessageDeduplication`.

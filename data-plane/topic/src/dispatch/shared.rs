@@ -1,0 +1,271 @@
+//! Shared: entries go round robin to the consumers that have permits, those of the highest priority first.
+
+use std::collections::BTreeSet;
+
+use geminga_model::Position;
+use rustc_hash::FxHashMap;
+
+use super::{Budget, MAX_MISSING, ReadTurns};
+use crate::entry::{BlockReason, Delivery, DispatchWait, Entry, EntryReader, Ready};
+use crate::subscription::consumers::Slot;
+use crate::subscription::core::Core;
+
+/// Bytes of a position in the tree, with its share of the nodes.
+const POSITION_BYTES: usize = size_of::<Position>() * 3 / 2;
+
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// Entries to deliver again, delayed ones whose time has come, and chunks whose consumer was busy.
+    pub replay: BTreeSet<Position>,
+    /// Those of them that are chunks, with the consumer that has the other chunks and could not take them.
+    waiting_chunks: FxHashMap<Position, Slot>,
+    turn: Turn,
+    chunks: ChunkOwners,
+    reads: ReadTurns,
+}
+
+/// Whose turn it is: an index into the order of the consumers.
+#[derive(Debug)]
+struct Turn {
+    index: usize,
+    /// Messages left in this turn.
+    left: u32,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Turn { index: usize::MAX, left: 0 }
+    }
+}
+
+/// Which consumer gets the other chunks of a message.
+#[derive(Debug, Default)]
+struct ChunkOwners {
+    by_uuid: FxHashMap<u64, (Slot, Position)>,
+    prune_at: usize,
+}
+
+impl Shared {
+    pub fn start_over(&mut self) {
+        self.replay.clear();
+        self.waiting_chunks.clear();
+        self.chunks = ChunkOwners::default();
+    }
+
+    pub fn put_back(&mut self, position: Position) {
+        self.replay.insert(position);
+    }
+
+    pub fn removed(&mut self, slot: Slot) {
+        self.turn = Turn::default();
+        self.chunks.by_uuid.retain(|_, (owner, _)| *owner != slot);
+        self.waiting_chunks.retain(|_, owner| *owner != slot);
+    }
+
+    pub fn dispatch(
+        &mut self,
+        core: &mut Core,
+        now: u64,
+        reader: &mut dyn EntryReader,
+        max_bytes: usize,
+        out: &mut Vec<Delivery>,
+    ) -> DispatchWait {
+        while let Some((position, _)) = core.delayed.pop_due(now) {
+            self.replay.insert(position);
+        }
+        if let Some(from) = core.delayed.take_forgotten(now) {
+            core.feed.go_back(from);
+        }
+        self.turn.end();
+        let mut budget = Budget::new(max_bytes);
+        let missing = self.dispatch_replays(core, now, reader, &mut budget, out);
+        let wait = self.dispatch_new(core, now, reader, &mut budget, out);
+        self.turn.end();
+        self.reads.choose(missing, wait)
+    }
+
+    /// Returns the entries that must be read first.
+    fn dispatch_replays(
+        &mut self,
+        core: &mut Core,
+        now: u64,
+        reader: &mut dyn EntryReader,
+        budget: &mut Budget,
+        out: &mut Vec<Delivery>,
+    ) -> Vec<Position> {
+        let mut missing = Vec::new();
+        let mut from = Position::EARLIEST;
+        let mut looked_at = 0;
+        while let Some(&position) = self.replay.range(from..).next() {
+            if budget.is_spent() || missing.len() >= MAX_MISSING || looked_at > 4 * MAX_MISSING {
+                break;
+            }
+            from = position.next();
+            if !core.is_wanted(reader.ledgers(), position) {
+                self.replay.remove(&position);
+                self.waiting_chunks.remove(&position);
+                continue;
+            }
+            let Some(slot) = self.turn.pick(core) else { break };
+            if self.waiting_chunks.get(&position).is_some_and(|&owner| !core.is_available(owner)) {
+                looked_at += 1;
+                continue;
+            }
+            let Some(entry) = reader.get(position) else {
+                missing.push(position);
+                looked_at += 1;
+                continue;
+            };
+            budget.spend(entry.data.len());
+            match self.chunks.owner(core, &entry, slot) {
+                Ok(owner) => {
+                    self.replay.remove(&position);
+                    self.waiting_chunks.remove(&position);
+                    self.hand_over(core, now, owner, entry, out);
+                }
+                Err(owner) => {
+                    self.waiting_chunks.insert(position, owner);
+                    looked_at += 1;
+                }
+            }
+        }
+        missing
+    }
+
+    fn dispatch_new(
+        &mut self,
+        core: &mut Core,
+        now: u64,
+        reader: &mut dyn EntryReader,
+        budget: &mut Budget,
+        out: &mut Vec<Delivery>,
+    ) -> DispatchWait {
+        loop {
+            if self.turn.pick(core).is_none() {
+                return core.why_unavailable();
+            }
+            if budget.is_spent() {
+                return DispatchWait::MoreWork;
+            }
+            if self.replay.len() * POSITION_BYTES > core.options.look_ahead_bytes {
+                return DispatchWait::Blocked(BlockReason::LookAheadFull);
+            }
+            let max_entries = core.feed.entries_for(core.available_permits());
+            match core.feed.fill(&core.cursor, reader, max_entries, budget.left()) {
+                Ready::Entries => {}
+                Ready::NeedRead(from) => return DispatchWait::NeedRead { from, max_entries },
+                Ready::CaughtUp => {
+                    core.tell_end_of_topic(reader.ledgers());
+                    return core.delayed.next_due().map_or(DispatchWait::CaughtUp, DispatchWait::Timer);
+                }
+            }
+            while !budget.is_spent() {
+                let Some(slot) = self.turn.pick(core) else { break };
+                let Some(entry) = core.feed.pop() else { break };
+                budget.spend(entry.data.len());
+                self.place(core, now, slot, entry, reader, out);
+            }
+        }
+    }
+
+    /// Decides on an entry that was just read; `slot` has the turn.
+    fn place(
+        &mut self,
+        core: &mut Core,
+        now: u64,
+        slot: Slot,
+        entry: Entry,
+        reader: &dyn EntryReader,
+        out: &mut Vec<Delivery>,
+    ) {
+        let position = entry.position;
+        if core.cursor.is_acked(position) || core.swallow_marker(reader.ledgers(), &entry) {
+            return;
+        }
+        if core.feed.is_behind_frontier(position)
+            && (core.pending.contains_key(&position) || self.replay.contains(&position))
+        {
+            return;
+        }
+        if entry.meta.deliver_at > now {
+            core.delayed.add(entry.meta.deliver_at, position, 0);
+            return;
+        }
+        match self.chunks.owner(core, &entry, slot) {
+            Ok(owner) => self.hand_over(core, now, owner, entry, out),
+            Err(owner) => {
+                self.replay.insert(position);
+                self.waiting_chunks.insert(position, owner);
+            }
+        }
+    }
+
+    fn hand_over(&mut self, core: &mut Core, now: u64, slot: Slot, entry: Entry, out: &mut Vec<Delivery>) {
+        self.turn.left = self.turn.left.saturating_sub(entry.meta.num_messages.max(1));
+        core.deliver(now, slot, entry, Some(0), out);
+    }
+}
+
+impl Turn {
+    /// The next pick moves on.
+    fn end(&mut self) {
+        self.left = 0;
+    }
+
+    /// The consumer whose turn it is; `None` if none can take an entry.
+    fn pick(&mut self, core: &Core) -> Option<Slot> {
+        if core.at_unacked_limit() {
+            return None;
+        }
+        let order = core.consumers.order();
+        if self.left > 0
+            && let Some(&slot) = order.get(self.index)
+            && core.is_available(slot)
+        {
+            return Some(slot);
+        }
+        let mut level_start = 0;
+        while level_start < order.len() {
+            let priority = core.consumers[order[level_start]].spec.priority;
+            let size = order[level_start..].iter().take_while(|&&s| core.consumers[s].spec.priority == priority).count();
+            let level = level_start..level_start + size;
+            let after = if level.contains(&self.index) { self.index + 1 - level_start } else { 0 };
+            let next = (0..size).map(|i| level_start + (after + i) % size).find(|&i| core.is_available(order[i]));
+            if let Some(index) = next {
+                *self = Turn { index, left: core.options.round_robin_batch.max(1) };
+                return Some(order[index]);
+            }
+            level_start = level.end;
+        }
+        None
+    }
+}
+
+impl ChunkOwners {
+    /// Who gets an entry: the consumer with the turn, or for a chunk the one that has the others. `Err` if that one cannot
+    /// take it now.
+    fn owner(&mut self, core: &Core, entry: &Entry, turn: Slot) -> Result<Slot, Slot> {
+        let meta = &entry.meta;
+        if meta.num_chunks <= 1 || meta.chunk_uuid_hash == 0 {
+            return Ok(turn);
+        }
+        let slot = match self.by_uuid.get(&meta.chunk_uuid_hash) {
+            Some(&(slot, _)) => slot,
+            None => turn,
+        };
+        if !core.is_available(slot) {
+            return Err(slot);
+        }
+        if meta.chunk_id + 1 >= meta.num_chunks {
+            self.by_uuid.remove(&meta.chunk_uuid_hash);
+        } else {
+            self.by_uuid.insert(meta.chunk_uuid_hash, (slot, entry.position));
+            if self.by_uuid.len() > self.prune_at.max(64) {
+                // Messages whose last chunk never came: once what was sent of them is acknowledged, nobody waits.
+                self.by_uuid.retain(|_, (_, last)| *last == entry.position || core.pending.contains_key(last));
+                self.prune_at = self.by_uuid.len() * 2;
+            }
+        }
+        Ok(slot)
+    }
+}
