@@ -17,9 +17,10 @@ mod fields;
 mod frame;
 mod headers;
 mod key_hash;
+pub mod marker;
 mod payload;
 
-/// Generated from `proto/PulsarApi.proto`; the test `generated` compares.
+/// Generated from `proto/PulsarApi.proto`; a test compares.
 #[allow(clippy::all, clippy::pedantic, rustdoc::all, missing_docs)]
 #[rustfmt::skip]
 pub mod proto;

@@ -265,6 +265,11 @@ pub struct PayloadView<'a> {
 }
 
 impl<'a> PayloadView<'a> {
+    /// The slice that was parsed, which the spans of `meta` point into.
+    pub fn entry(&self) -> &'a [u8] {
+        self.entry
+    }
+
     /// True if the checksum matches, or none was sent.
     pub fn verify_checksum(&self) -> bool {
         self.checksum

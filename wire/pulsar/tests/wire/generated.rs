@@ -21,7 +21,7 @@ fn proto_rs_is_up_to_date() {
     let on_disk = fs::read_to_string(&committed).unwrap_or_default();
     assert!(
         on_disk == generated,
-        "src/proto.rs is stale: UPDATE_PROTO=1 cargo test -p geminga-wire-pulsar --test generated"
+        "src/proto.rs is stale: UPDATE_PROTO=1 cargo test -p geminga-wire-pulsar --test wire"
     );
 }
 
