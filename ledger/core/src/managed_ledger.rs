@@ -271,6 +271,12 @@ impl<E: EntryBytes> ManagedLedger<E> {
         self.fenced
     }
 
+    /// The driver learned, from a compare-and-set that found another's record, that it no longer owns the topic.
+    pub fn fence(&mut self) {
+        self.fenced = true;
+        self.fail_waiting(WriteError::Fenced.into());
+    }
+
     /// The ledger whose length the driver has to recover first.
     pub fn needs_recovery(&self) -> Option<u64> {
         self.recovering.map(|last| last.ledger_id)

@@ -219,12 +219,12 @@ impl CursorLog {
         self.store.cursor_ids()
     }
 
-    /// The mark-delete position that a crash at this moment cannot take back, nor a seek under way: the one that trimming may use.
-    /// `None` if nothing of this cursor is durable here (what its metadata says counts then).
-    pub fn durable_mark_delete(&self, cursor_id: u64) -> Option<Position> {
-        match self.pending.mark(cursor_id) {
+    /// The lowest mark-delete position that may be found after a crash at this moment: the only one that trimming may use.
+    /// `initial` is what the subscription's metadata says, which counts as long as nothing of the cursor is durable here.
+    pub fn durable_mark_delete(&self, cursor_id: u64, initial: Position) -> Position {
+        match self.pending.mark(cursor_id, initial) {
             Some(mark) => mark,
-            None => self.store.cursor(cursor_id).map(CursorSnapshot::mark_delete),
+            None => self.store.cursor(cursor_id).map_or(initial, CursorSnapshot::mark_delete),
         }
     }
 
@@ -246,6 +246,11 @@ impl CursorLog {
     /// What metadata has to say now.
     pub fn record(&self) -> Vec<LogLedger> {
         self.store.record()
+    }
+
+    /// The driver learned, from a compare-and-set that found another's record, that it no longer owns the log.
+    pub fn fence(&mut self) {
+        self.fenced = true;
     }
 
     pub fn ledger_created(&mut self, ledger_id: u64) {
@@ -284,7 +289,7 @@ impl CursorLog {
     /// [`durable_up_to`](Self::durable_up_to) rose.
     pub fn written(&mut self, ledger_id: u64, first_entry: i64, count: u64, result: Result<(), WriteError>) -> bool {
         let first = first_entry.max(0) as u64;
-        if !self.live || self.store.newest_mut().ledger_id != Some(ledger_id) || first >= self.next_entry {
+        if self.fenced || !self.live || self.store.newest_mut().ledger_id != Some(ledger_id) || first >= self.next_entry {
             return false;
         }
         match result {

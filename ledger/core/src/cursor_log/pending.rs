@@ -90,12 +90,12 @@ impl Pending {
         true
     }
 
-    /// `None`: all records of the cursor are durable. Otherwise the lowest mark that may be found after a crash (`None` if
-    /// nothing of it is durable).
-    pub fn mark(&self, id: u64) -> Option<Option<Position>> {
+    /// `None`: all records of the cursor are durable. Otherwise the lowest mark that may be found after a crash; `initial`
+    /// stands for what is durable as long as nothing is.
+    pub fn mark(&self, id: u64, initial: Position) -> Option<Position> {
         let marks = self.marks.get(&id)?;
         let under_way = marks.first.iter().chain(&marks.later).map(|&(_, mark)| mark);
-        Some(marks.durable.map(|durable| under_way.fold(durable, Position::min)))
+        Some(under_way.fold(marks.durable.unwrap_or(initial), Position::min))
     }
 
     /// Forgets what is under way (but not what is durable); returns what it was about, each once.

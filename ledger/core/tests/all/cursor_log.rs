@@ -97,8 +97,8 @@ fn rotates_moves_snapshots_and_frees_ledgers() {
                 disk.fail_writes = 2;
             }
             disk.run(&mut log);
-            assert_eq!(log.durable_up_to() >= sequence, true);
-            assert_eq!(log.durable_mark_delete(id as u64), Some(cursors[id].mark_delete()));
+            assert!(log.durable_up_to() >= sequence);
+            assert_eq!(log.durable_mark_delete(id as u64, Position::EARLIEST), cursors[id].mark_delete());
         }
     }
     assert!(disk.next_id > 5 && disk.record.len() <= 4, "{} ledgers created, {} left", disk.next_id, disk.record.len());
@@ -163,7 +163,7 @@ fn a_dropped_cursor_stays_dropped() {
     assert!(log.durable_up_to() >= sequence);
     let replayed = disk.replay(tiny());
     assert!(replayed.state(1).is_none());
-    assert_eq!(replayed.durable_mark_delete(1), None);
+    assert_eq!(replayed.durable_mark_delete(1, pos(1, 2)), pos(1, 2));
 }
 
 #[test]
