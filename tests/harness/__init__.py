@@ -1,0 +1,1 @@
+"""What the Python suites share: starting servers (servers), reading processes (procfs), Pulsar's frames by hand (frames)."""

@@ -1,0 +1,50 @@
+# Bash functions that install what the suites need, each once, below $CACHE. Source it; needs $CACHE.
+#
+# install_python   $VENV: a virtual environment with the packages of tests/clients/python/requirements.txt
+# install_go       a Go toolchain (its modules go to Go's own cache)
+# install_java     a JDK and Maven
+# install_pulsar   $PULSAR_HOME: the published distribution of Apache Pulsar (the real pulsar-admin and pulsar-perf)
+# install_netns    unshare, ip and curl
+
+VENV=$CACHE/venv
+PULSAR_VERSION=4.0.8
+export PULSAR_HOME=${PULSAR_HOME:-$CACHE/pulsar-$PULSAR_VERSION}
+export GOFLAGS=${GOFLAGS:--mod=mod}
+
+debian() { # PROGRAM PACKAGE: installs the package when the program is missing
+  if command -v "$1" > /dev/null; then return; fi
+  local sudo=(); [ "$(id -u)" = 0 ] || sudo=(sudo)
+  if [ -z "${APT_UPDATED:-}" ]; then "${sudo[@]}" apt-get update -qq; APT_UPDATED=1; fi
+  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$2" > /dev/null
+  command -v "$1" > /dev/null || { echo "package $2 does not bring $1" >&2; return 1; }
+}
+
+install_python() {
+  local wanted=tests/clients/python/requirements.txt
+  debian python3 python3
+  if ! cmp -s "$wanted" "$VENV/requirements.txt"; then
+    python3 -c 'import ensurepip' 2> /dev/null || debian no-such-program python3-venv || true
+    rm -rf "$VENV"
+    python3 -m venv "$VENV"
+    "$VENV/bin/pip" install -q --disable-pip-version-check -r "$wanted"
+    cp "$wanted" "$VENV/requirements.txt"
+  fi
+  export PYTHONPATH=$PWD/tests PYTHONDONTWRITEBYTECODE=1
+}
+
+install_go() { debian go golang-go; }
+
+install_java() { debian javac openjdk-17-jdk-headless; debian mvn maven; }
+
+install_netns() { debian unshare util-linux; debian ip iproute2; debian curl curl; debian python3 python3; }
+
+install_pulsar() {
+  if [ -e "$PULSAR_HOME/bin/pulsar" ]; then return; fi
+  local artifact=org.apache.pulsar:pulsar-server-distribution:$PULSAR_VERSION:tar.gz:bin unpack=$CACHE/pulsar-unpack
+  mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:2.8:get -Dtransitive=false -Dartifact=$artifact
+  rm -rf "$unpack"; mkdir -p "$unpack/dist"
+  mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:2.8:copy -Dartifact=$artifact -DoutputDirectory="$unpack"
+  tar -xzf "$unpack/pulsar-server-distribution-$PULSAR_VERSION-bin.tar.gz" -C "$unpack/dist" --strip-components=1
+  mv "$unpack/dist" "$PULSAR_HOME"
+  rm -rf "$unpack"
+}

@@ -1,0 +1,43 @@
+"""CPU and memory of processes and of the machine, from /proc."""
+import os
+import pathlib
+import re
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid):
+    """CPU seconds that a process and its threads have used, user and system."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def machine_busy_s():
+    """CPU seconds that the whole machine has been busy, all cores added up, without what the hypervisor took."""
+    ticks = [int(t) for t in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    user, nice, system, _idle, _iowait, irq, softirq = ticks[:7]
+    return (user + nice + system + irq + softirq) / TICKS_PER_S
+
+
+def rss_mib(pid):
+    return status_kib(pid, "VmRSS") / 1024
+
+
+def rss_peak_mib(pid):
+    return status_kib(pid, "VmHWM") / 1024
+
+
+def reset_peak(pid):
+    """From here on rss_peak_mib counts anew."""
+    pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def pss_mib(pid):
+    """Resident memory with each page counted once: ZGC maps its heap three times, which RSS counts three times."""
+    found = re.search(r"^Pss:\s+(\d+)", pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    return int(found[1]) / 1024
+
+
+def status_kib(pid, key):
+    found = re.search(rf"^{key}:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)
+    return int(found[1])
