@@ -1,1 +1,62 @@
-fn main() {}
+//! The `geminga` command: one binary for every role and tool.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage.
+
+mod admin;
+mod bootstrap;
+mod cli;
+mod data_dir;
+mod listen;
+mod options;
+mod ready;
+mod signals;
+mod standalone;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use cli::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let (_, matches) = matches.subcommand().expect("clap demands a subcommand");
+    let outcome = match cli.command {
+        Command::Standalone(arguments) => {
+            options::resolve(&arguments, matches).and_then(|resolved| standalone::start(&resolved))
+        }
+        Command::Config(arguments) => options::resolve(&arguments, matches).map(|resolved| {
+            print(&resolved.to_string());
+            resolved.unknown_keys.iter().for_each(|key| eprintln!("geminga: warning: {key}"));
+        }),
+        Command::Admin(command) => admin::run(&command),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "geminga", &mut script);
+            print(&String::from_utf8_lossy(&script));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("geminga: error: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes data to stdout; a reader that has gone wants no more of it.
+fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

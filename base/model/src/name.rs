@@ -55,9 +55,7 @@ impl NamespaceName {
             (Some(_), Some(_), Some(_), None) => Err(InvalidName(format!(
                 "Invalid namespace format. namespace: {text}: V1 names with a cluster are not supported, use <tenant>/<namespace>"
             ))),
-            _ => Err(InvalidName(format!(
-                "Invalid namespace format. expected <tenant>/<namespace> but got: {text}"
-            ))),
+            _ => Err(InvalidName(format!("Invalid namespace format. expected <tenant>/<namespace> but got: {text}"))),
         }
     }
 

@@ -24,8 +24,7 @@ pub enum LoggingError {
 /// Sets up the log of this process. `level` is a level (`info`) or directives per module
 /// (`info,geminga_broker=debug`).
 pub fn init(level: &str, format: LogFormat) -> Result<(), LoggingError> {
-    let filter =
-        EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error.to_string()))?;
+    let filter = EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error.to_string()))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -23,13 +23,9 @@ impl ProcessStats {
         let kernel = std::fs::read_to_string("/proc/stat")?;
         let open_fds = std::fs::read_dir("/proc/self/fd")?.count() as u64;
         let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        let mut stats = parse(
-            &stat,
-            &kernel,
-            rustix::param::clock_ticks_per_second() as f64,
-            rustix::param::page_size() as u64,
-        )
-        .ok_or_else(|| io::Error::other("/proc/self/stat has an unknown form"))?;
+        let mut stats =
+            parse(&stat, &kernel, rustix::param::clock_ticks_per_second() as f64, rustix::param::page_size() as u64)
+                .ok_or_else(|| io::Error::other("/proc/self/stat has an unknown form"))?;
         stats.open_fds = open_fds;
         stats.max_fds = limits.current.unwrap_or(u64::MAX);
         Ok(stats)

@@ -16,8 +16,7 @@ pub(crate) fn from_sqlx(subject: &str, error: sqlx::Error) -> MetadataError {
         _ => None,
     };
     match (primary_code, &error) {
-        (Some(CORRUPT | NOT_A_DATABASE), _)
-        | (None, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => {
+        (Some(CORRUPT | NOT_A_DATABASE), _) | (None, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => {
             MetadataError::Corrupt { subject: subject.to_owned(), reason: error.to_string() }
         }
         _ => MetadataError::Unavailable(format!("{subject}: {error}")),

@@ -102,8 +102,7 @@ impl Overlay {
         match op {
             Op::Put { key, value, expect } => {
                 let slot = self.expect(&key, expect)?;
-                let before =
-                    std::mem::replace(slot, Slot { version: Some(version), value: Some(value), dirty: true });
+                let before = std::mem::replace(slot, Slot { version: Some(version), value: Some(value), dirty: true });
                 undo.push((key, before));
                 return Ok(version);
             }

@@ -221,7 +221,7 @@ pub async fn repositories(store: Store) {
     });
     let changed = changed.await.unwrap();
     assert_eq!(metadata.get_namespace(&namespace).await.unwrap(), Some(changed));
-    assert_eq!(metadata.list_namespaces("t").await.unwrap(), [namespace.clone()]);
+    assert_eq!(metadata.list_namespaces("t").await.unwrap(), std::slice::from_ref(&namespace));
 
     topics_and_subscriptions(&metadata, &topic).await;
     schemas(&metadata, &topic).await;

@@ -123,8 +123,12 @@ pub trait MetadataStore: Send + Sync + 'static {
 
     /// At most `limit` records whose key starts with `prefix`, in order of the key, from the first key greater
     /// than `after`. Fewer than `limit` means that there are no more.
-    async fn scan(&self, prefix: &str, after: Option<&str>, limit: usize)
-    -> Result<Vec<(String, Record)>, MetadataError>;
+    async fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, MetadataError>;
 
     /// Applies all steps or none. Answers the version of each put record, and 0 for the other steps.
     /// The first condition that does not hold is reported as [`MetadataError::Conflict`].

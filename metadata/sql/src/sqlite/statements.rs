@@ -28,9 +28,8 @@ pub(super) struct Sized {
     texts: LazyLock<[String; SIZES.len()]>,
 }
 
-pub(super) static VERSIONS: Sized = Sized::new(|| {
-    SIZES.map(|size| format!("SELECT key, version FROM records WHERE key IN ({})", repeat("?", size)))
-});
+pub(super) static VERSIONS: Sized =
+    Sized::new(|| SIZES.map(|size| format!("SELECT key, version FROM records WHERE key IN ({})", repeat("?", size))));
 
 pub(super) static PUT: Sized = Sized::new(|| {
     SIZES.map(|size| {

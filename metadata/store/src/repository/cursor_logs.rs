@@ -16,12 +16,7 @@ impl Metadata {
     }
 
     /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version.
-    pub async fn put_cursor_log(
-        &self,
-        name: &str,
-        value: Bytes,
-        version: Option<u64>,
-    ) -> Result<u64, MetadataError> {
+    pub async fn put_cursor_log(&self, name: &str, value: Bytes, version: Option<u64>) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
         Ok(self.store.commit(vec![Op::put(key(name), value, expect)]).await?[0])
     }

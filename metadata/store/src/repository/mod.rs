@@ -163,13 +163,7 @@ impl Metadata {
     }
 
     /// Runs a commit whose condition on `key` says whether the record exists.
-    async fn delete(
-        &self,
-        what: &'static str,
-        name: &str,
-        key: &str,
-        ops: Vec<Op>,
-    ) -> Result<(), MetadataError> {
+    async fn delete(&self, what: &'static str, name: &str, key: &str, ops: Vec<Op>) -> Result<(), MetadataError> {
         match self.store.commit(ops).await {
             Ok(_) => Ok(()),
             Err(MetadataError::Conflict { key: conflict }) if conflict == key => {
@@ -211,12 +205,7 @@ impl Metadata {
         }
     }
 
-    async fn names_page(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Page<String>, MetadataError> {
+    async fn names_page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page<String>, MetadataError> {
         let after = after.map(|after| format!("{prefix}{after}"));
         let records = self.store.scan(prefix, after.as_deref(), limit).await?;
         let complete = records.len() < limit;

@@ -15,8 +15,7 @@ pub(super) fn key(name: &NamespaceName) -> String {
 impl Metadata {
     /// Fails with [`MetadataError::NotFound`] of the tenant when there is no such tenant.
     pub async fn create_namespace(&self, name: &NamespaceName, policies: &Policies) -> Result<(), MetadataError> {
-        let parent =
-            Parent { what: tenants::WHAT, name: name.tenant(), key: tenants::key(name.tenant()) };
+        let parent = Parent { what: tenants::WHAT, name: name.tenant(), key: tenants::key(name.tenant()) };
         self.create(WHAT, name.as_str(), &key(name), policies, Some(parent)).await.map(drop)
     }
 

@@ -30,8 +30,7 @@ impl Metadata {
         record: &PartitionedTopicRecord,
     ) -> Result<(), MetadataError> {
         let namespace = name.namespace();
-        let parent =
-            Parent { what: namespaces::WHAT, name: namespace.as_str(), key: namespaces::key(namespace) };
+        let parent = Parent { what: namespaces::WHAT, name: namespace.as_str(), key: namespaces::key(namespace) };
         self.create(WHAT, name.as_str(), &key(name), record, Some(parent)).await.map(drop)
     }
 

@@ -46,10 +46,7 @@ impl Metadata {
     /// Refused with [`MetadataError::Conflict`] while the tenant has namespaces.
     pub async fn delete_tenant(&self, name: &str) -> Result<(), MetadataError> {
         let key = key(name);
-        let ops = vec![
-            Op::delete(&*key, Expect::Present),
-            Op::check_empty(format!("{}{name}/", namespaces::PREFIX)),
-        ];
+        let ops = vec![Op::delete(&*key, Expect::Present), Op::check_empty(format!("{}{name}/", namespaces::PREFIX))];
         self.delete(WHAT, name, &key, ops).await
     }
 

@@ -71,8 +71,7 @@ impl Metadata {
         record: TopicRecord,
     ) -> Result<Versioned<TopicRecord>, MetadataError> {
         let namespace = name.namespace();
-        let parent =
-            Parent { what: namespaces::WHAT, name: namespace.as_str(), key: namespaces::key(namespace) };
+        let parent = Parent { what: namespaces::WHAT, name: namespace.as_str(), key: namespaces::key(namespace) };
         let version = self.create(WHAT, name.as_str(), &key(name), &record, Some(parent)).await?;
         Ok(Versioned { value: record, version })
     }

@@ -1,0 +1,107 @@
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use geminga_observe::logging::LogFormat;
+use serde::Serialize;
+
+use crate::admin::AdminCommand;
+use crate::options::units::{ByteSize, Duration};
+
+/// A streaming server that speaks Apache Pulsar's protocols.
+#[derive(Parser)]
+#[command(name = "geminga", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run everything in one process: broker, storage and metadata, on one folder
+    ///
+    /// Each option is also an environment variable (GEMINGA_DATA_DIR for --data-dir) and a key of the config file
+    /// (data_dir). Arguments win over the environment, the environment over the file, the file over the defaults;
+    /// `geminga config` shows what comes out.
+    Standalone(StandaloneArguments),
+    /// Show each setting of `standalone` with its effective value and where it comes from
+    ///
+    /// The output is a valid config file. Takes the same arguments as `standalone`.
+    Config(StandaloneArguments),
+    /// Ask a running server about itself
+    #[command(subcommand)]
+    Admin(AdminCommand),
+    /// Print a completion script for a shell, to be sourced or installed
+    Completions { shell: clap_complete::Shell },
+}
+
+/// What may be given on the command line; none is left to the layers below. Field names are the keys of the file.
+#[derive(Args, Serialize)]
+pub struct StandaloneArguments {
+    /// Config file in TOML
+    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Folder for messages and metadata, created when missing [default: geminga-data]
+    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
+
+    /// Where to listen for Pulsar clients; port 0 takes a free one [default: 127.0.0.1:6650]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_PULSAR_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pulsar_addr: Option<String>,
+
+    /// Where to listen for HTTP: admin REST, metrics, health [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_HTTP_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_addr: Option<String>,
+
+    /// Host that lookups tell clients to connect to [default: the host that is listened on]
+    #[arg(long, value_name = "HOST", env = "GEMINGA_ADVERTISED_ADDRESS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_address: Option<String>,
+
+    /// File to write, as JSON, the process id and both addresses to once both ports serve
+    #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready_file: Option<PathBuf>,
+
+    /// Bound for what the server keeps in memory, like 512MiB or 1GB [default: 512MiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_MEMORY_LIMIT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_limit: Option<ByteSize>,
+
+    /// Where metadata is, as sqlite:FILE [default: metadata.db in the data folder]
+    #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_url: Option<String>,
+
+    /// Name of the cluster, created when missing [default: standalone]
+    #[arg(long, value_name = "NAME", env = "GEMINGA_CLUSTER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+
+    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shutdown_timeout: Option<Duration>,
+
+    /// Level of the log on stderr: error, warn, info, debug or trace, also per module [default: info]
+    #[arg(long, value_name = "LEVEL", env = "GEMINGA_LOG_LEVEL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_level: Option<String>,
+
+    /// Form of the log: text or json [default: text]
+    #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("expected 'text' or 'json'".to_owned()),
+    }
+}

@@ -1,0 +1,112 @@
+//! `geminga standalone`: every role in one process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use geminga_metadata::Metadata;
+use geminga_metadata_sql::SqliteStore;
+use geminga_observe::logging;
+use tokio::sync::watch;
+
+use crate::bootstrap::bootstrap;
+use crate::data_dir::DataDir;
+use crate::listen::listen;
+use crate::options::units::ByteSize;
+use crate::options::{Resolved, StandaloneOptions};
+use crate::ready::ReadyFile;
+use crate::signals;
+
+/// Less does not leave room for the buffers that keep a disk and a few connections busy.
+const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+
+/// Runs until a signal stops it.
+pub fn start(resolved: &Resolved) -> anyhow::Result<()> {
+    let options = &resolved.options;
+    logging::init(&options.log_level, options.log_format)?;
+    resolved.unknown_keys.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("geminga")
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(async { run(options, signals::shutdown()?).await });
+    // Blocking work that is stuck must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
+}
+
+/// Serves until `shutdown` turns true, then finishes what is in flight.
+async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    if options.memory_limit < MEMORY_LIMIT_MIN {
+        bail!("memory limit {} is below the minimum of {MEMORY_LIMIT_MIN} (--memory-limit)", options.memory_limit);
+    }
+    let data_dir = DataDir::open(&options.data_dir)?;
+    if let Some(path) = &options.ready_file {
+        ReadyFile::clear(path)?;
+    }
+    let (_pulsar_listener, pulsar) = listen(&options.pulsar_addr, "pulsar-addr")?;
+    let (_http_listener, http) = listen(&options.http_addr, "http-addr")?;
+    let store = Arc::new(SqliteStore::open(&metadata_file(options, &data_dir)?).await?);
+    let metadata = Metadata::new(store.clone());
+    let advertised = Advertised::new(options, pulsar, http);
+    bootstrap(&metadata, &options.cluster, &advertised.http_url(), &advertised.pulsar_url()).await?;
+
+    warn_of_wide_listening(&[pulsar, http]);
+    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, pulsar, http)).transpose()?;
+    tracing::info!(%pulsar, %http, data_dir = %options.data_dir.display(), memory_limit = %options.memory_limit, "serving");
+    crate::print(&format!("serving pulsar://{pulsar} and http://{http}\n"));
+
+    // Fails only when the sender is gone, which then cannot ask for anything else either.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+    drop(ready);
+    if tokio::time::timeout(options.shutdown_timeout.get(), store.close()).await.is_err() {
+        bail!("stopped before everything was finished, which took longer than {}", options.shutdown_timeout);
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What lookups and cluster data say.
+struct Advertised {
+    pulsar: String,
+    http: String,
+}
+
+impl Advertised {
+    fn new(options: &StandaloneOptions, pulsar: SocketAddr, http: SocketAddr) -> Self {
+        let advertise = |bound: SocketAddr| match &options.advertised_address {
+            Some(host) if host.contains(':') => format!("[{host}]:{}", bound.port()),
+            Some(host) => format!("{host}:{}", bound.port()),
+            None => bound.to_string(),
+        };
+        Advertised { pulsar: advertise(pulsar), http: advertise(http) }
+    }
+
+    fn pulsar_url(&self) -> String {
+        format!("pulsar://{}", self.pulsar)
+    }
+
+    fn http_url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+}
+
+fn metadata_file(options: &StandaloneOptions, data_dir: &DataDir) -> anyhow::Result<PathBuf> {
+    match options.metadata_url.as_deref() {
+        None => Ok(data_dir.metadata_file()),
+        Some(url) => match url.strip_prefix("sqlite:") {
+            Some(path) if !path.is_empty() => Ok(path.strip_prefix("//").unwrap_or(path).into()),
+            _ => bail!("metadata URL '{url}' is not supported, use sqlite:FILE (--metadata-url)"),
+        },
+    }
+}
+
+fn warn_of_wide_listening(addresses: &[SocketAddr]) {
+    for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
+        tracing::warn!(
+            "listening on {address} without authentication: whoever reaches it can read and write everything"
+        );
+    }
+}

@@ -1,0 +1,215 @@
+//! Runs the binary: start, stop, settings, and each way to fail at the start.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+fn geminga() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_geminga"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("GEMINGA_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn standalone(data_dir: &Path) -> Command {
+    let mut command = geminga();
+    command.arg("standalone").arg("--data-dir").arg(data_dir);
+    command.args(["--pulsar-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"]);
+    command
+}
+
+/// A server that is killed at the latest when the test ends.
+struct Server {
+    child: Child,
+    pulsar: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Server {
+    fn start(command: &mut Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut addresses = line.split_ascii_whitespace().filter_map(|word| word.split_once("://"));
+        let Some((pulsar, http)) = addresses.next().zip(addresses.next()) else {
+            let mut complaint = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
+            panic!("it did not start: '{line}' {complaint}");
+        };
+        Server { pulsar: pulsar.1.parse().unwrap(), http: http.1.parse().unwrap(), child }
+    }
+
+    /// Ends it with SIGTERM and answers whether it succeeded, with what it wrote to stderr.
+    fn stop(mut self) -> (bool, String) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        let success = self.child.wait().unwrap().success();
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (success, log)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Expects a failure with exactly one line on stderr, and answers the line.
+fn complaint(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("geminga: error: "), "{text}");
+    text
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn serves_and_stops_and_starts_again() {
+    let folder = folder();
+    let data = folder.path().join("deep/data");
+    let ready = folder.path().join("ready.json");
+    for _ in 0..2 {
+        let server = Server::start(standalone(&data).arg("--ready-file").arg(&ready));
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
+        assert_eq!(json["pid"], server.child.id());
+        assert_eq!(json["pulsar"], server.pulsar.to_string());
+        assert_eq!(json["http"], server.http.to_string());
+        TcpStream::connect(server.pulsar).unwrap();
+        TcpStream::connect(server.http).unwrap();
+        let (success, log) = server.stop();
+        assert!(success, "{log}");
+        assert!(log.contains("stopped") && !log.contains("WARN") && !log.contains("ERROR"), "{log}");
+        assert!(!ready.exists(), "the ready file says that it serves");
+    }
+}
+
+#[test]
+fn a_killed_server_leaves_no_lock() {
+    let folder = folder();
+    drop(Server::start(&mut standalone(folder.path())));
+    let (success, log) = Server::start(&mut standalone(folder.path())).stop();
+    assert!(success, "{log}");
+}
+
+#[test]
+fn a_second_process_on_a_folder_is_refused() {
+    let folder = folder();
+    let server = Server::start(&mut standalone(folder.path()));
+    let complaint = complaint(&standalone(folder.path()).output().unwrap());
+    assert!(complaint.contains("in use by another process"), "{complaint}");
+    assert!(complaint.contains(&format!("pid {}", server.child.id())), "{complaint}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = geminga();
+    command.arg("standalone").arg("--data-dir").arg(folder.path()).args(["--http-addr", &address]);
+    let complaint = complaint(&command.env("GEMINGA_PULSAR_ADDR", "127.0.0.1:0").output().unwrap());
+    assert!(complaint.contains(&address) && complaint.contains("--http-addr"), "{complaint}");
+    assert!(complaint.contains("in use"), "{complaint}");
+}
+
+#[test]
+fn folders_that_cannot_be_used_are_named() {
+    let folder = folder();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let complaint = complaint(&standalone(&path).output().unwrap());
+        assert!(complaint.contains("data folder") && complaint.contains("file"), "{complaint}");
+    }
+}
+
+#[test]
+fn damaged_metadata_is_refused() {
+    let folder = folder();
+    std::fs::write(folder.path().join("metadata.db"), [0x5a; 4096]).unwrap();
+    let complaint = complaint(&standalone(folder.path()).output().unwrap());
+    assert!(complaint.contains("metadata.db"), "{complaint}");
+}
+
+#[test]
+fn damaged_config_is_refused() {
+    let folder = folder();
+    let config = folder.path().join("geminga.toml");
+    for (text, expected) in [
+        ("data_dir = \"x\"\nmemory_limit = = 3\n", "line 2"),
+        ("memory_limit = \"lots\"\n", "memory_limit"),
+        ("log_format = 7\n", "log_format"),
+    ] {
+        std::fs::write(&config, text).unwrap();
+        let complaint = complaint(&standalone(folder.path()).arg("--config").arg(&config).output().unwrap());
+        assert!(complaint.contains("geminga.toml") && complaint.contains(expected), "{complaint}");
+    }
+    let complaint = complaint(&geminga().args(["config", "--config", "/nowhere/geminga.toml"]).output().unwrap());
+    assert!(complaint.contains("/nowhere/geminga.toml"), "{complaint}");
+}
+
+#[test]
+fn layers_and_their_sources() {
+    let folder = folder();
+    let config = folder.path().join("geminga.toml");
+    let text = "memory_limit = \"1GB\"\nhttp_addr = \"127.0.0.1:1\"\ncluster = \"file\"\nfrom_the_future = 1\n";
+    std::fs::write(&config, text).unwrap();
+    let output = geminga()
+        .args(["config", "--cluster", "argument"])
+        .env("GEMINGA_CONFIG", &config)
+        .env("GEMINGA_HTTP_ADDR", "127.0.0.1:2")
+        .env("GEMINGA_CLUSTER", "environment")
+        .output()
+        .unwrap();
+    let (shown, complaints) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{complaints}");
+    for line in [
+        "data_dir = \"geminga-data\" # default".to_owned(),
+        format!("memory_limit = \"1GB\" # config file {}", config.display()),
+        "http_addr = \"127.0.0.1:2\" # environment variable GEMINGA_HTTP_ADDR".to_owned(),
+        "cluster = \"argument\" # argument --cluster".to_owned(),
+        "# ready_file is not set".to_owned(),
+    ] {
+        assert!(shown.lines().any(|have| have == line), "no line '{line}' in\n{shown}");
+    }
+    assert!(complaints.contains("from_the_future"), "{complaints}");
+}
+
+#[test]
+fn wide_listening_warns_and_unknown_keys_warn() {
+    let folder = folder();
+    let config = folder.path().join("geminga.toml");
+    std::fs::write(&config, "from_the_future = 1\n").unwrap();
+    let mut command = geminga();
+    command.arg("standalone").arg("--data-dir").arg(folder.path().join("data")).arg("--config").arg(&config);
+    command.args(["--pulsar-addr", "0.0.0.0:0", "--http-addr", "127.0.0.1:0", "--log-format", "json"]);
+    let (success, log) = Server::start(&mut command).stop();
+    assert!(success, "{log}");
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let warnings: Vec<&str> =
+        lines.iter().filter(|line| line["level"] == "WARN").filter_map(|line| line["message"].as_str()).collect();
+    assert_eq!(warnings.len(), 2, "{log}");
+    assert!(warnings[0].contains("from_the_future") && warnings[1].contains("without authentication"), "{log}");
+}
+
+#[test]
+fn help_and_completions_exist() {
+    for command in ["standalone", "config", "admin", "completions"] {
+        let output = geminga().args([command, "--help"]).output().unwrap();
+        assert!(output.status.success() && output.stdout.len() > 100, "{command}");
+    }
+    let output = geminga().args(["completions", "bash"]).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("--memory-limit"));
+    assert_eq!(geminga().arg("--nonsense").output().unwrap().status.code(), Some(2));
+}
