@@ -1,7 +1,7 @@
 //! Frames: `u32 total`, `u32 command length`, command, and for some commands a payload up to the frame's end.
 //! `total` counts what follows it; both are big-endian. Source: Pulsar's "binary protocol specification".
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::command::{Command, DecodeError};
@@ -62,33 +62,63 @@ pub fn frame_size(buf: &[u8], max_frame: usize) -> Result<Option<usize>, FrameEr
     Ok(Some(size))
 }
 
+/// A frame that still lies in its receive buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrameRef<'a> {
+    pub command: Command,
+    /// As [`Frame::payload`].
+    pub payload: &'a [u8],
+    /// Bytes of the whole frame, to be dropped from the buffer's front.
+    pub size: usize,
+}
+
+/// Reads the frame that `buf` starts with; `None` while it is incomplete.
+///
+/// # Errors
+/// As [`decode_frame`].
+pub fn peek_frame(buf: &[u8], max_frame: usize) -> Result<Option<FrameRef<'_>>, FrameError> {
+    let Some(size) = frame_size(buf, max_frame)? else {
+        return Ok(None);
+    };
+    // The command's length is refused early too, so that a wrong peer is noticed at its eighth byte.
+    let Some(command) = be32(buf, LENGTH_FIELD) else {
+        return Ok(None);
+    };
+    let total = size - LENGTH_FIELD;
+    if command > total - LENGTH_FIELD {
+        return Err(FrameError::CommandLength { command, total });
+    }
+    if buf.len() < size {
+        return Ok(None);
+    }
+    let (command, payload) = buf[2 * LENGTH_FIELD..size].split_at(command);
+    Ok(Some(FrameRef {
+        command: Command::decode(command)?,
+        payload,
+        size,
+    }))
+}
+
 /// Takes one whole frame off the front of `buf`; `None` while it is incomplete. Reserves nothing and copies nothing:
 /// the payload shares the buffer's memory, which is free for reuse once all of its frames are dropped.
 ///
 /// # Errors
 /// See [`FrameError`]; the connection should be closed. An oversized frame is refused from its length field alone.
 pub fn decode_frame(buf: &mut BytesMut, max_frame: usize) -> Result<Option<Frame>, FrameError> {
-    let Some(size) = frame_size(buf, max_frame)? else {
+    let Some(FrameRef {
+        command,
+        payload,
+        size,
+    }) = peek_frame(buf, max_frame)?
+    else {
         return Ok(None);
     };
-    // The command's length is refused early too, so that a wrong peer is noticed at its eighth byte.
-    if let Some(command) = be32(buf, LENGTH_FIELD) {
-        let total = size - LENGTH_FIELD;
-        if command > total - LENGTH_FIELD {
-            return Err(FrameError::CommandLength { command, total });
-        }
-    }
-    if buf.len() < size {
-        return Ok(None);
-    }
-    let command_start = 2 * LENGTH_FIELD;
-    let command_end = command_start + be32(buf, LENGTH_FIELD).unwrap_or(0);
-    let command = Command::decode(&buf[command_start..command_end])?;
-    let mut frame = buf.split_to(size);
-    let payload = if command_end == size {
+    let payload_len = payload.len();
+    buf.advance(size - payload_len);
+    let payload = if payload_len == 0 {
         Bytes::new()
     } else {
-        frame.split_off(command_end).freeze()
+        buf.split_to(payload_len).freeze()
     };
     Ok(Some(Frame { command, payload }))
 }

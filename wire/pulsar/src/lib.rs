@@ -30,7 +30,7 @@ pub use command::{Command, DecodeError};
 pub use fields::{FieldError, Span};
 pub use frame::{
     DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, Frame, FrameError,
-    decode_frame, encode_simple, frame_size,
+    decode_frame, encode_simple, frame_size, peek_frame,
 };
 pub use headers::{
     MessageHeader, SendHeader, encode_message_header, encode_send_header, encode_send_receipt,
@@ -40,8 +40,8 @@ pub use key_hash::{
 };
 pub use payload::{
     BrokerEntry, Chunk, EntryMeta, MAGIC_BROKER_ENTRY, MAGIC_CHECKSUM, PayloadError, PayloadView,
-    TxnId, encode_broker_entry_metadata, encode_payload_header, frame_payload, parse_payload,
-    strip_broker_entry_metadata,
+    TxnId, encode_broker_entry_metadata, encode_payload_header, encode_payload_header_with,
+    frame_payload, parse_payload, payload_header_len, strip_broker_entry_metadata,
 };
 
 /// CRC32C (Castagnoli), the checksum of payloads.

@@ -440,6 +440,20 @@ pub fn encode_payload_header(
     payload: &[u8],
     out: &mut BytesMut,
 ) {
+    encode_payload_header_with(
+        metadata,
+        |header| crc32c_combine(header, crc32c(payload), payload.len() as u64),
+        out,
+    );
+}
+
+/// The same for a payload whose checksum is known: `checksum` gets the CRC32C of what stands before the payload, and
+/// gives the one of both (see [`crc32c_combine`]).
+pub fn encode_payload_header_with(
+    metadata: &proto::MessageMetadata,
+    checksum: impl FnOnce(u32) -> u32,
+    out: &mut BytesMut,
+) {
     let size = metadata.encoded_len();
     out.reserve(10 + size);
     out.put_u16(MAGIC_CHECKSUM);
@@ -448,9 +462,13 @@ pub fn encode_payload_header(
     let checked_from = out.len();
     out.put_u32(size as u32);
     metadata.encode_raw(out);
-    let header = crc32c(&out[checked_from..]);
-    let checksum = crc32c_combine(header, crc32c(payload), payload.len() as u64);
+    let checksum = checksum(crc32c(&out[checked_from..]));
     out[checksum_at..checked_from].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Bytes that [`encode_payload_header`] appends.
+pub fn payload_header_len(metadata: &proto::MessageMetadata) -> usize {
+    10 + metadata.encoded_len()
 }
 
 /// An entry in one piece, with its checksum: for clients and for markers.
