@@ -212,7 +212,20 @@ impl Cursor {
 
     /// The backlog: entries that exist and are not (completely) acknowledged.
     pub fn unacked_entries(&self, list: &LedgerList) -> u64 {
-        list.entries_between(self.mark_delete(), list.last_position()).saturating_sub(self.state.acked_above())
+        list.entries_between(self.mark_delete(), list.last_position()) - self.acked_in(list)
+    }
+
+    /// Entries of the list that are acknowledged above the mark-delete position: all, unless ledgers were removed since.
+    fn acked_in(&self, list: &LedgerList) -> u64 {
+        let Some(above) = self.state.above() else { return 0 };
+        let first = list.first_position().ledger_id;
+        match above.acked.first_key_value() {
+            Some((&ledger, _)) if ledger < first || list.is_empty() => {
+                let kept = above.acked.iter().filter(|(ledger, _)| list.get(**ledger).is_some());
+                kept.map(|(_, bitmap)| bitmap.len()).sum()
+            }
+            _ => above.entries,
+        }
     }
 
     /// Runs of acknowledged entries above the mark-delete position. Takes time in proportion to them.
@@ -233,9 +246,13 @@ impl Cursor {
     }
 
     /// Seek: delivery starts again at `pos` (clamped to what exists), all acknowledgements from there on are forgotten.
-    /// What becomes durable is the position *before* it.
+    /// What becomes durable is the position *before* it. Without any ledger the mark stays: it is at the end already.
     pub fn reset(&mut self, list: &LedgerList, pos: Position) {
-        let mark = list.previous(pos).unwrap_or_else(|| list.before_first());
+        let mark = match list.previous(pos) {
+            Some(previous) => previous,
+            None if list.is_empty() => self.mark_delete(),
+            None => list.before_first(),
+        };
         self.state.clear(mark);
         self.changes = Changes { any: true, reset: true, ..Changes::default() };
     }
@@ -272,9 +289,8 @@ impl Cursor {
         next.unwrap_or(end).min(end) - start.entry_id as u64
     }
 
-    /// To be called after ledgers were removed from the front of the list: what is gone counts as acknowledged. Returns
-    /// whether that moved the mark-delete position (a mark inside a removed ledger, with nothing acknowledged that it could
-    /// take in, says the same as before, and stays).
+    /// Forgets acknowledgements in ledgers that were removed from the front of the list, and takes in what is contiguous now.
+    /// Answers are right without it; it frees memory. Returns whether the mark-delete position moved.
     pub fn on_trimmed(&mut self, list: &LedgerList) -> bool {
         let Some(above) = self.state.above() else { return false };
         let first = list.before_first().ledger_id;

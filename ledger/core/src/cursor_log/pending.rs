@@ -37,9 +37,18 @@ impl Key {
 #[derive(Debug)]
 struct Marks {
     durable: Option<Position>,
+    /// Of records whose write failed: a crash may still find them, until `first` is durable.
+    failed: Option<Position>,
     first: Option<(u64, Position)>,
     /// The last record, and the lowest mark of the records that were gathered.
     later: Option<(u64, Position)>,
+}
+
+impl Marks {
+    fn lowest_not_durable(&self) -> Option<Position> {
+        let under_way = self.first.iter().chain(&self.later).map(|&(_, mark)| mark);
+        self.failed.into_iter().chain(under_way).min()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +71,7 @@ impl Pending {
             self.marks.remove(&id);
             return;
         };
-        let marks = self.marks.entry(id).or_insert(Marks { durable: before, first: None, later: None });
+        let marks = self.marks.entry(id).or_insert(Marks { durable: before, failed: None, first: None, later: None });
         match (&marks.first, &mut marks.later) {
             (None, _) => marks.first = Some((sequence, after)),
             (Some(_), None) => marks.later = Some((sequence, after)),
@@ -80,7 +89,7 @@ impl Pending {
             let Some(id) = key.cursor() else { continue };
             let Some(marks) = self.marks.get_mut(&id) else { continue };
             while let Some((_, mark)) = marks.first.take_if(|(first, _)| *first <= sequence) {
-                marks.durable = Some(mark);
+                (marks.durable, marks.failed) = (Some(mark), None);
                 marks.first = marks.later.take();
             }
             if marks.first.is_none() {
@@ -94,13 +103,14 @@ impl Pending {
     /// stands for what is durable as long as nothing is.
     pub fn mark(&self, id: u64, initial: Position) -> Option<Position> {
         let marks = self.marks.get(&id)?;
-        let under_way = marks.first.iter().chain(&marks.later).map(|&(_, mark)| mark);
-        Some(under_way.fold(marks.durable.unwrap_or(initial), Position::min))
+        let lowest = marks.lowest_not_durable().unwrap_or(Position::LATEST);
+        Some(lowest.min(marks.durable.unwrap_or(initial)))
     }
 
     /// Forgets what is under way (but not what is durable); returns what it was about, each once.
     pub fn take(&mut self) -> Vec<Key> {
         for marks in self.marks.values_mut() {
+            marks.failed = marks.lowest_not_durable();
             (marks.first, marks.later) = (None, None);
         }
         let mut seen = FxHashSet::default();

@@ -1,0 +1,313 @@
+//! A broker as the managed-ledger simulation has it: drives the state machines of a few topics and of the cursor log that
+//! they share, and carries their actions out on storage and metadata.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use geminga_ledger::cursor::Cursor;
+use geminga_ledger::cursor_log::{self, CursorLog, CursorLogConfig, Record};
+use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig, Retention};
+use geminga_model::Position;
+
+use crate::ledger_oracle::{Check, Entry};
+use crate::ledger_store::{Ledgers, Metadata, Part, PutDone, PutResult, WriteDone};
+
+/// A bug to be planted, to see that the simulation finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    None,
+    /// pulsar#18236: a seek stores its target as the mark-delete position.
+    SeekStoresReadPosition,
+    /// An ack is confirmed when it is queued.
+    AckBeforeDurable,
+    /// Trimming goes by the mark-delete positions in memory.
+    TrimByMemory,
+    /// Ledgers are deleted when the list changes, not when that is saved.
+    DeleteBeforeSave,
+    /// The new owner does not fence the last ledger.
+    NoFence,
+    /// After a failed write the ledger is used on as if nothing had happened.
+    IgnoreWriteError,
+}
+
+/// Small enough that every limit is met within a few hundred steps.
+const LEDGER: ManagedLedgerConfig =
+    ManagedLedgerConfig { max_ledger_bytes: 1500, max_ledger_entries: 20, max_ledger_age_ms: 5000 };
+const LOG: CursorLogConfig = CursorLogConfig {
+    max_entry_bytes: 1024,
+    rotate_bytes: 700,
+    snapshot_step_bytes: 200,
+    max_writes: 2,
+    max_old_ledgers: 2,
+};
+
+pub struct Topic {
+    pub ledger: ManagedLedger<Entry>,
+    pub cursors: BTreeMap<u64, Cursor>,
+    pub in_flight: BTreeMap<Position, Entry>,
+    version: u64,
+}
+
+pub struct Owner {
+    pub id: u32,
+    pub topics: Vec<Topic>,
+    pub log: CursorLog,
+    /// The sequence number of the last record.
+    pub sequence: u64,
+    log_version: u64,
+    /// Lost its place: does nothing more.
+    pub deposed: bool,
+    plant: Plant,
+}
+
+/// What storage and metadata an owner works on.
+pub struct Backend {
+    pub ledgers: Ledgers,
+    pub metadata: Metadata,
+    pub now_ms: u64,
+}
+
+/// What a completion means for the producers.
+#[derive(Debug, Default)]
+pub struct Confirmed {
+    pub topic: usize,
+    pub entries: Vec<(Position, Entry)>,
+}
+
+impl Owner {
+    /// Takes over all topics and the cursor log: claims their records, fences what was being written, replays.
+    pub fn load(id: u32, backend: &mut Backend, plant: Plant) -> Result<Owner, String> {
+        let mut owner = Owner {
+            id,
+            topics: Vec::new(),
+            log: CursorLog::new(LOG),
+            sequence: 0,
+            log_version: 0,
+            deposed: false,
+            plant,
+        };
+        owner.load_log(backend)?;
+        for topic in 0..backend.metadata.topics.len() {
+            let loaded = owner.load_topic(topic, backend)?;
+            owner.topics.push(loaded);
+        }
+        // Subscriptions that were deleted while their records were under way.
+        let orphans = owner.log.cursor_ids().filter(|id| !backend.metadata.subscriptions.contains_key(id));
+        let mut orphans: Vec<u64> = orphans.collect();
+        orphans.sort_unstable();
+        for cursor_id in orphans {
+            owner.append(Record::Dropped { cursor_id });
+        }
+        Ok(owner)
+    }
+
+    fn load_log(&mut self, backend: &mut Backend) -> Check {
+        let record = &mut backend.metadata.log;
+        (record.version, record.owner) = (record.version + 1, self.id);
+        self.log_version = record.version;
+        for ledger in &record.value {
+            let entries = match ledger.entries {
+                Some(entries) => entries,
+                None if self.plant == Plant::NoFence => count(&backend.ledgers, ledger.ledger_id),
+                None => backend.ledgers.recover(ledger.ledger_id),
+            };
+            self.log.replay_ledger(ledger.ledger_id);
+            for entry in 0..entries {
+                let id = ledger.ledger_id;
+                let bytes = backend.ledgers.read(id, entry).ok_or(format!("cursor log entry {id}:{entry} is lost"))?;
+                self.log.replay_entry(bytes).map_err(|error| format!("cursor log entry {id}:{entry}: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_topic(&mut self, topic: usize, backend: &mut Backend) -> Result<Topic, String> {
+        let record = &mut backend.metadata.topics[topic];
+        (record.version, record.owner) = (record.version + 1, self.id);
+        let version = record.version;
+        let mut ledger = ManagedLedger::new(record.value.clone(), LEDGER);
+        if let Some(id) = ledger.needs_recovery() {
+            let entries = match self.plant {
+                Plant::NoFence => count(&backend.ledgers, id),
+                _ => backend.ledgers.recover(id),
+            };
+            let read = |entry| backend.ledgers.read(id, entry).map(|bytes| Entry::from_bytes(bytes));
+            let next_index = entries.checked_sub(1).and_then(read).map(|last| last.index + u64::from(last.messages));
+            ledger.recovered(backend.now_ms, id, entries as i64 - 1, entries * 100, next_index);
+        }
+        let mut cursors = BTreeMap::new();
+        for (&id, &(_, initial)) in backend.metadata.subscriptions.iter().filter(|(_, sub)| sub.0 == topic) {
+            let cursor = match self.log.state(id) {
+                Some(state) => Cursor::from_snapshot(state.clone()),
+                None => Cursor::new(initial),
+            };
+            cursors.insert(id, cursor);
+        }
+        Ok(Topic { ledger, cursors, in_flight: BTreeMap::new(), version })
+    }
+
+    pub fn append(&mut self, record: Record) {
+        self.sequence = self.log.append(record);
+    }
+
+    /// Carries out what the state machines ask for.
+    pub fn run(&mut self, backend: &mut Backend) -> Check {
+        for topic in 0..self.topics.len() {
+            while let Some(action) = self.topics[topic].ledger.poll_action() {
+                self.run_topic_action(topic, action, backend)?;
+            }
+        }
+        while let Some(action) = self.log.poll_action() {
+            self.run_log_action(action, backend)?;
+        }
+        Ok(())
+    }
+
+    fn run_topic_action(&mut self, at: usize, action: Action<Entry>, backend: &mut Backend) -> Check {
+        let topic = &mut self.topics[at];
+        match action {
+            Action::CreateLedger => {
+                let id = backend.ledgers.allocate();
+                let record = topic.ledger.record_with(id, backend.now_ms);
+                backend.metadata.put_topic(self.id, at, topic.version, record, Some(id));
+            }
+            Action::SaveRecord => {
+                backend.metadata.put_topic(self.id, at, topic.version, topic.ledger.record(), None);
+            }
+            Action::Write { ledger_id, first_entry, first_index, entries } => {
+                let mut index = first_index;
+                let mut bytes: Vec<Bytes> = Vec::with_capacity(entries.len());
+                for (entry_id, mut entry) in (first_entry..).zip(entries) {
+                    entry.index = index;
+                    index += u64::from(entry.messages);
+                    bytes.push(entry.to_bytes());
+                    topic.in_flight.insert(Position { ledger_id, entry_id }, entry);
+                }
+                backend.ledgers.submit(self.id, Part::Topic(at), ledger_id, first_entry, bytes);
+            }
+            Action::Fail { .. } => {}
+            Action::Seal { ledger_id, last_entry } => {
+                let record = topic.ledger.record();
+                let span = record.spans.iter().find(|span| span.ledger_id == ledger_id);
+                if span.is_some_and(|span| span.last_position().entry_id != last_entry) {
+                    return Err(format!("ledger {ledger_id} is sealed at {last_entry}, the record says otherwise"));
+                }
+            }
+            Action::DeleteLedgers(ids) => return delete(ids, backend),
+        }
+        Ok(())
+    }
+
+    fn run_log_action(&mut self, action: cursor_log::Action, backend: &mut Backend) -> Check {
+        match action {
+            cursor_log::Action::CreateLedger => self.log.ledger_created(backend.ledgers.allocate()),
+            cursor_log::Action::SaveRecord(record) => backend.metadata.put_log(self.id, self.log_version, record),
+            cursor_log::Action::Write { ledger_id, first_entry, entries } => {
+                if entries.iter().any(|entry| entry.len() > LOG.max_entry_bytes) {
+                    return Err("entry of the cursor log is too large".into());
+                }
+                backend.ledgers.submit(self.id, Part::Log, ledger_id, first_entry, entries);
+            }
+            cursor_log::Action::DeleteLedgers(ids) => return delete(ids, backend),
+        }
+        Ok(())
+    }
+
+    /// A write ended.
+    pub fn written(&mut self, done: WriteDone) -> Confirmed {
+        let result = if self.plant == Plant::IgnoreWriteError { Ok(()) } else { done.result };
+        let Part::Topic(at) = done.part else {
+            self.log.written(done.ledger, done.first as i64, done.count, result);
+            return Confirmed::default();
+        };
+        let topic = &mut self.topics[at];
+        let written = topic.ledger.written(done.ledger, done.first as i64, done.count, result);
+        if let Some(from) = written.failed_from {
+            let void: Vec<Position> =
+                topic.in_flight.range(from..).map(|(pos, _)| *pos).take_while(|pos| pos.ledger_id == from.ledger_id).collect();
+            void.iter().for_each(|pos| drop(topic.in_flight.remove(pos)));
+        }
+        let mut entries = Vec::new();
+        while let Some(first) = topic.in_flight.first_entry().filter(|first| Some(*first.key()) <= written.lac) {
+            entries.push(first.remove_entry());
+        }
+        debug_assert_eq!(entries.len() as u64, written.confirmed);
+        Confirmed { topic: at, entries }
+    }
+
+    /// A compare-and-set ended.
+    pub fn put_done(&mut self, done: PutDone, backend: &Backend) {
+        match done.part {
+            Part::Log => {
+                let ours = self.settle(done.result, backend.metadata.log.owner);
+                self.log_version = backend.metadata.log.version;
+                match ours {
+                    Some(true) => self.log.record_saved(),
+                    Some(false) => self.log.record_save_failed(),
+                    None => self.log.fence(),
+                }
+            }
+            Part::Topic(at) => {
+                let record = &backend.metadata.topics[at];
+                let ours = self.settle(done.result, record.owner);
+                let topic = &mut self.topics[at];
+                topic.version = record.version;
+                match (ours, done.created) {
+                    (Some(true), Some(id)) => topic.ledger.ledger_created(backend.now_ms, id),
+                    (Some(true), None) => topic.ledger.record_saved(),
+                    (Some(false), Some(_)) => topic.ledger.ledger_create_failed("unknown"),
+                    (Some(false), None) => topic.ledger.record_save_failed(),
+                    (None, _) => topic.ledger.fence(),
+                }
+            }
+        }
+    }
+
+    /// Whether the record was saved; `None` if it is another's now.
+    fn settle(&mut self, result: PutResult, owner: u32) -> Option<bool> {
+        self.deposed |= owner != self.id;
+        match result {
+            _ if owner != self.id => None,
+            PutResult::Saved => Some(true),
+            PutResult::Conflict | PutResult::Unknown => Some(false),
+        }
+    }
+
+    /// Trims one topic. Returns the ids that a planted bug deletes too early.
+    pub fn trim(&mut self, at: usize, backend: &Backend, retention: Retention) -> Vec<u64> {
+        let topic = &mut self.topics[at];
+        let marks = backend.metadata.subscriptions.iter().filter(|(_, sub)| sub.0 == at).map(|(id, sub)| {
+            match topic.cursors.get(id) {
+                Some(cursor) if self.plant == Plant::TrimByMemory => cursor.mark_delete(),
+                _ => self.log.durable_mark_delete(*id, sub.1),
+            }
+        });
+        let slowest = marks.min();
+        let before: Vec<u64> = topic.ledger.list().spans().map(|span| span.ledger_id).collect();
+        let count = topic.ledger.trim(backend.now_ms, slowest, retention);
+        for cursor in topic.cursors.values_mut() {
+            cursor.on_trimmed(topic.ledger.list());
+        }
+        if self.plant == Plant::DeleteBeforeSave { before[..count].to_vec() } else { Vec::new() }
+    }
+
+    /// Whether nothing is under way or waiting.
+    pub fn is_settled(&self) -> bool {
+        let idle = |topic: &Topic| topic.ledger.pending_bytes() == 0 && topic.ledger.waiting_for().is_none();
+        self.log.durable_up_to() >= self.sequence && self.topics.iter().all(idle)
+    }
+}
+
+fn count(ledgers: &Ledgers, ledger: u64) -> u64 {
+    (0..).take_while(|entry| ledgers.read(ledger, *entry).is_some()).count() as u64
+}
+
+fn delete(ids: Vec<u64>, backend: &mut Backend) -> Check {
+    for id in ids {
+        if backend.metadata.names(id) {
+            return Err(format!("ledger {id} is deleted, and a saved record names it"));
+        }
+        backend.ledgers.delete(id);
+    }
+    Ok(())
+}

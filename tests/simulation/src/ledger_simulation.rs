@@ -1,0 +1,456 @@
+//! The managed ledger, its cursors and their log under crashes, take-overs, failing writes, a full disk and lost metadata
+//! answers, in random order from a seed.
+//!
+//! Checked at every step that can break it:
+//! - an acknowledged publish is in the list, readable, in order and with a continuous index until every subscription, in
+//!   every state that a crash may bring back, has acknowledged it;
+//! - after a crash each subscription is found in the state after one of its records, none older than the last confirmed one;
+//! - no ledger is deleted that a saved record names;
+//! - when faults stop, everything that waits ends, and the topic takes messages again.
+
+use geminga_ledger::cursor::{AckKind, Cursor};
+use geminga_ledger::cursor_log::Record;
+use geminga_ledger::managed_ledger::{ManagedLedgerRecord, Retention};
+use geminga_model::Position;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::ledger_oracle::{Acks, BATCH, Check, Entry, SubOracle, TopicOracle, positions};
+use crate::ledger_owner::{Backend, Confirmed, Owner, Plant};
+use crate::ledger_store::{Ledgers, Metadata, Versioned};
+use std::collections::BTreeMap;
+
+/// An owner that was replaced and does not know it yet.
+struct Zombie {
+    owner: Owner,
+    /// Per subscription the first of its records that the new owner did not find: may never become durable.
+    lost: Vec<(u64, u64)>,
+}
+
+struct World {
+    rng: SmallRng,
+    backend: Backend,
+    owner: Owner,
+    zombies: Vec<Zombie>,
+    topics: Vec<TopicOracle>,
+    subscriptions: BTreeMap<u64, SubOracle>,
+    next_owner: u32,
+    next_subscription: u64,
+    next_entry: u64,
+    faults: bool,
+    /// Which faults are on at all, drawn per seed.
+    write_failures: bool,
+    put_failures: bool,
+    plant: Plant,
+    trace: u64,
+}
+
+/// Runs one seed. `Ok` is a digest of everything that happened, `Err` says what was violated.
+pub fn run(seed: u64, plant: Plant) -> Result<u64, String> {
+    let mut world = World::new(seed, plant)?;
+    let steps = world.rng.random_range(100..400);
+    for _ in 0..steps {
+        world.step()?;
+    }
+    world.finish()?;
+    Ok(world.trace)
+}
+
+impl World {
+    fn new(seed: u64, plant: Plant) -> Result<World, String> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let topics = rng.random_range(1..=2);
+        let mut metadata = Metadata::default();
+        metadata.topics.extend((0..topics).map(|_| Versioned::<ManagedLedgerRecord>::default()));
+        let mut backend = Backend { ledgers: Ledgers::default(), metadata, now_ms: 1000 };
+        let mut world = World {
+            owner: Owner::load(1, &mut backend, plant)?,
+            backend,
+            zombies: Vec::new(),
+            topics: (0..topics).map(|_| TopicOracle::default()).collect(),
+            subscriptions: BTreeMap::new(),
+            next_owner: 2,
+            next_subscription: 1,
+            next_entry: 1,
+            faults: true,
+            write_failures: rng.random_bool(0.6),
+            put_failures: rng.random_bool(0.6),
+            plant,
+            trace: seed,
+            rng,
+        };
+        for _ in 0..world.rng.random_range(1..4) {
+            world.subscribe();
+        }
+        Ok(world)
+    }
+
+    fn record(&mut self, what: u64, detail: u64) {
+        self.trace = (self.trace ^ what ^ detail.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+    }
+
+    fn step(&mut self) -> Check {
+        let choice = self.rng.random_range(0..1000);
+        self.record(1, choice);
+        match choice {
+            0..200 => self.publish(),
+            200..420 => self.acknowledge(),
+            420..430 => self.seek(),
+            430..436 => self.skip(),
+            436..660 => self.backend.ledgers.store_next(&mut self.rng, self.faults && self.write_failures),
+            660..820 => self.deliver()?,
+            820..920 => self.finish_put(),
+            920..950 => self.time_passes(),
+            950..970 => self.trim()?,
+            970..974 => self.truncate(),
+            974..980 => self.subscribe(),
+            980..984 => self.unsubscribe(),
+            984..989 => self.backend.ledgers.full = self.faults && !self.backend.ledgers.full,
+            989..995 => self.crash()?,
+            995..999 => self.take_over()?,
+            _ => self.terminate(),
+        }
+        self.owner.run(&mut self.backend)?;
+        self.confirm_acks();
+        if choice % 16 == 0 {
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    fn any_topic(&mut self) -> usize {
+        self.rng.random_range(0..self.topics.len())
+    }
+
+    fn publish(&mut self) {
+        let at = self.any_topic();
+        let count = self.rng.random_range(1..4);
+        let mut entries = Vec::new();
+        for _ in 0..count {
+            entries.push(Entry { id: self.next_entry, messages: self.rng.random_range(1..=BATCH), index: 0 });
+            self.next_entry += 1;
+        }
+        let now = self.backend.now_ms;
+        if !self.zombies.is_empty() && self.rng.random_bool(0.3) {
+            let zombie = self.rng.random_range(0..self.zombies.len());
+            self.zombies[zombie].owner.topics[at].ledger.append(now, entries);
+        } else {
+            self.owner.topics[at].ledger.append(now, entries);
+        }
+    }
+
+    /// Some subscription and its topic.
+    fn any_subscription(&mut self) -> Option<(u64, usize)> {
+        let at = self.rng.random_range(0..self.subscriptions.len().max(1));
+        self.subscriptions.iter().nth(at).map(|(id, sub)| (*id, sub.topic))
+    }
+
+    /// A position, mostly of an unacknowledged entry.
+    fn any_position(&mut self, topic: usize) -> Position {
+        let list = self.owner.topics[topic].ledger.list();
+        let total = list.total_entries();
+        if total == 0 || self.rng.random_bool(0.05) {
+            return Position { ledger_id: self.rng.random_range(0..30), entry_id: self.rng.random_range(-1..25) };
+        }
+        let nth = if self.rng.random_bool(0.5) { self.rng.random_range(0..total) } else { self.rng.random_range(0..total.min(12)) };
+        list.nth_after(Position::EARLIEST, nth + 1).expect("it has that many")
+    }
+
+    fn acknowledge(&mut self) {
+        let Some((id, at)) = self.any_subscription() else { return };
+        for _ in 0..self.rng.random_range(1..6) {
+            let pos = self.any_position(at);
+            let kind = self.rng.random_range(0..10);
+            let set: u64 = self.rng.random_range(0..1 << BATCH);
+            self.record(2, pos.ledger_id << 32 ^ pos.entry_id as u64 ^ kind << 60);
+            let topic = &mut self.owner.topics[at];
+            let (list, cursor) = (topic.ledger.list(), topic.cursors.get_mut(&id).expect("every subscription has one"));
+            let acks = self.subscriptions.get_mut(&id).expect("it was just chosen");
+            let mut next = acks.now().clone();
+            match kind {
+                0..5 => {
+                    if list.contains(pos) {
+                        next.ack(pos);
+                    }
+                    cursor.ack(list, pos, AckKind::Entry);
+                }
+                5..9 => {
+                    if list.contains(pos) {
+                        next.ack_batch(pos, set);
+                    }
+                    cursor.ack(list, pos, AckKind::Batch { ack_set: &[set], batch_size: BATCH });
+                }
+                _ => {
+                    if list.contains(pos) {
+                        next.ack_through(list, pos);
+                        cursor.ack_cumulative(list, pos, AckKind::Entry);
+                    }
+                }
+            }
+            let delta = cursor.take_delta().map(|delta| Record::Delta { cursor_id: id, delta });
+            self.append(id, next, delta);
+        }
+    }
+
+    /// A change of a subscription: the oracle's state after it, and the record of it, if there was anything to record.
+    fn append(&mut self, id: u64, acks: Acks, record: Option<Record>) {
+        let Some(record) = record else { return };
+        self.owner.append(record);
+        let sub = self.subscriptions.get_mut(&id).expect("it exists");
+        sub.states.push_back((self.owner.sequence, acks));
+        if self.plant == Plant::AckBeforeDurable {
+            sub.durable_to(u64::MAX);
+        }
+    }
+
+    fn seek(&mut self) {
+        let Some((id, at)) = self.any_subscription() else { return };
+        let pos = match self.rng.random_range(0..8) {
+            0 => Position::EARLIEST,
+            1 => Position::LATEST,
+            _ => self.any_position(at),
+        };
+        let topic = &mut self.owner.topics[at];
+        let (list, cursor) = (topic.ledger.list(), topic.cursors.get_mut(&id).expect("every subscription has one"));
+        let acks = Acks { entries: positions(list).filter(|p| *p < pos).collect(), ..Acks::default() };
+        cursor.reset(list, pos);
+        let mut stored = cursor.clone();
+        if self.plant == Plant::SeekStoresReadPosition {
+            stored.ack_cumulative(list, pos, AckKind::Entry);
+        }
+        cursor.take_delta();
+        let delta = stored.take_delta().map(|delta| Record::Delta { cursor_id: id, delta });
+        self.append(id, acks, delta);
+    }
+
+    fn skip(&mut self) {
+        let Some((id, at)) = self.any_subscription() else { return };
+        let count = self.rng.random_range(0..5);
+        let topic = &mut self.owner.topics[at];
+        let (list, cursor) = (topic.ledger.list(), topic.cursors.get_mut(&id).expect("every subscription has one"));
+        let mut acks = self.subscriptions[&id].now().clone();
+        acks.unacked(list).into_iter().take(count).for_each(|pos| acks.ack(pos));
+        cursor.skip(list, count as u64);
+        let delta = cursor.take_delta().map(|delta| Record::Delta { cursor_id: id, delta });
+        self.append(id, acks, delta);
+    }
+
+    fn deliver(&mut self) -> Check {
+        let Some(done) = self.backend.ledgers.next_done(&mut self.rng) else { return Ok(()) };
+        self.record(3, done.ledger << 20 ^ done.first << 1 ^ u64::from(done.result.is_ok()));
+        if done.owner == self.owner.id {
+            let confirmed = self.owner.written(done);
+            self.topics[confirmed.topic].confirmed.extend(confirmed.entries);
+            return Ok(());
+        }
+        let Some(zombie) = self.zombies.iter_mut().find(|zombie| zombie.owner.id == done.owner) else { return Ok(()) };
+        let confirmed = zombie.owner.written(done);
+        zombie.owner.run(&mut self.backend)?;
+        let durable = zombie.owner.log.durable_up_to();
+        if let Some((id, lost)) = zombie.lost.iter().find(|(_, lost)| durable >= *lost) {
+            return Err(format!("record {lost} of subscription {id} is durable at a deposed owner, and was not found"));
+        }
+        self.confirmed_by_zombie(confirmed)
+    }
+
+    fn confirmed_by_zombie(&mut self, confirmed: Confirmed) -> Check {
+        let topic = &self.topics[confirmed.topic];
+        for (pos, entry) in confirmed.entries {
+            if topic.confirmed.get(&pos) != Some(&entry) {
+                return Err(format!("{pos} was acknowledged by a deposed owner, and was not found by the new one"));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_put(&mut self) {
+        let Some(done) = self.backend.metadata.finish_one(&mut self.rng, self.faults && self.put_failures) else { return };
+        self.record(4, u64::from(done.owner));
+        if done.owner == self.owner.id {
+            self.owner.put_done(done, &self.backend);
+        } else if let Some(at) = self.zombies.iter().position(|zombie| zombie.owner.id == done.owner) {
+            self.zombies[at].owner.put_done(done, &self.backend);
+            if self.zombies[at].owner.deposed {
+                self.zombies.remove(at);
+            }
+        }
+    }
+
+    fn time_passes(&mut self) {
+        self.backend.now_ms += self.rng.random_range(1..2000);
+        self.owner.topics.iter_mut().for_each(|topic| topic.ledger.tick(self.backend.now_ms));
+        self.owner.log.tick();
+    }
+
+    /// Acks that have become durable are confirmed to their consumers.
+    fn confirm_acks(&mut self) {
+        let durable = self.owner.log.durable_up_to();
+        self.subscriptions.values_mut().for_each(|sub| sub.durable_to(durable));
+    }
+
+    fn trim(&mut self) -> Check {
+        let at = self.any_topic();
+        let retention = match self.rng.random_range(0..4) {
+            0 => Retention { time_ms: 3000, size_bytes: -1 },
+            1 => Retention { time_ms: -1, size_bytes: 2000 },
+            _ => Retention::NONE,
+        };
+        let before: Vec<Position> = positions(self.owner.topics[at].ledger.list()).collect();
+        let too_early = self.owner.trim(at, &self.backend, retention);
+        too_early.into_iter().for_each(|id| self.backend.ledgers.delete(id));
+        let list = self.owner.topics[at].ledger.list();
+        let gone: Vec<Position> = before.into_iter().filter(|pos| !list.contains(*pos)).collect();
+        for pos in gone {
+            self.record(5, pos.entry_id as u64);
+            let topic = &mut self.topics[at];
+            topic.trimmed_to = topic.trimmed_to.max(Some(pos));
+            let needs = self.subscriptions.iter().find(|(_, sub)| sub.topic == at && !sub.never_needs(pos));
+            if let Some((id, _)) = needs {
+                return Err(format!("{pos} is trimmed, and subscription {id} may still need it"));
+            }
+        }
+        Ok(())
+    }
+
+    /// As Pulsar does it: all cursors go to the end first.
+    fn truncate(&mut self) {
+        let at = self.any_topic();
+        if !self.owner.topics[at].in_flight.is_empty() {
+            return;
+        }
+        let last = self.owner.topics[at].ledger.last_confirmed();
+        let ids: Vec<u64> = self.subscriptions.iter().filter(|(_, sub)| sub.topic == at).map(|(id, _)| *id).collect();
+        for id in ids {
+            let topic = &mut self.owner.topics[at];
+            let (list, cursor) = (topic.ledger.list(), topic.cursors.get_mut(&id).expect("every subscription has one"));
+            let mut acks = self.subscriptions[&id].now().clone();
+            acks.ack_through(list, last);
+            cursor.ack_cumulative(list, last, AckKind::Entry);
+            let delta = cursor.take_delta().map(|delta| Record::Delta { cursor_id: id, delta });
+            self.append(id, acks, delta);
+        }
+        self.topics[at].trimmed_to = self.topics[at].trimmed_to.max(Some(last));
+        self.owner.topics[at].ledger.truncate();
+    }
+
+    fn subscribe(&mut self) {
+        let (id, at) = (self.next_subscription, self.any_topic());
+        self.next_subscription += 1;
+        let list = self.owner.topics[at].ledger.list();
+        let initial = if self.rng.random_bool(0.5) { Position::EARLIEST } else { list.last_position() };
+        self.subscriptions.insert(id, SubOracle::new(at, Acks::up_to(list, initial)));
+        self.backend.metadata.subscriptions.insert(id, (at, initial));
+        self.owner.topics[at].cursors.insert(id, Cursor::new(initial));
+    }
+
+    fn unsubscribe(&mut self) {
+        let Some((id, at)) = self.any_subscription() else { return };
+        self.backend.metadata.subscriptions.remove(&id);
+        self.subscriptions.remove(&id);
+        self.owner.topics[at].cursors.remove(&id);
+        self.owner.append(Record::Dropped { cursor_id: id });
+    }
+
+    fn terminate(&mut self) {
+        let at = self.any_topic();
+        self.owner.topics[at].ledger.terminate();
+    }
+
+    fn crash(&mut self) -> Check {
+        self.backend.ledgers.crash(&mut self.rng);
+        self.backend.metadata.crash(&mut self.rng);
+        self.load()?;
+        self.zombies.clear();
+        Ok(())
+    }
+
+    /// Another owner takes over while this one lives on.
+    fn take_over(&mut self) -> Check {
+        let lost = self.load()?;
+        self.zombies.last_mut().expect("the old owner was just added").lost = lost;
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<Vec<(u64, u64)>, String> {
+        let id = self.next_owner;
+        self.next_owner += 1;
+        let new = Owner::load(id, &mut self.backend, self.plant)?;
+        let old = std::mem::replace(&mut self.owner, new);
+        self.zombies.push(Zombie { owner: old, lost: Vec::new() });
+        let mut lost = Vec::new();
+        for (at, topic) in self.owner.topics.iter().enumerate() {
+            self.topics[at].check(topic.ledger.list(), &self.backend.ledgers, true)?;
+            if self.topics[at].terminated.is_some() && topic.ledger.terminated() != self.topics[at].terminated {
+                return Err(format!("topic {at} is no longer terminated"));
+            }
+            for (&id, cursor) in &topic.cursors {
+                let sub = self.subscriptions.get_mut(&id).ok_or(format!("subscription {id} came back"))?;
+                let found = sub.found(id, cursor, topic.ledger.list(), self.topics[at].trimmed_to)?;
+                lost.extend(found.map(|sequence| (id, sequence)));
+            }
+            self.topics[at].loaded(topic.ledger.list());
+        }
+        self.record(6, lost.len() as u64);
+        Ok(lost)
+    }
+
+    fn check(&mut self) -> Check {
+        for (at, topic) in self.owner.topics.iter().enumerate() {
+            self.topics[at].check(topic.ledger.list(), &self.backend.ledgers, false)?;
+            self.topics[at].terminated = self.topics[at].terminated.or(topic.ledger.terminated());
+            for (id, cursor) in &topic.cursors {
+                let list = topic.ledger.list();
+                let acks = self.subscriptions[id].now();
+                acks.check(cursor, list).map_err(|wrong| format!("subscription {id}: {wrong}"))?;
+                if let Some(state) = self.owner.log.state(*id) {
+                    let logged = Cursor::from_snapshot(state.clone());
+                    acks.check(&logged, list).map_err(|wrong| format!("subscription {id} in the log: {wrong}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Faults stop: everything ends, and works again. And a last crash.
+    fn finish(&mut self) -> Check {
+        self.faults = false;
+        self.backend.ledgers.full = false;
+        self.settle()?;
+        let before = self.topics.iter().map(|topic| topic.confirmed.len()).sum::<usize>();
+        let open = self.owner.topics.iter().filter(|topic| topic.ledger.terminated().is_none()).count();
+        for at in 0..self.topics.len() {
+            let entry = Entry { id: self.next_entry, messages: 1, index: 0 };
+            self.next_entry += 1;
+            self.owner.topics[at].ledger.append(self.backend.now_ms, vec![entry]);
+        }
+        self.settle()?;
+        let after = self.topics.iter().map(|topic| topic.confirmed.len()).sum::<usize>();
+        if after != before + open {
+            return Err(format!("{} of {open} topics take messages again", after - before));
+        }
+        self.check()?;
+        self.crash()?;
+        self.check()
+    }
+
+    fn settle(&mut self) -> Check {
+        for _ in 0..10_000 {
+            self.owner.run(&mut self.backend)?;
+            self.confirm_acks();
+            let busy = self.backend.ledgers.has_queued() || self.backend.ledgers.has_done() || self.backend.metadata.has_puts();
+            if !busy && self.owner.is_settled() {
+                return Ok(());
+            }
+            self.backend.ledgers.store_next(&mut self.rng, false);
+            self.deliver()?;
+            self.finish_put();
+            self.time_passes();
+        }
+        Err(format!(
+            "waits for ever: {:?}, cursor log at {} of {}",
+            self.owner.topics.iter().map(|topic| topic.ledger.waiting_for()).collect::<Vec<_>>(),
+            self.owner.log.durable_up_to(),
+            self.owner.sequence,
+        ))
+    }
+}
