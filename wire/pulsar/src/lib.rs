@@ -29,7 +29,7 @@ pub use batch::{SingleMessage, SingleMessages, append_single_message};
 pub use command::{Command, DecodeError};
 pub use fields::{FieldError, Span};
 pub use frame::{
-    DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, Frame, FrameError,
+    DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, Frame, FrameError, FrameRef,
     decode_frame, encode_simple, frame_size, peek_frame,
 };
 pub use headers::{
