@@ -1,1 +1,9 @@
-//! sim
+//! Deterministic simulations: a seed decides everything, a failure names its seed, and the same seed gives the same trace.
+
+pub mod dispatch_oracle;
+pub mod dispatch_simulation;
+pub mod dispatch_topic;
+pub mod ledger_oracle;
+pub mod ledger_owner;
+pub mod ledger_simulation;
+pub mod ledger_store;
