@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use geminga_observe::logging::LogFormat;
+use geminga_perf::PerfCommand;
 use serde::Serialize;
 
 use crate::admin::AdminCommand;
@@ -27,6 +28,9 @@ pub enum Command {
     ///
     /// The output is a valid config file. Takes the same arguments as `standalone`.
     Config(StandaloneArguments),
+    /// Load any Pulsar broker and measure it
+    #[command(subcommand)]
+    Perf(PerfCommand),
     /// Ask a running server about itself
     #[command(subcommand)]
     Admin(AdminCommand),

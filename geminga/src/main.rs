@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             print(&resolved.to_string());
             resolved.unknown_keys.iter().for_each(|key| eprintln!("geminga: warning: {key}"));
         }),
+        Command::Perf(command) => geminga_perf::run(command),
         Command::Admin(command) => admin::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -205,7 +205,7 @@ fn wide_listening_warns_and_unknown_keys_warn() {
 
 #[test]
 fn help_and_completions_exist() {
-    for command in ["standalone", "config", "admin", "completions"] {
+    for command in ["standalone", "config", "perf", "admin", "completions"] {
         let output = geminga().args([command, "--help"]).output().unwrap();
         assert!(output.status.success() && output.stdout.len() > 100, "{command}");
     }

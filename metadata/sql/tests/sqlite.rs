@@ -44,6 +44,8 @@ async fn persistence() {
     let first = open(&folder).await;
     conformance::persistence(first.clone(), async |store| {
         first.close().await;
+        let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["metadata.db"], "a closed store is one file");
         let closed = store.get("kept").await.unwrap_err();
         assert!(matches!(closed, MetadataError::Unavailable(_)), "a closed store answers errors: {closed}");
         assert!(store.commit(vec![Op::put("x", "", Expect::Any)]).await.is_err());

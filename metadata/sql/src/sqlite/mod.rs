@@ -68,8 +68,9 @@ impl SqliteStore {
 
     /// Finishes what has been asked for and closes the file. Later calls fail as unavailable.
     pub async fn close(&self) {
-        self.writer.close();
+        // Readers first: the last connection checkpoints and removes the WAL, which a read-only one cannot.
         self.readers.close().await;
+        self.writer.close();
         let task = self.task.lock().take();
         if let Some(task) = task
             && let Err(error) = task.await
