@@ -2,6 +2,7 @@
 //! they share, and carries their actions out on storage and metadata.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use geminga_ledger::cursor::Cursor;
@@ -46,6 +47,27 @@ pub struct Topic {
     pub cursors: BTreeMap<u64, Cursor>,
     pub in_flight: BTreeMap<Position, Entry>,
     version: u64,
+    last_appended: u64,
+    /// Entries from an id that failed to the last one appended before that was reported: none may be confirmed any more.
+    void: Vec<RangeInclusive<u64>>,
+}
+
+impl Topic {
+    pub fn append(&mut self, now_ms: u64, entries: Vec<Entry>) {
+        self.last_appended = entries.last().map_or(self.last_appended, |last| last.id);
+        self.ledger.append(now_ms, entries);
+    }
+
+    fn failed(&mut self, first: Option<&Entry>) {
+        self.void.extend(first.map(|first| first.id..=self.last_appended));
+    }
+
+    fn check_confirmed(&self, entry: &Entry) -> Check {
+        match self.void.iter().find(|void| void.contains(&entry.id)) {
+            Some(void) => Err(format!("entry {} is confirmed after {} before it failed", entry.id, void.start())),
+            None => Ok(()),
+        }
+    }
 }
 
 pub struct Owner {
@@ -57,6 +79,8 @@ pub struct Owner {
     log_version: u64,
     /// Lost its place: does nothing more.
     pub deposed: bool,
+    /// Ledgers of topics, of the log.
+    pub deleted: [u64; 2],
     plant: Plant,
 }
 
@@ -84,6 +108,7 @@ impl Owner {
             sequence: 0,
             log_version: 0,
             deposed: false,
+            deleted: [0; 2],
             plant,
         };
         owner.load_log(backend)?;
@@ -143,7 +168,7 @@ impl Owner {
             };
             cursors.insert(id, cursor);
         }
-        Ok(Topic { ledger, cursors, in_flight: BTreeMap::new(), version })
+        Ok(Topic { ledger, cursors, in_flight: BTreeMap::new(), version, last_appended: 0, void: Vec::new() })
     }
 
     pub fn append(&mut self, record: Record) {
@@ -185,7 +210,7 @@ impl Owner {
                 }
                 backend.ledgers.submit(self.id, Part::Topic(at), ledger_id, first_entry, bytes);
             }
-            Action::Fail { .. } => {}
+            Action::Fail { entries, .. } => topic.failed(entries.first()),
             Action::Seal { ledger_id, last_entry } => {
                 let record = topic.ledger.record();
                 let span = record.spans.iter().find(|span| span.ledger_id == ledger_id);
@@ -193,13 +218,14 @@ impl Owner {
                     return Err(format!("ledger {ledger_id} is sealed at {last_entry}, the record says otherwise"));
                 }
             }
-            Action::DeleteLedgers(ids) => return delete(ids, backend),
+            Action::DeleteLedgers(ids) => return delete(ids, &mut self.deleted[0], backend),
         }
         Ok(())
     }
 
     fn run_log_action(&mut self, action: cursor_log::Action, backend: &mut Backend) -> Check {
         match action {
+            cursor_log::Action::CreateLedger if backend.ledgers.full => self.log.ledger_create_failed(),
             cursor_log::Action::CreateLedger => self.log.ledger_created(backend.ledgers.allocate()),
             cursor_log::Action::SaveRecord(record) => backend.metadata.put_log(self.id, self.log_version, record),
             cursor_log::Action::Write { ledger_id, first_entry, entries } => {
@@ -208,31 +234,33 @@ impl Owner {
                 }
                 backend.ledgers.submit(self.id, Part::Log, ledger_id, first_entry, entries);
             }
-            cursor_log::Action::DeleteLedgers(ids) => return delete(ids, backend),
+            cursor_log::Action::DeleteLedgers(ids) => return delete(ids, &mut self.deleted[1], backend),
         }
         Ok(())
     }
 
     /// A write ended.
-    pub fn written(&mut self, done: WriteDone) -> Confirmed {
+    pub fn written(&mut self, done: WriteDone) -> Result<Confirmed, String> {
         let result = if self.plant == Plant::IgnoreWriteError { Ok(()) } else { done.result };
         let Part::Topic(at) = done.part else {
             self.log.written(done.ledger, done.first as i64, done.count, result);
-            return Confirmed::default();
+            return Ok(Confirmed::default());
         };
         let topic = &mut self.topics[at];
         let written = topic.ledger.written(done.ledger, done.first as i64, done.count, result);
         if let Some(from) = written.failed_from {
             let void: Vec<Position> =
                 topic.in_flight.range(from..).map(|(pos, _)| *pos).take_while(|pos| pos.ledger_id == from.ledger_id).collect();
-            void.iter().for_each(|pos| drop(topic.in_flight.remove(pos)));
+            let failed: Vec<Entry> = void.iter().filter_map(|pos| topic.in_flight.remove(pos)).collect();
+            topic.failed(failed.first());
         }
         let mut entries = Vec::new();
         while let Some(first) = topic.in_flight.first_entry().filter(|first| Some(*first.key()) <= written.lac) {
             entries.push(first.remove_entry());
         }
+        entries.iter().try_for_each(|(_, entry)| topic.check_confirmed(entry))?;
         debug_assert_eq!(entries.len() as u64, written.confirmed);
-        Confirmed { topic: at, entries }
+        Ok(Confirmed { topic: at, entries })
     }
 
     /// A compare-and-set ended.
@@ -302,8 +330,9 @@ fn count(ledgers: &Ledgers, ledger: u64) -> u64 {
     (0..).take_while(|entry| ledgers.read(ledger, *entry).is_some()).count() as u64
 }
 
-fn delete(ids: Vec<u64>, backend: &mut Backend) -> Check {
+fn delete(ids: Vec<u64>, count: &mut u64, backend: &mut Backend) -> Check {
     for id in ids {
+        *count += 1;
         if backend.metadata.names(id) {
             return Err(format!("ledger {id} is deleted, and a saved record names it"));
         }

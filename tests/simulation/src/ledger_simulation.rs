@@ -43,17 +43,34 @@ struct World {
     put_failures: bool,
     plant: Plant,
     trace: u64,
+    seen: Seen,
 }
 
-/// Runs one seed. `Ok` is a digest of everything that happened, `Err` says what was violated.
-pub fn run(seed: u64, plant: Plant) -> Result<u64, String> {
+/// How often a run met what is worth meeting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Of everything that happened.
+    pub digest: u64,
+    pub confirmed: u64,
+    pub confirmed_by_deposed: u64,
+    pub failed_writes: u64,
+    pub loads: u64,
+    /// Records of acknowledgements that were not confirmed and not found after a crash.
+    pub lost_records: u64,
+    pub trimmed: u64,
+    pub deleted_ledgers: u64,
+    pub deleted_log_ledgers: u64,
+}
+
+/// Runs one seed. `Err` says what was violated.
+pub fn run(seed: u64, plant: Plant) -> Result<Seen, String> {
     let mut world = World::new(seed, plant)?;
-    let steps = world.rng.random_range(100..400);
+    let steps = world.rng.random_range(100..700);
     for _ in 0..steps {
         world.step()?;
     }
     world.finish()?;
-    Ok(world.trace)
+    Ok(Seen { digest: world.trace, ..world.seen })
 }
 
 impl World {
@@ -77,6 +94,7 @@ impl World {
             put_failures: rng.random_bool(0.6),
             plant,
             trace: seed,
+            seen: Seen::default(),
             rng,
         };
         for _ in 0..world.rng.random_range(1..4) {
@@ -105,8 +123,8 @@ impl World {
             970..974 => self.truncate(),
             974..980 => self.subscribe(),
             980..984 => self.unsubscribe(),
-            984..989 => self.backend.ledgers.full = self.faults && !self.backend.ledgers.full,
-            989..995 => self.crash()?,
+            984..988 => self.backend.ledgers.full = true,
+            988..995 => self.crash()?,
             995..999 => self.take_over()?,
             _ => self.terminate(),
         }
@@ -133,9 +151,9 @@ impl World {
         let now = self.backend.now_ms;
         if !self.zombies.is_empty() && self.rng.random_bool(0.3) {
             let zombie = self.rng.random_range(0..self.zombies.len());
-            self.zombies[zombie].owner.topics[at].ledger.append(now, entries);
+            self.zombies[zombie].owner.topics[at].append(now, entries);
         } else {
-            self.owner.topics[at].ledger.append(now, entries);
+            self.owner.topics[at].append(now, entries);
         }
     }
 
@@ -239,12 +257,15 @@ impl World {
         let Some(done) = self.backend.ledgers.next_done(&mut self.rng) else { return Ok(()) };
         self.record(3, done.ledger << 20 ^ done.first << 1 ^ u64::from(done.result.is_ok()));
         if done.owner == self.owner.id {
-            let confirmed = self.owner.written(done);
+            self.seen.failed_writes += u64::from(done.result.is_err());
+            let confirmed = self.owner.written(done)?;
+            self.seen.confirmed += confirmed.entries.len() as u64;
             self.topics[confirmed.topic].confirmed.extend(confirmed.entries);
             return Ok(());
         }
         let Some(zombie) = self.zombies.iter_mut().find(|zombie| zombie.owner.id == done.owner) else { return Ok(()) };
-        let confirmed = zombie.owner.written(done);
+        let confirmed = zombie.owner.written(done)?;
+        self.seen.confirmed_by_deposed += confirmed.entries.len() as u64;
         zombie.owner.run(&mut self.backend)?;
         let durable = zombie.owner.log.durable_up_to();
         if let Some((id, lost)) = zombie.lost.iter().find(|(_, lost)| durable >= *lost) {
@@ -278,6 +299,7 @@ impl World {
 
     fn time_passes(&mut self) {
         self.backend.now_ms += self.rng.random_range(1..2000);
+        self.backend.ledgers.full &= self.rng.random_bool(0.6);
         self.owner.topics.iter_mut().for_each(|topic| topic.ledger.tick(self.backend.now_ms));
         self.owner.log.tick();
     }
@@ -300,6 +322,7 @@ impl World {
         too_early.into_iter().for_each(|id| self.backend.ledgers.delete(id));
         let list = self.owner.topics[at].ledger.list();
         let gone: Vec<Position> = before.into_iter().filter(|pos| !list.contains(*pos)).collect();
+        self.seen.trimmed += gone.len() as u64;
         for pos in gone {
             self.record(5, pos.entry_id as u64);
             let topic = &mut self.topics[at];
@@ -376,6 +399,8 @@ impl World {
         self.next_owner += 1;
         let new = Owner::load(id, &mut self.backend, self.plant)?;
         let old = std::mem::replace(&mut self.owner, new);
+        self.seen.deleted_ledgers += old.deleted[0];
+        self.seen.deleted_log_ledgers += old.deleted[1];
         self.zombies.push(Zombie { owner: old, lost: Vec::new() });
         let mut lost = Vec::new();
         for (at, topic) in self.owner.topics.iter().enumerate() {
@@ -391,6 +416,8 @@ impl World {
             self.topics[at].loaded(topic.ledger.list());
         }
         self.record(6, lost.len() as u64);
+        self.seen.loads += 1;
+        self.seen.lost_records += lost.len() as u64;
         Ok(lost)
     }
 
@@ -421,7 +448,7 @@ impl World {
         for at in 0..self.topics.len() {
             let entry = Entry { id: self.next_entry, messages: 1, index: 0 };
             self.next_entry += 1;
-            self.owner.topics[at].ledger.append(self.backend.now_ms, vec![entry]);
+            self.owner.topics[at].append(self.backend.now_ms, vec![entry]);
         }
         self.settle()?;
         let after = self.topics.iter().map(|topic| topic.confirmed.len()).sum::<usize>();

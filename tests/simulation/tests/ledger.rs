@@ -2,7 +2,7 @@
 //! ledger one_seed` runs that one alone, `LEDGER_SEEDS=n` sets how many the large run takes.
 
 use geminga_simulation::ledger_owner::Plant;
-use geminga_simulation::ledger_simulation::run;
+use geminga_simulation::ledger_simulation::{Seen, run};
 
 fn seeds(default: u64) -> u64 {
     std::env::var("LEDGER_SEEDS").map_or(default, |text| text.parse().expect("LEDGER_SEEDS is a number"))
@@ -37,6 +37,27 @@ fn one_seed() {
 fn a_seed_gives_the_same_trace_twice() {
     for seed in 0..50 {
         assert_eq!(run(seed, Plant::None), run(seed, Plant::None), "seed {seed}");
+    }
+}
+
+/// A simulation that does not reach the interesting states proves nothing.
+#[test]
+fn seeds_reach_what_they_are_for() {
+    let runs: Vec<Seen> = (0..200).map(|seed| run(seed, Plant::None).expect("a seed fails, see the other test")).collect();
+    let total = |what: fn(&Seen) -> u64| runs.iter().map(what).sum::<u64>();
+    let counts = [
+        ("confirmed entries", total(|seen| seen.confirmed), 10_000),
+        ("entries confirmed by a deposed owner", total(|seen| seen.confirmed_by_deposed), 20),
+        ("failed writes", total(|seen| seen.failed_writes), 500),
+        ("loads", total(|seen| seen.loads), 500),
+        ("lost records", total(|seen| seen.lost_records), 100),
+        ("trimmed entries", total(|seen| seen.trimmed), 500),
+        ("deleted ledgers", total(|seen| seen.deleted_ledgers), 200),
+        ("deleted log ledgers", total(|seen| seen.deleted_log_ledgers), 200),
+    ];
+    println!("{counts:?}");
+    for (what, count, least) in counts {
+        assert!(count >= least, "{what}: {count}");
     }
 }
 
