@@ -111,7 +111,7 @@ impl KeyShared {
     pub fn reassign(&mut self, now: u64, change: impl FnOnce(&mut Selector)) {
         let before = if self.overflow.is_empty() { Vec::new() } else { self.selector.assignments().to_vec() };
         change(&mut self.selector);
-        self.carry_overflow(&before);
+        let overflow_before = self.carry_overflow(&before);
         let mut moved: Vec<(Position, u16)> = std::mem::take(&mut self.unassigned).into_iter().collect();
         moved.extend(self.queues.drain().flat_map(|(_, queue)| queue));
         let (selector, ordered) = (&self.selector, !self.allow_out_of_order);
@@ -120,7 +120,8 @@ impl KeyShared {
             let moves = ordered && target != Some(held.holder);
             match (&held.draining, moves) {
                 (None, true) => {
-                    let draining = Draining { since: now, waiting: BTreeSet::new(), attempts: 0, overflow: None };
+                    let overflow = overflow_before.get(&held.holder).copied();
+                    let draining = Draining { since: now, waiting: BTreeSet::new(), attempts: 0, overflow };
                     held.draining = Some(Box::new(draining));
                 }
                 (Some(_), false) => {
@@ -139,10 +140,10 @@ impl KeyShared {
         }
     }
 
-    /// What was forgotten for a consumer is now missing to all that got slots of it.
-    fn carry_overflow(&mut self, before: &[Assignment]) {
+    /// What was forgotten for a consumer is now missing to all that got slots of it. Returns what there was before.
+    fn carry_overflow(&mut self, before: &[Assignment]) -> FxHashMap<Slot, Position> {
         if self.overflow.is_empty() {
-            return;
+            return FxHashMap::default();
         }
         let old = std::mem::take(&mut self.overflow);
         let old_from = |slot: Slot| old.get(&slot).copied();
@@ -165,6 +166,7 @@ impl KeyShared {
         if self.selector.is_sticky() {
             old.values().for_each(|&from| note_overflow(&mut self.overflow, NOBODY, from));
         }
+        old
     }
 
     /// Keeps an entry in mind until it can go out.
