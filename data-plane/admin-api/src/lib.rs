@@ -1,1 +1,99 @@
-//! geminga-admin-api
+//! Pulsar's admin REST API (v2) before a broker, with lookup, metrics and health beside it.
+//!
+//! Paths, JSON and status codes are Pulsar's; errors are `{"reason": "…"}`. What is not served answers 501 and names
+//! itself. One handler takes every request under `/admin` and `/lookup` apart into a [`call::Call`]; the resources
+//! (clusters.rs, tenants.rs, namespaces.rs, topics.rs and so on) match on its method and path segments.
+
+mod brokers;
+mod call;
+mod clusters;
+mod error;
+mod lookup;
+mod messages;
+mod namespace_policies;
+mod namespaces;
+mod partitioned;
+mod schemas;
+mod subscriptions;
+mod tenants;
+mod topic_policies;
+mod topics;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use geminga_broker::Broker;
+
+use call::{Answer, Call};
+use error::{ApiError, Result};
+
+/// Largest request body, in bytes: policies and schemas are small.
+const BODY_BYTES_MAX: usize = 2 << 20;
+
+/// Everything that a broker serves over HTTP.
+pub fn router(broker: Arc<Broker>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/metrics/", get(metrics))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/status.html", get(|| async { "OK" }))
+        .fallback(admin)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(broker)
+}
+
+async fn metrics(State(broker): State<Arc<Broker>>) -> Response {
+    let mut text = String::new();
+    geminga_broker::metrics::render(&broker, &mut text);
+    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn ready(State(broker): State<Arc<Broker>>) -> Response {
+    match brokers::check_metadata(&broker).await {
+        Ok(()) => "ok".into_response(),
+        Err(error) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.reason).into_response(),
+    }
+}
+
+async fn admin(
+    State(broker): State<Arc<Broker>>,
+    method: Method,
+    uri: Uri,
+    body: std::result::Result<Bytes, BytesRejection>,
+) -> Response {
+    let answer = async {
+        let body = body.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
+        let call = Call::new(broker, method, &uri, body)?;
+        serve(&call).await
+    };
+    match answer.await {
+        Ok(answer) => answer.into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn serve(call: &Call) -> Result<Answer> {
+    let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
+    match segments.as_slice() {
+        ["admin", "v2", "clusters", rest @ ..] => clusters::serve(call, rest).await,
+        ["admin", "v2", "tenants", rest @ ..] => tenants::serve(call, rest).await,
+        ["admin", "v2", "namespaces", rest @ ..] => namespaces::serve(call, rest).await,
+        ["admin", "v2", domain @ ("persistent" | "non-persistent"), rest @ ..] => {
+            topics::serve(call, domain, rest).await
+        }
+        ["admin", "v2", "schemas", rest @ ..] => schemas::serve(call, rest).await,
+        ["admin", "v2", "brokers", rest @ ..] => brokers::serve(call, rest).await,
+        ["admin", "v2", "broker-stats", rest @ ..] => brokers::stats(call, rest).await,
+        ["admin", "v2", "bookies", rest @ ..] => brokers::bookies(call, rest),
+        ["admin", ..] => call.unsupported(),
+        ["lookup", "v2", rest @ ..] => lookup::serve(call, rest).await,
+        _ => Err(ApiError::not_found(format!("{} is not served here", call.path))),
+    }
+}

@@ -1,0 +1,160 @@
+//! `/admin/v2/brokers`, `/admin/v2/broker-stats`, `/admin/v2/bookies`
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use geminga_broker::{Broker, StatsOptions};
+use serde_json::{Map, Value, json};
+
+use crate::call::{Answer, Call};
+use crate::error::{ApiError, Result};
+
+/// Settings that may change while a broker runs.
+const DYNAMIC: &[&str] = &[];
+
+pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
+    let broker = &call.broker;
+    let address = &broker.config().advertised_http;
+    match (call.method(), path) {
+        ("GET", []) => Ok(Answer::Json(json!([address]))),
+        ("GET", ["leaderBroker"]) => {
+            Ok(Answer::Json(json!({ "serviceUrl": format!("http://{address}"), "brokerId": address })))
+        }
+        ("GET", ["health"]) => {
+            check_health(broker).await?;
+            Ok(Answer::Text("ok".into()))
+        }
+        ("GET", ["ready"]) => {
+            check_metadata(broker).await?;
+            Ok(Answer::Text("ok".into()))
+        }
+        ("GET", ["version"]) => Ok(Answer::Text(env!("CARGO_PKG_VERSION").into())),
+        ("GET", ["configuration"]) => Ok(Answer::Json(json!(DYNAMIC))),
+        ("GET", ["configuration", "values"]) => Answer::json(broker.metadata().dynamic_configuration().await?),
+        ("GET", ["configuration", "runtime"]) => Answer::json(runtime_configuration(broker)),
+        ("POST", ["configuration", name, _]) if !DYNAMIC.contains(name) => {
+            Err(ApiError::precondition("Can't update non-dynamic configuration"))
+        }
+        ("DELETE", ["configuration", name]) if !DYNAMIC.contains(name) => {
+            Err(ApiError::precondition("Can't update non-dynamic configuration"))
+        }
+        ("GET", ["internal-configuration"]) => Ok(Answer::Json(json!({
+            "zookeeperServers": "",
+            "configurationStoreServers": "",
+            "metadataStoreUrl": "",
+            "configurationMetadataStoreUrl": "",
+            "ledgersRootPath": "/ledgers",
+            "bookkeeperMetadataServiceUri": "",
+            "stateStorageServiceUrl": "",
+        }))),
+        ("GET", [_cluster]) => Ok(Answer::Json(json!([address]))),
+        ("GET", [_cluster, id, "ownedNamespaces"]) => owned_namespaces(broker, id).await,
+        _ => call.unsupported(),
+    }
+}
+
+/// Metadata answers.
+pub(crate) async fn check_metadata(broker: &Broker) -> Result<()> {
+    broker.metadata().list_tenants().await.map(drop).map_err(|error| {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("metadata does not answer: {error}"))
+    })
+}
+
+/// Metadata answers and storage takes a record.
+async fn check_health(broker: &Broker) -> Result<()> {
+    check_metadata(broker).await?;
+    broker.check_storage().await.map_err(|error| {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("storage takes no writes: {error}"))
+    })
+}
+
+fn runtime_configuration(broker: &Broker) -> BTreeMap<&'static str, String> {
+    let config = broker.config();
+    BTreeMap::from([
+        ("clusterName", config.cluster.clone()),
+        ("allowAutoTopicCreation", config.auto_create_topics.to_string()),
+        (
+            "allowAutoTopicCreationType",
+            if config.auto_create_partitions > 0 { "partitioned" } else { "non-partitioned" }.to_owned(),
+        ),
+        ("defaultNumPartitions", config.auto_create_partitions.max(1).to_string()),
+        ("allowAutoSubscriptionCreation", config.auto_create_subscriptions.to_string()),
+        ("brokerDeduplicationEnabled", config.deduplication.to_string()),
+        ("brokerDeduplicationEntriesInterval", config.deduplication_snapshot_entries.to_string()),
+        ("maxMessageSize", config.max_message_bytes.to_string()),
+        ("maxUnackedMessagesPerConsumer", config.max_unacked_per_consumer.to_string()),
+        ("maxUnackedMessagesPerSubscription", config.max_unacked_per_subscription.to_string()),
+        ("acknowledgmentAtBatchIndexLevelEnabled", "true".to_owned()),
+        ("exposeTopicLevelMetricsInPrometheus", config.metrics_per_topic.to_string()),
+    ])
+}
+
+/// This broker owns every bundle: there is no other.
+async fn owned_namespaces(broker: &Broker, id: &str) -> Result<Answer> {
+    if id != broker.config().advertised_http {
+        return Err(ApiError::not_found(format!("Broker id '{id}' not found in available brokers.")));
+    }
+    let mut owned = Map::new();
+    for topic in broker.loaded_topics() {
+        let namespace = topic.name().namespace();
+        let policies = broker.namespace_policies(namespace).await?;
+        for pair in policies.bundles.iter().flat_map(|bundles| bundles.boundaries.windows(2)) {
+            owned.entry(format!("{namespace}/{}_{}", pair[0], pair[1])).or_insert_with(|| {
+                json!({ "broker_assignment": "shared", "is_controlled": false, "is_active": true })
+            });
+        }
+    }
+    Ok(Answer::Json(Value::Object(owned)))
+}
+
+pub(crate) async fn stats(call: &Call, path: &[&str]) -> Result<Answer> {
+    match (call.method(), path) {
+        ("GET", ["topics"]) => topics(&call.broker).await,
+        ("GET", ["metrics"]) => Ok(Answer::Json(metrics(&call.broker))),
+        ("GET", ["load-report"]) => Ok(Answer::Json(json!({
+            "webServiceUrl": format!("http://{}", call.broker.config().advertised_http),
+            "pulsarServiceUrl": format!("pulsar://{}", call.broker.config().advertised_pulsar),
+            "numTopics": call.broker.loaded_topics().len(),
+        }))),
+        _ => call.unsupported(),
+    }
+}
+
+/// Every loaded topic, by namespace, bundle and domain.
+async fn topics(broker: &Broker) -> Result<Answer> {
+    let mut namespaces = json!({});
+    for topic in broker.loaded_topics() {
+        let name = topic.name();
+        let stats = topic.stats(&StatsOptions::default()).await?;
+        let stats = serde_json::to_value(stats)
+            .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        namespaces[name.namespace().as_str()]["0x00000000_0xffffffff"][name.domain().as_str()][name.as_str()] = stats;
+    }
+    Ok(Answer::Json(namespaces))
+}
+
+/// The samples of `/metrics` as Pulsar's list of objects.
+fn metrics(broker: &Broker) -> Value {
+    let mut page = String::new();
+    geminga_broker::metrics::render(broker, &mut page);
+    let mut values = Map::new();
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        if let Some((name, value)) = line.rsplit_once(' ')
+            && let Ok(value) = value.parse::<f64>()
+        {
+            values.insert(name.to_owned(), json!(value));
+        }
+    }
+    json!([{ "metrics": values, "dimensions": {} }])
+}
+
+pub(crate) fn bookies(call: &Call, path: &[&str]) -> Result<Answer> {
+    match (call.method(), path) {
+        ("GET", ["racks-info"]) => Ok(Answer::Json(json!({}))),
+        ("GET", ["racks-info", bookie]) => {
+            Err(ApiError::not_found(format!("Bookie rack placement configuration not found: {bookie}")))
+        }
+        ("GET", ["all"]) => Ok(Answer::Json(json!({ "bookies": [{ "bookieId": "embedded" }] }))),
+        _ => call.unsupported(),
+    }
+}

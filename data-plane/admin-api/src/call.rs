@@ -1,0 +1,147 @@
+//! One request and its answer, between HTTP and the resources.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::Query;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use geminga_broker::Broker;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{ApiError, Result};
+
+/// A request, taken apart: resources match on the method and the segments of the path.
+pub(crate) struct Call {
+    pub broker: Arc<Broker>,
+    pub method: Method,
+    pub path: String,
+    /// Decoded, so a segment may contain a slash.
+    pub segments: Vec<String>,
+    query: HashMap<String, String>,
+    body: Bytes,
+}
+
+/// What a resource answers.
+pub(crate) enum Answer {
+    /// 204.
+    Nothing,
+    /// A value that is not set: 200 without a body, as Pulsar answers `null`.
+    Unset,
+    Json(Value),
+    Text(String),
+    Response(Response),
+}
+
+impl Call {
+    pub fn new(broker: Arc<Broker>, method: Method, uri: &Uri, body: Bytes) -> Result<Self> {
+        let segments = uri.path().split('/').filter(|part| !part.is_empty()).map(decode).collect::<Result<_>>()?;
+        let query = Query::try_from_uri(uri).map_err(|error| ApiError::bad_request(error.to_string()))?.0;
+        Ok(Self { broker, method, path: uri.path().to_owned(), segments, query, body })
+    }
+
+    pub fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query.get(name).map(String::as_str)
+    }
+
+    /// A query parameter that is `true` or not.
+    pub fn flag(&self, name: &str) -> bool {
+        self.query(name).is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    }
+
+    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
+        match self.query(name) {
+            None => Ok(None),
+            Some(text) => number(text).map(Some),
+        }
+    }
+
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.body).map_err(|error| ApiError::bad_request(format!("malformed body: {error}")))
+    }
+
+    /// The body, or the default when there is none.
+    pub fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T> {
+        if self.body.is_empty() || &self.body[..] == b"null" { Ok(T::default()) } else { self.json() }
+    }
+
+    /// For whatever no resource serves.
+    pub fn unsupported<T>(&self) -> Result<T> {
+        Err(ApiError::unsupported(format_args!("{} {}", self.method, self.path)))
+    }
+}
+
+impl Answer {
+    pub fn json(value: impl Serialize) -> Result<Self> {
+        match serde_json::to_value(value) {
+            Ok(value) => Ok(Self::Json(value)),
+            Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        }
+    }
+
+    pub fn optional(value: Option<impl Serialize>) -> Result<Self> {
+        value.map_or(Ok(Self::Unset), Self::json)
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Nothing => StatusCode::NO_CONTENT.into_response(),
+            Self::Unset => StatusCode::OK.into_response(),
+            Self::Json(value) => Json(value).into_response(),
+            Self::Text(text) => text.into_response(),
+            Self::Response(response) => response,
+        }
+    }
+}
+
+/// A number in a path or query.
+pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("'{text}' is not a valid number")))
+}
+
+/// One segment of a path. Clients encode names as forms do, so that a `+` is a space.
+fn decode(segment: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        match byte {
+            b'+' => bytes.push(b' '),
+            b'%' => {
+                let pair = tail.split_at_checked(2).and_then(|(pair, after)| {
+                    let value = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+                    Some((value, after))
+                });
+                let (value, after) =
+                    pair.ok_or_else(|| ApiError::bad_request(format!("malformed escape in '{segment}'")))?;
+                bytes.push(value);
+                rest = after;
+            }
+            other => bytes.push(other),
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| ApiError::bad_request(format!("'{segment}' is not UTF-8")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_decode_as_form_values() {
+        assert_eq!(decode("a%2Fb+c%C3%BC").unwrap(), "a/b cü");
+        for bad in ["%", "%2", "%zz", "%ff"] {
+            assert_eq!(decode(bad).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! `/admin/v2/clusters`
+
+use geminga_metadata::ClusterData;
+use serde_json::json;
+
+use crate::call::{Answer, Call};
+use crate::error::{ApiError, Result};
+
+pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
+    let broker = &call.broker;
+    match (call.method(), path) {
+        ("GET", []) => Answer::json(broker.metadata().list_clusters().await?),
+        ("GET", [name]) => Answer::json(get(call, name).await?),
+        ("PUT", [name]) => {
+            broker.create_cluster(name, &call.json()?).await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", [name]) => {
+            let data: ClusterData = call.json()?;
+            broker.update_cluster(name, move |cluster| cluster.clone_from(&data)).await?;
+            Ok(Answer::Nothing)
+        }
+        ("DELETE", [name]) => {
+            broker.delete_cluster(name).await?;
+            Ok(Answer::Nothing)
+        }
+        ("GET", [name, "peers"]) => Answer::json(get(call, name).await?.peer_cluster_names.unwrap_or_default()),
+        ("POST", [name, "peers"]) => {
+            let peers: Vec<String> = call.json()?;
+            for peer in &peers {
+                if broker.metadata().get_cluster(peer).await?.is_none() {
+                    return Err(ApiError::precondition(format!("Peer cluster {peer} does not exist")));
+                }
+            }
+            broker.update_cluster(name, move |cluster| cluster.peer_cluster_names = Some(peers.clone())).await?;
+            Ok(Answer::Nothing)
+        }
+        ("GET", [name, "failureDomains" | "namespaceIsolationPolicies"]) => {
+            get(call, name).await?;
+            Ok(Answer::Json(json!({})))
+        }
+        _ => call.unsupported(),
+    }
+}
+
+async fn get(call: &Call, name: &str) -> Result<ClusterData> {
+    let found = call.broker.metadata().get_cluster(name).await?;
+    found.map(|cluster| cluster.value).ok_or_else(|| ApiError::not_found("Cluster does not exist"))
+}

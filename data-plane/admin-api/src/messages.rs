@@ -1,0 +1,174 @@
+//! Single messages, as Pulsar's admin API hands them out: the payload as the body, everything else in headers.
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use geminga_broker::PeekedMessage;
+use geminga_model::{Position, TopicName};
+use geminga_wire_pulsar::proto;
+
+use crate::call::{Answer, Call};
+use crate::error::{ApiError, Result};
+use crate::topics::{existing, partitions};
+
+pub(crate) async fn by_id(call: &Call, name: &TopicName, position: Position) -> Result<Answer> {
+    if partitions(call, name).await? > 0 {
+        return Err(ApiError::not_allowed("GetMessageById is not allowed on partitioned-topic"));
+    }
+    answer(existing(call, name).await?.read_message(position).await?)
+}
+
+pub(crate) async fn examine(call: &Call, name: &TopicName) -> Result<Answer> {
+    if partitions(call, name).await? > 0 {
+        return Err(ApiError::not_allowed(
+            "Examine messages on a partitioned topic is not allowed, please try examine message on specific topic \
+             partition",
+        ));
+    }
+    let from_end = match call.query("initialPosition").unwrap_or("latest") {
+        "latest" => true,
+        "earliest" => false,
+        other => return Err(ApiError::bad_request(format!("unknown initial position '{other}'"))),
+    };
+    let nth = call.number("messagePosition")?.unwrap_or(1);
+    answer(existing(call, name).await?.examine(from_end, nth).await?)
+}
+
+pub(crate) fn answer(message: PeekedMessage) -> Result<Answer> {
+    let mut headers = Headers::default();
+    let metadata = &message.metadata;
+    headers.set("Message-ID", message.position);
+    headers.properties(metadata)?;
+    headers.set("publish-time", geminga_broker::iso_date(metadata.publish_time));
+    headers.set_time("event-time", metadata.event_time);
+    headers.set_time("deliver-at-time", metadata.deliver_at_time.and_then(|time| u64::try_from(time).ok()));
+    headers.set_some("Broker-Entry-METADATA-timestamp", message.broker_timestamp.map(geminga_broker::iso_date));
+    headers.set_some("Broker-Entry-METADATA-index", message.index);
+    headers.set_some("num-batch-message", metadata.num_messages_in_batch);
+    if metadata.num_messages_in_batch.is_some() {
+        headers.set("batch-size", message.payload.len());
+    }
+    headers.set("Is-Encrypted", !metadata.encryption_keys.is_empty());
+    headers.set("producer-name", &metadata.producer_name);
+    headers.set("sequence-id", metadata.sequence_id);
+    headers.set_some("replicated-from", metadata.replicated_from.as_ref());
+    headers.set_some("partition-key", metadata.partition_key.as_ref());
+    headers.set_some("partition-key-b64-encoded", metadata.partition_key_b64_encoded);
+    headers.set_some("highest-sequence-id", metadata.highest_sequence_id);
+    headers.set_some("marker-type", metadata.marker_type);
+    headers.set_some("null-value", metadata.null_value);
+    headers.set_some("null-partition-key", metadata.null_partition_key);
+    headers.set_some("uuid", metadata.uuid.as_ref());
+    headers.set_some("num-chunks-from-msg", metadata.num_chunks_from_msg);
+    headers.set_some("total-chunk-msg-size", metadata.total_chunk_msg_size);
+    headers.set_some("chunk-id", metadata.chunk_id);
+    headers.set_some("uncompressed-size", metadata.uncompressed_size.filter(|_| compression(metadata).is_some()));
+    headers.set_some("compression", compression(metadata));
+    headers.set("txn-uncommitted", false);
+    headers.map.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    Ok(Answer::Response((StatusCode::OK, headers.map, Body::from(message.payload)).into_response()))
+}
+
+/// The codec of a compressed payload, which is handed out as it is stored.
+fn compression(metadata: &proto::MessageMetadata) -> Option<&'static str> {
+    match proto::CompressionType::try_from(metadata.compression.unwrap_or(0)) {
+        Ok(proto::CompressionType::None) => None,
+        Ok(proto::CompressionType::Lz4) => Some("LZ4"),
+        Ok(proto::CompressionType::Zlib) => Some("ZLIB"),
+        Ok(proto::CompressionType::Zstd) => Some("ZSTD"),
+        Ok(proto::CompressionType::Snappy) => Some("SNAPPY"),
+        Err(_) => Some("UNKNOWN"),
+    }
+}
+
+#[derive(Default)]
+struct Headers {
+    map: HeaderMap,
+}
+
+impl Headers {
+    /// Sets `X-Pulsar-<name>`. What cannot be a header's value is left out: the payload still arrives.
+    fn set(&mut self, name: &str, value: impl std::fmt::Display) {
+        let name = HeaderName::try_from(format!("X-Pulsar-{name}"));
+        let value = HeaderValue::try_from(value.to_string());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            self.map.insert(name, value);
+        }
+    }
+
+    fn set_some(&mut self, name: &str, value: Option<impl std::fmt::Display>) {
+        if let Some(value) = value {
+            self.set(name, value);
+        }
+    }
+
+    fn set_time(&mut self, name: &str, ms: Option<u64>) {
+        self.set_some(name, ms.filter(|ms| *ms > 0).map(geminga_broker::iso_date));
+    }
+
+    /// All properties as one JSON object, and one by one for clients before 3.1.
+    fn properties(&mut self, metadata: &proto::MessageMetadata) -> Result<()> {
+        let all: std::collections::BTreeMap<&str, &str> =
+            metadata.properties.iter().map(|pair| (pair.key.as_str(), pair.value.as_str())).collect();
+        let json = serde_json::to_string(&all)
+            .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        self.set("PROPERTY", ascii(&json));
+        for (key, value) in all {
+            self.set(&format!("PROPERTY-{key}"), value);
+        }
+        Ok(())
+    }
+}
+
+/// JSON with everything beyond ASCII escaped, as headers want it.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    let mut units = [0u16; 2];
+    for character in json.chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut units) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_become_ascii_json() {
+        assert_eq!(ascii(r#"{"k":"ü😀"}"#), r#"{"k":"\u00fc\ud83d\ude00"}"#);
+    }
+
+    #[test]
+    fn a_message_becomes_headers_and_body() {
+        let metadata = proto::MessageMetadata {
+            producer_name: "p".into(),
+            sequence_id: 3,
+            publish_time: 1_795_519_700_129,
+            properties: vec![proto::KeyValue { key: "a b".into(), value: "1".into() }],
+            ..Default::default()
+        };
+        let message = PeekedMessage {
+            position: Position::new(4, 2),
+            metadata,
+            broker_timestamp: None,
+            index: Some(7),
+            payload: "probe".into(),
+        };
+        let Answer::Response(response) = answer(message).unwrap() else { panic!("not a response") };
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        assert_eq!(header("X-Pulsar-Message-ID"), Some("4:2"));
+        assert_eq!(header("X-Pulsar-PROPERTY"), Some(r#"{"a b":"1"}"#));
+        assert_eq!(header("X-Pulsar-publish-time"), Some("2026-11-24T11:28:20.129Z"));
+        assert_eq!(header("X-Pulsar-Broker-Entry-METADATA-index"), Some("7"));
+        assert_eq!(header("X-Pulsar-num-batch-message"), None);
+        assert_eq!(header("X-Pulsar-Is-Encrypted"), Some("false"));
+    }
+}

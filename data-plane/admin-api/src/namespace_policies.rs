@@ -1,0 +1,404 @@
+//! The policies of a namespace, one path each. Most get, set and clear one field of the stored policies: a table says
+//! which. A field that is not set is answered by an empty body, as Pulsar does.
+
+use geminga_broker::BrokerError;
+use geminga_metadata::Policies;
+use geminga_metadata::policies::{BACKLOG_QUOTA_SIZE, BacklogQuota};
+use geminga_model::NamespaceName;
+use serde_json::{Map, Value, json};
+
+use crate::call::{Answer, Call};
+use crate::error::{ApiError, Result};
+
+/// One path below a namespace.
+struct Policy {
+    path: &'static str,
+    /// Field of the stored JSON.
+    field: &'static str,
+    kind: Kind,
+    check: fn(&Value) -> Result<()>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Value,
+    /// Shown as this when it is not set.
+    Number(i64),
+    Flag(bool),
+    /// A map by cluster, of which the path concerns the local one.
+    OfCluster,
+}
+
+const fn value(path: &'static str, field: &'static str) -> Policy {
+    Policy { path, field, kind: Kind::Value, check: anything }
+}
+
+const fn checked(path: &'static str, field: &'static str, check: fn(&Value) -> Result<()>) -> Policy {
+    Policy { path, field, kind: Kind::Value, check }
+}
+
+const fn of_cluster(path: &'static str, field: &'static str) -> Policy {
+    Policy { path, field, kind: Kind::OfCluster, check: anything }
+}
+
+static POLICIES: &[Policy] = &[
+    checked("messageTTL", "message_ttl_in_seconds", check_ttl),
+    checked("subscriptionExpirationTime", "subscription_expiration_time_minutes", check_expiration),
+    value("deduplication", "deduplicationEnabled"),
+    value("deduplicationSnapshotInterval", "deduplicationSnapshotIntervalSeconds"),
+    checked("autoTopicCreation", "autoTopicCreationOverride", check_auto_creation),
+    value("autoSubscriptionCreation", "autoSubscriptionCreationOverride"),
+    checked("persistence", "persistence", check_persistence),
+    checked("retention", "retention_policies", check_retention),
+    value("subscriptionAuthMode", "subscription_auth_mode"),
+    value("encryptionRequired", "encryption_required"),
+    value("delayedDelivery", "delayed_delivery_policies"),
+    value("inactiveTopicPolicies", "inactive_topic_policies"),
+    checked("maxProducersPerTopic", "max_producers_per_topic", |v| not_negative("maxProducersPerTopic", v)),
+    checked("maxConsumersPerTopic", "max_consumers_per_topic", |v| not_negative("maxConsumersPerTopic", v)),
+    checked("maxConsumersPerSubscription", "max_consumers_per_subscription", |v| {
+        not_negative("maxConsumersPerSubscription", v)
+    }),
+    checked("maxUnackedMessagesPerConsumer", "max_unacked_messages_per_consumer", |v| {
+        not_negative("maxUnackedMessagesPerConsumer", v)
+    }),
+    checked("maxUnackedMessagesPerSubscription", "max_unacked_messages_per_subscription", |v| {
+        not_negative("maxUnackedMessagesPerSubscription", v)
+    }),
+    checked("maxSubscriptionsPerTopic", "max_subscriptions_per_topic", |v| {
+        not_negative("maxSubscriptionsPerTopic", v)
+    }),
+    Policy {
+        path: "maxTopicsPerNamespace",
+        field: "max_topics_per_namespace",
+        kind: Kind::Number(0),
+        check: |v| not_negative("maxTopicsPerNamespace", v),
+    },
+    checked("compactionThreshold", "compaction_threshold", |v| not_negative("compactionThreshold", v)),
+    value("offloadThreshold", "offload_threshold"),
+    value("offloadThresholdInSeconds", "offload_threshold_in_seconds"),
+    value("offloadDeletionLagMs", "offload_deletion_lag_ms"),
+    value("offloadPolicies", "offload_policies"),
+    value("schemaAutoUpdateCompatibilityStrategy", "schema_auto_update_compatibility_strategy"),
+    value("schemaCompatibilityStrategy", "schema_compatibility_strategy"),
+    Policy {
+        path: "isAllowAutoUpdateSchema",
+        field: "is_allow_auto_update_schema",
+        kind: Kind::Flag(true),
+        check: anything,
+    },
+    value("schemaValidationEnforced", "schema_validation_enforced"),
+    value("subscriptionTypesEnabled", "subscription_types_enabled"),
+    value("resourcegroup", "resource_group_name"),
+    value("properties", "properties"),
+    value("entryFilters", "entryFilters"),
+    value("allowedClusters", "allowed_clusters"),
+    value("replication", "replication_clusters"),
+    value("latencyStatsSampleRate", "latency_stats_sample_rate"),
+    Policy {
+        path: "dispatcherPauseOnAckStatePersistent",
+        field: "dispatcherPauseOnAckStatePersistentEnabled",
+        kind: Kind::Flag(false),
+        check: anything,
+    },
+    of_cluster("dispatchRate", "topicDispatchRate"),
+    of_cluster("subscriptionDispatchRate", "subscriptionDispatchRate"),
+    of_cluster("replicatorDispatchRate", "replicatorDispatchRate"),
+    of_cluster("subscribeRate", "clusterSubscribeRate"),
+    of_cluster("publishRate", "publishMaxMessageRate"),
+];
+
+pub(crate) async fn serve(call: &Call, name: &NamespaceName, path: &[&str]) -> Result<Answer> {
+    match (call.method(), path) {
+        ("GET", ["antiAffinity"] | ["persistence", "bookieAffinity"]) => {
+            call.broker.namespace_policies(name).await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", ["replication"]) => set_replication(call, name).await,
+        (_, ["backlogQuotaMap" | "backlogQuota"]) => backlog_quota(call, name).await,
+        (_, ["property", key, rest @ ..]) => property(call, name, key, rest).await,
+        ("DELETE", ["removeOffloadPolicies"]) => change(call, name, find("offloadPolicies")?, None).await,
+        ("POST" | "PUT", ["dispatcherPauseOnAckStatePersistent"]) => {
+            change(call, name, find("dispatcherPauseOnAckStatePersistent")?, Some(json!(true))).await
+        }
+        (method, [path]) => {
+            let Ok(policy) = find(path) else { return call.unsupported() };
+            match method {
+                "GET" => get(call, name, policy).await,
+                "POST" | "PUT" => {
+                    let wanted: Value = call.json_or_default()?;
+                    let wanted = Some(wanted).filter(|wanted| !wanted.is_null());
+                    change(call, name, policy, wanted).await
+                }
+                "DELETE" => change(call, name, policy, None).await,
+                _ => call.unsupported(),
+            }
+        }
+        _ => call.unsupported(),
+    }
+}
+
+fn find(path: &str) -> Result<&'static Policy> {
+    POLICIES
+        .iter()
+        .find(|policy| policy.path == path)
+        .ok_or_else(|| ApiError::unsupported(format_args!("policy {path}")))
+}
+
+async fn get(call: &Call, name: &NamespaceName, policy: &Policy) -> Result<Answer> {
+    let mut fields = to_fields(&call.broker.namespace_policies(name).await?)?;
+    let mut value = fields.remove(policy.field).unwrap_or_default();
+    if policy.kind == Kind::OfCluster {
+        value = value.get_mut(call.broker.config().cluster.as_str()).map(Value::take).unwrap_or_default();
+    }
+    Ok(match (value, policy.kind) {
+        (Value::Null, Kind::Number(default)) => Answer::Json(json!(default)),
+        (Value::Null, Kind::Flag(default)) => Answer::Json(json!(default)),
+        (Value::Null, _) => Answer::Unset,
+        (value, _) => Answer::Json(value),
+    })
+}
+
+/// Sets a field, or without a value returns it to its default.
+async fn change(call: &Call, name: &NamespaceName, policy: &Policy, wanted: Option<Value>) -> Result<Answer> {
+    if let Some(wanted) = &wanted {
+        (policy.check)(wanted)?;
+    }
+    let cluster = call.broker.config().cluster.clone();
+    call.broker
+        .update_namespace_policies(name, |policies| {
+            let mut fields = to_fields(policies).map_err(|error| BrokerError::BadRequest(error.reason))?;
+            match (policy.kind, &wanted) {
+                (Kind::OfCluster, wanted) => set_of_cluster(&mut fields, policy.field, &cluster, wanted.clone()),
+                (_, Some(wanted)) => drop(fields.insert(policy.field.to_owned(), normalized(policy, wanted.clone()))),
+                (_, None) => drop(fields.remove(policy.field)),
+            }
+            *policies = serde_json::from_value(Value::Object(fields))
+                .map_err(|error| BrokerError::BadRequest(format!("{}: {error}", policy.path)))?;
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
+}
+
+fn set_of_cluster(fields: &mut Map<String, Value>, field: &str, cluster: &str, wanted: Option<Value>) {
+    let by_cluster = fields.entry(field).or_insert_with(|| json!({}));
+    let Some(by_cluster) = by_cluster.as_object_mut() else { return };
+    match wanted {
+        Some(wanted) => drop(by_cluster.insert(cluster.to_owned(), wanted)),
+        None => drop(by_cluster.remove(cluster)),
+    }
+}
+
+pub(crate) const SCHEMA_STRATEGIES: &[&str] = &[
+    "UNDEFINED",
+    "ALWAYS_INCOMPATIBLE",
+    "ALWAYS_COMPATIBLE",
+    "BACKWARD",
+    "FORWARD",
+    "FULL",
+    "BACKWARD_TRANSITIVE",
+    "FORWARD_TRANSITIVE",
+    "FULL_TRANSITIVE",
+];
+
+/// An unknown strategy counts as undefined, as in Pulsar.
+fn normalized(policy: &Policy, wanted: Value) -> Value {
+    if policy.path == "schemaCompatibilityStrategy"
+        && !wanted.as_str().is_some_and(|strategy| SCHEMA_STRATEGIES.contains(&strategy))
+    {
+        return json!("UNDEFINED");
+    }
+    wanted
+}
+
+fn to_fields(policies: &Policies) -> Result<Map<String, Value>> {
+    match serde_json::to_value(policies) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(ApiError::bad_request("policies are not an object")),
+        Err(error) => Err(ApiError::bad_request(error.to_string())),
+    }
+}
+
+async fn set_replication(call: &Call, name: &NamespaceName) -> Result<Answer> {
+    let clusters: Vec<String> = call.json()?;
+    for cluster in &clusters {
+        if call.broker.metadata().get_cluster(cluster).await?.is_none() {
+            return Err(ApiError::new(
+                axum::http::StatusCode::FORBIDDEN,
+                format!("Invalid cluster id: {cluster}"),
+            ));
+        }
+    }
+    call.broker
+        .update_namespace_policies(name, |policies| {
+            policies.replication_clusters = clusters.iter().cloned().collect();
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
+}
+
+/// The kind of quota that a request is about.
+pub(crate) fn quota_type(call: &Call) -> &str {
+    call.query("backlogQuotaType").unwrap_or(BACKLOG_QUOTA_SIZE)
+}
+
+/// A quota with the fields that clients expect; `limit` is the old name of `limitSize`.
+pub(crate) fn parse_quota(call: &Call) -> Result<BacklogQuota> {
+    let mut quota: BacklogQuota = call.json()?;
+    let size = quota.limit_size.or(quota.limit);
+    quota.limit_size = size.or(Some(0));
+    quota.limit = quota.limit_size;
+    quota.limit_time.get_or_insert(0);
+    match quota.policy.as_deref() {
+        Some("producer_request_hold" | "producer_exception" | "consumer_backlog_eviction") => Ok(quota),
+        other => Err(ApiError::bad_request(format!("unknown backlog quota policy {other:?}"))),
+    }
+}
+
+async fn backlog_quota(call: &Call, name: &NamespaceName) -> Result<Answer> {
+    let kind = quota_type(call).to_owned();
+    let wanted = match call.method() {
+        "GET" => return Answer::json(call.broker.namespace_policies(name).await?.backlog_quota_map),
+        "POST" => Some(parse_quota(call)?),
+        "DELETE" => None,
+        _ => return call.unsupported(),
+    };
+    call.broker
+        .update_namespace_policies(name, |policies| {
+            let Some(quota) = &wanted else {
+                policies.backlog_quota_map.remove(&kind);
+                return Ok(());
+            };
+            if let Some(retention) = &policies.retention_policies
+                && exceeds(retention, quota)
+            {
+                return Err(BrokerError::PreconditionFailed(
+                    "Backlog Quota exceeds configured retention quota for namespace. Please increase retention quota \
+                     and retry"
+                        .into(),
+                ));
+            }
+            policies.backlog_quota_map.insert(kind.clone(), quota.clone());
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
+}
+
+/// Whether a backlog may grow larger than what retention keeps anyway, which Pulsar takes for a mistake.
+fn exceeds(retention: &geminga_metadata::policies::RetentionPolicies, quota: &BacklogQuota) -> bool {
+    let size = quota.limit_size.unwrap_or(-1);
+    retention.retention_size_in_mb > 0 && size >= 0 && size >= retention.retention_size_in_mb << 20
+}
+
+async fn property(call: &Call, name: &NamespaceName, key: &str, rest: &[&str]) -> Result<Answer> {
+    let change = match (call.method(), rest) {
+        ("GET", []) => {
+            let properties = call.broker.namespace_policies(name).await?.properties;
+            return Ok(properties.get(key).map_or(Answer::Unset, |value| Answer::Text(value.clone())));
+        }
+        ("PUT", [value]) => Some((*value).to_owned()),
+        ("DELETE", []) => None,
+        _ => return call.unsupported(),
+    };
+    let removed = call.broker.namespace_policies(name).await?.properties.remove(key);
+    call.broker
+        .update_namespace_policies(name, |policies| {
+            match &change {
+                Some(value) => policies.properties.insert(key.to_owned(), value.clone()),
+                None => policies.properties.remove(key),
+            };
+            Ok(())
+        })
+        .await?;
+    match (change, removed) {
+        (None, Some(removed)) => Ok(Answer::Text(removed)),
+        (None, None) => Ok(Answer::Unset),
+        _ => Ok(Answer::Nothing),
+    }
+}
+
+fn anything(_: &Value) -> Result<()> {
+    Ok(())
+}
+
+pub(crate) fn not_negative(what: &str, value: &Value) -> Result<()> {
+    match value.as_i64() {
+        Some(number) if number < 0 => Err(ApiError::precondition(format!("{what} must be 0 or more"))),
+        Some(_) => Ok(()),
+        None => Err(ApiError::bad_request(format!("{what} is a number"))),
+    }
+}
+
+fn check_ttl(value: &Value) -> Result<()> {
+    match value.as_i64() {
+        Some(ttl) if ttl < 0 => {
+            Err(ApiError::precondition("Invalid value for message TTL, message TTL must >= 0"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_expiration(value: &Value) -> Result<()> {
+    match value.as_i64() {
+        Some(minutes) if minutes < 0 => Err(ApiError::precondition("Invalid value for subscription expiration time")),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn check_retention(value: &Value) -> Result<()> {
+    let limit = |field: &str| value.get(field).and_then(Value::as_i64).unwrap_or(0);
+    let (time, size) = (limit("retentionTimeInMinutes"), limit("retentionSizeInMB"));
+    let refuse = |reason: &str| Err(ApiError::bad_request(format!("Invalid retention policy: {reason}")));
+    if size < -1 {
+        return refuse("size limit must be >= -1");
+    }
+    if time < -1 {
+        return refuse("time limit must be >= -1");
+    }
+    if (size == 0) != (time == 0) {
+        return refuse(
+            "Setting a single time or size limit to 0 is invalid when one of the limits has a non-zero value. \
+             Use the value of -1 instead of 0 to ignore a specific limit. To disable retention both limits must be \
+             set to 0.",
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn check_persistence(value: &Value) -> Result<()> {
+    let field = |name: &str| value.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let (ensemble, write, ack) =
+        (field("bookkeeperEnsemble"), field("bookkeeperWriteQuorum"), field("bookkeeperAckQuorum"));
+    if ensemble <= 0 || write <= 0 || ack <= 0 {
+        return Err(ApiError::bad_request("Bookkeeper Ensemble, WriteQuorum and AckQuorum must be greater than 0"));
+    }
+    if ensemble < write || write < ack {
+        return Err(ApiError::bad_request(format!(
+            "Bookkeeper Ensemble ({ensemble}) >= WriteQuorum ({write}) >= AckQuorum ({ack})"
+        )));
+    }
+    Ok(())
+}
+
+fn check_auto_creation(value: &Value) -> Result<()> {
+    let refuse = |detail: &str| {
+        Err(ApiError::precondition(format!(
+            "Invalid configuration for autoTopicCreationOverride. the detail is {detail}"
+        )))
+    };
+    if value.get("allowAutoTopicCreation").and_then(Value::as_bool) != Some(true) {
+        return Ok(());
+    }
+    let partitions = value.get("defaultNumPartitions").and_then(Value::as_i64);
+    match (value.get("topicType").and_then(Value::as_str), partitions) {
+        (Some("partitioned"), None) => refuse("[defaultNumPartitions] cannot be null when the type is partitioned."),
+        (Some("partitioned"), Some(partitions)) if partitions <= 0 => {
+            refuse("[defaultNumPartitions] cannot be less than 1 for partition type.")
+        }
+        (Some("partitioned" | "non-partitioned"), _) => Ok(()),
+        (other, _) => refuse(&format!("Unknown topic type [{}]", other.unwrap_or_default())),
+    }
+}

@@ -1,0 +1,216 @@
+//! Partitioned topics.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use geminga_broker::{BrokerError, Topic, TopicStats};
+use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::call::{Answer, Call};
+use crate::error::{ApiError, Result};
+use crate::topics::{existing, message_id, partitions, stats_options};
+
+/// More partitions than any topic needs: a bound on the work of one request.
+const PARTITIONS_MAX: u32 = 10_000;
+
+pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
+    match (call.method(), path) {
+        ("GET", ["partitions"]) => get(call, name).await,
+        ("PUT", ["partitions"]) => create(call, name).await,
+        ("POST", ["partitions"]) => grow(call, name).await,
+        ("DELETE", ["partitions"]) => {
+            call.broker.delete_partitioned(name, call.flag("force")).await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", ["createMissedPartitions"]) => {
+            let count = partitions(call, name).await?;
+            if count == 0 {
+                return Err(ApiError::not_found(format!("Topic {name} not found")));
+            }
+            call.broker.create_partitioned(name, count, BTreeMap::new()).await?;
+            Ok(Answer::Nothing)
+        }
+        ("GET", ["partitioned-stats"]) => stats(call, name).await,
+        ("GET", ["partitioned-internalStats"]) => internal_stats(call, name).await,
+        ("POST", ["terminate", "partitions"]) => {
+            let count = partitions(call, name).await?;
+            if count == 0 {
+                return Err(ApiError::not_allowed("Termination of a non-partitioned topic is not allowed using \
+                                                  partitioned-terminate, please use terminate commands"));
+            }
+            let ends = call.broker.terminate_partitioned(name, count).await?;
+            let ends = ends.into_iter().enumerate().map(|(index, end)| (index.to_string(), message_id(end, None, None)));
+            Ok(Answer::Json(Value::Object(ends.collect())))
+        }
+        _ => call.unsupported(),
+    }
+}
+
+pub(crate) async fn list(call: &Call, namespace: &NamespaceName, domain: TopicDomain) -> Result<Answer> {
+    call.broker.namespace_policies(namespace).await?;
+    let topics = call.broker.metadata().list_partitioned_topics(namespace, domain).await?;
+    Answer::json(topics.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>())
+}
+
+/// The topic, or each of its partitions.
+pub(crate) async fn each(call: &Call, name: &TopicName) -> Result<Vec<Arc<Topic>>> {
+    let count = partitions(call, name).await?;
+    if count == 0 {
+        return Ok(vec![existing(call, name).await?]);
+    }
+    let mut topics = Vec::with_capacity(count as usize);
+    for index in 0..count {
+        topics.push(existing(call, &name.partition(index)).await?);
+    }
+    Ok(topics)
+}
+
+async fn get(call: &Call, name: &TopicName) -> Result<Answer> {
+    let create = call.flag("checkAllowAutoCreation");
+    let partitions = match call.broker.partitions(name, create).await {
+        Err(BrokerError::NamespaceNotFound(_)) => return Err(ApiError::not_found("Namespace not found")),
+        other => other?,
+    };
+    let mut answer = json!({ "partitions": partitions, "deleted": false });
+    if let Some(record) = call.broker.metadata().get_partitioned_topic(name).await?
+        && !record.value.properties.is_empty()
+    {
+        answer["properties"] = json!(record.value.properties);
+    }
+    Ok(Answer::Json(answer))
+}
+
+/// The body: a number, or an object that has properties too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Wanted {
+    Number(i64),
+    Described {
+        partitions: i64,
+        #[serde(default)]
+        properties: Option<BTreeMap<String, String>>,
+    },
+}
+
+async fn create(call: &Call, name: &TopicName) -> Result<Answer> {
+    let (partitions, properties) = match call.json()? {
+        Wanted::Number(partitions) => (partitions, BTreeMap::new()),
+        Wanted::Described { partitions, properties } => (partitions, properties.unwrap_or_default()),
+    };
+    if name.is_partition() {
+        return Err(ApiError::precondition("Partitioned Topic Name should not contain '-partition-'"));
+    }
+    let partitions = checked(partitions)?;
+    match call.broker.create_new_partitioned(name, partitions, properties).await {
+        Err(BrokerError::NamespaceNotFound(_)) => Err(ApiError::not_found("Namespace not found")),
+        other => {
+            other?;
+            Ok(Answer::Nothing)
+        }
+    }
+}
+
+async fn grow(call: &Call, name: &TopicName) -> Result<Answer> {
+    let wanted = checked(call.json()?)?;
+    let current = partitions(call, name).await?;
+    if current > 0 && wanted < current {
+        return Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            format!("Desired partitions {wanted} can't be less than the current partitions {current}."),
+        ));
+    }
+    call.broker.grow_partitioned(name, wanted).await?;
+    Ok(Answer::Nothing)
+}
+
+fn checked(partitions: i64) -> Result<u32> {
+    match u32::try_from(partitions) {
+        Ok(partitions @ 1..=PARTITIONS_MAX) => Ok(partitions),
+        Ok(1..) => Err(ApiError::new(
+            StatusCode::NOT_ACCEPTABLE,
+            format!("Number of partitions should be less than or equal to {PARTITIONS_MAX}"),
+        )),
+        _ => Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "Number of partitions should be more than 0")),
+    }
+}
+
+/// The partitions of a topic that must be partitioned.
+async fn must_have_partitions(call: &Call, name: &TopicName) -> Result<u32> {
+    match partitions(call, name).await? {
+        0 => Err(ApiError::not_found(format!("Partitioned Topic {name} not found"))),
+        count => Ok(count),
+    }
+}
+
+async fn stats(call: &Call, name: &TopicName) -> Result<Answer> {
+    if name.is_partition() {
+        return Err(ApiError::precondition("Partitioned Topic Name should not contain '-partition-'"));
+    }
+    let count = must_have_partitions(call, name).await?;
+    let options = stats_options(call);
+    let mut total = TopicStats::default();
+    let mut each = serde_json::Map::new();
+    let per_partition = call.query("perPartition") != Some("false");
+    for index in 0..count {
+        let partition = name.partition(index);
+        let stats = existing(call, &partition).await?.stats(&options).await?;
+        total.add(&stats);
+        if per_partition {
+            each.insert(partition.to_string(), to_json(&stats)?);
+        }
+    }
+    let mut answer = to_json(&total)?;
+    answer["metadata"] = json!({ "partitions": count, "deleted": false });
+    answer["partitions"] = Value::Object(each);
+    Ok(Answer::Json(answer))
+}
+
+async fn internal_stats(call: &Call, name: &TopicName) -> Result<Answer> {
+    let count = must_have_partitions(call, name).await?;
+    let mut each = serde_json::Map::new();
+    for index in 0..count {
+        let partition = name.partition(index);
+        each.insert(partition.to_string(), to_json(&existing(call, &partition).await?.internal_stats())?);
+    }
+    Ok(Answer::Json(json!({
+        "metadata": { "partitions": count, "deleted": false },
+        "partitions": each,
+    })))
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+pub(crate) async fn properties(call: &Call, name: &TopicName) -> Result<Answer> {
+    let metadata = call.broker.metadata();
+    match call.method() {
+        "GET" => {
+            let record = metadata.get_partitioned_topic(name).await?;
+            return Answer::optional(record.map(|record| record.value.properties).filter(|map| !map.is_empty()));
+        }
+        "PUT" => {
+            let wanted: BTreeMap<String, String> = call.json()?;
+            metadata
+                .update_partitioned_topic(name, |record| {
+                    record.properties.extend(wanted.clone());
+                    Ok(())
+                })
+                .await?;
+        }
+        "DELETE" => {
+            let key = call.query("key").unwrap_or_default();
+            metadata
+                .update_partitioned_topic(name, |record| {
+                    record.properties.remove(key);
+                    Ok(())
+                })
+                .await?;
+        }
+        _ => return call.unsupported(),
+    }
+    Ok(Answer::Nothing)
+}

@@ -1,0 +1,243 @@
+//! Subscriptions of a topic. Most of what is asked of a partitioned topic's subscription is done on each partition.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use geminga_broker::{BrokerError, InitialPosition};
+use geminga_model::{Position, TopicName};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::call::{Answer, Call, number};
+use crate::error::{ApiError, Result};
+use crate::topics::{existing, partitions};
+use crate::{messages, partitioned};
+
+/// A message id in a body (Pulsar's `MessageIdImpl` and `ResetCursorData`).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MessageId {
+    ledger_id: i64,
+    entry_id: i64,
+    #[serde(default = "no_index")]
+    batch_index: i64,
+    #[serde(default)]
+    properties: Option<BTreeMap<String, String>>,
+}
+
+fn no_index() -> i64 {
+    -1
+}
+
+impl MessageId {
+    pub fn from_call(call: &Call) -> Result<Self> {
+        call.json()
+    }
+
+    pub fn position(&self) -> Position {
+        Position::from_wire(self.ledger_id as u64, self.entry_id as u64)
+    }
+
+    /// The earlier messages of the batch that the id points into, as an acknowledgement set (a bit for each that is not
+    /// acknowledged).
+    fn ack_set(&self) -> Vec<i64> {
+        let Ok(index @ 1..) = u32::try_from(self.batch_index) else { return Vec::new() };
+        let mut words = vec![0i64; (index / 64) as usize];
+        words.push(-1i64 << (index % 64));
+        words
+    }
+}
+
+pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, path: &[&str]) -> Result<Answer> {
+    match (call.method(), path) {
+        ("PUT", []) => create(call, name, subscription).await,
+        ("DELETE", []) => delete(call, name, subscription).await,
+        ("POST", ["skip", count]) => {
+            let count = number(count)?;
+            single(call, name, "Skip messages on a partitioned topic is not allowed").await?;
+            existing(call, name).await?.skip_messages(subscription, count).await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", ["skip_all"]) => {
+            for topic in partitioned::each(call, name).await? {
+                topic.clear_backlog(subscription).await?;
+            }
+            Ok(Answer::Nothing)
+        }
+        ("POST", ["resetcursor"]) => {
+            single(call, name, "Reset-cursor at position is not allowed for partitioned-topic").await?;
+            let id = MessageId::from_call(call)?;
+            existing(call, name).await?.seek(subscription, id.position(), &id.ack_set()).await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", ["resetcursor", time]) => {
+            let time = number(time)?;
+            for topic in partitioned::each(call, name).await? {
+                topic.reset_to_time(subscription, time).await?;
+            }
+            Ok(Answer::Nothing)
+        }
+        ("GET", ["position", nth]) => {
+            single(call, name, "Peek messages on a partitioned topic is not allowed").await?;
+            let nth: u64 = number(nth)?;
+            if nth == 0 {
+                return Err(ApiError::bad_request("messages are counted from 1"));
+            }
+            let peeked = existing(call, name).await?.peek(subscription, nth).await?;
+            messages::answer(peeked.ok_or_else(|| ApiError::not_found("Message not found"))?)
+        }
+        ("POST", ["expireMessages", seconds]) => {
+            let seconds = number(seconds)?;
+            let mut expired = 0;
+            for topic in partitioned::each(call, name).await? {
+                expired += topic.expire(subscription, seconds).await?;
+            }
+            if expired == 0 { Err(nothing_expired(name, subscription)) } else { Ok(Answer::Nothing) }
+        }
+        ("POST", ["expireMessages"]) => {
+            single(call, name, "Expire message at position is not supported for partitioned-topic").await?;
+            let position = MessageId::from_call(call)?.position();
+            existing(call, name).await?.expire_through(subscription, position).await?;
+            Ok(Answer::Nothing)
+        }
+        (_, ["properties"]) => properties(call, name, subscription).await,
+        ("GET", ["replicatedSubscriptionStatus"]) => {
+            let topics = partitioned::each(call, name).await?;
+            let status = topics.iter().map(|topic| (topic.name().to_string(), Value::Bool(false)));
+            Ok(Answer::Json(Value::Object(status.collect())))
+        }
+        ("POST", ["analyzeBacklog"]) => {
+            single(call, name, "Analyze backlog on a partitioned topic is not allowed").await?;
+            Answer::json(existing(call, name).await?.analyze_backlog(subscription).await?)
+        }
+        ("GET", ["explain"]) => explain(call, name, subscription).await,
+        _ => call.unsupported(),
+    }
+}
+
+/// Refuses what a partitioned topic cannot do as a whole.
+async fn single(call: &Call, name: &TopicName, refusal: &str) -> Result<()> {
+    if partitions(call, name).await? > 0 { Err(ApiError::not_allowed(refusal)) } else { Ok(()) }
+}
+
+pub(crate) async fn list(call: &Call, name: &TopicName) -> Result<Answer> {
+    let mut names = BTreeSet::new();
+    for topic in partitioned::each(call, name).await? {
+        names.extend(topic.subscription_names().iter().map(ToString::to_string));
+    }
+    Answer::json(names)
+}
+
+/// Creates a subscription that starts at the message in the body, or behind the last one. The topic comes into being
+/// where that is allowed.
+async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
+    let id: Option<MessageId> = call.json_or_default()?;
+    let initial = match id.as_ref().map(MessageId::position) {
+        None | Some(Position::LATEST) => InitialPosition::Latest,
+        Some(Position::EARLIEST) => InitialPosition::Earliest,
+        Some(start) => InitialPosition::After(Position { entry_id: start.entry_id - 1, ..start }),
+    };
+    let properties = id.and_then(|id| id.properties).unwrap_or_default();
+    let topics = if partitions(call, name).await? > 0 {
+        partitioned::each(call, name).await?
+    } else {
+        match call.broker.partitions(name, true).await {
+            Ok(0) => vec![call.broker.topic(name, true).await?],
+            Ok(_) => partitioned::each(call, name).await?,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let mut created = 0;
+    for topic in &topics {
+        match topic.create_subscription(&subscription.into(), initial, properties.clone(), true).await {
+            Ok(()) => created += 1,
+            Err(BrokerError::AlreadyExists(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // A subscription that was missing on some partitions only is completed.
+    if created == 0 { Err(ApiError::conflict("Subscription already exists for topic")) } else { Ok(Answer::Nothing) }
+}
+
+async fn delete(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
+    let force = call.flag("force");
+    let topics = partitioned::each(call, name).await?;
+    let mut deleted = 0;
+    for topic in &topics {
+        match topic.delete_subscription(subscription, None, force).await {
+            Ok(()) => deleted += 1,
+            Err(BrokerError::SubscriptionNotFound { .. }) if topics.len() > 1 => {}
+            Err(BrokerError::PreconditionFailed(_)) => {
+                return Err(ApiError::precondition("Subscription has active connected consumers"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if deleted == 0 { Err(ApiError::not_found("Subscription not found")) } else { Ok(Answer::Nothing) }
+}
+
+pub(crate) async fn expire_all(call: &Call, name: &TopicName, seconds: u64) -> Result<Answer> {
+    let mut expired = 0;
+    for topic in partitioned::each(call, name).await? {
+        for subscription in topic.subscription_names() {
+            expired += topic.expire(&subscription, seconds).await?;
+        }
+    }
+    if expired == 0 { Err(nothing_expired(name, "any")) } else { Ok(Answer::Nothing) }
+}
+
+fn nothing_expired(name: &TopicName, subscription: &str) -> ApiError {
+    ApiError::conflict(format!(
+        "Expire message by timestamp not issued on topic {name} for subscription {subscription} due to ongoing message \
+         expiration not finished or subscription almost catch up. If it's performed on a partitioned topic operation \
+         might succeeded on other partitions, please check stats of individual partition."
+    ))
+}
+
+async fn properties(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
+    let topics = partitioned::each(call, name).await?;
+    match call.method() {
+        "GET" => {
+            let mut all = BTreeMap::new();
+            for topic in topics {
+                all.extend(topic.subscription_properties(subscription)?);
+            }
+            Answer::json(all)
+        }
+        "PUT" => {
+            let wanted: BTreeMap<String, String> = call.json_or_default()?;
+            for topic in topics {
+                topic.set_subscription_properties(subscription, wanted.clone()).await?;
+            }
+            Ok(Answer::Nothing)
+        }
+        _ => call.unsupported(),
+    }
+}
+
+/// Our own: what each consumer has, and what blocks the subscription, per partition.
+async fn explain(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
+    if partitions(call, name).await? == 0 {
+        return Answer::json(existing(call, name).await?.explain(subscription)?);
+    }
+    let mut answer = json!({});
+    for topic in partitioned::each(call, name).await? {
+        answer[topic.name().as_str()] = topic.explain(subscription)?;
+    }
+    Ok(Answer::Json(answer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_index_acknowledges_what_is_before_it() {
+        let set = |index| {
+            MessageId { ledger_id: 1, entry_id: 2, batch_index: index, properties: None }.ack_set()
+        };
+        assert_eq!(set(-1), Vec::<i64>::new());
+        assert_eq!(set(0), Vec::<i64>::new());
+        assert_eq!(set(3), vec![-8]);
+        assert_eq!(set(64), vec![0, -1]);
+    }
+}

@@ -1,0 +1,28 @@
+//! `/admin/v2/tenants`
+
+use crate::call::{Answer, Call};
+use crate::error::{ApiError, Result};
+
+pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
+    let broker = &call.broker;
+    match (call.method(), path) {
+        ("GET", []) => Answer::json(broker.metadata().list_tenants().await?),
+        ("GET", [name]) => {
+            let found = broker.metadata().get_tenant(name).await?;
+            Answer::json(found.ok_or_else(|| ApiError::not_found("Tenant does not exist"))?.value)
+        }
+        ("PUT", [name]) => {
+            broker.create_tenant(name, &call.json_or_default()?).await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", [name]) => {
+            broker.update_tenant(name, &call.json_or_default()?).await?;
+            Ok(Answer::Nothing)
+        }
+        ("DELETE", [name]) => {
+            broker.delete_tenant(name, call.flag("force")).await?;
+            Ok(Answer::Nothing)
+        }
+        _ => call.unsupported(),
+    }
+}

@@ -1,0 +1,230 @@
+//! What a broker shows to Prometheus, with the names and labels of Pulsar's dashboards.
+//!
+//! By namespace, or by topic and subscription if the configuration wants that; never both under one name, so that sums
+//! are right. The busiest topics are always shown, under names of our own.
+
+use std::collections::BTreeMap;
+
+use geminga_observe::{Histogram, Labels, family, sample, sample_histogram};
+
+use crate::broker::Broker;
+use crate::topic::TopicFigures;
+
+/// Topics that are shown whatever the configuration says.
+const TOP_TOPICS: usize = 10;
+
+/// Times of a message's stages in the broker.
+#[derive(Debug, Default)]
+pub struct Stages {
+    /// From the hand-over to storage until it is durable.
+    pub append: Histogram,
+    /// From durable until its receipt is queued.
+    pub receipt: Histogram,
+    /// One choice of a dispatcher and its hand-over to connections.
+    pub dispatch: Histogram,
+    /// One read from storage for consumers that are behind.
+    pub read: Histogram,
+    /// From an acknowledgement that wants a receipt until it is durable.
+    pub ack: Histogram,
+}
+
+/// One family of gauges or counters over topics or namespaces.
+struct Figure {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    of: fn(&TopicFigures) -> f64,
+}
+
+const fn gauge(name: &'static str, help: &'static str, of: fn(&TopicFigures) -> f64) -> Figure {
+    Figure { name, kind: "gauge", help, of }
+}
+
+const fn counter(name: &'static str, help: &'static str, of: fn(&TopicFigures) -> f64) -> Figure {
+    Figure { name, kind: "counter", help, of }
+}
+
+static FIGURES: &[Figure] = &[
+    gauge("pulsar_subscriptions_count", "Subscriptions", |f| f.subscriptions as f64),
+    gauge("pulsar_producers_count", "Connected producers", |f| f.producers as f64),
+    gauge("pulsar_consumers_count", "Connected consumers", |f| f.consumers as f64),
+    gauge("pulsar_rate_in", "Messages per second coming in", |f| f.rate_in),
+    gauge("pulsar_rate_out", "Messages per second going out", |f| f.rate_out),
+    gauge("pulsar_throughput_in", "Bytes per second coming in", |f| f.throughput_in),
+    gauge("pulsar_throughput_out", "Bytes per second going out", |f| f.throughput_out),
+    counter("pulsar_in_messages_total", "Messages that came in", |f| f.messages_in as f64),
+    counter("pulsar_in_bytes_total", "Bytes that came in", |f| f.bytes_in as f64),
+    counter("pulsar_out_messages_total", "Messages that went out", |f| f.messages_out as f64),
+    counter("pulsar_out_bytes_total", "Bytes that went out", |f| f.bytes_out as f64),
+    gauge("pulsar_msg_backlog", "Entries that subscriptions have not acknowledged", |f| f.backlog as f64),
+    gauge("pulsar_storage_size", "Bytes stored", |f| f.storage_bytes as f64),
+    gauge("pulsar_storage_logical_size", "Bytes stored, without replicas", |f| f.storage_bytes as f64),
+    gauge("pulsar_storage_backlog_size", "Bytes behind the slowest subscription", |f| f.backlog_bytes as f64),
+    gauge("pulsar_storage_backlog_quota_limit", "Backlog quota in bytes, -1 without", |f| f.backlog_quota_bytes as f64),
+    gauge("pulsar_storage_offloaded_size", "Bytes in tiered storage", |_| 0.0),
+];
+
+static SUBSCRIPTION_FIGURES: &[(&str, &str)] = &[
+    ("pulsar_subscription_back_log", "Entries that are not acknowledged"),
+    ("pulsar_subscription_delayed", "Messages whose time has not come"),
+    ("pulsar_subscription_unacked_messages", "Messages that consumers hold"),
+    ("pulsar_subscription_consumers_count", "Connected consumers"),
+    ("pulsar_subscription_msg_rate_out", "Messages per second going out"),
+    ("pulsar_subscription_msg_throughput_out", "Bytes per second going out"),
+    ("pulsar_subscription_msg_rate_redeliver", "Messages per second delivered again"),
+];
+
+/// Appends the broker's metrics in Prometheus' text format.
+pub fn render(broker: &Broker, page: &mut String) {
+    let cluster = broker.config().cluster.as_str();
+    let topics: Vec<_> = broker.loaded_topics();
+    let figures: Vec<(String, String, TopicFigures)> = topics
+        .iter()
+        .map(|topic| (topic.name().namespace().to_string(), topic.name().to_string(), topic.figures()))
+        .collect();
+
+    family(page, "pulsar_version_info", "gauge", "Version of this broker");
+    let version = concat!("Geminga-", env!("CARGO_PKG_VERSION"));
+    sample(page, "pulsar_version_info", &[("cluster", cluster), ("version", version)], 1);
+    topics_count(page, cluster, &figures);
+    if broker.config().metrics_per_topic {
+        for figure in FIGURES {
+            family(page, figure.name, figure.kind, figure.help);
+            for (namespace, topic, of_topic) in &figures {
+                let labels: Labels = &[("cluster", cluster), ("namespace", namespace), ("topic", topic)];
+                sample(page, figure.name, labels, (figure.of)(of_topic));
+            }
+        }
+        subscriptions(page, cluster, &topics);
+    } else {
+        let mut namespaces: BTreeMap<&str, TopicFigures> = BTreeMap::new();
+        for (namespace, _, of_topic) in &figures {
+            namespaces.entry(namespace).or_default().add(of_topic);
+        }
+        for figure in FIGURES {
+            family(page, figure.name, figure.kind, figure.help);
+            for (namespace, sum) in &namespaces {
+                sample(page, figure.name, &[("cluster", cluster), ("namespace", namespace)], (figure.of)(sum));
+            }
+        }
+    }
+    broker_level(page, cluster, broker, &figures);
+    top_topics(page, cluster, figures);
+    stages(page, cluster, broker);
+}
+
+fn topics_count(page: &mut String, cluster: &str, figures: &[(String, String, TopicFigures)]) {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for (namespace, _, _) in figures {
+        *counts.entry(namespace).or_default() += 1;
+    }
+    family(page, "pulsar_topics_count", "gauge", "Topics that are loaded");
+    for (namespace, count) in counts {
+        sample(page, "pulsar_topics_count", &[("cluster", cluster), ("namespace", namespace)], count);
+    }
+}
+
+fn subscriptions(page: &mut String, cluster: &str, topics: &[std::sync::Arc<crate::topic::Topic>]) {
+    let all: Vec<_> = topics.iter().map(|topic| (topic.name().clone(), topic.subscription_figures())).collect();
+    for (index, (name, help)) in SUBSCRIPTION_FIGURES.iter().enumerate() {
+        family(page, name, "gauge", help);
+        for (topic, subscriptions) in &all {
+            for (subscription, figures) in subscriptions {
+                let labels: Labels = &[
+                    ("cluster", cluster),
+                    ("namespace", topic.namespace().as_str()),
+                    ("topic", topic.as_str()),
+                    ("subscription", subscription),
+                ];
+                sample(page, name, labels, figures[index]);
+            }
+        }
+    }
+}
+
+fn broker_level(page: &mut String, cluster: &str, broker: &Broker, figures: &[(String, String, TopicFigures)]) {
+    let mut sum = TopicFigures::default();
+    for (_, _, of_topic) in figures {
+        sum.add(of_topic);
+    }
+    let of_broker: [(&str, &str, f64); 7] = [
+        ("pulsar_broker_topics_count", "Topics that are loaded", figures.len() as f64),
+        ("pulsar_broker_producers_count", "Connected producers", sum.producers as f64),
+        ("pulsar_broker_consumers_count", "Connected consumers", sum.consumers as f64),
+        ("pulsar_broker_rate_in", "Messages per second coming in", sum.rate_in),
+        ("pulsar_broker_rate_out", "Messages per second going out", sum.rate_out),
+        ("pulsar_broker_msg_backlog", "Entries that are not acknowledged", sum.backlog as f64),
+        ("pulsar_broker_storage_size", "Bytes stored", sum.storage_bytes as f64),
+    ];
+    for (name, help, value) in of_broker {
+        family(page, name, "gauge", help);
+        sample(page, name, &[("cluster", cluster)], value);
+    }
+    let memory = broker.memory();
+    let budgets = [
+        ("publishing", &memory.publishing),
+        ("tail_cache", &memory.tail_cache),
+        ("read_ahead", &memory.read_ahead),
+        ("outbound", &memory.outbound),
+    ];
+    family(page, "geminga_memory_used_bytes", "gauge", "Bytes held, by purpose");
+    for (purpose, budget) in budgets {
+        sample(page, "geminga_memory_used_bytes", &[("purpose", purpose)], budget.used());
+    }
+    family(page, "geminga_memory_limit_bytes", "gauge", "Bytes that may be held, by purpose");
+    for (purpose, budget) in budgets {
+        sample(page, "geminga_memory_limit_bytes", &[("purpose", purpose)], budget.limit());
+    }
+}
+
+fn top_topics(page: &mut String, cluster: &str, mut figures: Vec<(String, String, TopicFigures)>) {
+    figures.retain(|(_, _, of)| of.rate_in + of.rate_out > 0.0);
+    figures.sort_by(|a, b| (b.2.rate_in + b.2.rate_out).total_cmp(&(a.2.rate_in + a.2.rate_out)));
+    figures.truncate(TOP_TOPICS);
+    let shown: [(&str, &str, fn(&TopicFigures) -> f64); 3] = [
+        ("geminga_top_topic_rate_in", "Messages per second into the busiest topics", |of| of.rate_in),
+        ("geminga_top_topic_rate_out", "Messages per second out of the busiest topics", |of| of.rate_out),
+        ("geminga_top_topic_msg_backlog", "Backlog of the busiest topics", |of| of.backlog as f64),
+    ];
+    for (name, help, of) in shown {
+        family(page, name, "gauge", help);
+        for (namespace, topic, of_topic) in &figures {
+            sample(page, name, &[("cluster", cluster), ("namespace", namespace), ("topic", topic)], of(of_topic));
+        }
+    }
+}
+
+fn stages(page: &mut String, cluster: &str, broker: &Broker) {
+    let stages = &broker.shared.stages;
+    let all = [
+        ("append", &stages.append),
+        ("receipt", &stages.receipt),
+        ("dispatch", &stages.dispatch),
+        ("read", &stages.read),
+        ("ack", &stages.ack),
+    ];
+    family(page, "geminga_stage_seconds", "histogram", "Time that a stage of a message's way takes");
+    for (stage, histogram) in all {
+        sample_histogram(page, "geminga_stage_seconds", &[("cluster", cluster), ("stage", stage)], histogram);
+    }
+}
+
+impl TopicFigures {
+    fn add(&mut self, other: &TopicFigures) {
+        self.producers += other.producers;
+        self.consumers += other.consumers;
+        self.subscriptions += other.subscriptions;
+        self.rate_in += other.rate_in;
+        self.throughput_in += other.throughput_in;
+        self.rate_out += other.rate_out;
+        self.throughput_out += other.throughput_out;
+        self.messages_in += other.messages_in;
+        self.bytes_in += other.bytes_in;
+        self.messages_out += other.messages_out;
+        self.bytes_out += other.bytes_out;
+        self.backlog += other.backlog;
+        self.storage_bytes += other.storage_bytes;
+        self.backlog_bytes += other.backlog_bytes;
+        self.backlog_quota_bytes = self.backlog_quota_bytes.max(other.backlog_quota_bytes);
+    }
+}

@@ -1,0 +1,144 @@
+//! Topics as operators create, grow and delete them.
+
+use std::collections::BTreeMap;
+
+use geminga_metadata::{MetadataError, TopicRecord};
+use geminga_model::{Position, TopicName};
+
+use crate::broker::Broker;
+use crate::error::{BrokerError, Result};
+use crate::shared::now_ms;
+use crate::topic::InitialPosition;
+
+impl Broker {
+    /// Creates a topic that is not partitioned.
+    pub async fn create_topic(&self, name: &TopicName, properties: BTreeMap<String, String>) -> Result<()> {
+        self.check_new_topic(name, 1).await?;
+        if name.is_partition() && !self.is_known_partition(name).await? {
+            return Err(BrokerError::PreconditionFailed(format!(
+                "Can't create topic {} with \"-partition-\" followed by numeric value if there isn't a partitioned \
+                 topic {} created.",
+                name.local_name(),
+                name.partitioned_base().local_name()
+            )));
+        }
+        let record = TopicRecord { created_at: now_ms(), properties, ..Default::default() };
+        match self.shared.metadata.create_topic(name, record).await {
+            Ok(_) => {
+                self.topic_list_changed(name.namespace());
+                Ok(())
+            }
+            Err(MetadataError::AlreadyExists { .. }) => Err(already_exists()),
+            Err(error) if error.is_not_found() => Err(BrokerError::NamespaceNotFound(name.namespace().to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Creates a partitioned topic that must not exist yet.
+    pub async fn create_new_partitioned(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        properties: BTreeMap<String, String>,
+    ) -> Result<()> {
+        self.check_new_topic(name, partitions as usize).await?;
+        self.create_partitioned(name, partitions, properties).await
+    }
+
+    /// Refuses a name that is taken, and topics above the namespace's limit.
+    async fn check_new_topic(&self, name: &TopicName, more: usize) -> Result<()> {
+        let policies = self.namespace_policies(name.namespace()).await?;
+        if policies.deleted {
+            return Err(BrokerError::NotAllowed(format!("namespace {} is being deleted", name.namespace())));
+        }
+        let metadata = &self.shared.metadata;
+        if metadata.get_partitioned_topic(name).await?.is_some() || metadata.get_topic(name).await?.is_some() {
+            return Err(already_exists());
+        }
+        let limit = policies.max_topics_per_namespace.filter(|limit| *limit > 0);
+        if let Some(limit) = limit {
+            let topics = metadata.list_topics(name.namespace(), name.domain()).await?;
+            if topics.iter().filter(|topic| !topic.is_system()).count() + more > limit as usize {
+                return Err(BrokerError::PreconditionFailed("Exceed maximum number of topics in namespace.".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds partitions. The subscriptions of the first partition exist on the new ones from their beginning, so that
+    /// nothing published there is missed.
+    pub async fn grow_partitioned(&self, name: &TopicName, partitions: u32) -> Result<()> {
+        let not_partitioned = || BrokerError::Conflict(format!("Topic {name} is not the partitioned topic."));
+        let Some(current) = self.shared.metadata.get_partitioned_topic(name).await? else {
+            return Err(not_partitioned());
+        };
+        let before = current.value.partitions;
+        let subscriptions = self.shared.metadata.list_subscriptions(&name.partition(0)).await?;
+        for index in before..partitions {
+            let partition = name.partition(index);
+            self.create_record(&partition, BTreeMap::new()).await?;
+            let topic = self.topic(&partition, false).await?;
+            for (subscription, record) in &subscriptions {
+                if subscription.starts_with("pulsar.") {
+                    continue;
+                }
+                let properties = record.value.properties.clone();
+                let subscription = subscription.as_str().into();
+                topic.create_subscription(&subscription, InitialPosition::Earliest, properties, false).await?;
+            }
+        }
+        // Clients see the new number only when all that belongs to it exists.
+        let updated = self
+            .shared
+            .metadata
+            .update_partitioned_topic(name, |record| {
+                record.partitions = record.partitions.max(partitions);
+                Ok(())
+            })
+            .await;
+        match updated {
+            Ok(_) => Ok(self.topic_list_changed(name.namespace())),
+            Err(error) if error.is_not_found() => Err(not_partitioned()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes a partitioned topic with its partitions. Unless forced, nobody may be connected to any of them.
+    pub async fn delete_partitioned(&self, name: &TopicName, force: bool) -> Result<()> {
+        let not_found = || BrokerError::NotFound(format!("Topic {name} not found."));
+        let Some(record) = self.shared.metadata.get_partitioned_topic(name).await? else {
+            return Err(not_found());
+        };
+        let partitions = record.value.partitions;
+        if !force {
+            let loaded = (0..partitions).filter_map(|index| self.loaded(&name.partition(index)));
+            if loaded.into_iter().any(|topic| topic.has_clients()) {
+                return Err(BrokerError::PreconditionFailed("Topic has active producers/subscriptions".into()));
+            }
+        }
+        for index in 0..partitions {
+            match self.delete_topic(&name.partition(index), force).await {
+                Ok(()) | Err(BrokerError::TopicNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match self.shared.metadata.delete_partitioned_topic(name).await {
+            Ok(()) => Ok(self.topic_list_changed(name.namespace())),
+            Err(error) if error.is_not_found() => Err(not_found()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends every partition; answers the last position of each.
+    pub async fn terminate_partitioned(&self, name: &TopicName, partitions: u32) -> Result<Vec<Position>> {
+        let mut ends = Vec::with_capacity(partitions as usize);
+        for index in 0..partitions {
+            ends.push(self.topic(&name.partition(index), false).await?.terminate().await?);
+        }
+        Ok(ends)
+    }
+}
+
+fn already_exists() -> BrokerError {
+    BrokerError::AlreadyExists("This topic already exists".into())
+}
