@@ -315,8 +315,10 @@ impl World {
         self.sub.check_invariants();
         let stats = self.sub.stats(self.topic.list());
         self.oracle.check_accounts(&stats);
-        let explanation = self.sub.explain(self.topic.list(), self.now);
-        assert!(!explanation.summary.is_empty());
+        if self.rng.random_bool(0.05) {
+            let explanation = self.sub.explain(self.topic.list(), self.now);
+            assert!(!explanation.summary.is_empty());
+        }
     }
 
     /// Everybody behaves: everything is delivered and acknowledged in the end.
