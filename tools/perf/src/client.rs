@@ -72,7 +72,8 @@ pub(crate) fn describe(code: Option<i32>, message: Option<&str>) -> String {
 }
 
 impl Session {
-    pub(crate) fn open(address: &str) -> Result<Self> {
+    pub(crate) fn open(target: &Target) -> Result<Self> {
+        let address = target.address.as_str();
         let stream = dial(address).with_context(|| format!("connect to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -84,16 +85,17 @@ impl Session {
             next_request: 1,
         };
         session
-            .handshake()
+            .handshake(target.proxied_to.clone())
             .with_context(|| format!("handshake with {address}"))?;
         Ok(session)
     }
 
-    fn handshake(&mut self) -> Result<()> {
+    fn handshake(&mut self, proxy_to_broker_url: Option<String>) -> Result<()> {
         self.send(&[proto::CommandConnect {
             client_version: concat!("geminga-perf-", env!("CARGO_PKG_VERSION")).to_owned(),
             auth_method_name: Some("none".to_owned()),
             protocol_version: Some(PROTOCOL_VERSION),
+            proxy_to_broker_url,
             feature_flags: Some(proto::FeatureFlags::default()),
             ..Default::default()
         }
@@ -204,34 +206,61 @@ impl Session {
     }
 }
 
-/// A topic that is no partitioned one, and the address of the broker that serves it.
+/// Where to connect to, as `host:port`, and the broker behind it if that is a proxy (or says it is: a standalone does).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Target {
+    address: String,
+    proxied_to: Option<String>,
+}
+
+impl Target {
+    /// `broker` as reached from the service URL `service`.
+    fn of(service: &str, broker: String, proxied: bool) -> Self {
+        if proxied && broker != service {
+            Self {
+                address: service.to_owned(),
+                proxied_to: Some(broker),
+            }
+        } else {
+            Self {
+                address: broker,
+                proxied_to: None,
+            }
+        }
+    }
+}
+
+/// A topic that is no partitioned one, and where it is served.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) topic: String,
-    pub(crate) address: String,
+    pub(crate) target: Target,
 }
 
 /// Finds topics and their partitions, keeping one connection per broker.
 pub(crate) struct Finder {
-    service: String,
-    sessions: HashMap<String, Session>,
+    service: Target,
+    sessions: HashMap<Target, Session>,
 }
 
 impl Finder {
     pub(crate) fn new(url: &str) -> Result<Self> {
+        let service = Target {
+            address: address_of(url)?,
+            proxied_to: None,
+        };
         Ok(Self {
-            service: address_of(url)?,
+            service,
             sessions: HashMap::new(),
         })
     }
 
-    fn session(&mut self, address: &str) -> Result<&mut Session> {
-        if !self.sessions.contains_key(address) {
-            self.sessions
-                .insert(address.to_owned(), Session::open(address)?);
+    fn session(&mut self, target: &Target) -> Result<&mut Session> {
+        if !self.sessions.contains_key(target) {
+            self.sessions.insert(target.clone(), Session::open(target)?);
         }
         self.sessions
-            .get_mut(address)
+            .get_mut(target)
             .context("the session was just put there")
     }
 
@@ -251,33 +280,33 @@ impl Finder {
                     .collect(),
             };
             for topic in parts {
-                let address = self
+                let target = self
                     .locate(&topic)
                     .with_context(|| format!("lookup of {topic}"))?;
-                places.push(Place { topic, address });
+                places.push(Place { topic, target });
             }
         }
         Ok(places)
     }
 
-    fn locate(&mut self, topic: &str) -> Result<String> {
-        let mut address = self.service.clone();
+    fn locate(&mut self, topic: &str) -> Result<Target> {
+        let mut target = self.service.clone();
         let mut authoritative = false;
         for _ in 0..MAX_REDIRECTS {
-            let response = self.session(&address)?.lookup(topic, authoritative)?;
-            if response.proxy_through_service_url() {
-                bail!("the cluster is behind a proxy, which is not supported");
-            }
+            let response = self.session(&target)?.lookup(topic, authoritative)?;
             let url = response
                 .broker_service_url
                 .as_deref()
                 .context("the answer has no pulsar:// address")?;
-            let broker = address_of(url)?;
+            target = Target::of(
+                &self.service.address,
+                address_of(url)?,
+                response.proxy_through_service_url(),
+            );
             if response.response() == LookupType::Connect {
-                return Ok(broker);
+                return Ok(target);
             }
             authoritative = response.authoritative();
-            address = broker;
         }
         bail!("redirected more than {MAX_REDIRECTS} times")
     }

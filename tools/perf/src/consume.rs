@@ -9,7 +9,7 @@ use geminga_wire_pulsar::proto::command_subscribe::{InitialPosition, SubType};
 use geminga_wire_pulsar::{Command, FrameRef, parse_payload, proto};
 
 use crate::args::{ConsumeArgs, Initial, numbered, thread_count, topic_names};
-use crate::client::{Finder, Place, Session, describe};
+use crate::client::{Finder, Place, Session, Target, describe};
 use crate::clock::{Clock, ns};
 use crate::consumer::{Consumer, message_count, payload_bytes, published};
 use crate::link::{Link, Outbox, poll, sharpen_timers};
@@ -78,21 +78,21 @@ struct ConnectionPlan {
 /// Opens the connections to each broker and subscribes, spread over them. Consumer ids count per connection.
 fn connect(args: &ConsumeArgs, places: &[Place]) -> Result<Vec<ConnectionPlan>> {
     let subscriptions = numbered(&args.subscription, args.subscriptions);
-    let mut wanted: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    let mut wanted: BTreeMap<&Target, Vec<(&str, &str)>> = BTreeMap::new();
     for place in places {
         for subscription in &subscriptions {
             let consumers = std::iter::repeat_n(
                 (place.topic.as_str(), subscription.as_str()),
                 args.consumers as usize,
             );
-            wanted.entry(&place.address).or_default().extend(consumers);
+            wanted.entry(&place.target).or_default().extend(consumers);
         }
     }
     let mut plans = Vec::new();
-    for (address, consumers) in wanted {
+    for (target, consumers) in wanted {
         let count = (args.connections as usize).min(consumers.len());
         for i in 0..count {
-            let mut session = Session::open(address)?;
+            let mut session = Session::open(target)?;
             let mine: Vec<_> = consumers.iter().copied().skip(i).step_by(count).collect();
             subscribe(&mut session, args, &mine, i, count)?;
             plans.push(ConnectionPlan {
@@ -313,10 +313,10 @@ impl Round<'_> {
                 message_permits,
             });
         }
-        if consumer.note(&message.message_id) {
-            if let Some(ack) = consumer.take_ack(message.consumer_id) {
-                out.command(ack);
-            }
+        if consumer.note(&message.message_id)
+            && let Some(ack) = consumer.take_ack(message.consumer_id)
+        {
+            out.command(ack);
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! `geminga perf` by itself.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 /// Load generator for the Pulsar protocol.
@@ -10,6 +12,12 @@ struct Cli {
     command: geminga_perf::PerfCommand,
 }
 
-fn main() -> anyhow::Result<()> {
-    geminga_perf::run(Cli::parse().command)
+fn main() -> ExitCode {
+    match geminga_perf::run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

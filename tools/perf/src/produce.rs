@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::args::{Outstanding, ProduceArgs, thread_count, topic_names};
-use crate::client::{Finder, Place, Session, describe};
+use crate::client::{Finder, Place, Session, Target, describe};
 use crate::clock::{Clock, ns};
 use crate::link::{Link, poll, sharpen_timers};
 use crate::producer::{Limits, Pace, Producer, Turn};
@@ -176,19 +176,19 @@ fn connect(
     places: &[Place],
     template: &Template,
 ) -> Result<Vec<ConnectionPlan>> {
-    let mut topics_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut topics_of: BTreeMap<&Target, Vec<&str>> = BTreeMap::new();
     for place in places {
-        let topics = topics_of.entry(&place.address).or_default();
+        let topics = topics_of.entry(&place.target).or_default();
         topics.extend(std::iter::repeat_n(
             place.topic.as_str(),
             args.producers as usize,
         ));
     }
     let mut plans = Vec::new();
-    for (address, topics) in topics_of {
+    for (target, topics) in topics_of {
         let count = (args.connections as usize).min(topics.len());
         for i in 0..count {
-            let mut session = Session::open(address)?;
+            let mut session = Session::open(target)?;
             if !template.fits(session.max_message_size) {
                 bail!(
                     "a batch of {} bytes is over the broker's limit of {} bytes",
@@ -350,8 +350,8 @@ impl Worker {
                 }
             }
             poll(&self.links, self.wait_ns(shared.clock.now()), &mut readable)?;
-            for link in 0..self.links.len() {
-                if readable[link] {
+            for (link, readable) in readable.iter().enumerate() {
+                if *readable {
                     self.receive(link, shared, index)?;
                 }
             }
