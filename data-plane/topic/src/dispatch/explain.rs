@@ -31,6 +31,8 @@ pub struct Explanation {
     pub max_unacked_messages: u32,
     /// Entries put aside for consumers that could not take them.
     pub waiting_entries: u64,
+    /// Of these, how many have a key in a hash range that no consumer covers.
+    pub uncovered_entries: u64,
     pub delayed_entries: u64,
     /// Milliseconds since the epoch.
     pub next_delayed_at: Option<u64>,
@@ -52,6 +54,8 @@ pub struct ConsumerExplanation {
     pub waits_for: Option<String>,
     /// Entries that wait for it.
     pub waiting_entries: u64,
+    /// So many wait that those from here on will be read again when it has caught up.
+    pub reads_again_from: Option<Position>,
     pub last_consumed_at: u64,
     pub last_acked_at: u64,
     pub ranges: Vec<RangeExplanation>,
@@ -97,6 +101,7 @@ impl Subscription {
             unacked_messages: core.unacked,
             max_unacked_messages: core.options.max_unacked_per_subscription,
             waiting_entries: 0,
+            uncovered_entries: 0,
             delayed_entries: core.delayed.len() as u64,
             next_delayed_at: core.delayed.next_due(),
             consumers: self.explain_consumers(),
@@ -105,9 +110,10 @@ impl Subscription {
         };
         match &self.dispatcher {
             Some(Dispatcher::SingleActive(_)) => explanation.unacked_messages = outstanding(core, list),
-            Some(Dispatcher::Shared(shared)) => explanation.waiting_entries = shared.replay.len() as u64,
+            Some(Dispatcher::Shared(shared)) => explanation.waiting_entries = shared.waiting() as u64,
             Some(Dispatcher::KeyShared(keyed)) => {
                 explanation.waiting_entries = keyed.waiting() as u64;
+                explanation.uncovered_entries = keyed.unassigned() as u64;
                 self.explain_hashes(&mut explanation, now);
             }
             None => {}
@@ -148,6 +154,10 @@ impl Subscription {
                 waiting_entries: match &self.dispatcher {
                     Some(Dispatcher::KeyShared(keyed)) => keyed.waiting_for(slot) as u64,
                     _ => 0,
+                },
+                reads_again_from: match &self.dispatcher {
+                    Some(Dispatcher::KeyShared(keyed)) => keyed.overflow_of(slot),
+                    _ => None,
                 },
                 last_consumed_at: consumer.last_consumed_at,
                 last_acked_at: consumer.last_acked_at,

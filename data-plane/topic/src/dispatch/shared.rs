@@ -1,6 +1,6 @@
 //! Shared: entries go round robin to the consumers that have permits, those of the highest priority first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use geminga_model::Position;
 use rustc_hash::FxHashMap;
@@ -15,10 +15,10 @@ const POSITION_BYTES: usize = size_of::<Position>() * 3 / 2;
 
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
-    /// Entries to deliver again, delayed ones whose time has come, and chunks whose consumer was busy.
-    pub replay: BTreeSet<Position>,
-    /// Those of them that are chunks, with the consumer that has the other chunks and could not take them.
-    waiting_chunks: FxHashMap<Position, Slot>,
+    /// Entries to deliver again, and delayed ones whose time has come.
+    replay: BTreeSet<Position>,
+    /// Chunks whose consumer, the one that has the others of the message, could not take them.
+    waiting_chunks: BTreeMap<Slot, BTreeSet<Position>>,
     turn: Turn,
     chunks: ChunkOwners,
     reads: ReadTurns,
@@ -52,6 +52,11 @@ impl Shared {
         self.chunks = ChunkOwners::default();
     }
 
+    /// Entries that were read and wait.
+    pub fn waiting(&self) -> usize {
+        self.replay.len() + self.waiting_chunks.values().map(BTreeSet::len).sum::<usize>()
+    }
+
     pub fn put_back(&mut self, position: Position) {
         self.replay.insert(position);
     }
@@ -59,7 +64,9 @@ impl Shared {
     pub fn removed(&mut self, slot: Slot) {
         self.turn = Turn::default();
         self.chunks.by_uuid.retain(|_, (owner, _)| *owner != slot);
-        self.waiting_chunks.retain(|_, owner| *owner != slot);
+        if let Some(chunks) = self.waiting_chunks.remove(&slot) {
+            self.replay.extend(chunks);
+        }
     }
 
     pub fn dispatch(
@@ -76,12 +83,23 @@ impl Shared {
         if let Some(from) = core.delayed.take_forgotten(now) {
             core.feed.go_back(from);
         }
+        self.recall_chunks(core);
         self.turn.end();
         let mut budget = Budget::new(max_bytes);
         let missing = self.dispatch_replays(core, now, reader, &mut budget, out);
         let wait = self.dispatch_new(core, now, reader, &mut budget, out);
         self.turn.end();
         self.reads.choose(missing, wait)
+    }
+
+    /// Chunks go out when their consumer can take some again.
+    fn recall_chunks(&mut self, core: &Core) {
+        let replay = &mut self.replay;
+        self.waiting_chunks.retain(|&slot, chunks| {
+            let permits = if core.is_available(slot) { core.consumers[slot].permits() } else { 0 };
+            replay.extend((0..permits).map_while(|_| chunks.pop_first()));
+            !chunks.is_empty()
+        });
     }
 
     /// Returns the entries that must be read first.
@@ -95,39 +113,23 @@ impl Shared {
     ) -> Vec<Position> {
         let mut missing = Vec::new();
         let mut from = Position::EARLIEST;
-        let mut looked_at = 0;
         while let Some(&position) = self.replay.range(from..).next() {
-            if budget.is_spent() || missing.len() >= MAX_MISSING || looked_at > 4 * MAX_MISSING {
+            if budget.is_spent() || missing.len() >= MAX_MISSING {
                 break;
             }
             from = position.next();
             if !core.is_wanted(reader.ledgers(), position) {
                 self.replay.remove(&position);
-                self.waiting_chunks.remove(&position);
                 continue;
             }
             let Some(slot) = self.turn.pick(core) else { break };
-            if self.waiting_chunks.get(&position).is_some_and(|&owner| !core.is_available(owner)) {
-                looked_at += 1;
-                continue;
-            }
             let Some(entry) = reader.get(position) else {
                 missing.push(position);
-                looked_at += 1;
                 continue;
             };
             budget.spend(entry.data.len());
-            match self.chunks.owner(core, &entry, slot) {
-                Ok(owner) => {
-                    self.replay.remove(&position);
-                    self.waiting_chunks.remove(&position);
-                    self.hand_over(core, now, owner, entry, out);
-                }
-                Err(owner) => {
-                    self.waiting_chunks.insert(position, owner);
-                    looked_at += 1;
-                }
-            }
+            self.replay.remove(&position);
+            self.hand_out(core, now, slot, entry, out);
         }
         missing
     }
@@ -147,7 +149,7 @@ impl Shared {
             if budget.is_spent() {
                 return DispatchWait::MoreWork;
             }
-            if self.replay.len() * POSITION_BYTES > core.options.look_ahead_bytes {
+            if self.waiting() * POSITION_BYTES > core.options.look_ahead_bytes {
                 return DispatchWait::Blocked(BlockReason::LookAheadFull);
             }
             let max_entries = core.feed.entries_for(core.available_permits());
@@ -183,7 +185,9 @@ impl Shared {
             return;
         }
         if core.feed.is_behind_frontier(position)
-            && (core.pending.contains_key(&position) || self.replay.contains(&position))
+            && (core.pending.contains_key(&position)
+                || self.replay.contains(&position)
+                || self.waiting_chunks.values().any(|chunks| chunks.contains(&position)))
         {
             return;
         }
@@ -191,18 +195,20 @@ impl Shared {
             core.delayed.add(entry.meta.deliver_at, position, 0);
             return;
         }
-        match self.chunks.owner(core, &entry, slot) {
-            Ok(owner) => self.hand_over(core, now, owner, entry, out),
-            Err(owner) => {
-                self.replay.insert(position);
-                self.waiting_chunks.insert(position, owner);
-            }
-        }
+        self.hand_out(core, now, slot, entry, out);
     }
 
-    fn hand_over(&mut self, core: &mut Core, now: u64, slot: Slot, entry: Entry, out: &mut Vec<Delivery>) {
-        self.turn.left = self.turn.left.saturating_sub(entry.meta.num_messages.max(1));
-        core.deliver(now, slot, entry, Some(0), out);
+    /// To the consumer with the turn, or to the one that has the other chunks of the message.
+    fn hand_out(&mut self, core: &mut Core, now: u64, turn: Slot, entry: Entry, out: &mut Vec<Delivery>) {
+        match self.chunks.owner(core, &entry, turn) {
+            Ok(owner) => {
+                self.turn.left = self.turn.left.saturating_sub(entry.meta.num_messages.max(1));
+                core.deliver(now, owner, entry, Some(0), out);
+            }
+            Err(owner) => {
+                self.waiting_chunks.entry(owner).or_default().insert(entry.position);
+            }
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(crate) struct Pending {
     pub hash: u16,
 }
 
+/// Slots that an empty map of what consumers hold may keep.
+const KEPT_SLOTS: usize = 16 << 10;
+
 /// Totals since the subscription was loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
@@ -154,6 +157,9 @@ impl Core {
         consumer.unacked -= u64::from(pending.messages);
         consumer.pending_entries -= 1;
         self.unacked -= u64::from(pending.messages);
+        if self.pending.is_empty() && self.pending.capacity() > KEPT_SLOTS {
+            self.pending = FxHashMap::default();
+        }
         Some(pending)
     }
 

@@ -114,7 +114,7 @@ impl Subscription {
             Some(Dispatcher::SingleActive(single)) => {
                 stats.active_consumer_name = single.active.map(|slot| core.consumers[slot].spec.name.clone());
             }
-            Some(Dispatcher::Shared(shared)) => stats.msg_in_replay = shared.replay.len() as u64,
+            Some(Dispatcher::Shared(shared)) => stats.msg_in_replay = shared.waiting() as u64,
             Some(Dispatcher::KeyShared(keyed)) => {
                 stats.msg_in_replay = keyed.waiting() as u64;
                 stats.key_shared_mode = Some(if keyed.selector.is_sticky() { "STICKY" } else { "AUTO_SPLIT" });
