@@ -10,21 +10,21 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
     match (call.method(), path) {
         ("GET", []) => Answer::json(broker.metadata().list_clusters().await?),
-        ("GET", [name]) => Answer::json(get(call, name).await?),
+        ("GET", [name]) => Answer::json(described(get(call, name).await?)),
         ("PUT", [name]) => {
             broker.create_cluster(name, &call.json()?).await?;
-            Ok(Answer::Nothing)
+            Ok(Answer::Unset)
         }
         ("POST", [name]) => {
             let data: ClusterData = call.json()?;
             broker.update_cluster(name, move |cluster| cluster.clone_from(&data)).await?;
-            Ok(Answer::Nothing)
+            Ok(Answer::Unset)
         }
         ("DELETE", [name]) => {
             broker.delete_cluster(name).await?;
             Ok(Answer::Nothing)
         }
-        ("GET", [name, "peers"]) => Answer::json(get(call, name).await?.peer_cluster_names.unwrap_or_default()),
+        ("GET", [name, "peers"]) => Answer::optional(get(call, name).await?.peer_cluster_names),
         ("POST", [name, "peers"]) => {
             let peers: Vec<String> = call.json()?;
             for peer in &peers {
@@ -35,12 +35,23 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             broker.update_cluster(name, move |cluster| cluster.peer_cluster_names = Some(peers.clone())).await?;
             Ok(Answer::Nothing)
         }
-        ("GET", [name, "failureDomains" | "namespaceIsolationPolicies"]) => {
+        ("GET", [name, "failureDomains"]) => {
             get(call, name).await?;
             Ok(Answer::Json(json!({})))
         }
+        ("GET", [name, "namespaceIsolationPolicies"]) => Err(ApiError::not_found(format!(
+            "NamespaceIsolationPolicies for cluster {name} does not exist"
+        ))),
         _ => call.unsupported(),
     }
+}
+
+/// A cluster as it is shown: with the flags that clients expect to be there.
+fn described(mut cluster: ClusterData) -> ClusterData {
+    for flag in ["brokerClientTlsEnabled", "tlsAllowInsecureConnection", "brokerClientTlsEnabledWithKeyStore"] {
+        cluster.extra.entry(flag).or_insert(false.into());
+    }
+    cluster
 }
 
 async fn get(call: &Call, name: &str) -> Result<ClusterData> {

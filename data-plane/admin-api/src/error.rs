@@ -68,9 +68,11 @@ impl From<BrokerError> for ApiError {
             BrokerError::SubscriptionNotFound { topic, subscription } => {
                 return Self::not_found(format!("Subscription {subscription} not found for topic {topic}"));
             }
-            BrokerError::AlreadyExists(_) | BrokerError::IncompatibleSchema(_) | BrokerError::ProducerFenced(_) => {
-                StatusCode::CONFLICT
-            }
+            BrokerError::NotFound(_) => StatusCode::NOT_FOUND,
+            BrokerError::AlreadyExists(_)
+            | BrokerError::Conflict(_)
+            | BrokerError::IncompatibleSchema(_)
+            | BrokerError::ProducerFenced(_) => StatusCode::CONFLICT,
             BrokerError::ConsumerBusy(_) | BrokerError::ProducerBusy(_) => StatusCode::PRECONDITION_FAILED,
             BrokerError::TopicTerminated(_) | BrokerError::NotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             BrokerError::ServiceNotReady(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -92,6 +92,7 @@ async fn serve(call: &Call) -> Result<Answer> {
         ["admin", "v2", "brokers", rest @ ..] => brokers::serve(call, rest).await,
         ["admin", "v2", "broker-stats", rest @ ..] => brokers::stats(call, rest).await,
         ["admin", "v2", "bookies", rest @ ..] => brokers::bookies(call, rest),
+        ["admin", "v2", "resourcegroups"] if call.method() == "GET" => Ok(Answer::Json(serde_json::json!([]))),
         ["admin", ..] => call.unsupported(),
         ["lookup", "v2", rest @ ..] => lookup::serve(call, rest).await,
         _ => Err(ApiError::not_found(format!("{} is not served here", call.path))),

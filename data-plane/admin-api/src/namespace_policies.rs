@@ -236,7 +236,7 @@ async fn set_replication(call: &Call, name: &NamespaceName) -> Result<Answer> {
             Ok(())
         })
         .await?;
-    Ok(Answer::Nothing)
+    Ok(Answer::Unset)
 }
 
 /// The kind of quota that a request is about.

@@ -181,7 +181,7 @@ async fn internal_stats(call: &Call, name: &TopicName) -> Result<Answer> {
     })))
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(value).map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 

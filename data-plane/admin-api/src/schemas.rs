@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::call::{Answer, Call, number};
 use crate::error::{ApiError, Result};
 use crate::namespaces;
+use crate::topics::now_ms;
 
 const KEY_VALUE: &str = "KEY_VALUE";
 
@@ -97,12 +98,11 @@ fn payload(call: &Call) -> Result<SchemaRecord> {
     let schema_type =
         schema_type_number(&kind).ok_or_else(|| ApiError::bad_request(format!("unknown schema type '{kind}'")))?;
     let data = if kind == KEY_VALUE { encode_key_value(&schema)? } else { schema.into_bytes() };
-    let timestamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Ok(SchemaRecord {
         schema_type,
         data,
         properties: properties.unwrap_or_default(),
-        timestamp: timestamp.map_or(0, |since| since.as_millis() as u64),
+        timestamp: now_ms(),
         user: String::new(),
         deleted: false,
     })

@@ -1,5 +1,7 @@
 //! `/admin/v2/tenants`
 
+use geminga_metadata::TenantInfo;
+
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
 
@@ -12,7 +14,9 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             Answer::json(found.ok_or_else(|| ApiError::not_found("Tenant does not exist"))?.value)
         }
         ("PUT", [name]) => {
-            broker.create_tenant(name, &call.json_or_default()?).await?;
+            let info: Option<TenantInfo> = call.json_or_default()?;
+            let info = info.ok_or_else(|| ApiError::precondition("TenantInfo is null"))?;
+            broker.create_tenant(name, &info).await?;
             Ok(Answer::Nothing)
         }
         ("POST", [name]) => {

@@ -2,6 +2,7 @@
 //! topic's own, else its namespace's, else the broker's default.
 
 use geminga_broker::BrokerError;
+use geminga_metadata::policies::{BACKLOG_QUOTA_AGE, BACKLOG_QUOTA_SIZE, BacklogQuota};
 use geminga_metadata::{Policies, TopicPolicies};
 use geminga_model::TopicName;
 use serde_json::{Map, Value, json};
@@ -230,7 +231,7 @@ async fn change(call: &Call, name: &TopicName, policy: &Policy, wanted: Option<V
 /// A backlog quota that what is retained anyway would exceed is taken for a mistake, as in Pulsar.
 fn check_quota_fits(policies: &TopicPolicies, namespace: &Policies) -> geminga_broker::Result<()> {
     let Some(retention) = &policies.retention_policies else { return Ok(()) };
-    let kind = geminga_metadata::policies::BACKLOG_QUOTA_SIZE;
+    let kind = BACKLOG_QUOTA_SIZE;
     let quota = policies.backlog_quota_map.get(kind).or_else(|| namespace.backlog_quota_map.get(kind));
     let limit = quota.and_then(|quota| quota.limit_size.or(quota.limit)).unwrap_or(-1);
     if retention.retention_size_in_mb > 0 && limit > 0 && limit >= retention.retention_size_in_mb << 20 {
@@ -248,8 +249,13 @@ async fn backlog_quota(call: &Call, name: &TopicName) -> Result<Answer> {
     let wanted = match call.method() {
         "GET" => {
             let mut quotas = call.broker.topic_policies(name).await?.backlog_quota_map;
-            if call.flag("applied") && quotas.is_empty() {
-                quotas = namespace.backlog_quota_map;
+            if call.flag("applied") {
+                for (kind, quota) in namespace.backlog_quota_map {
+                    quotas.entry(kind).or_insert(quota);
+                }
+                for kind in [BACKLOG_QUOTA_SIZE, BACKLOG_QUOTA_AGE] {
+                    quotas.entry(kind.to_owned()).or_insert_with(no_quota);
+                }
             }
             return Answer::json(quotas);
         }
@@ -267,6 +273,16 @@ async fn backlog_quota(call: &Call, name: &TopicName) -> Result<Answer> {
         })
         .await?;
     Ok(Answer::Nothing)
+}
+
+fn no_quota() -> BacklogQuota {
+    BacklogQuota {
+        limit: Some(-1),
+        limit_size: Some(-1),
+        limit_time: Some(-1),
+        policy: Some("producer_request_hold".into()),
+        ..BacklogQuota::default()
+    }
 }
 
 /// One object for clients, three fields in store.

@@ -33,9 +33,7 @@ async fn of_topic(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer
     match (call.method(), path) {
         ("PUT", []) => create(call, name).await,
         ("DELETE", []) => delete(call, name).await,
-        ("GET", ["stats"]) => {
-            Answer::json(existing(call, name).await?.stats(&stats_options(call)).await?)
-        }
+        ("GET", ["stats"]) => stats(call, name).await,
         ("GET", ["internalStats"]) => Answer::json(existing(call, name).await?.internal_stats()),
         ("GET", ["internal-info"]) => internal_info(call, name).await,
         ("GET", ["lastMessageId"]) => last_message_id(call, name).await,
@@ -124,6 +122,19 @@ pub(crate) fn stats_options(call: &Call) -> geminga_broker::StatsOptions {
         exclude_publishers: call.flag("excludePublishers"),
         exclude_consumers: call.flag("excludeConsumers"),
     }
+}
+
+async fn stats(call: &Call, name: &TopicName) -> Result<Answer> {
+    let stats = existing(call, name).await?.stats(&stats_options(call)).await?;
+    let mut answer = partitioned::to_json(&stats)?;
+    if !name.is_persistent() {
+        answer["msgDropRate"] = json!(0.0);
+    }
+    Ok(Answer::Json(answer))
+}
+
+pub(crate) fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 async fn create(call: &Call, name: &TopicName) -> Result<Answer> {
@@ -243,5 +254,6 @@ async fn backlog(call: &Call, name: &TopicName) -> Result<Answer> {
         "topicName": format!("{}/{}/{}", name.namespace(), name.domain(), name.local_name()),
         "dataLedgerDetails": stats.ledgers,
         "cursorDetails": cursors,
+        "statGeneratedAt": now_ms(),
     })))
 }

@@ -79,7 +79,9 @@ impl Topic {
             total_size: list.total_size(),
             current_ledger_entries: last.map_or(0, |span| span.entries),
             current_ledger_size: last.map_or(0, |span| span.size),
-            last_ledger_created_timestamp: last.map(|span| iso_date(span.timestamp_ms)),
+            last_ledger_created_timestamp: Some(iso_date(
+                last.map_or(state.record.current.created_at, |span| span.timestamp_ms),
+            )),
             last_ledger_creation_failure_timestamp: None,
             waiting_cursors_count: state.subscriptions.values().filter(caught_up).count() as u64,
             pending_add_entries_count: 0,
@@ -142,6 +144,9 @@ impl Topic {
         let mut info = json!({
             "version": state.record.version,
             "creationDate": iso_date(record.created_at),
+            "modificationDate": iso_date(
+                record.ledgers.last().map_or(record.created_at, |ledger| ledger.timestamp.max(record.created_at)),
+            ),
             "ledgers": ledgers,
             "cursors": cursors,
         });
