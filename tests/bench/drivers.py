@@ -1,0 +1,136 @@
+"""Load generators around one server, and the meter of what the server used meanwhile."""
+import json
+import os
+import re
+import resource
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+
+from harness import procfs, servers
+
+# What the Java client allows by itself to be in flight; without a bound pulsar-perf only measures its own queue.
+PERF_IN_FLIGHT = ["-ml", "64M"]
+
+
+class Meter:
+    """Server CPU, memory and the share of other work between `with` and its end, in `result`. Messages are added later."""
+
+    def __init__(self, pid):
+        self.pid, self.result, self.peak_pss_mib, self.running = pid, {}, 0, True
+
+    def __enter__(self):
+        procfs.reset_peak(self.pid)
+        self.before = self.now()
+        self.thread = threading.Thread(target=self.sample, daemon=True)
+        self.thread.start()
+        return self
+
+    def now(self):
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return procfs.cpu_s(self.pid), children.ru_utime + children.ru_stime, procfs.machine_busy_s(), time.monotonic()
+
+    def sample(self):
+        while self.running:
+            try:
+                self.peak_pss_mib = max(self.peak_pss_mib, procfs.pss_mib(self.pid))
+            except OSError:
+                return
+            time.sleep(2)
+
+    def __exit__(self, *_):
+        server, drivers, busy, wall = (after - before for before, after in zip(self.before, self.now()))
+        self.running = False
+        self.thread.join()
+        self.result = {
+            "server_cpu_s": round(server, 2),
+            "driver_cpu_s": round(drivers, 2),
+            "other_cpu": round(max(0.0, busy - server - drivers) / wall / os.cpu_count(), 3),
+            "rss_peak_mib": round(procfs.rss_peak_mib(self.pid), 1),
+            "pss_peak_mib": round(max(self.peak_pss_mib, procfs.pss_mib(self.pid)), 1),
+        }
+
+    def of(self, messages):
+        """The result, with messages per second of server CPU."""
+        return {**self.result, "messages": messages, "msg_per_server_cpu_s": round(messages / max(self.result["server_cpu_s"], 0.01))}
+
+
+class Bench:
+    """One server with its generators."""
+
+    def __init__(self, options, server):
+        self.options, self.server = options, server
+        self.warmed = False
+
+    def topic(self, name):
+        return f"persistent://public/default/{name}-{uuid.uuid4().hex[:8]}"
+
+    def admin(self, method, path, body=None):
+        return servers.admin(self.server.admin_url, method, path, body)
+
+    def subscribe(self, topic, name):
+        self.admin("PUT", f"{topic}/subscription/{name}")
+
+    def backlog(self, topic):
+        """Entries (or messages, as the server counts) that the subscriptions have not acknowledged."""
+        return sum(s["msgBacklog"] for s in self.admin("GET", f"{topic}/stats")["subscriptions"].values())
+
+    def consumers(self, topic):
+        return sum(len(s["consumers"]) for s in self.admin("GET", f"{topic}/stats")["subscriptions"].values())
+
+    def drop(self, topic):
+        try:
+            self.admin("DELETE", f"{topic}?force=true")
+        except OSError:
+            pass
+
+    def warm_up(self):
+        """A JVM needs load before it is as fast as it gets; Geminga gets the same."""
+        if not self.warmed:
+            topic = self.topic("warm-up")
+            self.pulsar_perf(["produce", "-s", "1024", "-r", "1000000", "-time", "20", *PERF_IN_FLIGHT, topic], 60)
+            self.drop(topic)
+            self.warmed = True
+
+    def pulsar_perf(self, arguments, limit_s):
+        """Runs pulsar-perf to its end; messages and what it printed."""
+        with tempfile.TemporaryDirectory(dir=self.options.work) as logs:
+            environment = {**os.environ, "PULSAR_LOG_DIR": logs, "PULSAR_LOG_IMMEDIATE_FLUSH": "true",
+                           "PULSAR_EXTRA_OPTS": "-Xms1g -Xmx1g -XX:MaxDirectMemorySize=2g -Dio.netty.leakDetection.level=disabled"}
+            done = subprocess.run([f"{self.options.pulsar}/bin/pulsar-perf", arguments[0], "-u", self.server.pulsar_url, *arguments[1:]],
+                                  env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  text=True, timeout=limit_s)
+        found = re.findall(r"Aggregated throughput stats --- ([\d,.]+) records", done.stdout)
+        if not found:
+            raise RuntimeError(f"pulsar-perf printed no result:\n{done.stdout[-1500:]}")
+        return int(float(found[-1].replace(",", ""))), done.stdout
+
+    def perf(self, *arguments):
+        """Starts `geminga perf`; result() of it waits for its end."""
+        command = [self.options.geminga, "perf", arguments[0], "--url", self.server.pulsar_url, "--json", *map(str, arguments[1:])]
+        return Perf(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+
+    def wait_consumers(self, topic, count, limit_s=30):
+        end = time.monotonic() + limit_s
+        while self.consumers(topic) < count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{count} consumers did not connect")
+            time.sleep(0.1)
+
+
+class Perf:
+    def __init__(self, process):
+        self.process = process
+
+    def result(self, limit_s):
+        try:
+            out, errors = self.process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, errors = self.process.communicate()
+            raise RuntimeError(f"geminga perf did not end within {limit_s} s:\n{errors[-1500:]}") from None
+        if self.process.returncode != 0:
+            raise RuntimeError(f"geminga perf failed:\n{errors[-1500:]}")
+        return json.loads(out.strip().splitlines()[-1])
