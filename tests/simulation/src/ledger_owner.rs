@@ -35,7 +35,8 @@ pub enum Plant {
 const LEDGER: ManagedLedgerConfig =
     ManagedLedgerConfig { max_ledger_bytes: 1500, max_ledger_entries: 20, max_ledger_age_ms: 5000 };
 const LOG: CursorLogConfig = CursorLogConfig {
-    max_entry_bytes: 1024,
+    max_entry_bytes: 128,
+    max_write_bytes: 100,
     rotate_bytes: 700,
     snapshot_step_bytes: 200,
     max_writes: 2,

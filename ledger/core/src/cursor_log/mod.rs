@@ -42,8 +42,10 @@ use record::{EntryReader, EntryWriter, ReadyEntry};
 /// Sizes, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct CursorLogConfig {
-    /// Of one entry; longer records are split. At least 1 KiB.
+    /// Of one entry; longer records are split. At least 128.
     pub max_entry_bytes: usize,
+    /// Of the entries handed out as one write (which holds at least one).
+    pub max_write_bytes: u64,
     /// A new ledger is begun when deltas take this much of the current one, or as much as snapshots do.
     pub rotate_bytes: u64,
     /// How much is written as snapshots, out of old ledgers, before deltas that arrived meanwhile.
@@ -58,6 +60,7 @@ impl Default for CursorLogConfig {
     fn default() -> CursorLogConfig {
         CursorLogConfig {
             max_entry_bytes: 1 << 20,
+            max_write_bytes: 4 << 20,
             rotate_bytes: 64 << 20,
             snapshot_step_bytes: 256 << 10,
             max_writes: 4,
@@ -133,7 +136,7 @@ enum Save {
 
 impl CursorLog {
     pub fn new(config: CursorLogConfig) -> CursorLog {
-        assert!(config.max_entry_bytes >= 1024, "an entry of the cursor log holds at least 1 KiB");
+        assert!(config.max_entry_bytes >= 128, "an entry of the cursor log holds at least 128 bytes");
         CursorLog {
             config,
             store: Generations::default(),
@@ -435,7 +438,7 @@ impl CursorLog {
         self.writer.seal(&mut |entry| ready.push_back(entry));
         let first = self.next_entry;
         let (mut entries, mut bytes, mut completes) = (Vec::new(), 0u64, 0);
-        while let Some(entry) = ready.pop_front_if(|_| bytes < 4 * self.config.max_entry_bytes as u64) {
+        while let Some(entry) = ready.pop_front_if(|_| bytes < self.config.max_write_bytes) {
             bytes += entry.bytes.len() as u64;
             completes = entry.completes;
             entries.push(entry.bytes);

@@ -6,6 +6,7 @@ use geminga_ledger::cursor_log::*;
 use geminga_ledger::ledger_list::{LedgerList, LedgerSpan};
 use geminga_ledger::managed_ledger::WriteError;
 use geminga_model::Position;
+use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn pos(ledger_id: u64, entry_id: i64) -> Position {
@@ -79,7 +80,7 @@ impl Disk {
 }
 
 fn tiny() -> CursorLogConfig {
-    CursorLogConfig { max_entry_bytes: 1024, rotate_bytes: 4096, snapshot_step_bytes: 512, max_writes: 2, max_old_ledgers: 2 }
+    CursorLogConfig { max_entry_bytes: 1024, max_write_bytes: 4096, rotate_bytes: 4096, snapshot_step_bytes: 512, max_writes: 2, max_old_ledgers: 2 }
 }
 
 #[test]
@@ -149,6 +150,20 @@ fn damaged_entries_are_errors() {
         log.replay_ledger(1);
         assert!(log.replay_entry(&damaged).is_err(), "byte {at}");
         assert!(log.replay_entry(&entry[..at]).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    /// Entries whose checksum is right and whose content is anything.
+    #[test]
+    fn replay_survives_any_content(entries in prop::collection::vec(prop::collection::vec(0u8..12, 0..60), 1..4)) {
+        let mut log = CursorLog::new(tiny());
+        log.replay_ledger(1);
+        for body in entries {
+            let entry = [&[1u8][..], &crc_fast::crc32_iscsi(&body).to_le_bytes(), &body].concat();
+            let _ = log.replay_entry(&entry);
+        }
     }
 }
 
