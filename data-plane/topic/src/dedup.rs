@@ -215,7 +215,8 @@ impl Deduplication {
         let mut dedup = Deduplication::new();
         for _ in 0..count {
             let length = u32::from_le_bytes(take(&mut bytes)?) as usize;
-            let name = bytes.get(..length).and_then(|name| std::str::from_utf8(name).ok()).ok_or(SnapshotError::Damaged)?;
+            let name =
+                bytes.get(..length).and_then(|name| std::str::from_utf8(name).ok()).ok_or(SnapshotError::Damaged)?;
             bytes = &bytes[length..];
             let persisted = Some(u64::from_le_bytes(take(&mut bytes)?));
             let last_active = u64::from_le_bytes(take(&mut bytes)?).min(now);

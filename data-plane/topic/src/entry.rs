@@ -110,7 +110,10 @@ pub struct Delivery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DispatchWait {
     /// Entries from here on are to be read, about so many.
-    NeedRead { from: Position, max_entries: usize },
+    NeedRead {
+        from: Position,
+        max_entries: usize,
+    },
     /// Single entries are to be read (redeliveries and entries that were skipped over), in this order.
     NeedEntries(Vec<Position>),
     /// Everything confirmed was handed out or is held by a consumer.

@@ -20,6 +20,7 @@ pub mod tail_cache;
 pub use dispatch::explain::{ConsumerExplanation, Explanation, HashBlock, RangeExplanation};
 pub use entry::{BlockReason, Delivery, DispatchWait, Entry, EntryFlags, EntryMeta, EntryReader, Ready};
 pub use subscription::{
-    AckError, AckRequest, AckSummary, ConsumerKey, ConsumerSpec, ConsumerStats, DrainingHashStats, Event, IndividualAck,
-    KeySharedMode, KeySharedSpec, SubscribeError, Subscription, SubscriptionOptions, SubscriptionStats, SubscriptionType,
+    AckError, AckRequest, AckSummary, ConsumerKey, ConsumerSpec, ConsumerStats, DrainingHashStats, Event,
+    IndividualAck, KeySharedMode, KeySharedSpec, SubscribeError, Subscription, SubscriptionOptions, SubscriptionStats,
+    SubscriptionType,
 };

@@ -42,9 +42,13 @@ pub struct ProducerSpec {
 /// Answer to a producer that wants to join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    Ready { topic_epoch: Option<u64> },
+    Ready {
+        topic_epoch: Option<u64>,
+    },
     /// The epoch is to be stored, then [`Producers::epoch_stored`] to be called.
-    StoreEpoch { epoch: u64 },
+    StoreEpoch {
+        epoch: u64,
+    },
     /// It waits for its turn; it is to be told `producer_ready = false`.
     Queued,
 }
@@ -220,7 +224,11 @@ impl Producers {
 
     fn exclusive_name(&self) -> String {
         let waiting = self.waiting.front().map(|spec| &spec.name);
-        self.exclusive.as_ref().map(|exclusive| &exclusive.name).or(waiting).map_or(String::new(), |name| name.to_string())
+        self.exclusive
+            .as_ref()
+            .map(|exclusive| &exclusive.name)
+            .or(waiting)
+            .map_or(String::new(), |name| name.to_string())
     }
 
     fn check_epoch(&self, spec: &ProducerSpec) -> Result<(), ProducerError> {
@@ -290,7 +298,15 @@ mod tests {
     use super::*;
 
     fn spec(key: u64, name: &str, access_mode: AccessMode) -> ProducerSpec {
-        ProducerSpec { key, name: name.into(), connection: 1, producer_id: key, epoch: 0, access_mode, topic_epoch: None }
+        ProducerSpec {
+            key,
+            name: name.into(),
+            connection: 1,
+            producer_id: key,
+            epoch: 0,
+            access_mode,
+            topic_epoch: None,
+        }
     }
 
     fn actions(producers: &mut Producers) -> Vec<Action> {
@@ -322,7 +338,10 @@ mod tests {
         assert_eq!(producers.epoch_stored(1, true), Some(Ok(Admission::Ready { topic_epoch: Some(7) })));
         let refused = producers.add(spec(2, "b", AccessMode::Exclusive)).unwrap_err();
         assert!(refused.is_fenced(), "{refused}");
-        assert_eq!(producers.add(spec(3, "c", AccessMode::ExclusiveWithFencing)), Ok(Admission::StoreEpoch { epoch: 8 }));
+        assert_eq!(
+            producers.add(spec(3, "c", AccessMode::ExclusiveWithFencing)),
+            Ok(Admission::StoreEpoch { epoch: 8 })
+        );
         assert_eq!(actions(&mut producers), [Action::Close { key: 1, replaced: false }]);
         assert_eq!(producers.epoch_stored(3, true), Some(Ok(Admission::Ready { topic_epoch: Some(8) })));
         producers.remove(1);
@@ -349,7 +368,10 @@ mod tests {
         producers.remove(2);
         assert_eq!(actions(&mut producers), [Action::StoreEpoch { key: 3, epoch: 1 }]);
         assert_eq!(producers.add(spec(5, "e", AccessMode::WaitForExclusive)), Ok(Admission::Queued));
-        assert_eq!(producers.add(spec(6, "f", AccessMode::ExclusiveWithFencing)), Ok(Admission::StoreEpoch { epoch: 1 }));
+        assert_eq!(
+            producers.add(spec(6, "f", AccessMode::ExclusiveWithFencing)),
+            Ok(Admission::StoreEpoch { epoch: 1 })
+        );
         assert_eq!(actions(&mut producers), [Action::Fail { key: 5 }, Action::Fail { key: 3 }]);
         assert_eq!(producers.epoch_stored(3, true), None);
         assert_eq!(producers.epoch_stored(6, true), Some(Ok(Admission::Ready { topic_epoch: Some(1) })));

@@ -166,7 +166,13 @@ fn exclusive_redelivers_everything_unacknowledged_with_epoch_and_ack_set() {
 #[test]
 fn failover_spreads_partitions_by_name_and_priority() {
     let mut topic = Topic::new(SubscriptionOptions { partition_index: Some(4), ..Default::default() });
-    let spec = |key, name: &str, priority| ConsumerSpec { key, name: name.into(), priority, sub_type: Failover, ..Default::default() };
+    let spec = |key, name: &str, priority| ConsumerSpec {
+        key,
+        name: name.into(),
+        priority,
+        sub_type: Failover,
+        ..Default::default()
+    };
     topic.singles(1);
     topic.try_join(spec(1, "b", 0)).unwrap();
     assert_eq!(topic.events(), [changed(1, true)]);
@@ -178,7 +184,11 @@ fn failover_spreads_partitions_by_name_and_priority() {
     assert_eq!(topic.events(), [changed(1, false), changed(3, true)], "4 % 2 = 0: a");
     topic.try_join(spec(4, "z", -1)).unwrap();
     assert_eq!(topic.events().last(), Some(&changed(3, false)));
-    assert_eq!(topic.sub.stats(&topic.list).active_consumer_name.as_deref(), Some("z"), "alone at the highest priority");
+    assert_eq!(
+        topic.sub.stats(&topic.list).active_consumer_name.as_deref(),
+        Some("z"),
+        "alone at the highest priority"
+    );
 }
 
 #[test]
@@ -210,7 +220,8 @@ fn shared_takes_turns_of_twenty_within_the_highest_priority() {
     topic.sub.flow(9, 100);
     topic.join(1, Shared, 30);
     topic.join(2, Shared, 30);
-    let runs: Vec<(u64, usize)> = topic.deliver().chunk_by(|a, b| a.0 == b.0).map(|run| (run[0].0, run.len())).collect();
+    let runs: Vec<(u64, usize)> =
+        topic.deliver().chunk_by(|a, b| a.0 == b.0).map(|run| (run[0].0, run.len())).collect();
     assert_eq!(runs, [(1, 20), (2, 20), (1, 10), (2, 10), (9, 40)]);
     topic.singles(2);
     topic.sub.flow(1, 1);
@@ -320,7 +331,14 @@ fn only_keys_that_move_wait_for_their_previous_consumer() {
     topic.join(2, KeyShared, 1000);
     topic.now = 1500;
     topic.append(keys.iter().map(|key| keyed(key)));
-    let stay: Vec<i64> = topic.deliver().iter().map(|&(consumer, id)| { assert_eq!(consumer, 1); id - 40 }).collect();
+    let stay: Vec<i64> = topic
+        .deliver()
+        .iter()
+        .map(|&(consumer, id)| {
+            assert_eq!(consumer, 1);
+            id - 40
+        })
+        .collect();
     let moved: Vec<i64> = (0..40).filter(|id| !stay.contains(id)).collect();
     assert!(!stay.is_empty() && !moved.is_empty());
     let explanation = topic.sub.explain(&topic.list, topic.now);

@@ -89,12 +89,13 @@ impl Oracle {
         self.last_sent = None;
     }
 
-    /// Somebody acknowledged: whoever held what is acknowledged now does not any more.
-    pub fn acked(&mut self, sub: &Subscription) {
+    /// Something was acknowledged or trimmed: nobody holds it any more.
+    pub fn acked(&mut self, sub: &Subscription, topic: &SimTopic) {
+        let gone = |position| sub.cursor().is_acked(position) || topic.entry(position).is_none();
         for consumer in self.consumers.values_mut() {
-            consumer.held.retain(|&position| !sub.cursor().is_acked(position));
+            consumer.held.retain(|&position| !gone(position));
         }
-        self.redeliveries.retain(|&position, _| !sub.cursor().is_acked(position));
+        self.redeliveries.retain(|&position, _| !gone(position));
     }
 
     pub fn delivered(&mut self, sub: &Subscription, topic: &SimTopic, now: u64, delivery: &Delivery) {
@@ -102,7 +103,11 @@ impl Oracle {
         let stored = topic.entry(position).expect("what is delivered exists");
         assert!(!sub.cursor().is_acked(position), "{position} is acknowledged");
         assert!(!stored.meta.flags.is_marker, "{position} is a marker");
-        assert_eq!(delivery.ack_set.as_deref().map(<[i64]>::to_vec), sub.cursor().remaining_set(position), "{position}");
+        assert_eq!(
+            delivery.ack_set.as_deref().map(<[i64]>::to_vec),
+            sub.cursor().remaining_set(position),
+            "{position}"
+        );
         if self.sub_type.is_individual() {
             self.check_shared(sub, topic, now, delivery);
         } else {
@@ -148,11 +153,13 @@ impl Oracle {
             match holder {
                 Some((key, consumer)) => assert_eq!(
                     *key, delivery.consumer,
-                    "{position} goes to another consumer while {} holds {}", consumer.name, earlier.position
+                    "{position} goes to another consumer while {} holds {}",
+                    consumer.name, earlier.position
                 ),
                 None => assert!(
                     delayed || earlier.meta.deliver_at > 0 || earlier.meta.flags.is_marker,
-                    "{position} overtakes {} of its key", earlier.position
+                    "{position} overtakes {} of its key",
+                    earlier.position
                 ),
             }
         }
@@ -220,7 +227,8 @@ impl Oracle {
                 }
                 SubscriptionType::Shared => available.is_empty() || entry.meta.num_chunks > 1,
                 _ => {
-                    let active = stats.consumers.iter().find(|c| stats.active_consumer_name.as_ref() == Some(&c.consumer_name));
+                    let active =
+                        stats.consumers.iter().find(|c| stats.active_consumer_name.as_ref() == Some(&c.consumer_name));
                     active.is_none_or(|active| !available.contains(&active.key))
                         || self.sent.contains(&position)
                         || self.sub_type == SubscriptionType::Failover

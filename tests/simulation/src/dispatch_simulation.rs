@@ -51,7 +51,8 @@ impl World {
     fn new(seed: u64, sub_type: SubscriptionType) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let small = rng.random_bool(0.4);
-        let max_unacked = if rng.random_bool(0.3) { (rng.random_range(1..30), rng.random_range(1..60)) } else { (5000, 9000) };
+        let max_unacked =
+            if rng.random_bool(0.3) { (rng.random_range(1..30), rng.random_range(1..60)) } else { (5000, 9000) };
         let options = SubscriptionOptions {
             max_unacked_per_consumer: max_unacked.0,
             max_unacked_per_subscription: max_unacked.1,
@@ -103,8 +104,9 @@ impl World {
             76..84 => self.redeliver(),
             84..88 => self.toggle_writable(),
             88..97 => self.now += self.rng.random_range(0..100),
-            97..98 => self.topic.roll_over(),
-            98..99 => self.reset(),
+            97 if self.rng.random_bool(0.6) => self.topic.roll_over(),
+            97 => self.trim(),
+            98 => self.reset(),
             _ => self.skip(),
         }
     }
@@ -129,7 +131,15 @@ impl World {
             if self.chunks && self.rng.random_bool(0.3) {
                 let uuid = self.rng.random_range(1..u64::MAX);
                 let num_chunks = self.rng.random_range(2..5);
-                let chunk = |chunk_id| EntryMeta { num_messages: 1, chunk_uuid_hash: uuid, chunk_id, num_chunks, deliver_at: 0, flags: EntryFlags::default(), ..meta };
+                let chunk = |chunk_id| EntryMeta {
+                    num_messages: 1,
+                    chunk_uuid_hash: uuid,
+                    chunk_id,
+                    num_chunks,
+                    deliver_at: 0,
+                    flags: EntryFlags::default(),
+                    ..meta
+                };
                 metas.extend((0..num_chunks).map(chunk));
             } else {
                 metas.push(meta);
@@ -214,7 +224,7 @@ impl World {
         // Sometimes another consumer acknowledges.
         let by = if self.rng.random_bool(0.1) { self.any_consumer().unwrap_or(key) } else { key };
         self.sub.ack(by, request, self.topic.list(), self.now).expect("a valid acknowledgement");
-        self.oracle.acked(&self.sub);
+        self.oracle.acked(&self.sub, &self.topic);
     }
 
     fn individual_ack(&mut self, position: Position) -> IndividualAck {
@@ -270,9 +280,15 @@ impl World {
         }
     }
 
+    fn trim(&mut self) {
+        self.topic.trim();
+        self.sub.on_trimmed(self.topic.list());
+        self.oracle.acked(&self.sub, &self.topic);
+    }
+
     fn skip(&mut self) {
         self.sub.skip(self.rng.random_range(1..10), self.topic.list());
-        self.oracle.acked(&self.sub);
+        self.oracle.acked(&self.sub, &self.topic);
     }
 
     /// Runs the dispatcher; mostly until it has nothing to read.
@@ -286,7 +302,7 @@ impl World {
                 self.oracle.delivered(&self.sub, &self.topic, self.now, delivery);
                 self.note(delivery.consumer << 32 ^ delivery.entry.position.entry_id as u64);
             }
-            self.oracle.acked(&self.sub);
+            self.oracle.acked(&self.sub, &self.topic);
             if !self.topic.serve(&wait) {
                 let stats = self.sub.stats(self.topic.list());
                 self.oracle.check_nothing_stalls(&self.sub, &self.topic, &stats, self.now);
@@ -371,7 +387,7 @@ impl World {
                     .collect();
                 self.sub.ack(key, AckRequest::Individual(acks), self.topic.list(), self.now).expect("valid");
             }
-            self.oracle.acked(&self.sub);
+            self.oracle.acked(&self.sub, &self.topic);
             if self.sub.cursor().unacked_entries(self.topic.list()) == 0 {
                 break;
             }

@@ -48,6 +48,14 @@ impl SimTopic {
         self.relist();
     }
 
+    /// Removes the first ledger, whether or not it was acknowledged.
+    pub fn trim(&mut self) {
+        if self.ledgers.len() > 1 {
+            self.ledgers.remove(0);
+            self.relist();
+        }
+    }
+
     fn relist(&mut self) {
         self.list = LedgerList::new(self.ledgers.iter().map(|(id, entries)| span(*id, entries.len() as u64)));
     }
@@ -101,7 +109,8 @@ impl EntryReader for SimTopic {
     fn read_ready(&mut self, from: Position, max_entries: usize, max_bytes: usize, out: &mut Vec<Entry>) -> Ready {
         assert!(max_entries > 0 && out.is_empty());
         let Some(from) = self.list.ceiling(from) else { return Ready::CaughtUp };
-        if self.fetched_from.take_if(|fetched| *fetched == from).is_none() && self.rng.random_range(0..100) < self.cold {
+        if self.fetched_from.take_if(|fetched| *fetched == from).is_none() && self.rng.random_range(0..100) < self.cold
+        {
             return Ready::NeedRead(from);
         }
         let most = match self.cold {

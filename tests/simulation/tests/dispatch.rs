@@ -11,7 +11,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 fn many_seeds(sub_type: SubscriptionType) {
-    for seed in 0..number("DISPATCH_SEEDS", 1500) {
+    for seed in 0..number("DISPATCH_SEEDS", 700) {
         if catch_unwind(AssertUnwindSafe(|| run(seed, sub_type))).is_err() {
             panic!("DISPATCH_SEED={seed} DISPATCH_TYPE={} fails, see above", sub_type.name());
         }

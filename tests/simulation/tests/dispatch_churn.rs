@@ -9,7 +9,8 @@ use geminga_model::Position;
 use geminga_simulation::dispatch_topic::SimTopic;
 use geminga_topic::hash::{auto_split_slot, sticky_key_hash};
 use geminga_topic::{
-    AckRequest, ConsumerKey, ConsumerSpec, EntryMeta, IndividualAck, Subscription, SubscriptionOptions, SubscriptionType,
+    AckRequest, ConsumerKey, ConsumerSpec, EntryMeta, IndividualAck, Subscription, SubscriptionOptions,
+    SubscriptionType,
 };
 
 const CONSUMERS: u64 = 100;
@@ -47,7 +48,8 @@ impl Run {
     }
 
     fn join(&mut self, key: ConsumerKey) {
-        let spec = ConsumerSpec { key, name: format!("c{key}"), sub_type: SubscriptionType::KeyShared, ..Default::default() };
+        let spec =
+            ConsumerSpec { key, name: format!("c{key}"), sub_type: SubscriptionType::KeyShared, ..Default::default() };
         self.sub.add_consumer(spec, self.now).unwrap();
         self.sub.flow(key, PERMITS);
         self.held.insert(key, Vec::new());
@@ -137,7 +139,11 @@ fn a_hundred_consumers_with_one_coming_and_going() {
     let explanation = run.sub.explain(run.topic.list(), run.now);
     println!(
         "{} of {} ({share:.4}) delivered at once, {:?} in all; {}, {} wait",
-        run.delivered_to_others, run.published_to_others, started.elapsed(), explanation.summary, explanation.waiting_entries
+        run.delivered_to_others,
+        run.published_to_others,
+        started.elapsed(),
+        explanation.summary,
+        explanation.waiting_entries
     );
     assert!(share >= 0.95, "keys that are not involved get {share} of their throughput");
     assert!(run.published_to_others > TICKS * PER_TICK * 8 / 10);
@@ -182,13 +188,19 @@ fn deliveries_per_second() {
                 acks[delivery.consumer as usize].push(ack);
             }
             for (key, acks) in acks.iter_mut().enumerate() {
-                if acks.len() >= 500 || matches!(wait, geminga_topic::DispatchWait::CaughtUp | geminga_topic::DispatchWait::NoPermits) {
+                if acks.len() >= 500
+                    || matches!(wait, geminga_topic::DispatchWait::CaughtUp | geminga_topic::DispatchWait::NoPermits)
+                {
                     sub.flow(key as u64, acks.len() as u32);
                     sub.ack(key as u64, AckRequest::Individual(std::mem::take(acks)), topic.list(), 0).unwrap();
                 }
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        println!("{} with {consumers} consumers: {:.0} deliveries and acks per second", sub_type.name(), total as f64 / seconds);
+        println!(
+            "{} with {consumers} consumers: {:.0} deliveries and acks per second",
+            sub_type.name(),
+            total as f64 / seconds
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Why a subscription does not deliver, or not to somebody: from its own state.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use geminga_ledger::ledger_list::LedgerList;
 use geminga_model::Position;
@@ -165,8 +165,8 @@ impl Subscription {
             })
             .collect();
         let Some(Dispatcher::KeyShared(keyed)) = &self.dispatcher else { return consumers };
-        let draining: BTreeMap<u16, ()> =
-            keyed.held.iter().filter(|(_, held)| held.draining.is_some()).map(|(&hash, _)| (hash, ())).collect();
+        let draining: BTreeSet<u16> =
+            keyed.held.iter().filter(|(_, held)| held.draining.is_some()).map(|(&hash, _)| hash).collect();
         for assignment in keyed.selector.assignments() {
             let Some(index) = core.consumers.order().iter().position(|&slot| slot == assignment.slot) else { continue };
             consumers[index].ranges.push(RangeExplanation {
@@ -187,14 +187,20 @@ impl Subscription {
             return Some("it is not the active consumer: that one has to leave".into());
         }
         if consumer.permits() <= 0 {
-            return Some("it has no permits: its application has to receive what it has, so that the client asks for more".into());
+            return Some(
+                "it has no permits: its application has to receive what it has, so that the client asks for more"
+                    .into(),
+            );
         }
         if !consumer.writable {
             return Some("its connection is full: the client has to read from it".into());
         }
         let max = core.options.max_unacked_per_consumer;
         if self.sub_type().is_some_and(SubscriptionType::is_individual) && consumer.at_unacked_limit(max) {
-            return Some(format!("it holds {} unacknowledged messages of at most {max}: it has to acknowledge", consumer.unacked));
+            return Some(format!(
+                "it holds {} unacknowledged messages of at most {max}: it has to acknowledge",
+                consumer.unacked
+            ));
         }
         None
     }
@@ -230,7 +236,10 @@ impl Subscription {
         let Some(dispatcher) = &self.dispatcher else { return "no consumer is connected".into() };
         if let Dispatcher::SingleActive(single) = dispatcher {
             if let Some(at) = single.start_at.filter(|&at| at > now && explanation.unacked_messages > 0) {
-                return format!("the active consumer changed; waiting {} ms for the previous one's acknowledgements", at - now);
+                return format!(
+                    "the active consumer changed; waiting {} ms for the previous one's acknowledgements",
+                    at - now
+                );
             }
             let waits = single.active.and_then(|slot| self.consumer_waits_for(slot));
             return waits.map_or("delivering".into(), |waits| format!("the active consumer waits: {waits}"));
@@ -249,7 +258,9 @@ impl Subscription {
             DispatchWait::Blocked(BlockReason::ConsumersUnacked) => {
                 "all consumers with permits hold as many unacknowledged messages as they may".into()
             }
-            DispatchWait::Blocked(BlockReason::NotWritable) => "the connections of all consumers with permits are full".into(),
+            DispatchWait::Blocked(BlockReason::NotWritable) => {
+                "the connections of all consumers with permits are full".into()
+            }
             _ => "no consumer has permits".into(),
         }
     }

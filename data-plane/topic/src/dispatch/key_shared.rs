@@ -425,7 +425,11 @@ impl KeyShared {
         for pending in core.pending.values() {
             let entry = held.entry(pending.hash).or_insert((pending.slot, 0));
             entry.1 += 1;
-            assert!(self.allow_out_of_order || entry.0 == pending.slot, "slot {} is held by two consumers", pending.hash);
+            assert!(
+                self.allow_out_of_order || entry.0 == pending.slot,
+                "slot {} is held by two consumers",
+                pending.hash
+            );
         }
         assert_eq!(held.len(), self.held.len(), "slots held");
         let mut waiting = self.unassigned.len() + self.queues.values().map(BTreeMap::len).sum::<usize>();

@@ -233,7 +233,8 @@ impl Turn {
         let mut level_start = 0;
         while level_start < order.len() {
             let priority = core.consumers[order[level_start]].spec.priority;
-            let size = order[level_start..].iter().take_while(|&&s| core.consumers[s].spec.priority == priority).count();
+            let size =
+                order[level_start..].iter().take_while(|&&s| core.consumers[s].spec.priority == priority).count();
             let level = level_start..level_start + size;
             let after = if level.contains(&self.index) { self.index + 1 - level_start } else { 0 };
             let next = (0..size).map(|i| level_start + (after + i) % size).find(|&i| core.is_available(order[i]));

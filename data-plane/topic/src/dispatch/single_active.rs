@@ -4,7 +4,7 @@
 //! highest priority, sorted by name: by partition index modulo their number, or on a topic without partitions by the
 //! hash of its name on a ring of 100 points per consumer. On a change, delivery restarts at the first unacknowledged entry.
 //! Pulsar always waits a second before that, so that the previous consumer's acknowledgements arrive; we wait only
-//! while it holds unacknowledged entries.
+//! while that one is connected and holds unacknowledged entries.
 
 use geminga_ledger::ledger_list::LedgerList;
 
@@ -23,6 +23,8 @@ pub(crate) struct SingleActive {
     pub active: Option<Slot>,
     /// A new active consumer may start at this time, or as soon as nothing is outstanding.
     pub start_at: Option<u64>,
+    /// The one whose acknowledgements it waits for.
+    previous: Option<Slot>,
     /// Slots that an Exclusive consumer restricts itself to.
     ranges: Vec<(u32, u32)>,
 }
@@ -36,16 +38,18 @@ impl SingleActive {
         let before = self.active;
         self.choose(core, now);
         if self.failover && self.active == before {
-            core.events.push_back(Event::ActiveConsumerChanged {
-                consumer: core.consumers[slot].spec.key,
-                is_active: false,
-            });
+            core.events
+                .push_back(Event::ActiveConsumerChanged { consumer: core.consumers[slot].spec.key, is_active: false });
         }
     }
 
     pub fn removed(&mut self, core: &mut Core, slot: Slot, now: u64) {
         if self.active == Some(slot) {
             self.active = None;
+        }
+        if self.previous == Some(slot) {
+            self.previous = None;
+            self.start_at = self.start_at.map(|at| at.min(now));
         }
         self.choose(core, now);
     }
@@ -55,17 +59,20 @@ impl SingleActive {
         if chosen == self.active {
             return;
         }
-        let first = self.active.is_none() && core.consumers.len() == 1;
+        // While a change is still waiting, the one before it is who has entries.
+        let previous = if self.start_at.is_some() { self.previous } else { self.active };
+        self.previous = previous.filter(|&previous| Some(previous) != chosen);
         self.active = chosen;
         core.totals.active_changed_at = now;
-        self.start_at = (self.failover && !first).then_some(now + core.options.failover_delay_ms);
+        self.start_at = self.previous.map(|_| now + core.options.failover_delay_ms);
         if self.start_at.is_none() {
             core.start_over();
         }
         if self.failover {
             let keys: Vec<_> = core.consumers.iter().map(|(slot, c)| (c.spec.key, Some(slot) == chosen)).collect();
-            core.events
-                .extend(keys.into_iter().map(|(consumer, is_active)| Event::ActiveConsumerChanged { consumer, is_active }));
+            core.events.extend(
+                keys.into_iter().map(|(consumer, is_active)| Event::ActiveConsumerChanged { consumer, is_active }),
+            );
         }
     }
 
@@ -149,7 +156,8 @@ pub(crate) fn outstanding(core: &Core, list: &LedgerList) -> u64 {
 fn choose_active(consumers: &Consumers, options: &SubscriptionOptions) -> Option<Slot> {
     let order = consumers.order();
     let priority = consumers[*order.first()?].spec.priority;
-    let mut best: Vec<Slot> = order.iter().copied().take_while(|&slot| consumers[slot].spec.priority == priority).collect();
+    let mut best: Vec<Slot> =
+        order.iter().copied().take_while(|&slot| consumers[slot].spec.priority == priority).collect();
     if best.len() == 1 {
         return best.pop();
     }
@@ -163,9 +171,10 @@ fn choose_active(consumers: &Consumers, options: &SubscriptionOptions) -> Option
         let name = &consumers[slot].spec.name;
         (0..RING_POINTS).map(move |point| (sticky_key_hash(format!("{name}{point}").as_bytes()), slot))
     });
-    points.reduce(|chosen, point| {
-        let distance = |hash: u32| hash.wrapping_sub(target) & 0x7fff_ffff;
-        if distance(point.0) <= distance(chosen.0) { point } else { chosen }
-    })
-    .map(|point| point.1)
+    points
+        .reduce(|chosen, point| {
+            let distance = |hash: u32| hash.wrapping_sub(target) & 0x7fff_ffff;
+            if distance(point.0) <= distance(chosen.0) { point } else { chosen }
+        })
+        .map(|point| point.1)
 }

@@ -117,11 +117,8 @@ impl Core {
             None => batch_size,
         };
         let bytes = entry.data.len() as u64;
-        let redelivery_count = if self.redeliveries.is_empty() {
-            0
-        } else {
-            self.redeliveries.get(&entry.position).copied().unwrap_or(0)
-        };
+        let redelivery_count =
+            if self.redeliveries.is_empty() { 0 } else { self.redeliveries.get(&entry.position).copied().unwrap_or(0) };
         let consumer = &mut self.consumers[slot];
         consumer.delivered += u64::from(messages);
         consumer.entries_out += 1;

@@ -36,6 +36,11 @@ impl Feed {
         self.frontier = next;
     }
 
+    /// What is at hand may not exist any more: it is read again.
+    pub fn drop_stash(&mut self) {
+        self.stash.clear();
+    }
+
     /// Goes back to look at entries again that the dispatcher did not keep.
     pub fn go_back(&mut self, to: Position) {
         if to < self.next {
@@ -56,7 +61,13 @@ impl Feed {
     }
 
     /// Makes sure that [`pop`](Self::pop) returns an entry, unless told otherwise. Acknowledged runs are jumped over.
-    pub fn fill(&mut self, cursor: &Cursor, reader: &mut dyn EntryReader, max_entries: usize, max_bytes: usize) -> Ready {
+    pub fn fill(
+        &mut self,
+        cursor: &Cursor,
+        reader: &mut dyn EntryReader,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Ready {
         if !self.stash.is_empty() {
             return Ready::Entries;
         }

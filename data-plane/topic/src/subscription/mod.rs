@@ -268,6 +268,8 @@ impl Subscription {
             self.core.cursor.ack(list, position, AckKind::Batch { ack_set: &self.ack_words, batch_size })
         };
         if outcome.unknown {
+            // Perhaps it was trimmed while a consumer held it.
+            self.settle(position);
             summary.ignored += 1;
             return;
         }
@@ -396,15 +398,15 @@ impl Subscription {
     /// Acknowledges the next `count` unacknowledged entries.
     pub fn skip(&mut self, count: u64, list: &LedgerList) -> Advance {
         let advance = self.core.cursor.skip(list, count);
-        self.settle_acknowledged();
+        self.settle_unwanted(list);
         advance
     }
 
     /// To be called when ledgers were trimmed from the front of the topic.
     pub fn on_trimmed(&mut self, list: &LedgerList) {
-        if self.core.cursor.on_trimmed(list) {
-            self.settle_acknowledged();
-        }
+        self.core.cursor.on_trimmed(list);
+        self.core.feed.drop_stash();
+        self.settle_unwanted(list);
     }
 
     /// The topic takes no more messages: once everything is acknowledged, consumers are told.
@@ -412,10 +414,11 @@ impl Subscription {
         self.core.terminated = true;
     }
 
-    fn settle_acknowledged(&mut self) {
-        let acked: Vec<Position> =
-            self.core.pending.keys().copied().filter(|&position| self.core.cursor.is_acked(position)).collect();
-        for position in acked {
+    fn settle_unwanted(&mut self, list: &LedgerList) {
+        let core = &self.core;
+        let unwanted: Vec<Position> =
+            core.pending.keys().copied().filter(|&position| !core.is_wanted(list, position)).collect();
+        for position in unwanted {
             self.settle(position);
         }
     }

@@ -140,7 +140,10 @@ pub struct IndividualAck {
 pub enum AckRequest {
     Individual(Vec<IndividualAck>),
     /// Everything before `position`; of it, the messages whose bits are not set (all of it if `ack_set` is empty).
-    Cumulative { position: Position, ack_set: Vec<i64> },
+    Cumulative {
+        position: Position,
+        ack_set: Vec<i64>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
