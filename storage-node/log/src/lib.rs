@@ -1,1 +1,30 @@
-//! geminga-log
+//! The storage engine of a node: one write-once segmented log of ledger entries.
+//!
+//! What it promises:
+//! * An append is answered `Ok` after everything in it has been written and synced, never before, and never after a sync
+//!   of its segment failed.
+//! * After any crash every acknowledged entry is there and identical, a fenced ledger stays fenced with the same last
+//!   entry, a deleted one stays deleted. What was not acknowledged may be there, from its beginning on, or not.
+//! * Damage is told apart from absence: [`ReadError::Corrupt`] means "unknown", and only what was certainly never
+//!   acknowledged is "no such entry". The one exception that a disk with a single copy cannot avoid: damage to the very
+//!   last commit before a crash, if it hits before the next one or the mark that follows within 200 ms.
+//! * Entries are written once; memory for the index is bounded; no call but the reading ones and [`Log::fence`] blocks.
+//!
+//! Entry ids of a ledger come in ascending order from one writer, and ledger ids are not used again after a deletion.
+//!
+//! Start reading at [`Log`], then `engine/mod.rs`; the bytes on disk are in docs/formats-log.md.
+
+mod buffer;
+pub mod disk;
+pub mod engine;
+mod error;
+mod format;
+mod housekeeping;
+mod index;
+mod log;
+mod options;
+
+pub use engine::{Append, Done, FenceDone, LogStats, RecoveryReport};
+pub use error::{AppendError, FenceError, OpenError, ReadError};
+pub use log::Log;
+pub use options::LogOptions;

@@ -1,0 +1,42 @@
+//! What the engine needs of a disk: one flat folder of files.
+
+pub mod real;
+pub mod sim;
+
+use std::io;
+
+/// A folder on a disk that one engine owns.
+pub trait Disk: Send + Sync + 'static {
+    type File: DiskFile;
+
+    /// Creates an empty file, replacing one of that name. Its name is durable after [`Disk::sync_folder`].
+    fn create(&self, name: &str) -> io::Result<Self::File>;
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+    fn list(&self) -> io::Result<Vec<String>>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Replaces a file of the new name.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes creations, removals and renames durable.
+    fn sync_folder(&self) -> io::Result<()>;
+    fn space(&self) -> io::Result<Space>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+pub trait DiskFile: Send + Sync + 'static {
+    fn length(&self) -> io::Result<u64>;
+    /// Fills as much of `buffer` as the file has; fewer bytes only at its end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// `bytes` are aligned in memory, and `offset` and length are multiples of a block. Durable after `sync_data`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes every write that returned before the call durable. After an error it is unknown which of them are.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Sets space aside up to this length, and makes the file that long.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Whether several writes and syncs may be under way at once, each learning of its own failure.
+    fn overlaps(&self) -> bool;
+}

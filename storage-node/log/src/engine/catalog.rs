@@ -1,0 +1,227 @@
+//! What exists: segments, and which ledgers they hold. Everything in here is durable.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use super::SharedSegment;
+use super::batch::{Control, LedgerRun};
+use crate::format::{ManifestLine, SegmentKind};
+use crate::index::OpenIndex;
+use crate::index::footer::{Directory, Hole, Row};
+
+pub(super) enum IndexState {
+    /// The segment has no seal yet.
+    Open(OpenIndex),
+    Sealed { directory_at: u64, directory_bytes: u32, directory_crc: u32 },
+}
+
+pub(super) struct SegmentEntry<F> {
+    pub segment: SharedSegment<F>,
+    /// Where its durable records end.
+    pub data_end: u64,
+    pub index: IndexState,
+    /// Bytes of entry records of ledgers that exist.
+    pub live_bytes: u64,
+    pub manifest_at: u64,
+    pub holes: Vec<Hole>,
+    /// Takes commits; otherwise it is sealed or to be sealed.
+    pub active: bool,
+}
+
+/// A ledger has rows in this segment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Placement {
+    pub segment: u32,
+    /// Where its runs are, once the segment is sealed.
+    pub section_at: u32,
+    pub section_bytes: u32,
+    /// Entries; `first > last` if there is only a fence.
+    pub first: u64,
+    pub last: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub placements: Vec<Placement>,
+    pub fence: Option<u64>,
+}
+
+impl Ledger {
+    /// Entries past a fence were never acknowledged, and are as good as absent.
+    pub fn last(&self) -> Option<u64> {
+        let last = self.placements.iter().filter(|place| place.first <= place.last).map(|place| place.last).max()?;
+        match self.fence {
+            Some(0) => None,
+            Some(end) => Some(last.min(end - 1)),
+            None => Some(last),
+        }
+    }
+
+    fn place(&mut self, segment: u32) -> &mut Placement {
+        let at = self.placements.iter().rposition(|place| place.segment == segment).unwrap_or_else(|| {
+            self.placements.push(Placement { segment, section_at: 0, section_bytes: 0, first: 1, last: 0, bytes: 0 });
+            self.placements.len() - 1
+        });
+        &mut self.placements[at]
+    }
+}
+
+/// What segments still hold of a deleted ledger. As long as there is anything, the ledger takes no entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Grave {
+    /// Segments with entries or a fence of it: these make a tombstone necessary.
+    pub remains: u32,
+    /// Segments with a tombstone of it.
+    pub stones: u32,
+}
+
+pub(super) struct Catalog<F> {
+    pub ledgers: FxHashMap<u64, Ledger>,
+    pub segments: BTreeMap<u32, SegmentEntry<F>>,
+    pub graves: FxHashMap<u64, Grave>,
+    /// Segments that the manifest names and the disk does not have.
+    pub lost: Vec<u32>,
+}
+
+impl<F> Catalog<F> {
+    pub fn new() -> Self {
+        Self {
+            ledgers: FxHashMap::default(),
+            segments: BTreeMap::new(),
+            graves: FxHashMap::default(),
+            lost: Vec::new(),
+        }
+    }
+
+    pub fn takes_no_entries(&self, ledger: u64) -> bool {
+        self.ledgers.get(&ledger).is_some_and(|ledger| ledger.fence.is_some()) || self.graves.contains_key(&ledger)
+    }
+
+    pub fn add_run(&mut self, segment: u32, added: &LedgerRun) {
+        let entry = self.segments.get_mut(&segment).expect("commits go to segments of the catalog");
+        let IndexState::Open(index) = &mut entry.index else { panic!("a sealed segment takes no commits") };
+        let is_new = index.get(added.ledger).is_none();
+        index.add_run(added.ledger, added.run, added.bytes);
+        if let Some(grave) = self.graves.get_mut(&added.ledger) {
+            grave.remains += u32::from(is_new);
+            return;
+        }
+        entry.live_bytes += added.bytes;
+        let place = self.ledgers.entry(added.ledger).or_default().place(segment);
+        let (first, last) = (added.run.first, added.run.end() - 1);
+        (place.first, place.last) =
+            if place.first > place.last { (first, last) } else { (place.first.min(first), place.last.max(last)) };
+        place.bytes += added.bytes;
+    }
+
+    pub fn add_control(&mut self, segment: u32, control: Control) {
+        let entry = self.segments.get_mut(&segment).expect("commits go to segments of the catalog");
+        let IndexState::Open(index) = &mut entry.index else { panic!("a sealed segment takes no commits") };
+        match control {
+            Control::Fence { ledger, end } => {
+                let is_new = index.get(ledger).is_none();
+                let row = index.ledger_mut(ledger);
+                row.fence = Some(row.fence.map_or(end, |known| known.min(end)));
+                if let Some(grave) = self.graves.get_mut(&ledger) {
+                    grave.remains += u32::from(is_new);
+                    return;
+                }
+                let known = self.ledgers.entry(ledger).or_default();
+                known.place(segment);
+                known.fence = Some(known.fence.map_or(end, |known| known.min(end)));
+            }
+            Control::Tombstone { ledger } => {
+                let is_second = std::mem::replace(&mut index.ledger_mut(ledger).deleted, true);
+                self.graves.entry(ledger).or_default().stones += u32::from(!is_second);
+                self.bury(ledger);
+            }
+        }
+    }
+
+    fn bury(&mut self, ledger: u64) {
+        let Some(known) = self.ledgers.remove(&ledger) else { return };
+        for place in &known.placements {
+            if let Some(entry) = self.segments.get_mut(&place.segment) {
+                entry.live_bytes -= place.bytes;
+            }
+        }
+        self.graves.entry(ledger).or_default().remains += known.placements.len() as u32;
+    }
+
+    /// Takes in the rows of a segment that recovery found or compaction wrote; `deleted` says which ledgers are gone.
+    pub fn add_rows(&mut self, segment: u32, rows: &[Row], deleted: impl Fn(u64) -> bool) {
+        let entry = self.segments.get_mut(&segment).expect("the caller added it");
+        for row in rows {
+            if deleted(row.ledger) {
+                let grave = self.graves.entry(row.ledger).or_default();
+                grave.remains += u32::from(row.holds_something());
+                grave.stones += u32::from(row.deleted);
+                continue;
+            }
+            entry.live_bytes += row.bytes;
+            let known = self.ledgers.entry(row.ledger).or_default();
+            if let Some(end) = row.fence {
+                known.fence = Some(known.fence.map_or(end, |known| known.min(end)));
+            }
+            known.placements.push(Placement {
+                segment,
+                section_at: row.section_at,
+                section_bytes: row.section_bytes,
+                first: row.first,
+                last: row.last,
+                bytes: row.bytes,
+            });
+        }
+    }
+
+    /// From now on the runs of this segment are read from its footer.
+    pub fn seal(&mut self, segment: u32, directory: &Directory, state: IndexState) {
+        for row in &directory.rows {
+            if let Some(ledger) = self.ledgers.get_mut(&row.ledger)
+                && let Some(place) = ledger.placements.iter_mut().find(|place| place.segment == segment)
+            {
+                (place.section_at, place.section_bytes) = (row.section_at, row.section_bytes);
+            }
+        }
+        self.segments.get_mut(&segment).expect("only segments of the catalog are sealed").index = state;
+    }
+
+    /// The other segments that make up the log, as of now.
+    pub fn manifest(&self, writing: u32, drop: &[u32]) -> Vec<ManifestLine> {
+        let lines = self.segments.values().filter(|entry| entry.segment.id != writing && !drop.contains(&entry.segment.id));
+        let mut lines: Vec<ManifestLine> = lines
+            .map(|entry| ManifestLine { segment: entry.segment.id, kind: entry.segment.kind, data_end: entry.data_end })
+            .collect();
+        // What is lost stays on the list, so that the loss is not forgotten.
+        lines.extend(self.lost.iter().map(|&segment| ManifestLine { segment, kind: SegmentKind::Log, data_end: 0 }));
+        lines
+    }
+
+    /// Whether there is damage that may hide entries of which the index knows nothing.
+    pub fn has_holes(&self) -> bool {
+        !self.lost.is_empty() || self.segments.values().any(|entry| !entry.holes.is_empty())
+    }
+
+    /// Whether damage leaves open which entry is the last of the ledger. A ledger's entries come in order, so only what
+    /// lies behind its last known one can hide another; compacted segments have lost that order.
+    pub fn last_is_uncertain(&self, ledger: u64) -> bool {
+        if !self.has_holes() {
+            return false;
+        }
+        let Some(known) = self.ledgers.get(&ledger) else { return true };
+        if known.fence.is_some() {
+            return false;
+        }
+        let last_place = known.placements.iter().filter(|place| place.first <= place.last).max_by_key(|place| place.last);
+        let known_to = match last_place.and_then(|place| self.segments.get(&place.segment)) {
+            Some(entry) if entry.segment.kind == SegmentKind::Log => entry.segment.id,
+            _ => 0,
+        };
+        let hides = |entry: &SegmentEntry<F>| {
+            !entry.holes.is_empty() && (entry.segment.id >= known_to || entry.segment.kind == SegmentKind::Compacted)
+        };
+        self.lost.iter().any(|&lost| lost >= known_to) || self.segments.values().any(hides)
+    }
+}

@@ -1,0 +1,367 @@
+//! What keeps the log in shape beside the writing: preparing and sealing segments, reclaiming them, watching free space.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+use super::batch::{Control, Done, Request};
+use super::catalog::{Catalog, IndexState, SegmentEntry};
+use super::recovery::read_directory;
+use super::{Engine, LogStats, Segment, SharedSegment, segment_name};
+use crate::buffer::AlignedBuffer;
+use crate::disk::{Disk, DiskFile};
+use crate::format::{BLOCK_BYTES, DATA_AT, ManifestLine, SEAL_AT, Seal, SegmentHeader, SegmentKind};
+use crate::index::footer::{self, Directory, Row};
+
+pub(super) const SPARE_PREFIX: &str = "spare-";
+/// Files of reclaimed segments that are kept to be used again.
+const SPARES_KEPT: usize = 2;
+
+/// Segments between two states.
+pub(super) struct Pending<F> {
+    /// A compacted segment, complete on disk, that waits for its manifest, with its rows.
+    pub adopting: Mutex<Option<(SegmentEntry<F>, Vec<Row>)>>,
+    /// Rows of the segments that a housekeeping commit is about to drop.
+    pub dropping: Mutex<Vec<(u32, Vec<Row>)>>,
+    /// Segments that are no longer part of the log, and whose files can go.
+    pub dropped: Mutex<Vec<(SharedSegment<F>, Vec<Row>)>>,
+}
+
+impl<F> Default for Pending<F> {
+    fn default() -> Self {
+        Self { adopting: Mutex::default(), dropping: Mutex::default(), dropped: Mutex::default() }
+    }
+}
+
+impl<D: Disk> Engine<D> {
+    /// A segment file with a header, space set aside for it and a durable name.
+    pub(super) fn create_segment(&self, kind: SegmentKind, id: u32, bytes: u64) -> io::Result<SharedSegment<D::File>> {
+        let name = segment_name(id);
+        let spare = self.spares.lock().pop();
+        let created = (|| {
+            let file = match &spare {
+                Some(spare) => {
+                    self.disk.rename(spare, &name)?;
+                    self.disk.open(&name)?
+                }
+                None => self.disk.create(&name)?,
+            };
+            file.allocate(bytes)?;
+            let mut head = AlignedBuffer::with_capacity(DATA_AT as usize);
+            head.extend(&SegmentHeader { segment: id, kind }.encode());
+            head.extend_zeros(DATA_AT as usize - head.len());
+            file.write_at(head.as_slice(), 0)?;
+            file.sync_data()?;
+            self.disk.sync_folder()?;
+            Ok(Arc::new(Segment { id, kind, file }))
+        })();
+        if created.is_err() {
+            // It would only be in the way; recovery removes what is left of it.
+            let _ = self.disk.remove(&name);
+        }
+        created
+    }
+
+    /// Has the next segment ready before it is needed.
+    pub fn prepare_next(&self) -> io::Result<()> {
+        let id = {
+            let mut writer = self.writer.lock();
+            if writer.prepared.is_some() || writer.read_only.is_some() {
+                return Ok(());
+            }
+            writer.take_segment_id()
+        };
+        let bytes = self.options.segment_bytes;
+        let segment = match self.create_segment(SegmentKind::Log, id, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.full.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            other => other?,
+        };
+        let mut writer = self.writer.lock();
+        let is_newest = writer.active.as_ref().is_none_or(|active| active.segment.id < id);
+        if writer.prepared.is_none() && is_newest {
+            writer.prepared = Some((segment, bytes));
+            return Ok(());
+        }
+        drop(writer);
+        // The writer could not wait and went on in a newer one.
+        self.disk.remove(&segment_name(id))
+    }
+
+    /// Writes the index of each segment that takes no more commits into it.
+    pub fn seal_retired(&self) -> io::Result<()> {
+        let retired: Vec<u32> = {
+            let catalog = self.catalog.read();
+            let unsealed = catalog.segments.values().filter(|entry| !entry.active && matches!(entry.index, IndexState::Open(_)));
+            unsealed.map(|entry| entry.segment.id).collect()
+        };
+        for id in retired {
+            let (segment, data_end, footer) = {
+                let catalog = self.catalog.read();
+                let entry = &catalog.segments[&id];
+                let IndexState::Open(index) = &entry.index else { continue };
+                let at = footer_at(entry.data_end);
+                let footer = footer::build(index, at, entry.manifest_at, &entry.holes);
+                (entry.segment.clone(), entry.data_end, footer)
+            };
+            let state = write_footer(&segment, data_end, &footer)?;
+            self.catalog.write().seal(id, &footer.directory, state);
+        }
+        Ok(())
+    }
+
+    /// Whether only the reserve is left; to be called now and then.
+    pub fn check_space(&self) -> u64 {
+        match self.disk.space() {
+            Ok(space) => {
+                let full = space.free_bytes <= self.options.reserve_bytes;
+                if self.full.swap(full, Ordering::Relaxed) != full {
+                    tracing::warn!(full, free_bytes = space.free_bytes, reserve_bytes = self.options.reserve_bytes, "disk space");
+                }
+                space.free_bytes
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not ask for free space");
+                0
+            }
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether an empty commit would prove something that is not proven on disk yet.
+    pub fn wants_mark(&self) -> bool {
+        let writer = self.writer.lock();
+        !writer.marked && writer.in_flight == 0 && writer.active.as_ref().is_some_and(|active| !active.failed)
+    }
+
+    /// A request that drops segments without a live entry; `None` if there is none. `done` hears when their files can go
+    /// ([`Engine::dispose`]). One at a time.
+    pub fn plan_reclaim(&self, done: Done) -> io::Result<Option<Request>> {
+        let dead: Vec<u32> = {
+            let catalog = self.catalog.read();
+            let dead = catalog.segments.values().filter(|entry| {
+                !entry.active
+                    && entry.live_bytes == 0
+                    && entry.holes.is_empty()
+                    && matches!(entry.index, IndexState::Sealed { .. })
+            });
+            dead.map(|entry| entry.segment.id).collect()
+        };
+        if dead.is_empty() {
+            return Ok(None);
+        }
+        let mut rows = Vec::new();
+        for id in dead {
+            // Without its directory it is unknown which fences and tombstones are in it.
+            if let Some(directory) = self.directory(id)? {
+                rows.push((id, directory.rows));
+            }
+        }
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let controls = self.controls_to_keep(&rows);
+        let drop = rows.iter().map(|(id, _)| *id).collect();
+        *self.pending.dropping.lock() = rows;
+        Ok(Some(Request::Housekeeping { controls, adopt: None, drop, done }))
+    }
+
+    /// The directory of a sealed segment, `None` if it is damaged.
+    pub(super) fn directory(&self, id: u32) -> io::Result<Option<Directory>> {
+        let (segment, seal) = {
+            let catalog = self.catalog.read();
+            let entry = &catalog.segments[&id];
+            let IndexState::Sealed { directory_at, directory_bytes, directory_crc } = entry.index else { return Ok(None) };
+            let seal = Seal { segment: id, data_end: entry.data_end, directory_at, directory_bytes, directory_crc };
+            (entry.segment.clone(), seal)
+        };
+        let directory = read_directory(&segment.file, &seal)?;
+        if directory.is_none() {
+            tracing::error!(segment = id, "the index directory of a segment is damaged, the segment is kept");
+        }
+        Ok(directory)
+    }
+
+    /// Fences of ledgers that exist, and tombstones of ledgers of which other segments still hold something.
+    pub(super) fn controls_to_keep(&self, dropping: &[(u32, Vec<Row>)]) -> Vec<Control> {
+        let catalog = self.catalog.read();
+        let mut controls = Vec::new();
+        let mut seen = rustc_hash::FxHashSet::default();
+        for row in dropping.iter().flat_map(|(_, rows)| rows) {
+            if !seen.insert(row.ledger) {
+                continue;
+            }
+            let rows_of = || dropping.iter().flat_map(|(_, rows)| rows).filter(|other| other.ledger == row.ledger);
+            if let Some(known) = catalog.ledgers.get(&row.ledger) {
+                let here = rows_of().any(|row| row.fence.is_some());
+                controls.extend(known.fence.filter(|_| here).map(|end| Control::Fence { ledger: row.ledger, end }));
+            } else if rows_of().any(|row| row.deleted) {
+                let held_here = rows_of().filter(|row| row.holds_something()).count() as u32;
+                let remains = catalog.graves.get(&row.ledger).map_or(0, |grave| grave.remains);
+                if remains > held_here {
+                    controls.push(Control::Tombstone { ledger: row.ledger });
+                }
+            }
+        }
+        controls
+    }
+
+    pub(super) fn adopted_line(&self, id: u32) -> Option<ManifestLine> {
+        let adopting = self.pending.adopting.lock();
+        let (entry, _) = adopting.as_ref().filter(|(entry, _)| entry.segment.id == id)?;
+        Some(ManifestLine { segment: id, kind: entry.segment.kind, data_end: entry.data_end })
+    }
+
+    /// The manifest is durable: the log now consists of other segments.
+    pub(super) fn apply_housekeeping(&self, catalog: &mut Catalog<D::File>, adopt: Option<u32>, drop: &[u32]) {
+        if adopt.is_some()
+            && let Some((entry, rows)) = self.pending.adopting.lock().take()
+        {
+            let id = entry.segment.id;
+            catalog.segments.insert(id, entry);
+            let deleted: Vec<u64> =
+                rows.iter().map(|row| row.ledger).filter(|ledger| !catalog.ledgers.contains_key(ledger)).collect();
+            catalog.add_rows(id, &rows, |ledger| deleted.binary_search(&ledger).is_ok());
+        }
+        if drop.is_empty() {
+            return;
+        }
+        let mut dropped = self.pending.dropped.lock();
+        for (id, rows) in std::mem::take(&mut *self.pending.dropping.lock()) {
+            debug_assert!(drop.contains(&id));
+            let Some(entry) = catalog.segments.remove(&id) else { continue };
+            for row in &rows {
+                if let Some(known) = catalog.ledgers.get_mut(&row.ledger) {
+                    known.placements.retain(|place| place.segment != id);
+                }
+            }
+            dropped.push((entry.segment, rows));
+        }
+    }
+
+    /// Removes the files of dropped segments, or keeps them for new ones. A file that is still read is not reused.
+    pub fn dispose(&self) -> io::Result<usize> {
+        let dropped = std::mem::take(&mut *self.pending.dropped.lock());
+        if dropped.is_empty() {
+            return Ok(0);
+        }
+        let count = dropped.len();
+        let mut kept = Vec::new();
+        let mut graves = Vec::new();
+        for (segment, rows) in dropped {
+            let name = segment_name(segment.id);
+            let is_whole = segment.kind == SegmentKind::Log && segment.file.length()? >= self.options.segment_bytes;
+            if is_whole && Arc::strong_count(&segment) == 1 && self.spares.lock().len() + kept.len() < SPARES_KEPT && !self.is_full() {
+                let spare = format!("{SPARE_PREFIX}{:08x}", segment.id);
+                drop(segment);
+                self.disk.rename(&name, &spare)?;
+                kept.push(spare);
+            } else {
+                self.disk.remove(&name)?;
+            }
+            graves.extend(rows);
+        }
+        self.disk.sync_folder()?;
+        self.spares.lock().append(&mut kept);
+        let mut catalog = self.catalog.write();
+        for row in graves {
+            let Some(grave) = catalog.graves.get_mut(&row.ledger) else { continue };
+            grave.remains = grave.remains.saturating_sub(u32::from(row.holds_something()));
+            grave.stones = grave.stones.saturating_sub(u32::from(row.deleted));
+            if grave.remains == 0 && grave.stones == 0 {
+                catalog.graves.remove(&row.ledger);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Seals the segment that is being written. To be called when nothing is under way and nothing will come.
+    pub fn shut_down(&self) -> io::Result<()> {
+        {
+            let mut writer = self.writer.lock();
+            assert_eq!(writer.in_flight, 0, "the log is shut down when nothing is under way");
+            writer.read_only.get_or_insert_with(|| "the log is closed".to_owned());
+            if let Some(active) = writer.active.take() {
+                let mut catalog = self.catalog.write();
+                let entry = catalog.segments.get_mut(&active.segment.id).expect("the active segment is in the catalog");
+                entry.active = false;
+                if !active.has_manifest {
+                    catalog.segments.remove(&active.segment.id);
+                }
+            }
+        }
+        self.seal_retired()
+    }
+
+    pub fn ledgers(&self) -> Vec<u64> {
+        let mut ledgers: Vec<u64> = self.catalog.read().ledgers.keys().copied().collect();
+        ledgers.sort_unstable();
+        ledgers
+    }
+
+    pub fn stats(&self) -> LogStats {
+        let writer = self.writer.lock();
+        let catalog = self.catalog.read();
+        let open_bytes = |entry: &SegmentEntry<D::File>| match &entry.index {
+            IndexState::Open(index) => index.memory_bytes(),
+            IndexState::Sealed { .. } => 0,
+        };
+        LogStats {
+            segments: catalog.segments.len(),
+            ledgers: catalog.ledgers.len(),
+            data_bytes: catalog.segments.values().map(|entry| entry.data_end - DATA_AT).sum(),
+            live_bytes: catalog.segments.values().map(|entry| entry.live_bytes).sum(),
+            free_bytes: self.disk.space().map_or(0, |space| space.free_bytes),
+            index_cache_bytes: self.cache.lock().bytes(),
+            open_index_bytes: catalog.segments.values().map(open_bytes).sum(),
+            full: self.is_full(),
+            read_only: writer.read_only.is_some(),
+            holes: catalog.lost.len() + catalog.segments.values().map(|entry| entry.holes.len()).sum::<usize>(),
+            commits: writer.commits,
+            committed_bytes: writer.committed_bytes,
+            queued_bytes: 0,
+            failed_commits: writer.failed_commits,
+        }
+    }
+}
+
+pub(super) fn footer_at(data_end: u64) -> u64 {
+    data_end.next_multiple_of(BLOCK_BYTES as u64)
+}
+
+/// Sections and directory first, then, when they are durable, the seal that points to them.
+pub(super) fn write_footer<F: DiskFile>(segment: &Segment<F>, data_end: u64, footer: &footer::Footer) -> io::Result<IndexState> {
+    let at = footer_at(data_end);
+    let mut buffer = AlignedBuffer::with_capacity(footer.sections.len() + footer.directory_bytes.len() + 2 * BLOCK_BYTES);
+    buffer.extend(&footer.sections);
+    buffer.extend_zeros(buffer.len().next_multiple_of(8) - buffer.len());
+    let directory_at = at + buffer.len() as u64;
+    buffer.extend(&footer.directory_bytes);
+    buffer.pad_to_block();
+    segment.file.write_at(buffer.as_slice(), at)?;
+    segment.file.sync_data()?;
+    let seal = Seal {
+        segment: segment.id,
+        data_end,
+        directory_at,
+        directory_bytes: footer.directory_bytes.len() as u32,
+        directory_crc: crc_fast::crc32_iscsi(&footer.directory_bytes),
+    };
+    buffer.clear();
+    buffer.extend(&seal.encode());
+    buffer.pad_to_block();
+    segment.file.write_at(buffer.as_slice(), SEAL_AT)?;
+    segment.file.sync_data()?;
+    Ok(IndexState::Sealed {
+        directory_at,
+        directory_bytes: seal.directory_bytes,
+        directory_crc: seal.directory_crc,
+    })
+}

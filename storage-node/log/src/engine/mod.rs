@@ -1,0 +1,80 @@
+//! The log as a synchronous engine over a [`Disk`]: no thread, no clock. [`crate::Log`] puts threads around it, the
+//! simulation drives it directly.
+//!
+//! Order of locks: `writer`, then `catalog`, then `cache`. None is held while the disk is written, except by
+//! [`Engine::begin`] when it has to open a segment that was not prepared.
+
+mod batch;
+mod catalog;
+mod commit;
+mod maintain;
+mod read;
+mod recovery;
+mod scan;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use parking_lot::{Mutex, RwLock};
+
+pub use batch::{Append, Done, FenceDone, Request};
+pub use commit::{Begin, Commit, Outcome};
+pub use recovery::RecoveryReport;
+
+use crate::disk::Disk;
+use crate::index::cache::IndexCache;
+use crate::options::LogOptions;
+use catalog::Catalog;
+use commit::Writer;
+
+pub struct Engine<D: Disk> {
+    disk: D,
+    options: LogOptions,
+    catalog: RwLock<Catalog<D::File>>,
+    cache: Mutex<IndexCache>,
+    writer: Mutex<Writer<D::File>>,
+    /// Files that were segments and can become new ones.
+    spares: Mutex<Vec<String>>,
+    /// Only the reserve is left.
+    full: AtomicBool,
+    pending: maintain::Pending<D::File>,
+}
+
+/// A segment file, as long as anyone reads or writes it.
+pub(crate) struct Segment<F> {
+    pub id: u32,
+    pub kind: crate::format::SegmentKind,
+    pub file: F,
+}
+
+pub(crate) type SharedSegment<F> = Arc<Segment<F>>;
+
+fn segment_name(id: u32) -> String {
+    format!("segment-{id:08x}")
+}
+
+fn segment_id(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("segment-")?;
+    (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok())?
+}
+
+/// What the log holds and does, for metrics.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LogStats {
+    pub segments: usize,
+    pub ledgers: usize,
+    /// Bytes of records, and of those that belong to ledgers which exist.
+    pub data_bytes: u64,
+    pub live_bytes: u64,
+    pub free_bytes: u64,
+    pub index_cache_bytes: usize,
+    pub open_index_bytes: usize,
+    pub full: bool,
+    pub read_only: bool,
+    /// Places where durable records can't be read: with any of these, "no such entry" becomes "corrupt" where in doubt.
+    pub holes: usize,
+    pub commits: u64,
+    pub committed_bytes: u64,
+    pub queued_bytes: usize,
+    pub failed_commits: u64,
+}

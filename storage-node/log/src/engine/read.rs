@@ -1,0 +1,273 @@
+//! Reading entries. Nothing here changes the log; reads run in the callers' threads, beside the writer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::catalog::{IndexState, Placement};
+use super::scan::{find_record, scan};
+use super::{Engine, SharedSegment};
+use crate::disk::{Disk, DiskFile};
+use crate::error::ReadError;
+use crate::format::{RECORD_HEADER_BYTES, RecordHeader, RecordKind};
+use crate::index::footer::decode_section;
+use crate::index::{Run, Runs};
+
+/// Runs are read together up to this size.
+const READ_BYTES: u64 = 1 << 20;
+/// A gap between two runs that is cheaper to read than to skip.
+const GAP_BYTES: u64 = 64 << 10;
+/// How many runs of a segment that is being written are copied for one read.
+const RUNS_COPIED: usize = 64;
+
+/// A part of a segment that holds the entry asked for, in its first run, and maybe its successors.
+struct Stretch<F> {
+    segment: SharedSegment<F>,
+    runs: Vec<Run>,
+}
+
+impl<D: Disk> Engine<D> {
+    pub fn read(&self, ledger: u64, entry: u64) -> Result<Bytes, ReadError> {
+        let mut entries = self.read_range(ledger, entry, entry, 1)?;
+        entries.pop().map(|(_, bytes)| bytes).ok_or(ReadError::NoSuchEntry { ledger, entry })
+    }
+
+    /// Entries from `first` on, in order: up to `last`, to the end of the ledger, to the first that is missing or cannot be
+    /// read, or until there are `max_bytes` of them. At least one; if `first` cannot be had, the error says why.
+    pub fn read_range(
+        &self,
+        ledger: u64,
+        first: u64,
+        last: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, ReadError> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut next = first;
+        let last = last.min(self.last_readable(ledger, first)?);
+        while next <= last && (entries.is_empty() || bytes < max_bytes) {
+            let read = self
+                .locate(ledger, next, max_bytes.saturating_sub(bytes))
+                .and_then(|stretch| read_stretch(&stretch, ledger, next, last, max_bytes, &mut bytes, &mut entries));
+            match read {
+                Ok(()) => next = entries.last().map_or(next, |(entry, _): &(u64, Bytes)| entry + 1),
+                Err(error) if entries.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The last entry that is durable, `None` for a ledger without one.
+    pub fn last_entry(&self, ledger: u64) -> Result<Option<u64>, ReadError> {
+        let catalog = self.catalog.read();
+        if catalog.last_is_uncertain(ledger) && !catalog.graves.contains_key(&ledger) {
+            let detail = "damage to the log leaves open what its last entry is".to_owned();
+            return Err(ReadError::Corrupt { ledger, entry: None, detail });
+        }
+        Ok(catalog.ledgers.get(&ledger).ok_or(ReadError::NoSuchLedger { ledger })?.last())
+    }
+
+    /// Bytes that the ledger takes on disk; 0 if it does not exist.
+    pub fn ledger_bytes(&self, ledger: u64) -> u64 {
+        self.catalog.read().ledgers.get(&ledger).map_or(0, |known| known.placements.iter().map(|place| place.bytes).sum())
+    }
+
+    fn last_readable(&self, ledger: u64, first: u64) -> Result<u64, ReadError> {
+        let catalog = self.catalog.read();
+        let uncertain = || ReadError::Corrupt {
+            ledger,
+            entry: Some(first),
+            detail: "it is not in the index, and damage to the log may hide it".to_owned(),
+        };
+        let Some(known) = catalog.ledgers.get(&ledger) else {
+            let gone = catalog.graves.contains_key(&ledger);
+            return Err(if catalog.has_holes() && !gone { uncertain() } else { ReadError::NoSuchLedger { ledger } });
+        };
+        match known.last() {
+            Some(last) if first <= last => Ok(last),
+            _ if catalog.last_is_uncertain(ledger) => Err(uncertain()),
+            _ => Err(ReadError::NoSuchEntry { ledger, entry: first }),
+        }
+    }
+
+    fn locate(&self, ledger: u64, entry: u64, max_bytes: usize) -> Result<Stretch<D::File>, ReadError> {
+        let candidates = {
+            let catalog = self.catalog.read();
+            let known = catalog.ledgers.get(&ledger).ok_or(ReadError::NoSuchLedger { ledger })?;
+            let mut candidates: Vec<(SharedSegment<D::File>, u64, Placement)> = Vec::new();
+            // The newest first; almost always there is one.
+            for place in known.placements.iter().rev().filter(|place| (place.first..=place.last).contains(&entry)) {
+                let holder = &catalog.segments[&place.segment];
+                if let IndexState::Open(index) = &holder.index {
+                    let runs = index.get(ledger).map_or(&[][..], |content| content.runs.as_slice());
+                    if let Some(runs) = runs_from(runs, entry) {
+                        let runs = runs[..runs.len().min(RUNS_COPIED)].to_vec();
+                        return Ok(Stretch { segment: holder.segment.clone(), runs });
+                    }
+                } else {
+                    candidates.push((holder.segment.clone(), holder.data_end, *place));
+                }
+            }
+            candidates
+        };
+        for (segment, data_end, place) in candidates {
+            let runs = self.sealed_runs(&segment, data_end, ledger, &place)?;
+            if let Some(runs) = runs_from(runs.as_slice(), entry) {
+                let wanted = (max_bytes as u64).div_ceil(16 << 10).clamp(1, 256) as usize;
+                return Ok(Stretch { segment, runs: runs[..runs.len().min(wanted)].to_vec() });
+            }
+        }
+        if self.catalog.read().has_holes() {
+            let detail = "it is not in the index, and damage to the log may hide it".to_owned();
+            return Err(ReadError::Corrupt { ledger, entry: Some(entry), detail });
+        }
+        Err(ReadError::NoSuchEntry { ledger, entry })
+    }
+
+    /// From the cache, the segment's footer, or, if that is damaged, from the records themselves.
+    pub(super) fn sealed_runs(
+        &self,
+        segment: &SharedSegment<D::File>,
+        data_end: u64,
+        ledger: u64,
+        place: &Placement,
+    ) -> Result<Arc<Runs>, ReadError> {
+        let key = (segment.id, ledger);
+        if let Some(runs) = self.cache.lock().get(key) {
+            return Ok(runs);
+        }
+        let mut section = vec![0; place.section_bytes as usize];
+        let count = segment.file.read_at(&mut section, u64::from(place.section_at)).map_err(io_error)?;
+        let runs = match decode_section(&section[..count]) {
+            Some(runs) => runs,
+            None => {
+                tracing::error!(segment = segment.id, ledger, "the index in a segment is damaged, reading its records");
+                let scan = scan(&segment.file, segment.id, Some(data_end)).map_err(io_error)?;
+                if !scan.holes.is_empty() {
+                    let detail = format!("index and records of segment {} are damaged", segment.id);
+                    return Err(ReadError::Corrupt { ledger, entry: None, detail });
+                }
+                scan.index.get(ledger).map(|content| content.runs.clone()).unwrap_or_default()
+            }
+        };
+        let runs = Arc::new(runs);
+        self.cache.lock().put(key, runs.clone());
+        Ok(runs)
+    }
+}
+
+fn io_error(error: std::io::Error) -> ReadError {
+    ReadError::Io(error.to_string())
+}
+
+/// The runs from that which holds `entry`.
+fn runs_from(runs: &[Run], entry: u64) -> Option<&[Run]> {
+    let after = runs.partition_point(|run| run.first <= entry);
+    let at = runs[..after].iter().rposition(|run| entry < run.end())?;
+    Some(&runs[at..])
+}
+
+/// Reads as many of the runs as continue each other and lie close together, in one piece.
+fn read_stretch<F: DiskFile>(
+    stretch: &Stretch<F>,
+    ledger: u64,
+    mut next: u64,
+    last: u64,
+    max_bytes: usize,
+    bytes: &mut usize,
+    entries: &mut Vec<(u64, Bytes)>,
+) -> Result<(), ReadError> {
+    let first = stretch.runs[0];
+    let wanted = (max_bytes.saturating_sub(*bytes) as u64).clamp(1, READ_BYTES);
+    let mut joined = 1;
+    let mut end = first.span_end();
+    for (before, run) in stretch.runs.iter().zip(&stretch.runs[1..]) {
+        let fits = u64::from(run.offset) >= end
+            && u64::from(run.offset) - end <= GAP_BYTES
+            && run.span_end() - u64::from(first.offset) <= READ_BYTES;
+        if run.first != before.end() || run.first > last || !fits || end - u64::from(first.offset) >= wanted {
+            break;
+        }
+        joined += 1;
+        end = run.span_end();
+    }
+    let mut buffer = vec![0; (end - u64::from(first.offset)) as usize];
+    let count = stretch.segment.file.read_at(&mut buffer, u64::from(first.offset)).map_err(io_error)?;
+    buffer.truncate(count);
+    let buffer = Bytes::from(buffer);
+    let mut found = Vec::new();
+    let mut result = Ok(());
+    for run in &stretch.runs[..joined] {
+        let walk = Walk { buffer: &buffer, base: u64::from(first.offset), segment: stretch.segment.id, ledger };
+        result = walk.run(run, &mut next, last, max_bytes, bytes, &mut found);
+        if result.is_err() || next > last || *bytes >= max_bytes {
+            break;
+        }
+    }
+    if result.is_err() && found.is_empty() {
+        return result;
+    }
+    // Do not let a few small entries hold a large buffer.
+    let useful: usize = found.iter().map(|(_, entry)| entry.len()).sum();
+    if useful * 2 < buffer.len() {
+        found.iter_mut().for_each(|(_, entry)| *entry = Bytes::copy_from_slice(entry));
+    }
+    entries.append(&mut found);
+    Ok(())
+}
+
+/// Walks the records of a piece of a segment.
+struct Walk<'b> {
+    buffer: &'b Bytes,
+    /// Where in the segment the buffer begins.
+    base: u64,
+    segment: u32,
+    ledger: u64,
+}
+
+impl Walk<'_> {
+    fn run(
+        &self,
+        run: &Run,
+        next: &mut u64,
+        last: u64,
+        max_bytes: usize,
+        bytes: &mut usize,
+        found: &mut Vec<(u64, Bytes)>,
+    ) -> Result<(), ReadError> {
+        let end = ((run.span_end() - self.base) as usize).min(self.buffer.len());
+        let mut at = (u64::from(run.offset) - self.base) as usize;
+        while *next < run.end() && *next <= last && (*bytes < max_bytes || found.is_empty()) {
+            let Some((skipped, header)) = find_record(&self.buffer[at.min(end)..end], self.segment, self.base + at as u64)
+            else {
+                return Err(self.corrupt(*next, "its record is unreadable"));
+            };
+            at += skipped;
+            let body_at = at + RECORD_HEADER_BYTES;
+            at += header.record_bytes() as usize;
+            if header.kind != RecordKind::Entry || header.ledger != self.ledger || header.entry < *next {
+                continue;
+            }
+            if header.entry > *next {
+                return Err(self.corrupt(*next, "its record is unreadable"));
+            }
+            let body = self.body(&header, body_at).ok_or_else(|| self.corrupt(*next, "its checksum is wrong"))?;
+            *bytes += body.len();
+            found.push((*next, body));
+            *next += 1;
+        }
+        Ok(())
+    }
+
+    fn body(&self, header: &RecordHeader, at: usize) -> Option<Bytes> {
+        let end = at + header.body_bytes as usize;
+        let intact = header.body_is_intact(self.buffer.get(at..end)?);
+        intact.then(|| self.buffer.slice(at..end))
+    }
+
+    fn corrupt(&self, entry: u64, what: &str) -> ReadError {
+        let detail = format!("{what}, in segment {}", self.segment);
+        ReadError::Corrupt { ledger: self.ledger, entry: Some(entry), detail }
+    }
+}

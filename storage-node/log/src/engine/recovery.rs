@@ -1,0 +1,311 @@
+//! From the files of a folder to an engine that serves.
+//!
+//! The newest segment that was used has a manifest, which says what the log consists of. Sealed segments give their
+//! directories; the others, usually one, are scanned and then sealed, so that what a crash left behind their end can never
+//! come back. Only then is anything appended.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use rustc_hash::FxHashSet;
+
+use super::catalog::{Catalog, IndexState, SegmentEntry};
+use super::commit::Writer;
+use super::scan::{Scan, scan};
+use super::{Engine, Segment, SharedSegment, segment_id};
+use crate::disk::{Disk, DiskFile};
+use crate::error::OpenError;
+use crate::format::{
+    BLOCK_BYTES, BadBlock, DATA_AT, ManifestLine, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
+    SegmentHeader, SegmentKind, VERSION, decode_manifest,
+};
+use crate::index::OpenIndex;
+use crate::index::cache::IndexCache;
+use crate::index::footer::{Directory, Row, decode_directory};
+use crate::options::LogOptions;
+
+const SEGMENT_BYTES_MIN: u64 = 256 << 10;
+
+/// What [`crate::Log::open`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    pub segments: usize,
+    /// Segments whose records had to be read, because they were in use at a crash or their index is damaged.
+    pub scanned: usize,
+    pub ledgers: usize,
+    /// The end of the log was torn by a crash; nobody had been told that it was durable.
+    pub torn_tail: bool,
+    /// What could not be read though it had been durable. Where it may matter, reads answer "corrupt".
+    pub damage: Vec<String>,
+}
+
+struct Found<F> {
+    segment: SharedSegment<F>,
+    seal: Option<Seal>,
+    directory: Option<Directory>,
+    scan: Option<Scan>,
+    has_header: bool,
+}
+
+impl<D: Disk> Engine<D> {
+    pub fn open(disk: D, mut options: LogOptions) -> Result<(Self, RecoveryReport), OpenError> {
+        let failed = |action| move |source| OpenError::Io { action, folder: "the log's folder".to_owned(), source };
+        let space = disk.space().map_err(failed("asking for free space"))?;
+        let block = BLOCK_BYTES as u64;
+        options.reserve_bytes = options.reserve_bytes.min(space.total_bytes / 16);
+        options.segment_bytes =
+            options.segment_bytes.min((space.total_bytes / 32).max(SEGMENT_BYTES_MIN)).next_multiple_of(block);
+        let names = disk.list().map_err(failed("listing the files"))?;
+        let mut recovery = Recovery { disk: &disk, found: BTreeMap::new(), report: RecoveryReport::default() };
+        for id in names.iter().filter_map(|name| segment_id(name)) {
+            recovery.look_at(id)?;
+        }
+        let live = recovery.find_manifest().map_err(failed("reading the newest segment"))?;
+        let (unused, lost) = recovery.select(live.as_deref());
+        recovery.scan_unsealed(live.as_deref()).map_err(failed("reading a segment"))?;
+        let Recovery { found, mut report, .. } = recovery;
+        let next_segment = found.keys().chain(&unused).chain(&lost).max().map_or(1, |id| id + 1);
+        for &id in &unused {
+            disk.remove(&super::segment_name(id)).map_err(failed("removing an unused segment"))?;
+        }
+        // Before anything is sealed: an unused segment must not look newer than what is sealed now.
+        disk.sync_folder().map_err(failed("syncing the folder"))?;
+        let catalog = build_catalog(found, lost, &mut report);
+        report.segments = catalog.segments.len();
+        report.ledgers = catalog.ledgers.len();
+        for damage in &report.damage {
+            tracing::error!(damage, "the log is damaged");
+        }
+        let spares = names.into_iter().filter(|name| name.starts_with(super::maintain::SPARE_PREFIX)).collect();
+        let engine = Self {
+            cache: parking_lot::Mutex::new(IndexCache::new(options.index_memory_bytes)),
+            disk,
+            options,
+            catalog: parking_lot::RwLock::new(catalog),
+            writer: parking_lot::Mutex::new(Writer::new(next_segment)),
+            spares: parking_lot::Mutex::new(spares),
+            full: false.into(),
+            pending: Default::default(),
+        };
+        engine.sync_scanned().map_err(failed("syncing what was recovered"))?;
+        if let Err(error) = engine.seal_retired() {
+            tracing::warn!(%error, "could not seal a recovered segment, it will be read again at the next start");
+        }
+        engine.check_space();
+        Ok((engine, report))
+    }
+
+    /// After the end of the process only, records may be readable that no sync has covered; before they are served, one has.
+    fn sync_scanned(&self) -> io::Result<()> {
+        let catalog = self.catalog.read();
+        let scanned = catalog.segments.values().filter(|entry| matches!(entry.index, IndexState::Open(_)));
+        scanned.map(|entry| entry.segment.file.sync_data()).collect()
+    }
+}
+
+struct Recovery<'d, D: Disk> {
+    disk: &'d D,
+    found: BTreeMap<u32, Found<D::File>>,
+    report: RecoveryReport,
+}
+
+impl<D: Disk> Recovery<'_, D> {
+    fn look_at(&mut self, id: u32) -> Result<(), OpenError> {
+        let name = super::segment_name(id);
+        let failed = |action| {
+            let folder = name.clone();
+            move |source| OpenError::Io { action, folder, source }
+        };
+        let file = self.disk.open(&name).map_err(failed("opening a segment"))?;
+        let mut head = vec![0; DATA_AT as usize];
+        let count = file.read_at(&mut head, 0).map_err(failed("reading a segment's header"))?;
+        head.truncate(count);
+        let newer = |version| OpenError::NewerFormat { file: name.clone(), version, known: VERSION };
+        let header = match SegmentHeader::decode(&head) {
+            Ok(header) if header.segment == id => Some(header),
+            Err(BadBlock::Newer(version)) => return Err(newer(version)),
+            _ => None,
+        };
+        let seal = match head.get(SEAL_AT as usize..).map(|bytes| Seal::decode(bytes, id)) {
+            Some(Ok(seal)) => Some(seal),
+            Some(Err(BadBlock::Newer(version))) => return Err(newer(version)),
+            _ => None,
+        };
+        let directory = match &seal {
+            Some(seal) => read_directory(&file, seal).map_err(failed("reading a segment's index"))?,
+            None => None,
+        };
+        if seal.is_some() && directory.is_none() {
+            self.report.damage.push(format!("the index of segment {id} is damaged; its records are read instead"));
+        }
+        let kind = header.map_or(SegmentKind::Log, |header| header.kind);
+        let segment = std::sync::Arc::new(Segment { id, kind, file });
+        self.found.insert(id, Found { segment, seal, directory, scan: None, has_header: header.is_some() });
+        Ok(())
+    }
+
+    /// The list of segments in the newest log segment that was used; `None` if there is no segment, or it is unreadable.
+    fn find_manifest(&mut self) -> io::Result<Option<Vec<ManifestLine>>> {
+        for found in self.found.values_mut().rev().filter(|found| found.segment.kind == SegmentKind::Log) {
+            let id = found.segment.id;
+            if let Some(directory) = &found.directory {
+                let lines = read_manifest(&found.segment.file, id, directory.manifest_at)?;
+                if lines.is_none() {
+                    self.report.damage.push(format!("the manifest in segment {id} is damaged"));
+                }
+                return Ok(lines.map(|lines| with_itself(lines, id, found.seal.map(|seal| seal.data_end))));
+            }
+            let result = scan(&found.segment.file, id, found.seal.map(|seal| seal.data_end))?;
+            let (used, known) = (result.is_used(), result.knows_manifest());
+            let (data_end, lines) = (result.data_end, result.manifest.clone());
+            found.scan = Some(result);
+            if !used {
+                continue;
+            }
+            if !known {
+                self.report.damage.push(format!("the manifest in segment {id} is damaged"));
+                return Ok(None);
+            }
+            return Ok(lines.map(|(_, lines)| with_itself(lines, id, Some(data_end))));
+        }
+        Ok(None)
+    }
+
+    /// Keeps what is part of the log; answers what is not, and what should be there and isn't. Without a manifest,
+    /// everything is kept that holds anything.
+    fn select(&mut self, live: Option<&[ManifestLine]>) -> (Vec<u32>, Vec<u32>) {
+        let is_live = |id: u32, found: &Found<D::File>| match live {
+            Some(lines) => lines.iter().any(|line| line.segment == id),
+            None => found.directory.is_some() || found.scan.as_ref().is_none_or(Scan::is_used),
+        };
+        let unused: Vec<u32> =
+            self.found.iter().filter(|(id, found)| !is_live(**id, found)).map(|(id, _)| *id).collect();
+        unused.iter().for_each(|id| drop(self.found.remove(id)));
+        let missing = live.unwrap_or_default().iter().filter(|line| !self.found.contains_key(&line.segment));
+        let lost: Vec<u32> = missing.map(|line| line.segment).collect();
+        for id in &lost {
+            self.report.damage.push(format!("segment {id} is missing"));
+        }
+        (unused, lost)
+    }
+
+    fn scan_unsealed(&mut self, live: Option<&[ManifestLine]>) -> io::Result<()> {
+        for (&id, found) in self.found.iter_mut().filter(|(_, found)| found.directory.is_none()) {
+            let line = live.unwrap_or_default().iter().find(|line| line.segment == id);
+            if let Some(line) = line
+                && !found.has_header
+            {
+                self.report.damage.push(format!("the header of segment {id} is damaged"));
+                let file_of = std::sync::Arc::get_mut(&mut found.segment).expect("nobody else has it yet");
+                file_of.kind = line.kind;
+            }
+            if found.scan.is_none() {
+                let end = found.seal.map(|seal| seal.data_end).or(line.map(|line| line.data_end));
+                found.scan = Some(scan(&found.segment.file, id, end)?);
+            }
+            let result = found.scan.as_ref().expect("just scanned");
+            self.report.scanned += 1;
+            self.report.torn_tail |= result.torn;
+            for hole in &result.holes {
+                self.report.damage.push(format!("segment {id}: {} bytes at {} are unreadable", hole.bytes, hole.offset));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_itself(mut lines: Vec<ManifestLine>, segment: u32, data_end: Option<u64>) -> Vec<ManifestLine> {
+    lines.push(ManifestLine { segment, kind: SegmentKind::Log, data_end: data_end.unwrap_or(DATA_AT) });
+    lines
+}
+
+/// `None` if it is damaged.
+pub(super) fn read_directory<F: DiskFile>(file: &F, seal: &Seal) -> io::Result<Option<Directory>> {
+    if u64::from(seal.directory_bytes) > file.length()? {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; seal.directory_bytes as usize];
+    let count = file.read_at(&mut bytes, seal.directory_at)?;
+    let intact = count == bytes.len() && crc_fast::crc32_iscsi(&bytes) == seal.directory_crc;
+    Ok(intact.then(|| decode_directory(&bytes)).flatten())
+}
+
+fn read_manifest<F: DiskFile>(file: &F, segment: u32, at: u64) -> io::Result<Option<Vec<ManifestLine>>> {
+    let mut header = [0; RECORD_HEADER_BYTES];
+    file.read_at(&mut header, at)?;
+    let Some(header) = RecordHeader::decode(&header, segment, at) else { return Ok(None) };
+    if header.kind != RecordKind::Manifest || u64::from(header.body_bytes) > file.length()? {
+        return Ok(None);
+    }
+    let mut body = vec![0; header.body_bytes as usize];
+    let count = file.read_at(&mut body, at + RECORD_HEADER_BYTES as u64)?;
+    body.truncate(count);
+    Ok(header.body_is_intact(&body).then(|| decode_manifest(&body)).flatten())
+}
+
+fn build_catalog<F>(
+    found: BTreeMap<u32, Found<F>>,
+    lost: Vec<u32>,
+    report: &mut RecoveryReport,
+) -> Catalog<F> {
+    let mut catalog = Catalog::new();
+    let mut rows_of: Vec<(u32, Vec<Row>)> = Vec::new();
+    for (id, found) in found {
+        let (data_end, manifest_at, holes, rows, index) = match (found.seal, found.directory, found.scan) {
+            (Some(seal), Some(directory), _) => {
+                let index = IndexState::Sealed {
+                    directory_at: seal.directory_at,
+                    directory_bytes: seal.directory_bytes,
+                    directory_crc: seal.directory_crc,
+                };
+                (seal.data_end, directory.manifest_at, directory.holes, directory.rows, index)
+            }
+            (_, _, scan) => {
+                let scan = scan.unwrap_or_default();
+                let rows = rows_of_index(&scan.index);
+                let manifest_at = scan.manifest.map_or(0, |(at, _)| at);
+                (scan.data_end, manifest_at, scan.holes, rows, IndexState::Open(scan.index))
+            }
+        };
+        if !holes.is_empty() && matches!(index, IndexState::Sealed { .. }) {
+            report.damage.push(format!("segment {id} has {} unreadable places", holes.len()));
+        }
+        let entry = SegmentEntry {
+            segment: found.segment,
+            data_end,
+            index,
+            live_bytes: 0,
+            manifest_at,
+            holes,
+            active: false,
+        };
+        catalog.segments.insert(id, entry);
+        rows_of.push((id, rows));
+    }
+    let rows = rows_of.iter().flat_map(|(_, rows)| rows);
+    let deleted: FxHashSet<u64> = rows.filter(|row| row.deleted).map(|row| row.ledger).collect();
+    for (id, rows) in &rows_of {
+        catalog.add_rows(*id, rows, |ledger| deleted.contains(&ledger));
+    }
+    catalog.lost = lost;
+    catalog
+}
+
+fn rows_of_index(index: &OpenIndex) -> Vec<Row> {
+    let mut rows: Vec<Row> = index
+        .ledgers()
+        .iter()
+        .map(|(&ledger, content)| Row {
+            ledger,
+            section_at: 0,
+            section_bytes: 0,
+            first: content.runs.first().unwrap_or(1),
+            last: content.runs.last().unwrap_or(0),
+            bytes: content.bytes,
+            fence: content.fence,
+            deleted: content.deleted,
+        })
+        .collect();
+    rows.sort_unstable_by_key(|row| row.ledger);
+    rows
+}

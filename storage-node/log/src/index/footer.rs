@@ -1,0 +1,242 @@
+//! The index of a sealed segment, after its records: a section with the runs of each ledger, then the directory.
+//! docs/formats-log.md has the layout.
+
+use crc_fast::crc32_iscsi as crc32c;
+
+use super::{OpenIndex, Run, Runs, SegmentLedger};
+use crate::format::{BLOCK_BYTES, u32_at, u64_at};
+
+const DIRECTORY_HEAD_BYTES: usize = 16;
+const ROW_BYTES: usize = 56;
+const HOLE_BYTES: usize = 16;
+const RUN_BYTES_MAX: usize = 24;
+const FENCED: u32 = 1;
+const DELETED: u32 = 2;
+
+/// Bytes of a segment that no record could be read from, though they were durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// What the directory says of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    pub ledger: u64,
+    /// In the segment file; no bytes if the segment has no entry of the ledger.
+    pub section_at: u32,
+    pub section_bytes: u32,
+    /// Of the entries here; `first > last` if there is none.
+    pub first: u64,
+    pub last: u64,
+    pub bytes: u64,
+    pub fence: Option<u64>,
+    pub deleted: bool,
+}
+
+impl Row {
+    /// Whether there is more than a tombstone.
+    pub fn holds_something(&self) -> bool {
+        self.first <= self.last || self.fence.is_some()
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Directory {
+    /// The last manifest in the segment; 0 if there is none.
+    pub manifest_at: u64,
+    pub rows: Vec<Row>,
+    pub holes: Vec<Hole>,
+}
+
+pub struct Footer {
+    pub sections: Vec<u8>,
+    pub directory: Directory,
+    pub directory_bytes: Vec<u8>,
+}
+
+pub fn bytes_max(ledgers: usize, runs: usize) -> u64 {
+    (2 * BLOCK_BYTES + DIRECTORY_HEAD_BYTES + ledgers * (ROW_BYTES + 8) + runs * RUN_BYTES_MAX) as u64
+}
+
+/// Sections begin at `at`. Ledgers come in the order of their ids, so that the same index gives the same bytes.
+pub fn build(index: &OpenIndex, at: u64, manifest_at: u64, holes: &[Hole]) -> Footer {
+    let mut ledgers: Vec<(&u64, &SegmentLedger)> = index.ledgers().iter().collect();
+    ledgers.sort_unstable_by_key(|(ledger, _)| **ledger);
+    let mut sections = Vec::new();
+    let rows = ledgers.into_iter().map(|(&ledger, content)| {
+        let section_at = sections.len();
+        if !content.runs.as_slice().is_empty() {
+            encode_section(&content.runs, &mut sections);
+        }
+        Row {
+            ledger,
+            section_at: (at as usize + section_at) as u32,
+            section_bytes: (sections.len() - section_at) as u32,
+            first: content.runs.first().unwrap_or(1),
+            last: content.runs.last().unwrap_or(0),
+            bytes: content.bytes,
+            fence: content.fence,
+            deleted: content.deleted,
+        }
+    });
+    let directory = Directory { manifest_at, rows: rows.collect(), holes: holes.to_vec() };
+    let directory_bytes = encode_directory(&directory);
+    Footer { sections, directory, directory_bytes }
+}
+
+fn encode_directory(directory: &Directory) -> Vec<u8> {
+    let length = DIRECTORY_HEAD_BYTES + directory.rows.len() * ROW_BYTES + directory.holes.len() * HOLE_BYTES;
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend((directory.rows.len() as u32).to_le_bytes());
+    bytes.extend((directory.holes.len() as u32).to_le_bytes());
+    bytes.extend(directory.manifest_at.to_le_bytes());
+    for row in &directory.rows {
+        let flags = u32::from(row.fence.is_some()) * FENCED + u32::from(row.deleted) * DELETED;
+        bytes.extend(row.ledger.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(row.section_bytes.to_le_bytes());
+        bytes.extend(u64::from(row.section_at).to_le_bytes());
+        bytes.extend(row.first.to_le_bytes());
+        bytes.extend(row.last.to_le_bytes());
+        bytes.extend(row.bytes.to_le_bytes());
+        bytes.extend(row.fence.unwrap_or(0).to_le_bytes());
+    }
+    for hole in &directory.holes {
+        bytes.extend(hole.offset.to_le_bytes());
+        bytes.extend(hole.bytes.to_le_bytes());
+    }
+    bytes
+}
+
+/// `None` if the bytes are no directory; their checksum is the caller's business.
+pub fn decode_directory(bytes: &[u8]) -> Option<Directory> {
+    let head = bytes.get(..DIRECTORY_HEAD_BYTES)?;
+    let (rows, holes) = (u32_at(head, 0) as usize, u32_at(head, 4) as usize);
+    let row_bytes = bytes.get(DIRECTORY_HEAD_BYTES..)?.get(..rows.checked_mul(ROW_BYTES)?)?;
+    let hole_bytes = bytes.get(DIRECTORY_HEAD_BYTES + row_bytes.len()..)?.get(..holes.checked_mul(HOLE_BYTES)?)?;
+    let row = |row: &[u8]| {
+        let flags = u32_at(row, 8);
+        Row {
+            ledger: u64_at(row, 0),
+            section_bytes: u32_at(row, 12),
+            section_at: u64_at(row, 16) as u32,
+            first: u64_at(row, 24),
+            last: u64_at(row, 32),
+            bytes: u64_at(row, 40),
+            fence: (flags & FENCED != 0).then(|| u64_at(row, 48)),
+            deleted: flags & DELETED != 0,
+        }
+    };
+    Some(Directory {
+        manifest_at: u64_at(head, 8),
+        rows: row_bytes.chunks_exact(ROW_BYTES).map(row).collect(),
+        holes: hole_bytes.chunks_exact(HOLE_BYTES).map(|b| Hole { offset: u64_at(b, 0), bytes: u64_at(b, 8) }).collect(),
+    })
+}
+
+/// Checksum, then per run, as variable-length integers relative to the run before: entries skipped (zigzag), count,
+/// offset (zigzag) and span in units of eight bytes.
+fn encode_section(runs: &Runs, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    bytes.extend([0; 4]);
+    let mut before = Run { first: 0, count: 0, offset: 0, span: 0 };
+    for run in runs.as_slice() {
+        put_varint(bytes, zigzag(run.first.wrapping_sub(before.end()) as i64));
+        put_varint(bytes, u64::from(run.count));
+        put_varint(bytes, zigzag((i64::from(run.offset) - i64::from(before.offset)) / 8));
+        put_varint(bytes, u64::from(run.span) / 8);
+        before = *run;
+    }
+    let crc = crc32c(&bytes[start + 4..]);
+    bytes[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// `None` if the section is damaged.
+pub fn decode_section(bytes: &[u8]) -> Option<Runs> {
+    let mut rest = bytes.get(4..)?;
+    if crc32c(rest) != u32_at(bytes, 0) {
+        return None;
+    }
+    let mut runs = Vec::with_capacity(rest.len() / 5);
+    let mut before = Run { first: 0, count: 0, offset: 0, span: 0 };
+    while !rest.is_empty() {
+        let first = before.end().wrapping_add(unzigzag(take_varint(&mut rest)?) as u64);
+        let count = u32::try_from(take_varint(&mut rest)?).ok()?;
+        let offset = i64::from(before.offset) + unzigzag(take_varint(&mut rest)?).checked_mul(8)?;
+        let span = u32::try_from(take_varint(&mut rest)?.checked_mul(8)?).ok()?;
+        before = Run { first, count, offset: u32::try_from(offset).ok()?, span };
+        if runs.last().is_some_and(|last: &Run| last.first > first) || count == 0 {
+            return None;
+        }
+        runs.push(before);
+    }
+    Some(Runs::from_sorted(runs))
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64
+}
+
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_run() -> impl Strategy<Value = Run> {
+        (any::<u64>(), 1..1000_u32, 0..1_u32 << 29, 4..1_u32 << 25)
+            .prop_map(|(first, count, offset, span)| Run { first, count, offset: offset * 8, span: span * 8 })
+    }
+
+    proptest! {
+        #[test]
+        fn sections_and_directories_round_trip(mut runs in prop::collection::vec(any_run(), 1..50), fence: Option<u64>, deleted: bool) {
+            runs.sort_by_key(|run| run.first);
+            let mut index = OpenIndex::default();
+            let ledger = index.ledger_mut(7);
+            *ledger = SegmentLedger { runs: Runs::from_sorted(runs), bytes: 99, fence, deleted };
+            let content = ledger.clone();
+            let holes = [Hole { offset: 8192, bytes: 40 }];
+            let footer = build(&index, 16384, 12288, &holes);
+            prop_assert_eq!(decode_section(&footer.sections), Some(content.runs));
+            prop_assert_eq!(decode_directory(&footer.directory_bytes), Some(footer.directory));
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            decode_directory(&bytes);
+            if let Some(body) = bytes.get(4..) {
+                let mut section = crc32c(body).to_le_bytes().to_vec();
+                section.extend(body);
+                decode_section(&section);
+            }
+        }
+    }
+}
