@@ -46,6 +46,11 @@ impl DataDir {
         Ok(DataDir { path: path.to_owned(), _lock: lock })
     }
 
+    /// The folder of the embedded storage node's log.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
     /// The SQLite file, unless the settings name another.
     pub fn metadata_file(&self) -> PathBuf {
         self.path.join("metadata.db")

@@ -5,10 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use geminga_broker::{Broker, BrokerConfig};
+use geminga_ledger_client::EmbeddedLedgers;
+use geminga_log::{Log, LogOptions};
 use geminga_metadata::Metadata;
 use geminga_metadata_sql::SqliteStore;
 use geminga_observe::logging;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::bootstrap::bootstrap;
 use crate::data_dir::DataDir;
@@ -39,33 +44,78 @@ pub fn start(resolved: &Resolved) -> anyhow::Result<()> {
 
 /// Serves until `shutdown` turns true, then finishes what is in flight.
 async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    if options.memory_limit < MEMORY_LIMIT_MIN {
-        bail!("memory limit {} is below the minimum of {MEMORY_LIMIT_MIN} (--memory-limit)", options.memory_limit);
-    }
     let data_dir = DataDir::open(&options.data_dir)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
     }
-    let (_pulsar_listener, pulsar) = listen(&options.pulsar_addr, "pulsar-addr")?;
-    let (_http_listener, http) = listen(&options.http_addr, "http-addr")?;
+    let (pulsar_listener, pulsar) = listen(&options.pulsar_addr, "pulsar-addr")?;
+    let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
     let store = Arc::new(SqliteStore::open(&metadata_file(options, &data_dir)?).await?);
     let metadata = Metadata::new(store.clone());
     let advertised = Advertised::new(options, pulsar, http);
     bootstrap(&metadata, &options.cluster, &advertised.http_url(), &advertised.pulsar_url()).await?;
 
+    let log = open_log(&data_dir)?;
+    let broker = Broker::start(
+        BrokerConfig {
+            cluster: options.cluster.clone(),
+            advertised_pulsar: advertised.pulsar_for_lookups(),
+            advertised_http: advertised.http.clone(),
+            memory_limit: options.memory_limit.bytes(),
+            ..BrokerConfig::default()
+        },
+        metadata,
+        Arc::new(EmbeddedLedgers::new(log.clone())),
+    )
+    .await?;
+    let serving_pulsar = tokio::spawn(geminga_protocol_pulsar::serve(
+        TcpListener::from_std(pulsar_listener)?,
+        broker.clone(),
+        shutdown.clone(),
+    ));
+    let serving_http = serve_http(TcpListener::from_std(http_listener)?, broker.clone(), shutdown.clone());
+
     warn_of_wide_listening(&[pulsar, http]);
     let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, pulsar, http)).transpose()?;
-    tracing::info!(%pulsar, %http, data_dir = %options.data_dir.display(), memory_limit = %options.memory_limit, "serving");
+    tracing::info!(%pulsar, %http, data_dir = %options.data_dir.display(), "serving");
     crate::print(&format!("serving pulsar://{pulsar} and http://{http}\n"));
 
     // Fails only when the sender is gone, which then cannot ask for anything else either.
     let _ = shutdown.wait_for(|stop| *stop).await;
     drop(ready);
-    if tokio::time::timeout(options.shutdown_timeout.get(), store.close()).await.is_err() {
-        bail!("stopped before everything was finished, which took longer than {}", options.shutdown_timeout);
+    let finish = async {
+        let _ = serving_pulsar.await;
+        let _ = serving_http.await;
+        broker.shut_down().await;
+    };
+    if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
+        tracing::warn!("gave up waiting for what was in flight");
     }
+    tokio::task::spawn_blocking(move || log.close()).await?;
+    store.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Opens the embedded storage node's log: recovery after a crash happens here.
+fn open_log(data_dir: &DataDir) -> anyhow::Result<Log> {
+    let path = data_dir.log();
+    let (log, report) =
+        Log::open(&path, LogOptions::default()).with_context(|| format!("cannot open the log in {}", path.display()))?;
+    tracing::info!(?report, "log is open");
+    Ok(log)
+}
+
+fn serve_http(listener: TcpListener, broker: Arc<Broker>, mut shutdown: watch::Receiver<bool>) -> JoinHandle<()> {
+    let router = geminga_admin_api::router(broker);
+    tokio::spawn(async move {
+        let stop = async move {
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        };
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+            tracing::error!(%error, "HTTP server ended");
+        }
+    })
 }
 
 /// What lookups and cluster data say.
@@ -82,6 +132,14 @@ impl Advertised {
             None => bound.to_string(),
         };
         Advertised { pulsar: advertise(pulsar), http: advertise(http) }
+    }
+
+    /// Empty when the server listens on every address: then each client is told the one it has connected to.
+    fn pulsar_for_lookups(&self) -> String {
+        match self.pulsar.starts_with("0.0.0.0:") || self.pulsar.starts_with("[::]:") {
+            true => String::new(),
+            false => self.pulsar.clone(),
+        }
     }
 
     fn pulsar_url(&self) -> String {

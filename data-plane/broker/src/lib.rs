@@ -1,1 +1,31 @@
-//! geminga-broker
+//! The broker: loads topics and drives them, for whatever protocol stands before it.
+//!
+//! Start at [`Broker`] (broker.rs), then [`Topic`] (topic/mod.rs), which tells the way of a message. [`Peer`] is what a
+//! protocol implements. cursors.rs drives the log of acknowledgements, completions.rs brings finished writes back.
+
+mod broker;
+mod completions;
+mod config;
+mod cursors;
+mod entry_meta;
+mod error;
+mod health;
+mod memory;
+pub mod metrics;
+mod namespaces;
+mod partitions;
+mod peer;
+mod policies;
+mod schema;
+mod shared;
+mod topic;
+
+pub use broker::Broker;
+pub use config::BrokerConfig;
+pub use entry_meta::{entry_meta, read_entry};
+pub use error::{BrokerError, Result};
+pub use memory::{Budget, Memory};
+pub use peer::{Peer, Receipt};
+pub use policies::{EffectivePolicies, QuotaAction};
+pub use schema::{is_valid_schema, schema_type_name, schema_type_number, schema_version_bytes, schema_version_of};
+pub use topic::*;

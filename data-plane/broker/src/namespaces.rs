@@ -1,11 +1,14 @@
 //! Clusters, tenants, namespaces and policies: changes to them are checked here, stored, and reach the loaded topics.
 
+use std::sync::Arc;
+
 use geminga_metadata::policies::BundlesData;
 use geminga_metadata::{ClusterData, MetadataError, Policies, TenantInfo, TopicPolicies};
 use geminga_model::{NamespaceName, TopicDomain, TopicName, check_entity_name};
 
 use crate::broker::Broker;
 use crate::error::{BrokerError, Result};
+use crate::policies::EffectivePolicies;
 
 /// Bundles of a namespace that is created without saying how many (Pulsar's `defaultNumberOfNamespaceBundles`).
 const BUNDLES: u32 = 4;
@@ -208,7 +211,7 @@ impl Broker {
             }
             (Err(error), None) => return Err(error.into()),
         };
-        self.apply_policies(|topic| topic.namespace() == name).await?;
+        self.apply_policies(name, |_| true).await?;
         Ok(policies)
     }
 
@@ -236,14 +239,16 @@ impl Broker {
             (Err(_), Some(refused)) => return Err(refused),
             (Err(error), None) => return Err(error.into()),
         };
-        self.apply_policies(|topic| topic.partitioned_base() == base).await?;
+        self.apply_policies(base.namespace(), |topic| topic.partitioned_base() == base).await?;
         Ok(policies)
     }
 
-    async fn apply_policies(&self, concerned: impl Fn(&TopicName) -> bool + Send) -> Result<()> {
+    async fn apply_policies(&self, name: &NamespaceName, concerned: impl Fn(&TopicName) -> bool + Send) -> Result<()> {
+        let namespace = Arc::new(self.namespace_policies(name).await?);
         for topic in self.loaded_topics() {
-            if concerned(topic.name()) {
-                topic.set_policies(self.policies(topic.name()).await?).await?;
+            if topic.name().namespace() == name && concerned(topic.name()) {
+                let own = Arc::new(self.topic_policies(topic.name()).await?);
+                topic.set_policies(EffectivePolicies { namespace: namespace.clone(), topic: own }).await?;
             }
         }
         Ok(())

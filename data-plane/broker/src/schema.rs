@@ -88,10 +88,7 @@ impl Broker {
     }
 
     /// The version of a producer's schema, which is added if it is new; `None` for a producer of plain bytes.
-    ///
-    /// `has_users` says whether somebody works with the topic already: without a schema, that somebody uses bytes.
-    pub async fn add_schema(&self, name: &TopicName, schema: &proto::Schema, has_users: bool) -> Result<Option<Vec<u8>>> {
-        let _ = has_users;
+    pub async fn add_schema(&self, name: &TopicName, schema: &proto::Schema) -> Result<Option<Vec<u8>>> {
         if is_plain(schema) {
             self.check_no_schema(name).await?;
             return Ok(None);
@@ -114,6 +111,7 @@ impl Broker {
     }
 
     /// Checks a consumer's schema against the topic's; on a topic that nobody uses yet it becomes the topic's.
+    /// `has_users` says whether somebody works with the topic already: without a schema, that somebody uses bytes.
     pub async fn check_consumer_schema(&self, name: &TopicName, schema: &proto::Schema, has_users: bool) -> Result<()> {
         if is_plain(schema) || schema.r#type == Type::AutoConsume as i32 {
             return Ok(());
@@ -128,7 +126,7 @@ impl Broker {
                 check_compatible(&existing.schema, &wanted, &strategy)
             }
             None if has_users => Err(BrokerError::IncompatibleSchema("Topic does not have schema to check".into())),
-            None => self.add_schema(name, schema, has_users).await.map(drop),
+            None => self.add_schema(name, schema).await.map(drop),
         }
     }
 

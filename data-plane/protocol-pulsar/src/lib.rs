@@ -1,1 +1,81 @@
-//! geminga-protocol-pulsar
+//! Pulsar's binary protocol before the topics of a broker.
+//!
+//! [`serve`] accepts connections; connection.rs is the heart of one; producing.rs, consuming.rs, finding.rs and
+//! schemas.rs answer its commands; peer.rs is what topics see of it; outbox.rs writes.
+
+mod connection;
+mod consuming;
+mod error;
+mod finding;
+mod outbox;
+mod peer;
+mod producing;
+mod schemas;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use geminga_broker::Broker;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use connection::Connection;
+use outbox::Outbox;
+
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
+/// Accepts and serves connections until `shutdown` turns true; then accepts no more, lets those that are there finish
+/// what is in flight, and returns.
+pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: watch::Receiver<bool>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    let connections: Mutex<Vec<std::sync::Weak<Connection>>> = Mutex::new(Vec::new());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = shutdown.wait_for(|down| *down) => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: what is connected goes on.
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%address, %error, "could not set TCP_NODELAY");
+        }
+        let Ok(local_address) = stream.local_addr() else { continue };
+        let stream = Arc::new(stream);
+        let connection = Arc::new(Connection {
+            id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
+            address: address.to_string(),
+            local_address,
+            outbox: Outbox::new(stream.clone(), broker.memory().outbound.clone()),
+            broker: broker.clone(),
+            client: std::sync::OnceLock::new(),
+            producers: Mutex::default(),
+            consumers: Mutex::default(),
+            watchers: Mutex::default(),
+            closing: Default::default(),
+            asked_alive: Default::default(),
+            stop: Default::default(),
+        });
+        {
+            let mut known = connections.lock();
+            if known.len() == known.capacity() {
+                known.retain(|connection| connection.strong_count() > 0);
+            }
+            known.push(Arc::downgrade(&connection));
+        }
+        tasks.spawn(connection.run(stream));
+    }
+    drop(listener);
+    for connection in connections.lock().iter().filter_map(std::sync::Weak::upgrade) {
+        connection.shut_down();
+    }
+    while tasks.join_next().await.is_some() {}
+}

@@ -79,8 +79,8 @@ impl Connection {
         command: &proto::CommandGetOrCreateSchema,
     ) -> Result<Option<Vec<u8>>, BrokerError> {
         let name = parse(&command.topic)?;
-        let topic = self.broker.topic(&name, false).await?;
-        self.broker.add_schema(&name, &command.schema, topic.has_schema_users()).await
+        self.broker.topic(&name, false).await?;
+        self.broker.add_schema(&name, &command.schema).await
     }
 }
 

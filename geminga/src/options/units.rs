@@ -28,8 +28,7 @@ impl ByteSize {
         ByteSize(count << 20)
     }
 
-    #[cfg(test)]
-    const fn bytes(self) -> u64 {
+    pub const fn bytes(self) -> u64 {
         self.0
     }
 }

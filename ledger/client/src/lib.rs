@@ -1,1 +1,85 @@
-//! geminga-ledger-client
+//! The broker's way to ledgers: append, read, recover and delete, whatever stores them.
+//!
+//! [`LedgerClient`] is the whole of what the layers above know of storage. [`EmbeddedLedgers`] serves it from the
+//! storage engine in this process; a client of remote storage nodes stands behind the same trait.
+//!
+//! Contract of every implementation:
+//! * one ledger has one writer, which numbers its entries 0, 1, 2, … without a gap;
+//! * `done` of [`LedgerClient::append`] runs once, in the order of the calls for that ledger, and `Ok` means that every
+//!   entry of the call survives a crash;
+//! * after the first failed append to a ledger its writer gives the ledger up ([`LedgerClient::recover`], new ledger);
+//! * [`LedgerClient::recover`] fences: once it has answered, no append to that ledger is acknowledged any more;
+//! * "could not be read" is an error and never looks like "is not there".
+
+mod embedded;
+mod memory;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+pub use embedded::EmbeddedLedgers;
+pub use memory::MemoryLedgers;
+
+/// An answer that comes later.
+pub type Pending<T> = Pin<Box<dyn Future<Output = Result<T, LedgerError>> + Send>>;
+
+/// Called once an append is durable or has failed; runs on a thread of the storage, so it only hands over.
+pub type AppendDone = Box<dyn FnOnce(Result<(), LedgerError>) + Send>;
+
+/// The bytes of one entry, in up to two pieces that are stored one after the other.
+pub type EntryParts = [Bytes; 2];
+
+/// One entry as it was read back.
+#[derive(Debug, Clone)]
+pub struct StoredEntry {
+    pub entry_id: u64,
+    pub data: Bytes,
+}
+
+/// Who may still write when the disk is nearly full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendClass {
+    /// Messages: refused once only the reserve is left.
+    Message,
+    /// Acknowledgements and other records that let data be freed: may use the reserve.
+    Reserved,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    #[error("storage is full")]
+    DiskFull,
+    #[error("ledger {0} is fenced")]
+    Fenced(u64),
+    #[error("storage has too many bytes queued")]
+    Overloaded,
+    #[error("ledger {0} is not known to storage")]
+    NoSuchLedger(u64),
+    #[error("entry {ledger_id}:{entry_id} does not exist")]
+    NoSuchEntry { ledger_id: u64, entry_id: u64 },
+    #[error("ledger {ledger_id}: {detail}")]
+    Corrupt { ledger_id: u64, detail: String },
+    #[error("storage failed: {0}")]
+    Io(String),
+    #[error("storage is closed")]
+    Closed,
+}
+
+pub trait LedgerClient: Send + Sync + 'static {
+    /// Queues `entries` as `first_entry`, `first_entry + 1`, … of the ledger. Never blocks.
+    fn append(&self, ledger_id: u64, first_entry: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone);
+
+    /// Entries from `first` to at most `last`, in order, ending early after `max_bytes`; at least one when it exists.
+    fn read(&self, ledger_id: u64, first: u64, last: u64, max_bytes: usize) -> Pending<Vec<StoredEntry>>;
+
+    /// Fences the ledger and answers its last entry, `None` when it has none.
+    fn recover(&self, ledger_id: u64) -> Pending<Option<u64>>;
+
+    /// Deletes ledgers for good; those that are gone already are no error.
+    fn delete(&self, ledger_ids: Vec<u64>) -> Pending<()>;
+
+    /// Bytes stored of a ledger, about; 0 when that is not known.
+    fn size(&self, ledger_id: u64) -> u64;
+}

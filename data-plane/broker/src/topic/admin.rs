@@ -152,8 +152,16 @@ impl Topic {
 
     /// Acknowledges what is older than so many seconds; answers how many entries that were.
     pub async fn expire(&self, subscription: &str, seconds: u64) -> Result<u64> {
-        self.key_of(&self.state.lock(), subscription)?;
+        let oldest = {
+            let state = self.state.lock();
+            let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
+            sub.core.cursor().next_unacked(state.ledger.list(), sub.core.cursor().mark_delete())
+        };
+        let Some(oldest) = oldest else { return Ok(0) };
         let cut = now_ms().saturating_sub(seconds.saturating_mul(1000));
+        if entry_time(&self.read_one(oldest).await?.meta) >= cut {
+            return Ok(0);
+        }
         let first_kept = self.position_at_time(cut).await?;
         self.advance(subscription, |cursor, list| match list.previous(first_kept) {
             Some(last) => unacked_through(cursor, list, last),

@@ -1,0 +1,371 @@
+//! The broker: which topics there are, loading them, and what is asked about them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use geminga_ledger_client::LedgerClient;
+use geminga_metadata::{Metadata, MetadataError, PartitionedTopicRecord, TopicRecord, Versioned};
+use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::sync::{OnceCell, broadcast};
+
+use crate::completions::Completions;
+use crate::config::BrokerConfig;
+use crate::cursors::Cursors;
+use crate::error::{BrokerError, Result};
+use crate::memory::Memory;
+use crate::policies::EffectivePolicies;
+use crate::shared::{AckFlusher, Shared, now_ms};
+use crate::topic::Topic;
+
+/// How often topics roll over, trim and expire.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// Changes of topic lists that a slow watcher may lag behind before it reads the list anew.
+const TOPIC_CHANGES: usize = 256;
+
+type Slot = Arc<OnceCell<Arc<Topic>>>;
+
+pub struct Broker {
+    pub(crate) shared: Arc<Shared>,
+    topics: Mutex<FxHashMap<TopicName, Slot>>,
+    changes: broadcast::Sender<NamespaceName>,
+    names: AtomicU64,
+    started_at: u64,
+}
+
+impl Broker {
+    /// Starts on metadata and ledgers that are there; replays the cursor log. Needs a tokio runtime.
+    pub async fn start(config: BrokerConfig, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
+        let cursors = Cursors::open(&config.cluster, metadata.clone(), ledgers.clone()).await?;
+        let lanes = std::thread::available_parallelism().map_or(2, usize::from);
+        let shared = Arc::new(Shared {
+            memory: Arc::new(Memory::divide(config.memory_limit)),
+            completions: Completions::start(lanes),
+            ack_flusher: AckFlusher::start(config.ack_flush_interval),
+            stages: Default::default(),
+            config,
+            metadata,
+            ledgers,
+            cursors,
+        });
+        let broker = Arc::new(Self {
+            shared,
+            topics: Mutex::default(),
+            changes: broadcast::channel(TOPIC_CHANGES).0,
+            names: AtomicU64::new(0),
+            started_at: now_ms(),
+        });
+        broker.clone().start_housekeeping();
+        Ok(broker)
+    }
+
+    pub fn config(&self) -> &BrokerConfig {
+        &self.shared.config
+    }
+
+    pub fn memory(&self) -> &Memory {
+        &self.shared.memory
+    }
+
+    pub fn metadata(&self) -> &Metadata {
+        &self.shared.metadata
+    }
+
+    /// The topic, loaded. With `may_create` it comes into being if the namespace allows that.
+    pub async fn topic(&self, name: &TopicName, may_create: bool) -> Result<Arc<Topic>> {
+        loop {
+            let slot = self.topics.lock().entry(name.clone()).or_default().clone();
+            let loaded = slot.get_or_try_init(|| self.load(name, may_create)).await;
+            match loaded {
+                Ok(topic) if topic.is_serving() => return Ok(topic.clone()),
+                Ok(topic) => {
+                    // It is being closed: once it is out of the map, load it again.
+                    topic.closed().await;
+                    self.forget(name, &slot);
+                }
+                Err(error) => {
+                    self.forget(name, &slot);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn forget(&self, name: &TopicName, slot: &Slot) {
+        let mut topics = self.topics.lock();
+        if topics.get(name).is_some_and(|current| Arc::ptr_eq(current, slot)) {
+            topics.remove(name);
+        }
+    }
+
+    /// The topic if it is loaded.
+    pub fn loaded(&self, name: &TopicName) -> Option<Arc<Topic>> {
+        self.topics.lock().get(name).and_then(|slot| slot.get().cloned())
+    }
+
+    /// All loaded topics, in no order.
+    pub fn loaded_topics(&self) -> Vec<Arc<Topic>> {
+        self.topics.lock().values().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    async fn load(&self, name: &TopicName, may_create: bool) -> Result<Arc<Topic>> {
+        let policies = self.policies(name).await?;
+        let record = match self.shared.metadata.get_topic(name).await? {
+            Some(record) => record,
+            None if may_create => self.create_automatically(name, &policies).await?,
+            None => return Err(BrokerError::TopicNotFound(name.to_string())),
+        };
+        Topic::load(self.shared.clone(), name.clone(), record, policies).await
+    }
+
+    /// What applies to a topic; an error when it could not be read.
+    pub(crate) async fn policies(&self, name: &TopicName) -> Result<EffectivePolicies> {
+        let namespace = name.namespace();
+        let Some(policies) = self.shared.metadata.get_namespace(namespace).await? else {
+            return Err(BrokerError::NamespaceNotFound(namespace.to_string()));
+        };
+        let topic = self.shared.metadata.get_topic_policies(&name.partitioned_base()).await?;
+        Ok(EffectivePolicies {
+            namespace: Arc::new(policies.value),
+            topic: Arc::new(topic.map(|policies| policies.value).unwrap_or_default()),
+        })
+    }
+
+    async fn create_automatically(
+        &self,
+        name: &TopicName,
+        policies: &EffectivePolicies,
+    ) -> Result<Versioned<TopicRecord>> {
+        if policies.namespace.deleted {
+            return Err(BrokerError::NamespaceNotFound(name.namespace().to_string()));
+        }
+        let known_partition = self.is_known_partition(name).await?;
+        if !known_partition && !self.auto_creation(policies).allowed {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        if !known_partition && self.shared.metadata.get_partitioned_topic(name).await?.is_some() {
+            return Err(BrokerError::NotAllowed(format!("{name} is a partitioned topic: name a partition")));
+        }
+        self.create_record(name, Default::default()).await
+    }
+
+    pub(crate) async fn is_known_partition(&self, name: &TopicName) -> Result<bool> {
+        let Some(index) = name.partition_index() else { return Ok(false) };
+        let base = self.shared.metadata.get_partitioned_topic(&name.partitioned_base()).await?;
+        Ok(base.is_some_and(|base| index < base.value.partitions))
+    }
+
+    /// Creates the record of a topic, or takes the one that somebody else has just created.
+    pub(crate) async fn create_record(
+        &self,
+        name: &TopicName,
+        properties: std::collections::BTreeMap<String, String>,
+    ) -> Result<Versioned<TopicRecord>> {
+        let record = TopicRecord { created_at: now_ms(), properties, ..Default::default() };
+        match self.shared.metadata.create_topic(name, record).await {
+            Ok(created) => {
+                self.topic_list_changed(name.namespace());
+                Ok(created)
+            }
+            Err(MetadataError::AlreadyExists { .. }) => self
+                .shared
+                .metadata
+                .get_topic(name)
+                .await?
+                .ok_or_else(|| BrokerError::ServiceNotReady(format!("topic {name} was deleted just now"))),
+            Err(MetadataError::NotFound { .. }) => Err(BrokerError::NamespaceNotFound(name.namespace().to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn auto_creation(&self, policies: &EffectivePolicies) -> AutoCreation {
+        match &policies.namespace.auto_topic_creation_override {
+            Some(policy) => AutoCreation {
+                allowed: policy.allow_auto_topic_creation,
+                partitions: match policy.topic_type.as_deref() {
+                    Some("partitioned") => policy.default_num_partitions.unwrap_or(1).max(1) as u32,
+                    _ => 0,
+                },
+            },
+            None => AutoCreation {
+                allowed: self.shared.config.auto_create_topics,
+                partitions: self.shared.config.auto_create_partitions,
+            },
+        }
+    }
+
+    /// Number of partitions, 0 for a topic that is not partitioned. With `may_create`, a topic that does not exist is
+    /// created partitioned where that is the rule.
+    pub async fn partitions(&self, name: &TopicName, may_create: bool) -> Result<u32> {
+        let metadata = &self.shared.metadata;
+        let policies = self.policies(name).await?;
+        if let Some(record) = metadata.get_partitioned_topic(name).await? {
+            return Ok(record.value.partitions);
+        }
+        if name.is_partition() || metadata.get_topic(name).await?.is_some() {
+            return Ok(0);
+        }
+        let auto = self.auto_creation(&policies);
+        if !may_create || !auto.allowed {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        if auto.partitions > 0 {
+            self.create_partitioned(name, auto.partitions, Default::default()).await?;
+        }
+        Ok(auto.partitions)
+    }
+
+    /// Creates a partitioned topic and its partitions.
+    pub async fn create_partitioned(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        properties: std::collections::BTreeMap<String, String>,
+    ) -> Result<()> {
+        let record = PartitionedTopicRecord { partitions, properties };
+        match self.shared.metadata.create_partitioned_topic(name, &record).await {
+            Ok(()) | Err(MetadataError::AlreadyExists { .. }) => {}
+            Err(MetadataError::NotFound { .. }) => {
+                return Err(BrokerError::NamespaceNotFound(name.namespace().to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.create_missing_partitions(name, partitions).await
+    }
+
+    pub(crate) async fn create_missing_partitions(&self, name: &TopicName, partitions: u32) -> Result<()> {
+        for index in 0..partitions {
+            let partition = name.partition(index);
+            if self.shared.metadata.get_topic(&partition).await?.is_none() {
+                self.create_record(&partition, Default::default()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether clients may go on to this broker with the topic.
+    pub async fn lookup(&self, name: &TopicName) -> Result<()> {
+        self.policies(name).await.map(|_| ())
+    }
+
+    /// Names of a namespace's topics, partitions as topics of their own, sorted.
+    pub async fn topics(&self, namespace: &NamespaceName, domains: &[TopicDomain]) -> Result<Vec<String>> {
+        if self.shared.metadata.get_namespace(namespace).await?.is_none() {
+            return Err(BrokerError::NamespaceNotFound(namespace.to_string()));
+        }
+        let mut names = BTreeSet::new();
+        for domain in domains {
+            let topics = self.shared.metadata.list_topics(namespace, *domain).await?;
+            names.extend(topics.iter().map(ToString::to_string));
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Namespaces in which a topic came or went.
+    pub fn topic_changes(&self) -> broadcast::Receiver<NamespaceName> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn topic_list_changed(&self, namespace: &NamespaceName) {
+        // Nobody may be watching.
+        let _ = self.changes.send(namespace.clone());
+    }
+
+    /// Deletes a topic. Unless forced, nobody may be connected.
+    pub async fn delete_topic(&self, name: &TopicName, force: bool) -> Result<()> {
+        let topic = self.topic(name, false).await?;
+        topic.close_for_deletion(force)?;
+        let deleted = self.shared.metadata.delete_topic(name).await;
+        let record = match deleted {
+            Ok(record) => record,
+            Err(error) => {
+                topic.serve_again();
+                return Err(error.into());
+            }
+        };
+        self.remove(name);
+        topic.deleted(&record);
+        self.topic_list_changed(name.namespace());
+        Ok(())
+    }
+
+    /// Closes a topic; its clients find it again by a lookup, which loads it.
+    pub async fn unload(&self, name: &TopicName) -> Result<()> {
+        let Some(topic) = self.loaded(name) else { return Ok(()) };
+        topic.close().await;
+        self.remove(name);
+        topic.tell_closed();
+        Ok(())
+    }
+
+    fn remove(&self, name: &TopicName) {
+        self.topics.lock().remove(name);
+    }
+
+    /// Whether a consumer may create its subscription.
+    pub fn may_create_subscription(&self, topic: &Topic) -> Result<bool> {
+        Ok(topic.policies().auto_subscription_creation(self.shared.config.auto_create_subscriptions))
+    }
+
+    /// A producer name that no other producer of this cluster has.
+    pub fn next_producer_name(&self) -> String {
+        format!("{}-{}-{}", self.shared.config.cluster, self.started_at, self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn next_consumer_name(&self) -> String {
+        format!("{:x}-{:x}", self.started_at & 0xffff_ffff, self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn start_housekeeping(self: Arc<Self>) {
+        let weak = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(HOUSEKEEPING);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(broker) = weak.upgrade() else { return };
+                for topic in broker.loaded_topics() {
+                    topic.housekeeping();
+                }
+                broker.sweep_garbage().await;
+            }
+        });
+    }
+
+    /// Deletes ledgers that no topic has any more and whose deletion did not come through.
+    async fn sweep_garbage(&self) {
+        let groups = match self.shared.metadata.list_garbage(64).await {
+            Ok(groups) => groups,
+            Err(error) => {
+                tracing::warn!(%error, "could not read which ledgers are garbage");
+                return;
+            }
+        };
+        for group in groups {
+            if let Err(error) = self.shared.ledgers.delete(group.clone()).await {
+                tracing::warn!(?group, %error, "could not delete garbage ledgers");
+                return;
+            }
+            if let Err(error) = self.shared.metadata.forget_garbage(&group).await {
+                tracing::warn!(?group, %error, "could not forget deleted ledgers");
+            }
+        }
+    }
+
+    /// Lets what is in flight finish: acknowledgements are written, topics are closed.
+    pub async fn shut_down(&self) {
+        self.shared.ack_flusher.flush();
+        for topic in self.loaded_topics() {
+            topic.close().await;
+        }
+        self.shared.cursors.settled().await;
+    }
+}
+
+struct AutoCreation {
+    allowed: bool,
+    partitions: u32,
+}

@@ -1,0 +1,66 @@
+//! The broker's settings.
+
+use std::time::Duration;
+
+/// Everything a broker can be told. `Default` is right for a standalone.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// Name of the cluster this broker belongs to.
+    pub cluster: String,
+    /// `host:port` that lookups answer for the Pulsar protocol.
+    pub advertised_pulsar: String,
+    /// `host:port` that lookups answer for HTTP.
+    pub advertised_http: String,
+    /// Bound for all that the broker holds in memory, in bytes.
+    pub memory_limit: u64,
+    /// Largest message with its metadata, in bytes (Pulsar's `maxMessageSize`).
+    pub max_message_bytes: usize,
+    /// Topics come into being when a client asks for them, unless the namespace says otherwise.
+    pub auto_create_topics: bool,
+    /// Partitions of an automatically created topic; 0 makes it non-partitioned.
+    pub auto_create_partitions: u32,
+    /// Subscriptions come into being when a consumer asks for them, unless the namespace says otherwise.
+    pub auto_create_subscriptions: bool,
+    /// Prefix each entry with its index and the broker's time.
+    pub broker_entry_metadata: bool,
+    /// Drop messages that a producer sends again, unless the namespace says otherwise.
+    pub deduplication: bool,
+    /// Entries between two deduplication snapshots (Pulsar's `brokerDeduplicationEntriesInterval`).
+    pub deduplication_snapshot_entries: u64,
+    /// How long unreceipted acknowledgements may wait to be written together.
+    pub ack_flush_interval: Duration,
+    /// A ledger is closed and the next one begun at this size, in bytes.
+    pub max_ledger_bytes: u64,
+    /// … or at this age.
+    pub max_ledger_age: Duration,
+    /// Messages one consumer may hold unacknowledged (Shared and Key_Shared).
+    pub max_unacked_per_consumer: u32,
+    /// The same for all consumers of a subscription.
+    pub max_unacked_per_subscription: u32,
+    /// Show metrics of each topic and subscription instead of each namespace.
+    pub metrics_per_topic: bool,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        Self {
+            cluster: "standalone".into(),
+            advertised_pulsar: "127.0.0.1:6650".into(),
+            advertised_http: "127.0.0.1:8080".into(),
+            memory_limit: 512 << 20,
+            max_message_bytes: 5 << 20,
+            auto_create_topics: true,
+            auto_create_partitions: 0,
+            auto_create_subscriptions: true,
+            broker_entry_metadata: true,
+            deduplication: false,
+            deduplication_snapshot_entries: 1000,
+            ack_flush_interval: Duration::from_millis(20),
+            max_ledger_bytes: 1 << 30,
+            max_ledger_age: Duration::from_secs(4 * 3600),
+            max_unacked_per_consumer: 50_000,
+            max_unacked_per_subscription: 200_000,
+            metrics_per_topic: false,
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Drives the log of acknowledgements: its writes, its ledgers, its record in metadata, and who waits for what.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use geminga_ledger::cursor_log::{Action, CursorLog, CursorLogConfig, LogLedger, Record};
+use geminga_ledger::managed_ledger::WriteError;
+use geminga_ledger::cursor::{CursorDelta, CursorSnapshot};
+use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError};
+use geminga_metadata::{Metadata, MetadataError};
+use geminga_model::Position;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::error::{BrokerError, Result};
+
+/// Called when an acknowledgement is durable, or will not be.
+pub type CursorDone = Box<dyn FnOnce(std::result::Result<(), BrokerError>) + Send>;
+
+/// Pause before what failed is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+/// Bytes read at once in replay.
+const REPLAY_BYTES: usize = 4 << 20;
+/// Acknowledgements that wait for a disk; beyond, they are refused until it catches up.
+const PENDING_BYTES_MAX: u64 = 64 << 20;
+
+pub(crate) struct Cursors {
+    name: String,
+    metadata: Metadata,
+    ledgers: Arc<dyn LedgerClient>,
+    me: Weak<Cursors>,
+    state: Mutex<State>,
+    /// Something became durable.
+    progress: Notify,
+}
+
+struct State {
+    log: CursorLog,
+    /// Sequence numbers and who waits for them, in order.
+    waiting: VecDeque<(u64, CursorDone)>,
+    last_sequence: u64,
+    record_version: Option<u64>,
+    retry_set: bool,
+}
+
+impl Cursors {
+    /// Replays the log named `name`. Whoever wrote to it before is fenced.
+    pub async fn open(name: &str, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
+        let mut log = CursorLog::new(CursorLogConfig::default());
+        let record = metadata.get_cursor_log(name).await?;
+        let record_version = record.as_ref().map(|record| record.version);
+        let list: Vec<LogLedger> = match &record {
+            Some(record) => serde_json::from_slice(&record.value)
+                .map_err(|error| BrokerError::Metadata(format!("record of cursor log {name}: {error}")))?,
+            None => Vec::new(),
+        };
+        for ledger in &list {
+            let entries = match ledger.entries {
+                Some(entries) => entries,
+                None => ledgers.recover(ledger.ledger_id).await?.map_or(0, |last| last + 1),
+            };
+            replay(&mut log, &*ledgers, ledger.ledger_id, entries).await?;
+        }
+        let state = State { log, waiting: VecDeque::new(), last_sequence: 0, record_version, retry_set: false };
+        Ok(Arc::new_cyclic(|me| Self {
+            name: name.to_owned(),
+            metadata,
+            ledgers,
+            me: me.clone(),
+            state: Mutex::new(state),
+            progress: Notify::new(),
+        }))
+    }
+
+    /// Appends a change; `done` is called when it is durable.
+    pub fn append(&self, cursor_id: u64, delta: CursorDelta, done: Option<CursorDone>) {
+        self.add(Record::Delta { cursor_id, delta }, done);
+    }
+
+    /// Calls `done` when everything appended until now is durable.
+    pub fn after_queued(&self, done: CursorDone) {
+        let mut state = self.state.lock();
+        if state.log.durable_up_to() >= state.last_sequence {
+            drop(state);
+            return done(Ok(()));
+        }
+        let sequence = state.last_sequence;
+        state.waiting.push_back((sequence, done));
+    }
+
+    /// Forgets a cursor whose subscription is gone.
+    pub fn drop_cursor(&self, cursor_id: u64) {
+        self.add(Record::Dropped { cursor_id }, None);
+    }
+
+    /// Keeps bytes under a cursor's id; the latest win.
+    pub fn put_blob(&self, key: u64, bytes: Bytes) {
+        self.add(Record::Blob { key, bytes }, None);
+    }
+
+    pub fn blob(&self, key: u64) -> Option<Bytes> {
+        self.state.lock().log.blob(key).cloned()
+    }
+
+    /// A cursor's state, if it ever acknowledged anything.
+    pub fn state(&self, cursor_id: u64) -> Option<CursorSnapshot> {
+        self.state.lock().log.state(cursor_id).cloned()
+    }
+
+    /// What trimming may use; `initial` is the position in the subscription's metadata.
+    pub fn durable_mark_delete(&self, cursor_id: u64, initial: Position) -> Position {
+        self.state.lock().log.durable_mark_delete(cursor_id, initial)
+    }
+
+    /// Whether so much waits to be durable that acknowledging has to pause.
+    pub fn is_overloaded(&self) -> bool {
+        self.state.lock().log.pending_bytes() > PENDING_BYTES_MAX
+    }
+
+    /// Waits until all that was appended is durable, or nothing can be.
+    pub async fn settled(&self) {
+        let wait = async {
+            loop {
+                let progress = self.progress.notified();
+                {
+                    let state = self.state.lock();
+                    if state.log.durable_up_to() >= state.last_sequence || state.log.is_fenced() {
+                        return;
+                    }
+                }
+                progress.await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(5), wait).await.is_err() {
+            tracing::warn!("acknowledgements could not be made durable in time");
+        }
+    }
+
+    fn add(&self, record: Record, done: Option<CursorDone>) {
+        let mut state = self.state.lock();
+        if state.log.is_fenced() {
+            drop(state);
+            if let Some(done) = done {
+                done(Err(fenced()));
+            }
+            return;
+        }
+        let sequence = state.log.append(record);
+        state.last_sequence = sequence;
+        if let Some(done) = done {
+            state.waiting.push_back((sequence, done));
+        }
+        self.pump(&mut state);
+    }
+
+    /// Starts whatever the machine asks for.
+    fn pump(&self, state: &mut State) {
+        while let Some(action) = state.log.poll_action() {
+            match action {
+                Action::Write { ledger_id, first_entry, entries } => self.write(ledger_id, first_entry, entries),
+                Action::CreateLedger => self.create_ledger(),
+                Action::SaveRecord(list) => self.save_record(list, state.record_version),
+                Action::DeleteLedgers(ids) => self.delete_ledgers(ids),
+            }
+        }
+    }
+
+    fn write(&self, ledger_id: u64, first_entry: i64, entries: Vec<Bytes>) {
+        let cursors = self.me.clone();
+        let count = entries.len() as u64;
+        let parts = entries.into_iter().map(|entry| [entry, Bytes::new()]).collect();
+        let runtime = tokio::runtime::Handle::current();
+        self.ledgers.append(
+            ledger_id,
+            first_entry as u64,
+            parts,
+            AppendClass::Reserved,
+            Box::new(move |result| {
+                // Off the storage's thread: waiting acknowledgements are answered here.
+                runtime.spawn(async move {
+                    if let Some(cursors) = cursors.upgrade() {
+                        cursors.written(ledger_id, first_entry, count, result);
+                    }
+                });
+            }),
+        );
+    }
+
+    fn written(
+        &self,
+        ledger_id: u64,
+        first_entry: i64,
+        count: u64,
+        result: std::result::Result<(), LedgerError>,
+    ) {
+        if let Err(error) = &result {
+            tracing::error!(ledger_id, first_entry, count, %error, "acknowledgements could not be written; trying again");
+        }
+        let result = result.map_err(|error| match error {
+            LedgerError::DiskFull => WriteError::Full,
+            LedgerError::Fenced(_) => WriteError::Fenced,
+            other => WriteError::Failed(other.to_string()),
+        });
+        let mut state = self.state.lock();
+        state.log.written(ledger_id, first_entry, count, result);
+        self.pump(&mut state);
+        self.retry_later(&mut state);
+        self.answer(state);
+    }
+
+    /// Answers those whose acknowledgements are durable, or never will be.
+    fn answer(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        let durable = state.log.durable_up_to();
+        let mut ready = Vec::new();
+        while state.waiting.front().is_some_and(|(sequence, _)| *sequence <= durable) {
+            ready.extend(state.waiting.pop_front());
+        }
+        let lost = if state.log.is_fenced() { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
+        drop(state);
+        for (_, done) in ready {
+            done(Ok(()));
+        }
+        for (_, done) in lost {
+            done(Err(fenced()));
+        }
+        self.progress.notify_waiters();
+    }
+
+    fn create_ledger(&self) {
+        let Some(cursors) = self.me.upgrade() else { return };
+        tokio::spawn(async move {
+            let created = cursors.metadata.next_ledger_id(0).await;
+            let mut state = cursors.state.lock();
+            match created {
+                Ok(id) => state.log.ledger_created(id),
+                Err(error) => {
+                    tracing::error!(%error, "could not create a ledger for acknowledgements");
+                    state.log.ledger_create_failed();
+                }
+            }
+            cursors.pump(&mut state);
+            cursors.retry_later(&mut state);
+        });
+    }
+
+    fn save_record(&self, list: Vec<LogLedger>, version: Option<u64>) {
+        let Some(cursors) = self.me.upgrade() else { return };
+        tokio::spawn(async move {
+            let saved = cursors.store_record(&list, version).await;
+            let mut state = cursors.state.lock();
+            match saved {
+                Ok(version) => {
+                    state.record_version = Some(version);
+                    state.log.record_saved();
+                }
+                Err(error) => {
+                    tracing::error!(%error, "could not save the record of the cursor log");
+                    state.log.record_save_failed();
+                }
+            }
+            cursors.pump(&mut state);
+            cursors.retry_later(&mut state);
+            cursors.answer(state);
+        });
+    }
+
+    async fn store_record(
+        &self,
+        list: &[LogLedger],
+        version: Option<u64>,
+    ) -> std::result::Result<u64, MetadataError> {
+        let value = serde_json::to_vec(list).map_err(|error| MetadataError::Invalid(error.to_string()))?;
+        self.metadata.put_cursor_log(&self.name, value.into(), version).await
+    }
+
+    fn delete_ledgers(&self, ids: Vec<u64>) {
+        let deleted = self.ledgers.delete(ids.clone());
+        tokio::spawn(async move {
+            if let Err(error) = deleted.await {
+                tracing::warn!(?ids, %error, "could not delete old ledgers of the cursor log");
+            }
+        });
+    }
+
+    /// While something waits, what failed is tried again from time to time.
+    fn retry_later(&self, state: &mut State) {
+        if state.retry_set || state.log.durable_up_to() >= state.last_sequence || state.log.is_fenced() {
+            return;
+        }
+        state.retry_set = true;
+        let cursors = self.me.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RETRY).await;
+            let Some(cursors) = cursors.upgrade() else { return };
+            let mut state = cursors.state.lock();
+            state.retry_set = false;
+            state.log.tick();
+            cursors.pump(&mut state);
+            cursors.retry_later(&mut state);
+        });
+    }
+}
+
+async fn replay(log: &mut CursorLog, ledgers: &dyn LedgerClient, ledger_id: u64, entries: u64) -> Result<()> {
+    log.replay_ledger(ledger_id);
+    let mut next = 0;
+    while next < entries {
+        let read = ledgers.read(ledger_id, next, entries - 1, REPLAY_BYTES).await?;
+        if read.is_empty() {
+            return Err(LedgerError::NoSuchEntry { ledger_id, entry_id: next }.into());
+        }
+        for entry in read {
+            log.replay_entry(&entry.data).map_err(|error| {
+                BrokerError::Metadata(format!("cursor log entry {ledger_id}:{}: {error}", entry.entry_id))
+            })?;
+            next = entry.entry_id + 1;
+        }
+    }
+    Ok(())
+}
+
+fn fenced() -> BrokerError {
+    BrokerError::ServiceNotReady("another broker has taken over the acknowledgements".into())
+}

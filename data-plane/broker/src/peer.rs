@@ -1,0 +1,42 @@
+//! What a topic needs of the connection behind a producer or consumer: the one interface that protocols implement.
+
+use geminga_model::Position;
+use geminga_topic::Delivery;
+
+use crate::error::BrokerError;
+
+/// The acknowledgement of one published message or batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Receipt {
+    pub producer_id: u64,
+    pub sequence_id: u64,
+    pub highest_sequence_id: u64,
+    /// `None` when deduplication dropped the message as already stored.
+    pub position: Option<Position>,
+}
+
+/// A connection as its topics see it. All calls return at once: they queue, [`Peer::flush`] sends.
+pub trait Peer: Send + Sync + 'static {
+    /// Unique among the connections of this process.
+    fn connection_id(&self) -> u64;
+    /// `host:port` of the other side.
+    fn address(&self) -> &str;
+
+    /// Receipts in the order of the sends.
+    fn receipts(&self, receipts: &[Receipt]);
+    fn send_failed(&self, producer_id: u64, sequence_id: u64, error: &BrokerError);
+    /// Queues messages for one consumer and takes them out of `deliveries`.
+    fn deliver(&self, consumer_id: u64, deliveries: &mut dyn Iterator<Item = Delivery>);
+    /// Starts sending what has been queued. Called without any lock held.
+    fn flush(&self);
+    /// Whether the connection takes more messages; when it turns true again the protocol calls
+    /// [`crate::Topic::consumer_writable`].
+    fn writable(&self) -> bool;
+    fn active_consumer_changed(&self, consumer_id: u64, active: bool);
+    fn end_of_topic(&self, consumer_id: u64);
+    /// The topic goes away (deleted, unloaded): the client should look it up again.
+    fn close_producer(&self, producer_id: u64);
+    fn close_consumer(&self, consumer_id: u64);
+    /// An acknowledgement that asked for a receipt is durable (or failed).
+    fn acknowledged(&self, consumer_id: u64, request_id: u64, result: Result<(), BrokerError>);
+}

@@ -1,0 +1,147 @@
+//! The end of a topic's life in this broker, and the upkeep until then.
+
+use std::sync::Arc;
+
+use geminga_metadata::TopicRecord;
+
+use super::{Flushes, Life, Topic};
+use crate::error::{BrokerError, Result};
+use crate::policies::EffectivePolicies;
+
+impl Topic {
+    pub fn is_serving(&self) -> bool {
+        self.state.lock().life == Life::Serving
+    }
+
+    pub fn policies(&self) -> Arc<EffectivePolicies> {
+        self.state.lock().policies.clone()
+    }
+
+    /// Whether somebody works with the topic, so that its schema matters.
+    pub fn has_schema_users(&self) -> bool {
+        let state = self.state.lock();
+        !state.producer_handles.is_empty() || !state.consumers.is_empty() || !state.ledger.list().is_empty()
+    }
+
+    /// New policies: limits hold from now on, what is connected stays.
+    pub(crate) async fn set_policies(&self, policies: EffectivePolicies) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            state.producers.set_max_producers(policies.max_producers().unwrap_or(0));
+            state.policies = Arc::new(policies);
+            let options = [self.options(&state, false), self.options(&state, true)];
+            for sub in state.subscriptions.values_mut() {
+                *sub.core.options_mut() = options[usize::from(sub.cursor_id.is_some())].clone();
+            }
+        }
+        self.load_deduplication().await
+    }
+
+    /// Whether a producer or consumer is connected.
+    pub fn has_clients(&self) -> bool {
+        let state = self.state.lock();
+        !state.producer_handles.is_empty() || !state.consumers.is_empty()
+    }
+
+    /// Stops serving for a deletion, if that is allowed: unless forced, only when nobody is connected.
+    pub(crate) fn close_for_deletion(&self, force: bool) -> Result<()> {
+        let mut state = self.state.lock();
+        state.check_serving(&self.name)?;
+        if !force && (!state.producer_handles.is_empty() || !state.consumers.is_empty()) {
+            return Err(BrokerError::PreconditionFailed(format!(
+                "Topic has active producers/subscriptions: {} has {} producers and {} consumers",
+                self.name,
+                state.producer_handles.len(),
+                state.consumers.len()
+            )));
+        }
+        state.life = Life::Closing;
+        Ok(())
+    }
+
+    /// The deletion did not come through.
+    pub(crate) fn serve_again(&self) {
+        self.state.lock().life = Life::Serving;
+    }
+
+    /// Metadata has forgotten the topic: so do its clients, its cursors and storage.
+    pub(crate) fn deleted(&self, record: &TopicRecord) {
+        self.tell_closed();
+        let cursor_ids: Vec<u64> = {
+            let state = self.state.lock();
+            state.subscriptions.values().filter_map(|sub| sub.cursor_id).chain(state.dedup_cursor).collect()
+        };
+        for id in cursor_ids {
+            self.shared.cursors.drop_cursor(id);
+        }
+        let ledgers: Vec<u64> = record.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
+        if !ledgers.is_empty() {
+            self.delete_ledgers(ledgers);
+        }
+    }
+
+    /// Takes nothing more in and waits for what is in flight.
+    pub(crate) async fn close(&self) {
+        let producers: Vec<_> = {
+            let mut state = self.state.lock();
+            if state.life == Life::Closed {
+                return;
+            }
+            state.life = Life::Closing;
+            state.producer_handles.values().cloned().collect()
+        };
+        for producer in producers {
+            producer.drain().await;
+        }
+        let mut state = self.state.lock();
+        let names: Vec<Arc<str>> = state.subscriptions.keys().cloned().collect();
+        for name in names {
+            self.flush_cursor(&mut state, &name, None);
+        }
+    }
+
+    /// Sends the clients away to look the topic up again.
+    pub(crate) fn tell_closed(&self) {
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        state.life = Life::Closed;
+        for (_, producer) in state.producer_handles.drain() {
+            producer.peer.close_producer(producer.producer_id);
+            flushes.add(&producer.peer);
+        }
+        state.joining.clear();
+        let names: Vec<Arc<str>> = state.subscriptions.keys().cloned().collect();
+        for name in names {
+            self.disconnect_consumers(&mut state, &name, None, &mut flushes);
+            if let Some(sub) = state.subscriptions.get_mut(&name) {
+                sub.read_ahead.clear(&self.shared.memory.read_ahead);
+            }
+        }
+        self.shared.memory.tail_cache.give_back(state.cache.clear() as u64);
+        drop(state);
+        self.changed.notify_waiters();
+        flushes.run();
+    }
+
+    /// Waits until a topic that is being closed is closed, or serves again.
+    pub(crate) async fn closed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.state.lock().life != Life::Closing {
+                return;
+            }
+            let pause = std::time::Duration::from_millis(100);
+            let _ = tokio::time::timeout(pause, changed).await;
+        }
+    }
+
+    /// Upkeep, every few seconds: roll over, trim, expire.
+    pub(crate) fn housekeeping(&self) {
+        if !self.is_serving() {
+            return;
+        }
+        self.sample_rates();
+        self.expire_by_policy();
+        self.trim();
+    }
+}

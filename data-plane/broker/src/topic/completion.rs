@@ -1,0 +1,161 @@
+//! When appends are durable or have failed: receipts, the last confirmed position, and what waits for it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use geminga_ledger::managed_ledger::{FailReason, WriteError};
+use geminga_ledger_client::LedgerError;
+use geminga_model::Position;
+
+use super::{Flushes, ProducerHandle, Topic, TopicState};
+use crate::completions::{Completion, Written};
+use crate::error::BrokerError;
+use crate::peer::Receipt;
+
+impl Topic {
+    /// Handles finished appends, in the order in which they were made.
+    pub(crate) fn written(&self, completions: Vec<Completion>) {
+        let mut flushes = Flushes::default();
+        let mut receipts = Receipts::default();
+        let stages = &self.shared.stages;
+        let mut finished = Vec::with_capacity(completions.len());
+        let mut state = self.state.lock();
+        for completion in completions {
+            let entries = completion.written.len() as u64;
+            stages.append.record_many(completion.finished - completion.started, entries);
+            finished.push((completion.finished, entries));
+            self.written_one(&mut state, completion, &mut receipts, &mut flushes);
+        }
+        receipts.send(&mut flushes);
+        for (finished, entries) in finished {
+            stages.receipt.record_many(finished.elapsed(), entries);
+        }
+        self.carry_out(&mut state, &mut flushes);
+        self.dispatch_all(&mut state, &mut flushes);
+        drop(state);
+        flushes.run();
+    }
+
+    fn written_one(
+        &self,
+        state: &mut TopicState,
+        completion: Completion,
+        receipts: &mut Receipts,
+        flushes: &mut Flushes,
+    ) {
+        let Completion { ledger_id, first_entry, written, result, .. } = completion;
+        let count = written.len() as u64;
+        let failure = result.as_ref().err().cloned();
+        let outcome = state.ledger.written(
+            ledger_id,
+            first_entry as i64,
+            count,
+            result.map_err(|error| match error {
+                LedgerError::DiskFull => WriteError::Full,
+                LedgerError::Fenced(_) => WriteError::Fenced,
+                other => WriteError::Failed(other.to_string()),
+            }),
+        );
+        if outcome.confirmed == 0 {
+            let cause = failure.unwrap_or_else(|| LedgerError::Io("an earlier append to this ledger failed".into()));
+            if !matches!(cause, LedgerError::DiskFull) {
+                tracing::warn!(topic = %self.name, ledger_id, first_entry, count, %cause, "append failed");
+            }
+            receipts.send(flushes);
+            // What was cached under these positions will never be confirmed.
+            self.shared.memory.tail_cache.give_back(state.cache.clear() as u64);
+            self.fail(state, written.into_iter(), &BrokerError::Persistence(cause), flushes);
+            return;
+        }
+        let mut freed = 0;
+        let mut messages = 0u64;
+        for (written, entry_id) in written.into_iter().zip(first_entry..) {
+            let position = Position { ledger_id, entry_id: entry_id as i64 };
+            let origin = written.origin;
+            freed += written.bytes;
+            messages += u64::from(written.meta.num_messages);
+            if let Some(dedup) = &mut state.dedup {
+                dedup.persisted(&origin.producer.name, origin.highest_sequence_id, position);
+            }
+            state.last_entry = Some((position, written.meta));
+            receipts.add(
+                origin.producer,
+                Receipt {
+                    producer_id: 0,
+                    sequence_id: origin.sequence_id,
+                    highest_sequence_id: origin.highest_sequence_id,
+                    position: Some(position),
+                },
+                flushes,
+            );
+        }
+        state.entries_since_snapshot += count;
+        self.counters.messages_in.fetch_add(messages, Ordering::Relaxed);
+        self.counters.bytes_in.fetch_add(freed, Ordering::Relaxed);
+        self.shared.memory.publishing.give_back(freed);
+        self.snapshot_deduplication(state);
+    }
+
+    /// Answers entries that will not become durable.
+    pub(super) fn fail(
+        &self,
+        state: &mut TopicState,
+        entries: impl Iterator<Item = Written>,
+        error: &BrokerError,
+        flushes: &mut Flushes,
+    ) {
+        let mut freed = 0;
+        for Written { bytes, origin, .. } in entries {
+            freed += bytes;
+            if let Some(dedup) = &mut state.dedup {
+                dedup.failed(&origin.producer.name);
+            }
+            origin.producer.peer.send_failed(origin.producer.producer_id, origin.sequence_id, error);
+            flushes.add(&origin.producer.peer);
+            origin.producer.finished(1);
+        }
+        self.shared.memory.publishing.give_back(freed);
+    }
+
+    pub(super) fn write_refused(&self, reason: &FailReason) -> BrokerError {
+        match reason {
+            FailReason::Terminated => BrokerError::TopicTerminated(self.name.to_string()),
+            FailReason::Write(WriteError::Full) => BrokerError::Persistence(LedgerError::DiskFull),
+            other => BrokerError::Persistence(LedgerError::Io(other.to_string())),
+        }
+    }
+}
+
+impl ProducerHandle {
+    pub(super) fn finished(&self, entries: usize) {
+        if self.in_flight.fetch_sub(entries, Ordering::AcqRel) == entries {
+            self.drained.notify_waiters();
+        }
+    }
+}
+
+/// Receipts gathered for one producer at a time.
+#[derive(Default)]
+struct Receipts {
+    producer: Option<Arc<ProducerHandle>>,
+    receipts: Vec<Receipt>,
+}
+
+impl Receipts {
+    fn add(&mut self, producer: Arc<ProducerHandle>, receipt: Receipt, flushes: &mut Flushes) {
+        if !self.producer.as_ref().is_some_and(|current| Arc::ptr_eq(current, &producer)) {
+            self.send(flushes);
+            self.producer = Some(producer.clone());
+        }
+        self.receipts.push(Receipt { producer_id: producer.producer_id, ..receipt });
+    }
+
+    fn send(&mut self, flushes: &mut Flushes) {
+        if let Some(producer) = self.producer.take() {
+            producer.peer.receipts(&self.receipts);
+            flushes.add(&producer.peer);
+            producer.finished(self.receipts.len());
+            self.receipts.clear();
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! A loaded topic: the driver around its pure state machines.
+//!
+//! One lock guards the managed ledger, the tail cache, the producers and the subscriptions of a topic. Under it, state
+//! machines take an event and say what is to be done; nothing under it waits. The way of a message:
+//!
+//! 1. [`Topic::publish`] (publish.rs) checks, numbers and appends: positions are assigned and the batch goes to storage;
+//! 2. storage calls back when the batch is durable (completion.rs): the last confirmed position moves, receipts go out;
+//! 3. each subscription dispatches (dispatch.rs) from the tail cache, or asks for a read (reading.rs);
+//! 4. acknowledgements change the cursor and are written to the cursor log (acks.rs).
+//!
+//! ledger_io.rs carries out what the managed ledger asks for besides writing; load.rs and closing.rs begin and end a
+//! topic's life in this broker; admin.rs and stats.rs serve operators.
+
+mod acks;
+mod admin;
+mod closing;
+mod completion;
+mod dispatch;
+mod ledger_io;
+mod load;
+mod producing;
+mod publish;
+mod reading;
+mod stats;
+mod subscribing;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use geminga_ledger::managed_ledger::{EntryBytes, ManagedLedger};
+use geminga_metadata::TopicRecord;
+use geminga_model::{Position, TopicName};
+use geminga_topic::dedup::Deduplication;
+use geminga_topic::producers::Producers;
+use geminga_topic::tail_cache::TailCache;
+use geminga_topic::{ConsumerKey, EntryMeta, Subscription};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use crate::error::{BrokerError, Result};
+use crate::peer::Peer;
+use crate::policies::EffectivePolicies;
+use crate::shared::Shared;
+
+pub use admin::{BacklogAnalysis, PeekedMessage};
+pub use producing::{ProducerGrant, ProducerRequest};
+pub use publish::Publish;
+pub use stats::{
+    ConsumerStats, ConsumerStatsView, CursorStats, InternalStats, LedgerStats, PublisherStats, StatsOptions, SubscriptionStats,
+    TopicStats, iso_date,
+};
+pub(crate) use stats::TopicFigures;
+pub use subscribing::{InitialPosition, LastMessage, SubscribeRequest};
+
+pub struct Topic {
+    name: TopicName,
+    shared: Arc<Shared>,
+    me: Weak<Topic>,
+    state: Mutex<TopicState>,
+    /// Taken by whoever writes the topic's records in metadata.
+    record_turn: tokio::sync::Mutex<()>,
+    /// The topic's life has changed: it was closed, or its termination is stored.
+    changed: tokio::sync::Notify,
+    counters: Counters,
+    rates: stats::Rates,
+}
+
+/// Totals since the topic was loaded.
+#[derive(Default)]
+struct Counters {
+    messages_in: AtomicU64,
+    bytes_in: AtomicU64,
+    messages_out: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+struct TopicState {
+    life: Life,
+    ledger: ManagedLedger<PendingEntry>,
+    record: RecordState,
+    policies: Arc<EffectivePolicies>,
+    producers: Producers,
+    producer_handles: FxHashMap<u64, Arc<ProducerHandle>>,
+    /// Producers that have asked to join and are not in yet.
+    joining: FxHashMap<u64, producing::Joining>,
+    /// When a producer or consumer was last there, in ms since the epoch.
+    last_active_at: u64,
+    dedup: Option<Deduplication>,
+    entries_since_snapshot: u64,
+    dedup_cursor: Option<u64>,
+    cache: TailCache,
+    subscriptions: FxHashMap<Arc<str>, Sub>,
+    consumers: FxHashMap<ConsumerKey, Arc<ConsumerHandle>>,
+    /// Meta of the last confirmed entry, once one was written or read since the topic was loaded.
+    last_entry: Option<(Position, EntryMeta)>,
+}
+
+/// What metadata says of the topic.
+struct RecordState {
+    current: TopicRecord,
+    version: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Serving,
+    /// Being unloaded or deleted: clients are told to look the topic up again.
+    Closing,
+    /// Gone from this broker.
+    Closed,
+}
+
+/// A subscription with what the driver keeps beside its state machine.
+struct Sub {
+    core: Subscription,
+    /// The cursor's id in the cursor log; `None` for a non-durable subscription.
+    cursor_id: Option<u64>,
+    /// Mark-delete position it was created with.
+    initial: Position,
+    properties: std::collections::BTreeMap<String, String>,
+    read_ahead: reading::ReadAhead,
+    /// Acknowledgements wait to be written to the cursor log.
+    dirty: bool,
+    /// A timer for delayed messages is set for this time, in ms since the epoch.
+    timer_at: u64,
+}
+
+/// One entry on its way to storage.
+pub(crate) struct PendingEntry {
+    payload: Bytes,
+    meta: EntryMeta,
+    origin: Origin,
+}
+
+/// Who waits for an entry to be durable.
+pub(crate) struct Origin {
+    producer: Arc<ProducerHandle>,
+    sequence_id: u64,
+    highest_sequence_id: u64,
+}
+
+impl EntryBytes for PendingEntry {
+    fn size(&self) -> usize {
+        self.payload.len()
+    }
+
+    fn num_messages(&self) -> u32 {
+        self.meta.num_messages
+    }
+}
+
+static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
+
+/// Keys of producers and consumers are unique within the process.
+fn next_key() -> u64 {
+    NEXT_KEY.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A producer as its connection and its topic know it.
+pub struct ProducerHandle {
+    pub key: u64,
+    pub producer_id: u64,
+    pub name: Arc<str>,
+    pub topic: Arc<Topic>,
+    peer: Arc<dyn Peer>,
+    schema_version: Option<Vec<u8>>,
+    metadata: std::collections::BTreeMap<String, String>,
+    client_version: String,
+    connected_at: u64,
+    access_mode: geminga_topic::producers::AccessMode,
+    in_flight: AtomicUsize,
+    drained: tokio::sync::Notify,
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// A consumer as its connection and its topic know it.
+pub struct ConsumerHandle {
+    pub key: ConsumerKey,
+    pub consumer_id: u64,
+    pub subscription: Arc<str>,
+    pub topic: Arc<Topic>,
+    peer: Arc<dyn Peer>,
+}
+
+impl Topic {
+    pub fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    fn arc(&self) -> Arc<Topic> {
+        self.me.upgrade().expect("a method runs on a topic that somebody holds")
+    }
+
+    fn not_found(&self, subscription: &str) -> BrokerError {
+        BrokerError::SubscriptionNotFound { topic: self.name.to_string(), subscription: subscription.to_owned() }
+    }
+
+    /// Last confirmed position.
+    pub fn last_confirmed(&self) -> Position {
+        self.state.lock().ledger.list().last_position()
+    }
+}
+
+impl TopicState {
+    fn check_serving(&self, name: &TopicName) -> Result<()> {
+        match self.life {
+            Life::Serving => Ok(()),
+            Life::Closing | Life::Closed => Err(BrokerError::ServiceNotReady(format!("topic {name} is being closed"))),
+        }
+    }
+}
+
+/// Peers to flush once the topic's lock is released, each once.
+#[derive(Default)]
+struct Flushes(Vec<Arc<dyn Peer>>);
+
+impl Flushes {
+    fn add(&mut self, peer: &Arc<dyn Peer>) {
+        let id = peer.connection_id();
+        if self.0.iter().rev().all(|known| known.connection_id() != id) {
+            self.0.push(peer.clone());
+        }
+    }
+
+    fn run(self) {
+        for peer in self.0 {
+            peer.flush();
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Producers come and go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use geminga_topic::producers::{AccessMode, Action, Admission, ProducerError, ProducerSpec};
+use tokio::sync::oneshot;
+
+use super::{Flushes, ProducerHandle, Topic, TopicState, next_key};
+use crate::error::{BrokerError, Result};
+use crate::peer::Peer;
+use crate::shared::now_ms;
+
+/// A client's wish to produce.
+pub struct ProducerRequest {
+    pub producer_id: u64,
+    /// Unique within the topic.
+    pub name: Arc<str>,
+    pub user_provided_name: bool,
+    /// Grows with each reconnection of the same producer.
+    pub epoch: u64,
+    pub access_mode: AccessMode,
+    /// The topic epoch that the producer had before it reconnected.
+    pub topic_epoch: Option<u64>,
+    pub schema_version: Option<Vec<u8>>,
+    pub metadata: BTreeMap<String, String>,
+    pub client_version: String,
+    pub encrypted: bool,
+}
+
+/// A producer that was let in.
+pub struct ProducerGrant {
+    pub handle: Arc<ProducerHandle>,
+    /// Highest sequence id stored for this name, -1 when there is none or deduplication is off.
+    pub last_sequence_id: i64,
+    pub topic_epoch: Option<u64>,
+}
+
+impl ProducerHandle {
+    /// Version of the schema the producer works with, as clients see it (8 bytes, big endian).
+    pub fn schema_version(&self) -> Option<&[u8]> {
+        self.schema_version.as_deref()
+    }
+
+    /// Waits until every message taken from the producer has been answered.
+    pub async fn drain(&self) {
+        loop {
+            let drained = self.drained.notified();
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            drained.await;
+        }
+    }
+}
+
+/// A producer that has asked to join and is not in yet.
+pub(super) struct Joining {
+    handle: Arc<ProducerHandle>,
+    /// Told when its turn has come, or never will.
+    turn: oneshot::Sender<Result<Option<u64>>>,
+}
+
+/// Takes a producer out again if the wait for its turn is given up.
+struct LeaveOnDrop<'a> {
+    topic: &'a Topic,
+    key: Option<u64>,
+}
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.topic.remove_producer_key(key);
+        }
+    }
+}
+
+impl Topic {
+    /// Lets a producer in. One that has to wait for its turn gets `waiting` called, and its answer later; dropping the
+    /// future gives the turn up.
+    pub async fn add_producer(
+        &self,
+        request: ProducerRequest,
+        peer: Arc<dyn Peer>,
+        waiting: impl FnOnce() + Send,
+    ) -> Result<ProducerGrant> {
+        let key = next_key();
+        let spec = ProducerSpec {
+            key,
+            name: request.name.clone(),
+            connection: peer.connection_id(),
+            producer_id: request.producer_id,
+            epoch: request.epoch,
+            access_mode: request.access_mode,
+            topic_epoch: request.topic_epoch,
+        };
+        let mut leave = LeaveOnDrop { topic: self, key: None };
+        let (turn, came) = oneshot::channel();
+        let mut flushes = Flushes::default();
+        let admission = {
+            let mut state = self.state.lock();
+            self.check_producer(&state, &request)?;
+            let handle = Arc::new(self.producer_handle(key, request, peer));
+            let admission = state.producers.add(spec).map_err(producer_error)?;
+            leave.key = Some(key);
+            state.joining.insert(key, Joining { handle, turn });
+            match admission {
+                Admission::Ready { topic_epoch } => self.let_in(&mut state, key, topic_epoch),
+                Admission::StoreEpoch { epoch } => self.store_epoch(key, epoch),
+                Admission::Queued => {}
+            }
+            self.carry_out_producers(&mut state, &mut flushes);
+            admission
+        };
+        flushes.run();
+        if admission == Admission::Queued {
+            waiting();
+        }
+        let topic_epoch = came.await.unwrap_or_else(|_| {
+            Err(BrokerError::ServiceNotReady(format!("topic {} was closed meanwhile", self.name)))
+        })?;
+        let state = self.state.lock();
+        let handle = state
+            .producer_handles
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| BrokerError::ProducerFenced("Fenced out".into()))?;
+        let last_sequence_id = state.dedup.as_ref().map_or(-1, |dedup| dedup.last_sequence_id(&handle.name));
+        drop(state);
+        leave.key = None;
+        Ok(ProducerGrant { handle, last_sequence_id, topic_epoch })
+    }
+
+    fn producer_handle(&self, key: u64, request: ProducerRequest, peer: Arc<dyn Peer>) -> ProducerHandle {
+        ProducerHandle {
+            key,
+            producer_id: request.producer_id,
+            name: request.name,
+            topic: self.arc(),
+            peer,
+            schema_version: request.schema_version,
+            metadata: request.metadata,
+            client_version: request.client_version,
+            connected_at: now_ms(),
+            access_mode: request.access_mode,
+            in_flight: Default::default(),
+            drained: Default::default(),
+            messages: Default::default(),
+            bytes: Default::default(),
+        }
+    }
+
+    /// Takes a producer off, whether or not it still is on.
+    pub fn remove_producer(&self, producer: &ProducerHandle) {
+        self.remove_producer_key(producer.key);
+    }
+
+    fn remove_producer_key(&self, key: u64) {
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        state.producer_handles.remove(&key);
+        state.joining.remove(&key);
+        state.producers.remove(key);
+        state.last_active_at = now_ms();
+        self.carry_out_producers(&mut state, &mut flushes);
+        drop(state);
+        flushes.run();
+    }
+
+    fn let_in(&self, state: &mut TopicState, key: u64, topic_epoch: Option<u64>) {
+        if let Some(Joining { handle, turn }) = state.joining.remove(&key) {
+            state.producer_handles.insert(key, handle);
+            // Who gave up has a guard that takes the producer out again.
+            let _ = turn.send(Ok(topic_epoch));
+        }
+    }
+
+    fn carry_out_producers(&self, state: &mut TopicState, flushes: &mut Flushes) {
+        while let Some(action) = state.producers.poll_action() {
+            match action {
+                Action::Close { key, replaced } => {
+                    if let Some(producer) = state.producer_handles.remove(&key)
+                        && !replaced
+                    {
+                        producer.peer.close_producer(producer.producer_id);
+                        flushes.add(&producer.peer);
+                    }
+                }
+                Action::Fail { key } => refuse(state, key, ProducerError::FencedOut),
+                Action::StoreEpoch { key, epoch } => self.store_epoch(key, epoch),
+            }
+        }
+    }
+
+    /// Stores a new topic epoch; its exclusive producer is let in when that is done.
+    fn store_epoch(&self, key: u64, epoch: u64) {
+        let topic = self.arc();
+        tokio::spawn(async move {
+            let stored = topic.change_record(|record| record.epoch = Some(epoch)).await;
+            if let Err(error) = &stored {
+                tracing::error!(topic = %topic.name, epoch, %error, "could not store the topic epoch");
+            }
+            let mut flushes = Flushes::default();
+            let mut state = topic.state.lock();
+            match state.producers.epoch_stored(key, stored.is_ok()) {
+                Some(Ok(Admission::Ready { topic_epoch })) => topic.let_in(&mut state, key, topic_epoch),
+                Some(Err(error)) => refuse(&mut state, key, error),
+                Some(Ok(_)) | None => {}
+            }
+            topic.carry_out_producers(&mut state, &mut flushes);
+            drop(state);
+            flushes.run();
+        });
+    }
+
+    fn check_producer(&self, state: &TopicState, request: &ProducerRequest) -> Result<()> {
+        state.check_serving(&self.name)?;
+        if state.ledger.terminated().is_some() {
+            return Err(BrokerError::TopicTerminated(self.name.to_string()));
+        }
+        if state.policies.encryption_required() && !request.encrypted {
+            return Err(BrokerError::NotAllowed(format!("encryption is required in {}", self.name.namespace())));
+        }
+        if let Some(error) = self.backlog_refusal(state) {
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+fn refuse(state: &mut TopicState, key: u64, error: ProducerError) {
+    if let Some(joining) = state.joining.remove(&key) {
+        let _ = joining.turn.send(Err(producer_error(error)));
+    }
+}
+
+fn producer_error(error: ProducerError) -> BrokerError {
+    if error.is_fenced() {
+        return BrokerError::ProducerFenced(error.to_string());
+    }
+    match error {
+        ProducerError::NotStored => BrokerError::Metadata(error.to_string()),
+        _ => BrokerError::ProducerBusy(error.to_string()),
+    }
+}

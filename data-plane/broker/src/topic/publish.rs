@@ -1,0 +1,218 @@
+//! Taking messages in: checks, deduplication, numbering, and the hand-over to storage.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use geminga_ledger::managed_ledger::Action;
+use geminga_ledger_client::AppendClass;
+use geminga_model::Position;
+use geminga_topic::dedup::{Deduplication, Verdict};
+use geminga_topic::{Entry, EntryMeta};
+
+use super::{Flushes, Life, Origin, PendingEntry, ProducerHandle, Topic, TopicState};
+use crate::completions::{Completion, Written};
+use crate::error::BrokerError;
+use crate::peer::Receipt;
+use crate::shared::now_ms;
+
+/// One message or batch as a producer sent it, already checked against its checksum.
+pub struct Publish {
+    pub sequence_id: u64,
+    /// Equal to `sequence_id` unless a batch says more.
+    pub highest_sequence_id: u64,
+    /// What the broker needs of the message's metadata.
+    pub meta: EntryMeta,
+    /// Checksum, metadata and payload exactly as received.
+    pub payload: Bytes,
+    /// Not the last chunk of a chunked message: its sequence id repeats.
+    pub inner_chunk: bool,
+}
+
+/// Room for the broker entry metadata before each entry: magic, size, timestamp and index.
+const PREFIX_BYTES: usize = 32;
+
+impl Topic {
+    /// Takes a run of messages of one producer. Each is answered to the producer's peer later, in order: a receipt once
+    /// it is durable, or an error.
+    ///
+    /// The bytes are counted in `memory.publishing` until then; the caller stops reading from the socket while that
+    /// budget is exhausted.
+    pub fn publish(&self, producer: &Arc<ProducerHandle>, batch: &mut Vec<Publish>) {
+        let now = now_ms();
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        if let Some(error) = self.refusal(&state, producer) {
+            for publish in batch.drain(..) {
+                producer.peer.send_failed(producer.producer_id, publish.sequence_id, &error);
+            }
+            drop(state);
+            producer.peer.flush();
+            return;
+        }
+
+        let mut bytes = 0u64;
+        let mut messages = 0u64;
+        let mut entries = Vec::with_capacity(batch.len());
+        for publish in batch.drain(..) {
+            if let Some(dedup) = &mut state.dedup
+                && !admit(dedup, producer, &publish, &mut flushes)
+            {
+                continue;
+            }
+            messages += u64::from(publish.meta.num_messages);
+            bytes += publish.payload.len() as u64;
+            entries.push(PendingEntry {
+                payload: publish.payload,
+                meta: publish.meta,
+                origin: Origin {
+                    producer: producer.clone(),
+                    sequence_id: publish.sequence_id,
+                    highest_sequence_id: publish.highest_sequence_id,
+                },
+            });
+        }
+        if !entries.is_empty() {
+            producer.in_flight.fetch_add(entries.len(), Ordering::Relaxed);
+            producer.messages.fetch_add(messages, Ordering::Relaxed);
+            producer.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.shared.memory.publishing.take(bytes);
+            state.ledger.append(now, entries);
+            self.carry_out(&mut state, &mut flushes);
+        }
+        drop(state);
+        flushes.run();
+    }
+
+    fn refusal(&self, state: &TopicState, producer: &ProducerHandle) -> Option<BrokerError> {
+        if state.life != Life::Serving {
+            return Some(BrokerError::ServiceNotReady(format!("topic {} is being closed", self.name)));
+        }
+        if state.ledger.terminated().is_some() {
+            return Some(BrokerError::TopicTerminated(self.name.to_string()));
+        }
+        if !state.producer_handles.contains_key(&producer.key) {
+            return Some(BrokerError::ProducerFenced(format!(
+                "producer {} is not connected to topic {} any more",
+                producer.name, self.name
+            )));
+        }
+        self.backlog_refusal(state)
+    }
+
+    /// Does what the managed ledger asks for. Writes are handed to storage under the topic's lock, so that they reach
+    /// it in the order of their positions.
+    pub(super) fn carry_out(&self, state: &mut TopicState, flushes: &mut Flushes) {
+        while let Some(action) = state.ledger.poll_action() {
+            match action {
+                Action::Write { ledger_id, first_entry, first_index, entries } => {
+                    self.write(state, ledger_id, first_entry as u64, first_index, entries);
+                }
+                Action::Fail { entries, reason } => {
+                    let error = self.write_refused(&reason);
+                    self.fail(state, entries.into_iter().map(Written::from), &error, flushes);
+                }
+                Action::CreateLedger => self.create_ledger(),
+                Action::SaveRecord => self.save_record(),
+                Action::Seal { ledger_id, .. } => self.seal(ledger_id),
+                Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        state: &mut TopicState,
+        ledger_id: u64,
+        first_entry: u64,
+        first_index: u64,
+        entries: Vec<PendingEntry>,
+    ) {
+        let caching = !state.consumers.is_empty();
+        let numbered = self.shared.config.broker_entry_metadata;
+        let now = now_ms();
+        let mut next_index = first_index;
+        let mut prefixes = BytesMut::with_capacity(if numbered { entries.len() * PREFIX_BYTES } else { 0 });
+        let mut parts = Vec::with_capacity(entries.len());
+        let mut written = Vec::with_capacity(entries.len());
+        for (mut entry, entry_id) in entries.into_iter().zip(first_entry..) {
+            next_index += u64::from(entry.meta.num_messages);
+            if numbered {
+                entry.meta.broker_timestamp = now;
+                entry.meta.index = Some(next_index - 1);
+                geminga_wire_pulsar::encode_broker_entry_metadata(now, entry.meta.index, &mut prefixes);
+            }
+            if caching {
+                let position = Position { ledger_id, entry_id: entry_id as i64 };
+                self.cache(state, Entry { position, meta: entry.meta, data: entry.payload.clone() });
+            }
+            parts.push([prefixes.split().freeze(), entry.payload]);
+            let bytes = parts.last().map_or(0, |[_, payload]| payload.len() as u64);
+            written.push(Written { bytes, meta: entry.meta, origin: entry.origin });
+        }
+        let topic = self.arc();
+        let completions = self.shared.completions.clone();
+        let started = Instant::now();
+        self.shared.ledgers.append(
+            ledger_id,
+            first_entry,
+            parts,
+            AppendClass::Message,
+            Box::new(move |result| {
+                let finished = Instant::now();
+                completions.push(Completion { topic, ledger_id, first_entry, written, result, started, finished });
+            }),
+        );
+    }
+
+    /// Keeps an entry for the consumers that are connected; makes room in this topic's cache when the budget is used up.
+    fn cache(&self, state: &mut TopicState, entry: Entry) {
+        let budget = &self.shared.memory.tail_cache;
+        let bytes = entry.data.len() as u64;
+        if budget.exhausted() {
+            let freed = state.cache.evict_bytes(bytes as usize) as u64;
+            budget.give_back(freed);
+            if freed < bytes {
+                // A gap would break the cache's run of entries: start over behind this one.
+                budget.give_back(state.cache.clear() as u64);
+                return;
+            }
+        }
+        let before = state.cache.bytes() as u64;
+        state.cache.insert(entry);
+        let after = state.cache.bytes() as u64;
+        if after >= before { budget.take(after - before) } else { budget.give_back(before - after) }
+    }
+}
+
+/// Whether deduplication lets the message through; otherwise it has been answered.
+fn admit(dedup: &mut Deduplication, producer: &ProducerHandle, publish: &Publish, flushes: &mut Flushes) -> bool {
+    match dedup.check(&producer.name, publish.sequence_id, publish.highest_sequence_id, publish.inner_chunk) {
+        Verdict::New => true,
+        Verdict::Duplicate => {
+            producer.peer.receipts(&[Receipt {
+                producer_id: producer.producer_id,
+                sequence_id: publish.sequence_id,
+                highest_sequence_id: publish.highest_sequence_id,
+                position: None,
+            }]);
+            flushes.add(&producer.peer);
+            false
+        }
+        Verdict::Unknown => {
+            let error = BrokerError::ServiceNotReady(
+                "the first sending of this message is not durable yet: it is not known whether it is a duplicate".into(),
+            );
+            producer.peer.send_failed(producer.producer_id, publish.sequence_id, &error);
+            flushes.add(&producer.peer);
+            false
+        }
+    }
+}
+
+impl From<PendingEntry> for Written {
+    fn from(entry: PendingEntry) -> Self {
+        Written { bytes: entry.payload.len() as u64, meta: entry.meta, origin: entry.origin }
+    }
+}

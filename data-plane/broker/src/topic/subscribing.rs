@@ -1,0 +1,306 @@
+//! Consumers come and go; subscriptions are created, moved and deleted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use geminga_ledger::cursor::Cursor;
+use geminga_ledger::ledger_list::LedgerList;
+use geminga_metadata::SubscriptionRecord;
+use geminga_model::Position;
+use geminga_topic::{ConsumerSpec, SubscribeError, Subscription, SubscriptionOptions};
+
+use super::reading::ReadAhead;
+use super::{ConsumerHandle, Flushes, Sub, Topic, TopicState};
+use crate::error::{BrokerError, Result};
+use crate::peer::Peer;
+use crate::shared::now_ms;
+
+/// Where a new subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InitialPosition {
+    Latest,
+    Earliest,
+    /// Everything up to and including this position counts as acknowledged.
+    After(Position),
+}
+
+/// A consumer's wish to join a subscription.
+pub struct SubscribeRequest {
+    pub subscription: Arc<str>,
+    /// `key` and `connected_at` are filled in by the topic.
+    pub consumer: ConsumerSpec,
+    pub durable: bool,
+    pub initial: InitialPosition,
+    /// A new subscription starts with the messages of the last so many milliseconds.
+    pub rollback_ms: u64,
+    pub properties: BTreeMap<String, String>,
+    /// Whether a durable subscription that does not exist may be created.
+    pub may_create: bool,
+}
+
+impl Sub {
+    pub(super) fn new(
+        core: Subscription,
+        cursor_id: Option<u64>,
+        initial: Position,
+        properties: BTreeMap<String, String>,
+    ) -> Self {
+        Self { core, cursor_id, initial, properties, read_ahead: ReadAhead::default(), dirty: false, timer_at: 0 }
+    }
+}
+
+impl InitialPosition {
+    /// The mark-delete position that makes a subscription begin here.
+    pub(super) fn mark_delete(self, ledgers: &LedgerList) -> Position {
+        match self {
+            Self::Latest => ledgers.last_position(),
+            Self::Earliest => ledgers.before_first(),
+            Self::After(position) if position > ledgers.last_position() => ledgers.last_position(),
+            Self::After(position) => position.max(ledgers.before_first()),
+        }
+    }
+}
+
+impl Topic {
+    /// Adds a consumer. The caller answers the client first and then calls [`Topic::consumer_ready`].
+    pub async fn subscribe(&self, request: SubscribeRequest, peer: Arc<dyn Peer>) -> Result<Arc<ConsumerHandle>> {
+        let SubscribeRequest { subscription, mut consumer, durable, initial, rollback_ms, properties, may_create } = request;
+        if durable {
+            let exists = self.state.lock().subscriptions.contains_key(&subscription);
+            if !exists {
+                if !may_create {
+                    return Err(self.not_found(&subscription));
+                }
+                self.create_subscription(&subscription, initial, properties.clone(), false).await?;
+                if rollback_ms > 0 {
+                    self.reset_to_time(&subscription, now_ms().saturating_sub(rollback_ms)).await?;
+                }
+            }
+        }
+        let consumer_id = consumer.consumer_id;
+        let key = super::next_key();
+        consumer.key = key;
+        consumer.connected_at = now_ms();
+        let mut state = self.state.lock();
+        state.check_serving(&self.name)?;
+        self.check_consumer_limits(&state, &subscription)?;
+        if !durable && !state.subscriptions.contains_key(&subscription) {
+            let mark_delete = initial.mark_delete(state.ledger.list());
+            let core = Subscription::new(subscription.clone(), Cursor::new(mark_delete), self.options(&state, false));
+            state.subscriptions.insert(subscription.clone(), Sub::new(core, None, mark_delete, properties));
+        }
+        let sub = state.subscriptions.get_mut(&subscription).ok_or_else(|| self.not_found(&subscription))?;
+        if sub.cursor_id.is_some() != durable {
+            return Err(BrokerError::NotAllowed(format!(
+                "subscription {subscription} of topic {} exists with other durability",
+                self.name
+            )));
+        }
+        sub.core.add_consumer(consumer, now_ms()).map_err(subscribe_error)?;
+        let handle = Arc::new(ConsumerHandle { key, consumer_id, subscription, topic: self.arc(), peer });
+        state.consumers.insert(key, handle.clone());
+        Ok(handle)
+    }
+
+    /// The client knows that its consumer exists: it may be told events and get messages.
+    pub fn consumer_ready(&self, consumer: &ConsumerHandle) {
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        if state.ledger.terminated().is_some()
+            && let Some(sub) = state.subscriptions.get_mut(&consumer.subscription)
+        {
+            sub.core.terminated();
+        }
+        self.dispatch(&mut state, &consumer.subscription, &mut flushes);
+        drop(state);
+        flushes.run();
+    }
+
+    /// Takes a consumer off; what it had not acknowledged goes to the others. A non-durable subscription goes with its
+    /// last consumer.
+    pub fn remove_consumer(&self, consumer: &ConsumerHandle) {
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        let name = &consumer.subscription;
+        if state.consumers.remove(&consumer.key).is_some() {
+            let TopicState { subscriptions, ledger, .. } = &mut *state;
+            if let Some(sub) = subscriptions.get_mut(name) {
+                sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
+                if sub.cursor_id.is_none() && !sub.core.has_consumers() {
+                    sub.read_ahead.clear(&self.shared.memory.read_ahead);
+                    subscriptions.remove(name);
+                } else {
+                    self.flush_cursor(&mut state, name, None);
+                    self.dispatch(&mut state, name, &mut flushes);
+                }
+            }
+        }
+        drop(state);
+        flushes.run();
+    }
+
+    /// Creates a durable subscription; with `must_be_new`, one that exists is an error.
+    pub async fn create_subscription(
+        &self,
+        name: &Arc<str>,
+        initial: InitialPosition,
+        properties: BTreeMap<String, String>,
+        must_be_new: bool,
+    ) -> Result<()> {
+        let _turn = self.record_turn.lock().await;
+        let mark_delete = {
+            let state = self.state.lock();
+            state.check_serving(&self.name)?;
+            if state.subscriptions.contains_key(name) {
+                return if must_be_new {
+                    Err(BrokerError::AlreadyExists(format!("subscription {name} already exists for topic")))
+                } else {
+                    Ok(())
+                };
+            }
+            self.check_subscription_limit(&state)?;
+            initial.mark_delete(state.ledger.list())
+        };
+        let cursor_id = self.shared.metadata.next_cursor_id().await?;
+        let record = SubscriptionRecord {
+            cursor_id,
+            initial: mark_delete,
+            properties: properties.clone(),
+            created_at: now_ms(),
+            replicated: false,
+        };
+        self.shared.metadata.create_subscription(&self.name, name, record).await?;
+        let mut state = self.state.lock();
+        let core = Subscription::new(name.clone(), Cursor::new(mark_delete), self.options(&state, true));
+        state.subscriptions.insert(name.clone(), Sub::new(core, Some(cursor_id), mark_delete, properties));
+        Ok(())
+    }
+
+    /// Deletes a subscription. Unless forced, only the consumer `by` (or nobody) may be connected.
+    pub async fn delete_subscription(&self, name: &str, by: Option<u64>, force: bool) -> Result<()> {
+        let _turn = self.record_turn.lock().await;
+        let cursor_id = {
+            let state = self.state.lock();
+            let (key, sub) = state.subscriptions.get_key_value(name).ok_or_else(|| self.not_found(name))?;
+            let others = state.consumers.values().any(|c| c.subscription == *key && Some(c.key) != by);
+            if others && !force {
+                return Err(BrokerError::PreconditionFailed(format!(
+                    "subscription {name} has active connected consumers"
+                )));
+            }
+            sub.cursor_id
+        };
+        if cursor_id.is_some() {
+            self.shared.metadata.delete_subscription(&self.name, name).await?;
+        }
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        self.disconnect_consumers(&mut state, name, by, &mut flushes);
+        if let Some(mut sub) = state.subscriptions.remove(name) {
+            sub.read_ahead.clear(&self.shared.memory.read_ahead);
+        }
+        if let Some(id) = cursor_id {
+            self.shared.cursors.drop_cursor(id);
+        }
+        drop(state);
+        flushes.run();
+        self.trim();
+        Ok(())
+    }
+
+    /// Sends the consumers of a subscription (but `except`) away to subscribe again.
+    pub(super) fn disconnect_consumers(
+        &self,
+        state: &mut TopicState,
+        name: &str,
+        except: Option<u64>,
+        flushes: &mut Flushes,
+    ) {
+        let gone: Vec<Arc<ConsumerHandle>> = state
+            .consumers
+            .values()
+            .filter(|consumer| &*consumer.subscription == name && Some(consumer.key) != except)
+            .cloned()
+            .collect();
+        let TopicState { subscriptions, consumers, ledger, .. } = state;
+        for consumer in gone {
+            consumers.remove(&consumer.key);
+            if let Some(sub) = subscriptions.get_mut(name) {
+                sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
+            }
+            consumer.peer.close_consumer(consumer.consumer_id);
+            flushes.add(&consumer.peer);
+        }
+    }
+
+    pub(super) fn options(&self, state: &TopicState, durable: bool) -> SubscriptionOptions {
+        let config = &self.shared.config;
+        SubscriptionOptions {
+            durable,
+            max_unacked_per_consumer: state.policies.max_unacked_per_consumer(config.max_unacked_per_consumer),
+            max_unacked_per_subscription: state.policies.max_unacked_per_subscription(config.max_unacked_per_subscription),
+            partition_index: self.name.partition_index(),
+            topic: self.name.shared(),
+            ..Default::default()
+        }
+    }
+
+    fn check_subscription_limit(&self, state: &TopicState) -> Result<()> {
+        let durable = state.subscriptions.values().filter(|sub| sub.cursor_id.is_some()).count();
+        match state.policies.max_subscriptions_per_topic() {
+            Some(max) if durable >= max => Err(BrokerError::NotAllowed(format!(
+                "topic {} has reached its limit of {max} subscriptions",
+                self.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_consumer_limits(&self, state: &TopicState, subscription: &Arc<str>) -> Result<()> {
+        if let Some(max) = state.policies.max_consumers_per_topic()
+            && state.consumers.len() >= max
+        {
+            return Err(BrokerError::ConsumerBusy(format!("topic {} has reached its limit of {max} consumers", self.name)));
+        }
+        if let Some(max) = state.policies.max_consumers_per_subscription()
+            && state.consumers.values().filter(|consumer| consumer.subscription == *subscription).count() >= max
+        {
+            return Err(BrokerError::ConsumerBusy(format!(
+                "subscription {subscription} has reached its limit of {max} consumers"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Position and batch size of the last message, and the subscription's mark-delete position.
+    pub async fn last_message(&self, consumer: &ConsumerHandle) -> Result<LastMessage> {
+        let (last, known, mark_delete) = {
+            let state = self.state.lock();
+            let sub = state.subscriptions.get(&consumer.subscription).ok_or_else(|| self.not_found(&consumer.subscription))?;
+            (state.ledger.list().last_position(), state.last_entry, sub.core.cursor().mark_delete())
+        };
+        let meta = match known {
+            Some((position, meta)) if position == last => Some(meta),
+            _ if last.entry_id < 0 => None,
+            _ => Some(self.read_one(last).await?.meta),
+        };
+        Ok(LastMessage { position: last, meta, mark_delete })
+    }
+}
+
+/// Answer of [`Topic::last_message`].
+pub struct LastMessage {
+    /// `entry_id` is -1 when the topic holds nothing.
+    pub position: Position,
+    pub meta: Option<geminga_topic::EntryMeta>,
+    pub mark_delete: Position,
+}
+
+fn subscribe_error(error: SubscribeError) -> BrokerError {
+    match error {
+        SubscribeError::RangeConflict(_) | SubscribeError::InvalidRanges(_) => {
+            BrokerError::ConsumerAssign(error.to_string())
+        }
+        _ => BrokerError::ConsumerBusy(error.to_string()),
+    }
+}

@@ -1,0 +1,305 @@
+//! One client connection: frames in, frames out.
+//!
+//! The reading task handles what needs no waiting (messages, acknowledgements, permits) itself and in order; a command
+//! that must wait (a topic to load, metadata to write) runs as its own task, so that it holds up nobody else on the
+//! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use geminga_broker::{Broker, ConsumerHandle, ProducerHandle, Publish};
+use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::net::TcpStream;
+
+use crate::error::ConnectionError;
+use crate::outbox::{HARD_LIMIT, Outbox};
+
+/// Frames may be larger than the largest message by this much, as in Pulsar.
+const FRAME_PADDING: usize = 10 << 10;
+/// Before a client has said hello it gets this much and no more.
+const FRAME_BYTES_BEFORE_CONNECT: usize = 64 << 10;
+/// Bounds of the read buffer: it grows with a busy connection.
+const READ_BYTES_MIN: usize = 8 << 10;
+const READ_BYTES_MAX: usize = 1 << 20;
+/// Messages handed to a topic at once.
+const BATCH_ENTRIES: usize = 1024;
+/// A quiet client is asked for a sign of life, and given up after two rounds without one.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// A client that connects and says nothing.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub struct Connection {
+    pub(crate) id: u64,
+    pub(crate) address: String,
+    /// Our side of the connection, what lookups answer when the broker listens on all addresses.
+    pub(crate) local_address: std::net::SocketAddr,
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) outbox: Outbox,
+    pub(crate) client: std::sync::OnceLock<ClientInfo>,
+    pub(crate) producers: Mutex<FxHashMap<u64, ProducerSlot>>,
+    pub(crate) consumers: Mutex<FxHashMap<u64, ConsumerSlot>>,
+    pub(crate) watchers: Mutex<BTreeMap<u64, tokio::task::AbortHandle>>,
+    pub(crate) closing: AtomicBool,
+    pub(crate) asked_alive: AtomicBool,
+    /// Wakes the reading task to end the connection.
+    pub(crate) stop: tokio::sync::Notify,
+}
+
+/// What a client said of itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientInfo {
+    pub version: String,
+    pub protocol_version: i32,
+    pub broker_entry_metadata: bool,
+    pub topic_watchers: bool,
+}
+
+/// A producer id on this connection.
+pub(crate) enum ProducerSlot {
+    /// Being created by this request; it may have to wait for its turn, until `cancel`.
+    Creating { request_id: u64, cancel: Arc<tokio::sync::Notify> },
+    Ready(Arc<ProducerHandle>),
+}
+
+/// A consumer id on this connection.
+pub(crate) enum ConsumerSlot {
+    Creating { request_id: u64 },
+    Ready(Arc<ConsumerHandle>),
+}
+
+/// Messages of one producer, gathered until something else comes.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    pub producer: Option<Arc<ProducerHandle>>,
+    pub batch: Vec<Publish>,
+}
+
+impl Gathered {
+    pub fn hand_over(&mut self) {
+        if let Some(producer) = &self.producer
+            && !self.batch.is_empty()
+        {
+            producer.topic.publish(producer, &mut self.batch);
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.batch.len() >= BATCH_ENTRIES
+    }
+}
+
+impl Connection {
+    /// Serves the connection until it ends.
+    pub async fn run(self: Arc<Self>, stream: Arc<TcpStream>) {
+        let writer = {
+            let connection = self.clone();
+            tokio::spawn(async move {
+                connection.outbox.drain(|| connection.room_again()).await;
+            })
+        };
+        let ended = self.read(&stream).await;
+        match ended {
+            Ok(()) => tracing::debug!(address = %self.address, "connection closed"),
+            Err(error) => tracing::info!(address = %self.address, %error, "connection ended"),
+        }
+        self.outbox.flush();
+        self.leave();
+        // What was queued last (an error that says why) still goes out.
+        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+            while self.outbox.queued() > 0 && !self.outbox.is_closed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        self.outbox.close();
+        let _ = writer.await;
+    }
+
+    async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
+        let mut chunk = READ_BYTES_MIN;
+        let mut buffer = BytesMut::with_capacity(chunk);
+        let mut gathered = Gathered::default();
+        loop {
+            self.broker.memory().publishing.room().await;
+            if self.outbox.queued() > HARD_LIMIT {
+                return Err(ConnectionError::NotReading(self.outbox.queued()));
+            }
+            self.wait_readable(stream).await?;
+            if buffer.capacity() - buffer.len() < chunk / 4 {
+                buffer.reserve(chunk);
+            }
+            match stream.try_read_buf(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) => chunk = next_chunk(chunk, read),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error.into()),
+            }
+            self.asked_alive.store(false, Ordering::Relaxed);
+            while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
+                self.handle(frame, &mut gathered)?;
+            }
+            gathered.hand_over();
+            if self.closing.load(Ordering::Relaxed) || self.outbox.is_closed() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {
+        let patience = if self.client.get().is_some() { KEEP_ALIVE } else { HANDSHAKE_TIMEOUT };
+        loop {
+            let ready = async {
+                tokio::select! {
+                    ready = stream.readable() => ready.map_err(ConnectionError::from),
+                    () = self.stop.notified() => Err(ConnectionError::ShuttingDown),
+                }
+            };
+            match tokio::time::timeout(patience, ready).await {
+                Ok(ready) => return ready,
+                Err(_) if self.client.get().is_none() => return Err(ConnectionError::Handshake),
+                Err(_) if self.asked_alive.swap(true, Ordering::Relaxed) => return Err(ConnectionError::Silent),
+                Err(_) => self.send(&Command::from(proto::CommandPing {})),
+            }
+        }
+    }
+
+    fn max_frame(&self) -> usize {
+        if self.client.get().is_some() {
+            self.broker.config().max_message_bytes + FRAME_PADDING
+        } else {
+            FRAME_BYTES_BEFORE_CONNECT
+        }
+    }
+
+    fn handle(self: &Arc<Self>, frame: Frame, gathered: &mut Gathered) -> Result<(), ConnectionError> {
+        let Frame { command, payload } = frame;
+        if let Command::Send(send) = command {
+            if self.client.get().is_none() {
+                return Err(ConnectionError::NotConnected("SEND"));
+            }
+            self.gather(&send, payload, gathered);
+            return Ok(());
+        }
+        // Whatever else comes must see the messages that came before it.
+        gathered.hand_over();
+        match (&command, self.client.get()) {
+            (Command::Connect(_), _) | (_, Some(_)) => self.dispatch_command(command, payload),
+            (other, None) => Err(ConnectionError::NotConnected(other.name())),
+        }
+    }
+
+    fn dispatch_command(self: &Arc<Self>, command: Command, _payload: Bytes) -> Result<(), ConnectionError> {
+        match command {
+            Command::Connect(connect) => return self.connect(*connect),
+            Command::Ping(_) => self.send(&Command::from(proto::CommandPong {})),
+            Command::Pong(_) => {}
+            Command::Ack(ack) => self.ack(ack),
+            Command::Flow(flow) => self.flow(&flow),
+            Command::RedeliverUnacknowledgedMessages(redeliver) => self.redeliver(redeliver),
+            Command::Producer(producer) => self.create_producer(*producer),
+            Command::CloseProducer(close) => self.close_producer_command(&close),
+            Command::Subscribe(subscribe) => self.subscribe(*subscribe),
+            Command::CloseConsumer(close) => self.close_consumer_command(&close),
+            Command::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
+            Command::Seek(seek) => self.seek(*seek),
+            Command::GetLastMessageId(get) => self.last_message_id(&get),
+            Command::ConsumerStats(stats) => self.consumer_stats(&stats),
+            Command::Lookup(lookup) => self.lookup(*lookup),
+            Command::PartitionedMetadata(partitions) => self.partition_metadata(*partitions),
+            Command::GetTopicsOfNamespace(get) => self.topics_of_namespace(*get),
+            Command::WatchTopicList(watch) => self.watch_topic_list(*watch),
+            Command::WatchTopicListClose(close) => self.close_watch(&close),
+            Command::GetSchema(get) => self.get_schema(*get),
+            Command::GetOrCreateSchema(get) => self.get_or_create_schema(*get),
+            other => self.unsupported(other),
+        }
+        Ok(())
+    }
+
+    /// Queues a command and sends it.
+    pub(crate) fn send(&self, command: &Command) {
+        self.outbox.push(|frames| frames.head(|out| geminga_wire_pulsar::encode_simple(command, out)));
+        self.outbox.flush();
+    }
+
+    /// Runs work that must wait, beside the reading of further commands.
+    pub(crate) fn spawn<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(work(self.clone()));
+    }
+
+    /// Ends the connection: the client finds its topics elsewhere or here again after a restart.
+    pub(crate) fn shut_down(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.stop.notify_one();
+    }
+
+    /// Takes everything of this connection off its topics.
+    fn leave(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        let producers = std::mem::take(&mut *self.producers.lock());
+        for slot in producers.into_values() {
+            match slot {
+                ProducerSlot::Ready(producer) => producer.topic.remove_producer(&producer),
+                ProducerSlot::Creating { cancel, .. } => cancel.notify_one(),
+            }
+        }
+        let consumers = std::mem::take(&mut *self.consumers.lock());
+        for slot in consumers.into_values() {
+            if let ConsumerSlot::Ready(consumer) = slot {
+                consumer.topic.remove_consumer(&consumer);
+            }
+        }
+        for (_, watcher) in std::mem::take(&mut *self.watchers.lock()) {
+            watcher.abort();
+        }
+    }
+
+    /// The outbox has drained: consumers that were held back go on.
+    fn room_again(&self) {
+        let ready: Vec<Arc<ConsumerHandle>> = self
+            .consumers
+            .lock()
+            .values()
+            .filter_map(|slot| match slot {
+                ConsumerSlot::Ready(consumer) => Some(consumer.clone()),
+                ConsumerSlot::Creating { .. } => None,
+            })
+            .collect();
+        for consumer in ready {
+            consumer.topic.consumer_writable(&consumer);
+        }
+    }
+
+    pub(crate) fn producer(&self, producer_id: u64) -> Option<Arc<ProducerHandle>> {
+        match self.producers.lock().get(&producer_id) {
+            Some(ProducerSlot::Ready(producer)) => Some(producer.clone()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn consumer(&self, consumer_id: u64) -> Option<Arc<ConsumerHandle>> {
+        match self.consumers.lock().get(&consumer_id) {
+            Some(ConsumerSlot::Ready(consumer)) => Some(consumer.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// The read buffer follows the traffic: doubled when a read filled it, halved when it stays nearly empty.
+fn next_chunk(chunk: usize, read: usize) -> usize {
+    if read >= chunk {
+        (chunk * 2).min(READ_BYTES_MAX)
+    } else if read < chunk / 16 {
+        (chunk / 2).max(READ_BYTES_MIN)
+    } else {
+        chunk
+    }
+}

@@ -1,0 +1,254 @@
+//! CONNECT, lookups, partitions, topics of a namespace, and what is not supported.
+
+use std::sync::Arc;
+
+use geminga_broker::BrokerError;
+use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use geminga_wire_pulsar::{Command, proto};
+
+use crate::connection::{ClientInfo, Connection};
+use crate::error::{ConnectionError, error_command, server_error};
+
+/// The newest protocol version that we speak.
+pub const PROTOCOL_VERSION: i32 = 21;
+const SERVER_VERSION: &str = concat!("Geminga-", env!("CARGO_PKG_VERSION"));
+
+impl Connection {
+    pub(crate) fn connect(&self, connect: proto::CommandConnect) -> Result<(), ConnectionError> {
+        let flags = connect.feature_flags.unwrap_or_default();
+        let info = ClientInfo {
+            version: connect.client_version,
+            protocol_version: connect.protocol_version.unwrap_or(0),
+            broker_entry_metadata: flags.supports_broker_entry_metadata.unwrap_or(false),
+            topic_watchers: flags.supports_topic_watchers.unwrap_or(false),
+        };
+        let version = info.protocol_version.min(PROTOCOL_VERSION);
+        tracing::debug!(address = %self.address, client = %info.version, version, "client connected");
+        if self.client.set(info).is_err() {
+            return Err(ConnectionError::Refused("second CONNECT on one connection".into()));
+        }
+        self.send(&Command::from(proto::CommandConnected {
+            server_version: SERVER_VERSION.into(),
+            protocol_version: Some(version),
+            max_message_size: Some(self.broker.config().max_message_bytes as i32),
+            feature_flags: Some(proto::FeatureFlags {
+                supports_auth_refresh: Some(true),
+                supports_broker_entry_metadata: Some(true),
+                supports_partial_producer: Some(true),
+                supports_topic_watchers: Some(true),
+                supports_get_partitioned_metadata_without_auto_creation: Some(true),
+                ..Default::default()
+            }),
+        }));
+        Ok(())
+    }
+
+    pub(crate) fn lookup(self: &Arc<Self>, lookup: proto::CommandLookupTopic) {
+        self.spawn(|connection| async move {
+            let request_id = lookup.request_id;
+            let found = match TopicName::parse(&lookup.topic) {
+                Ok(name) => connection.broker.lookup(&name).await,
+                Err(error) => Err(BrokerError::InvalidName(error.to_string())),
+            };
+            let response = match found {
+                Ok(()) => proto::CommandLookupTopicResponse {
+                    broker_service_url: Some(connection.service_url()),
+                    response: Some(proto::command_lookup_topic_response::LookupType::Connect as i32),
+                    request_id,
+                    authoritative: Some(true),
+                    proxy_through_service_url: Some(false),
+                    ..Default::default()
+                },
+                Err(error) => proto::CommandLookupTopicResponse {
+                    response: Some(proto::command_lookup_topic_response::LookupType::Failed as i32),
+                    request_id,
+                    error: Some(server_error(&error) as i32),
+                    message: Some(error.to_string()),
+                    ..Default::default()
+                },
+            };
+            connection.send(&Command::from(response));
+        });
+    }
+
+    /// Where this client reaches this broker.
+    fn service_url(&self) -> String {
+        match &self.broker.config().advertised_pulsar {
+            advertised if advertised.is_empty() => format!("pulsar://{}", self.local_address),
+            advertised => format!("pulsar://{advertised}"),
+        }
+    }
+
+    pub(crate) fn partition_metadata(self: &Arc<Self>, command: proto::CommandPartitionedTopicMetadata) {
+        self.spawn(|connection| async move {
+            let request_id = command.request_id;
+            let create = command.metadata_auto_creation_enabled.unwrap_or(true);
+            let found = match TopicName::parse(&command.topic) {
+                Ok(name) => connection.broker.partitions(&name, create).await,
+                Err(error) => Err(BrokerError::InvalidName(error.to_string())),
+            };
+            let response = match found {
+                Ok(partitions) => proto::CommandPartitionedTopicMetadataResponse {
+                    partitions: Some(partitions),
+                    request_id,
+                    response: Some(proto::command_partitioned_topic_metadata_response::LookupType::Success as i32),
+                    ..Default::default()
+                },
+                Err(error) => proto::CommandPartitionedTopicMetadataResponse {
+                    request_id,
+                    response: Some(proto::command_partitioned_topic_metadata_response::LookupType::Failed as i32),
+                    error: Some(server_error(&error) as i32),
+                    message: Some(error.to_string()),
+                    ..Default::default()
+                },
+            };
+            connection.send(&Command::from(response));
+        });
+    }
+
+    pub(crate) fn topics_of_namespace(self: &Arc<Self>, command: proto::CommandGetTopicsOfNamespace) {
+        self.spawn(|connection| async move {
+            let answer = connection.list_topics(&command).await;
+            let answer = answer.unwrap_or_else(|error| error_command(command.request_id, &error));
+            connection.send(&answer);
+        });
+    }
+
+    async fn list_topics(&self, command: &proto::CommandGetTopicsOfNamespace) -> Result<Command, BrokerError> {
+        let namespace = parse_namespace(&command.namespace)?;
+        let domains: &[TopicDomain] = match command.mode() {
+            proto::command_get_topics_of_namespace::Mode::Persistent => &[TopicDomain::Persistent],
+            proto::command_get_topics_of_namespace::Mode::NonPersistent => &[TopicDomain::NonPersistent],
+            proto::command_get_topics_of_namespace::Mode::All => &TopicDomain::ALL,
+        };
+        let mut topics = self.broker.topics(&namespace, domains).await?;
+        let mut filtered = false;
+        if let Some(pattern) = command.topics_pattern.as_deref().filter(|pattern| !pattern.is_empty())
+            && let Some(pattern) = TopicPattern::new(pattern)
+        {
+            topics.retain(|topic| pattern.matches(topic));
+            filtered = true;
+        }
+        let hash = topics_hash(&topics);
+        let changed = command.topics_hash.as_deref() != Some(hash.as_str());
+        Ok(Command::from(proto::CommandGetTopicsOfNamespaceResponse {
+            request_id: command.request_id,
+            topics: if changed { topics } else { Vec::new() },
+            filtered: Some(filtered),
+            topics_hash: Some(hash),
+            changed: Some(changed),
+        }))
+    }
+
+    /// Tells a regex consumer the topics that match, and from then on what comes and goes.
+    pub(crate) fn watch_topic_list(self: &Arc<Self>, command: proto::CommandWatchTopicList) {
+        let connection = self.clone();
+        let watcher_id = command.watcher_id;
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.watch(&command).await {
+                connection.send(&error_command(command.request_id, &error));
+            }
+        });
+        if let Some(old) = self.watchers.lock().insert(watcher_id, task.abort_handle()) {
+            old.abort();
+        }
+    }
+
+    async fn watch(&self, command: &proto::CommandWatchTopicList) -> Result<(), BrokerError> {
+        let namespace = parse_namespace(&command.namespace)?;
+        let pattern = TopicPattern::new(&command.topics_pattern)
+            .ok_or_else(|| BrokerError::BadRequest(format!("bad topic pattern {:?}", command.topics_pattern)))?;
+        let mut changes = self.broker.topic_changes();
+        let mut known = self.matching(&namespace, &pattern).await?;
+        let hash = topics_hash(&known);
+        let changed = command.topics_hash.as_deref() != Some(hash.as_str());
+        self.send(&Command::from(proto::CommandWatchTopicListSuccess {
+            request_id: command.request_id,
+            watcher_id: command.watcher_id,
+            topic: if changed { known.clone() } else { Vec::new() },
+            topics_hash: hash,
+        }));
+        loop {
+            // A missed change is no loss: the list is read anew after whatever came.
+            match changes.recv().await {
+                Ok(changed) if changed != namespace => continue,
+                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
+            }
+            let now = match self.matching(&namespace, &pattern).await {
+                Ok(now) => now,
+                Err(error) => {
+                    tracing::warn!(%namespace, %error, "could not read the topics for a watcher");
+                    continue;
+                }
+            };
+            let new_topics: Vec<String> = now.iter().filter(|topic| !known.contains(topic)).cloned().collect();
+            let deleted_topics: Vec<String> = known.iter().filter(|topic| !now.contains(topic)).cloned().collect();
+            known = now;
+            if new_topics.is_empty() && deleted_topics.is_empty() {
+                continue;
+            }
+            self.send(&Command::from(proto::CommandWatchTopicUpdate {
+                watcher_id: command.watcher_id,
+                new_topics,
+                deleted_topics,
+                topics_hash: topics_hash(&known),
+            }));
+        }
+    }
+
+    async fn matching(&self, namespace: &NamespaceName, pattern: &TopicPattern) -> Result<Vec<String>, BrokerError> {
+        let mut topics = self.broker.topics(namespace, &[TopicDomain::Persistent]).await?;
+        topics.retain(|topic| pattern.matches(topic));
+        Ok(topics)
+    }
+
+    pub(crate) fn close_watch(&self, close: &proto::CommandWatchTopicListClose) {
+        if let Some(watcher) = self.watchers.lock().remove(&close.watcher_id) {
+            watcher.abort();
+        }
+        self.succeed(close.request_id);
+    }
+
+    /// A command that this broker does not serve: an error that names it, never silence.
+    pub(crate) fn unsupported(&self, command: Command) {
+        let name = command.name();
+        match command.request_id() {
+            Some(request_id) => {
+                self.send(&error_command(request_id, &BrokerError::Unsupported(format!("command {name}"))));
+            }
+            None => tracing::warn!(address = %self.address, command = name, "ignored a command that is not supported"),
+        }
+    }
+}
+
+fn parse_namespace(text: &str) -> Result<NamespaceName, BrokerError> {
+    NamespaceName::parse(text).map_err(|error| BrokerError::InvalidName(error.to_string()))
+}
+
+/// A regular expression over topic names, matched as Pulsar does: against the whole name without its domain and without
+/// a partition suffix.
+struct TopicPattern(regex::Regex);
+
+impl TopicPattern {
+    fn new(pattern: &str) -> Option<Self> {
+        let bare = pattern.split_once("://").map_or(pattern, |(_, rest)| rest);
+        regex::Regex::new(&format!("^(?:{bare})$")).ok().map(Self)
+    }
+
+    fn matches(&self, topic: &str) -> bool {
+        let bare = topic.split_once("://").map_or(topic, |(_, rest)| rest);
+        let base = match bare.rsplit_once("-partition-") {
+            Some((base, index)) if !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit()) => base,
+            _ => bare,
+        };
+        self.0.is_match(base)
+    }
+}
+
+/// Pulsar's hash of a topic list: CRC32C over the sorted names joined by commas, in hex.
+fn topics_hash(topics: &[String]) -> String {
+    let mut sorted: Vec<&str> = topics.iter().map(String::as_str).collect();
+    sorted.sort_unstable();
+    format!("{:x}", geminga_wire_pulsar::crc32c(sorted.join(",").as_bytes()))
+}
