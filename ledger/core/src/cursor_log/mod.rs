@@ -372,10 +372,15 @@ impl CursorLog {
         !self.ready.is_empty() || self.writer.len() > 0
     }
 
+    /// Whether what is queued may go to another ledger than what was written last.
+    fn is_between_records(&self) -> bool {
+        !self.ready.front().map_or(self.writer.continues(), |entry| entry.continues)
+    }
+
     /// The new ledger is there: it becomes the newest, once nothing is under way to the old one.
     fn switch_ledger(&mut self) {
         let Next::Created(id) = self.next else { return };
-        if !self.in_flight.is_empty() || matches!(self.save, Save::Saving { .. }) {
+        if !self.in_flight.is_empty() || !self.is_between_records() || matches!(self.save, Save::Saving { .. }) {
             return;
         }
         self.next = Next::None;
@@ -431,14 +436,16 @@ impl CursorLog {
     }
 
     fn start_write(&mut self) -> Option<Action> {
-        if !self.live || self.in_flight.len() >= self.config.max_writes || matches!(self.next, Next::Created(_)) {
+        if !self.live || self.in_flight.len() >= self.config.max_writes {
             return None;
         }
+        // Before a change of ledgers only what belongs to a record that was begun.
+        let last_record = matches!(self.next, Next::Created(_));
         let ready = &mut self.ready;
         self.writer.seal(&mut |entry| ready.push_back(entry));
         let first = self.next_entry;
         let (mut entries, mut bytes, mut completes) = (Vec::new(), 0u64, 0);
-        while let Some(entry) = ready.pop_front_if(|_| bytes < self.config.max_write_bytes) {
+        while let Some(entry) = ready.pop_front_if(|entry| bytes < self.config.max_write_bytes && (entry.continues || !last_record)) {
             bytes += entry.bytes.len() as u64;
             completes = entry.completes;
             entries.push(entry.bytes);

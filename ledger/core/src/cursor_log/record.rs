@@ -7,7 +7,8 @@
 //!          4 blob (its bytes)          5 blob dropped (no payload)
 //!          6 part of a record that is too large for one entry: kind u8 | index varint | count varint | bytes
 //! ```
-//! Parts of a record follow each other, one per entry, with no other record between them; they count when all are there.
+//! Parts of a record follow each other, one per entry of the same ledger, with no other record between them; they count when
+//! all are there.
 
 use bytes::Bytes;
 
@@ -75,6 +76,8 @@ pub(crate) struct ReadyEntry {
     pub bytes: Bytes,
     /// All records up to this sequence number are stored once this entry and those before it are.
     pub completes: u64,
+    /// Begins in the middle of a record: belongs into the ledger of the entry before it.
+    pub continues: bool,
 }
 
 /// Packs records into entries.
@@ -82,6 +85,7 @@ pub(crate) struct ReadyEntry {
 pub(crate) struct EntryWriter {
     /// The entry being filled.
     current: Vec<u8>,
+    continues: bool,
     completes: u64,
     scratch: Vec<u8>,
 }
@@ -116,6 +120,7 @@ impl EntryWriter {
             put_u64(&mut part, index as u64);
             put_u64(&mut part, count);
             part.extend_from_slice(chunk);
+            self.continues = index > 0;
             self.put(PART, id, &part);
         }
     }
@@ -138,16 +143,23 @@ impl EntryWriter {
         let mut entry = std::mem::take(&mut self.current);
         let crc = crc_fast::crc32_iscsi(&entry[HEADER..]);
         entry[1..HEADER].copy_from_slice(&crc.to_le_bytes());
-        ready(ReadyEntry { bytes: Bytes::from(entry), completes: self.completes });
+        let continues = std::mem::take(&mut self.continues);
+        ready(ReadyEntry { bytes: Bytes::from(entry), completes: self.completes, continues });
     }
 
     pub fn len(&self) -> usize {
         self.current.len()
     }
 
+    /// Whether the entry being filled begins in the middle of a record.
+    pub fn continues(&self) -> bool {
+        self.continues
+    }
+
     /// Forgets what was not sealed.
     pub fn clear(&mut self) {
         self.current.clear();
+        self.continues = false;
         self.completes = 0;
     }
 }
