@@ -81,11 +81,6 @@ impl CursorSnapshot {
         self.above.get_or_insert_default()
     }
 
-    /// Entries acknowledged above the mark-delete position.
-    pub fn acked_above(&self) -> u64 {
-        self.above().map_or(0, |above| above.entries)
-    }
-
     pub fn is_acked(&self, pos: Position) -> bool {
         pos <= self.mark_delete
             || self.above().is_some_and(|above| match (above.acked.get(&pos.ledger_id), u32::try_from(pos.entry_id)) {
