@@ -206,7 +206,8 @@ impl Connection {
             request_id,
             producer_name: producer.name.to_string(),
             last_sequence_id: Some(last_sequence_id),
-            schema_version: producer.schema_version().map(Bytes::copy_from_slice),
+            // The Java client insists on the field: no version is an empty one.
+            schema_version: Some(Bytes::copy_from_slice(producer.schema_version().unwrap_or_default())),
             topic_epoch,
             producer_ready: Some(true),
         })
