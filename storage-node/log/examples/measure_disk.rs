@@ -43,7 +43,10 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let folder = PathBuf::from(arguments.next().expect("the folder to measure in"));
     let seconds: f64 = arguments.next().map_or(2.0, |text| text.parse().expect("seconds"));
-    println!("{:58} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9}", "case", "p50 us", "p99 us", "p99.9 us", "max us", "MB/s", "cpu us/op");
+    println!(
+        "{:58} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9}",
+        "case", "p50 us", "p99 us", "p99.9 us", "max us", "MB/s", "cpu us/op"
+    );
     for case in cases() {
         measure(&folder, &case, Duration::from_secs_f64(seconds));
     }
@@ -57,8 +60,20 @@ fn cases() -> Vec<Case> {
                 cases.push(Case { direct, preparation, sync: Sync::Fdatasync, write_bytes, threads: 1 });
             }
         }
-        cases.push(Case { direct: true, preparation: Preparation::Fallocated, sync: Sync::Dsync, write_bytes, threads: 1 });
-        cases.push(Case { direct: true, preparation: Preparation::Written, sync: Sync::Dsync, write_bytes, threads: 1 });
+        cases.push(Case {
+            direct: true,
+            preparation: Preparation::Fallocated,
+            sync: Sync::Dsync,
+            write_bytes,
+            threads: 1,
+        });
+        cases.push(Case {
+            direct: true,
+            preparation: Preparation::Written,
+            sync: Sync::Dsync,
+            write_bytes,
+            threads: 1,
+        });
     }
     for preparation in [Preparation::Fallocated, Preparation::Written] {
         for write_bytes in [256 << 10, 1 << 20, 4 << 20] {
@@ -72,8 +87,20 @@ fn cases() -> Vec<Case> {
             }
         }
     }
-    cases.push(Case { direct: false, preparation: Preparation::Fallocated, sync: Sync::Fdatasync, write_bytes: 1 << 20, threads: 1 });
-    cases.push(Case { direct: false, preparation: Preparation::Written, sync: Sync::Fdatasync, write_bytes: 1 << 20, threads: 1 });
+    cases.push(Case {
+        direct: false,
+        preparation: Preparation::Fallocated,
+        sync: Sync::Fdatasync,
+        write_bytes: 1 << 20,
+        threads: 1,
+    });
+    cases.push(Case {
+        direct: false,
+        preparation: Preparation::Written,
+        sync: Sync::Fdatasync,
+        write_bytes: 1 << 20,
+        threads: 1,
+    });
     cases
 }
 

@@ -20,6 +20,7 @@ impl AlignedBuffer {
         self.memory.len() - self.skip
     }
 
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -50,24 +50,50 @@ type Answer = std::sync::mpsc::Receiver<Result<(), crate::AppendError>>;
 
 /// One change of the log's segments at a time: asked for in one round, followed by the removal of files in a later one.
 fn reclaim_round(shared: &Shared, under_way: &mut Option<Answer>) {
+    report("remove a segment", shared.engine.dispose().map(drop));
     if let Some(answer) = under_way {
         match answer.try_recv() {
             Err(std::sync::mpsc::TryRecvError::Empty) => return,
-            Ok(Ok(())) => report("remove a segment", shared.engine.dispose().map(drop)),
+            Ok(Ok(())) => (),
             Ok(Err(error)) => tracing::warn!(%error, "could not record which segments are free"),
             Err(std::sync::mpsc::TryRecvError::Disconnected) => (),
         }
         *under_way = None;
     }
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    match shared.engine.plan_reclaim(Box::new(move |result| drop(sender.send(result)))) {
+    let done = |sender: std::sync::mpsc::SyncSender<_>| Box::new(move |result| drop(sender.send(result)));
+    let planned = match shared.engine.plan_reclaim(done(sender.clone())) {
+        Ok(None) => compact(shared, done(sender)),
+        other => other,
+    };
+    match planned {
         Ok(Some(request)) => {
             *under_way = Some(receiver);
             shared.submit(request);
         }
         Ok(None) => (),
-        Err(error) => tracing::warn!(%error, "could not look for free segments"),
+        Err(error) => tracing::warn!(%error, "could not free segments"),
     }
+}
+
+/// Works at the rate of the options, and gives up when the log closes.
+fn compact(shared: &Shared, done: crate::Done) -> std::io::Result<Option<Request>> {
+    let Some(plan) = shared.engine.plan_compaction() else { return Ok(None) };
+    tracing::info!(segments = plan.segments.len(), live_bytes = plan.live_bytes, "compacting the log");
+    let (begin, mut worked) = (Instant::now(), 0);
+    let mut pace = |bytes: u64| {
+        worked += bytes;
+        let due = Duration::from_secs_f64(worked as f64 / shared.options.compaction_bytes_per_second as f64);
+        // Meanwhile the writer must not run out of segments.
+        report("prepare a segment", shared.engine.prepare_next());
+        report("seal a segment", shared.engine.seal_retired());
+        let mut state = shared.house_state.lock();
+        while !state.closed && begin.elapsed() < due {
+            shared.house.wait_for(&mut state, due.saturating_sub(begin.elapsed()).min(ROUND));
+        }
+        !state.closed
+    };
+    shared.engine.compact(&plan, &mut pace, done)
 }
 
 fn report(action: &str, result: std::io::Result<()>) {

@@ -222,8 +222,10 @@ impl Shared {
         // Only appends can be many and large; the others are what frees space and memory.
         let is_append = matches!(request, Request::Append { .. });
         if is_append && queue.bytes > 0 && queue.bytes + bytes > self.options.max_queued_bytes {
-            let Request::Append { done, .. } = request else { unreachable!("just matched") };
-            request = Request::Refused { done, error: AppendError::Overloaded };
+            let Request::Append { entries, done } = request else { unreachable!("just matched") };
+            let mut ledgers: Vec<u64> = entries.iter().map(|entry| entry.ledger).collect();
+            ledgers.dedup();
+            request = Request::Refused { ledgers, done, error: AppendError::Overloaded };
             bytes = request.queued_bytes();
         }
         queue.requests.push_back(request);

@@ -120,10 +120,7 @@ impl Disk for RealDisk {
 
     fn space(&self) -> io::Result<Space> {
         let figures = rustix::fs::fstatvfs(self.handle.as_fd())?;
-        Ok(Space {
-            free_bytes: figures.f_bavail * figures.f_frsize,
-            total_bytes: figures.f_blocks * figures.f_frsize,
-        })
+        Ok(Space { free_bytes: figures.f_bavail * figures.f_frsize, total_bytes: figures.f_blocks * figures.f_frsize })
     }
 }
 

@@ -1,1 +1,334 @@
+//! A disk in memory that behaves badly on purpose, and the same way for the same seed.
+//!
+//! It keeps what a reader sees apart from what would survive a crash. [`SimDisk::crash`] decides, sector by sector, which
+//! unsynced writes survive, and how many of the changes of names. A failed sync loses some of the writes for good,
+//! although readers still see them and a later sync succeeds, as Linux does it.
 
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::{Disk, DiskFile, Space};
+
+const SECTOR_BYTES: usize = 512;
+
+/// What goes wrong, as probabilities per call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    pub write_error: f64,
+    pub sync_error: f64,
+}
+
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    rng: SmallRng,
+    faults: Faults,
+    capacity_bytes: u64,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    name_changes: Vec<NameChange>,
+    files: BTreeMap<u64, FileState>,
+    next_file: u64,
+    /// Calls that change something.
+    changes: u64,
+    crash_at: Option<u64>,
+    crashed: bool,
+}
+
+enum NameChange {
+    Bind(String, u64),
+    Remove(String),
+    Rename(String, String),
+}
+
+#[derive(Default)]
+struct FileState {
+    seen: Vec<u8>,
+    durable: Vec<u8>,
+    /// Offset and bytes of writes that no sync has covered.
+    unsynced: Vec<(usize, Vec<u8>)>,
+}
+
+impl FileState {
+    fn write(image: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if image.len() < end {
+            image.resize(end, 0);
+        }
+        image[offset..end].copy_from_slice(bytes);
+    }
+
+    /// Some writes survive whole, some not at all, some in part.
+    fn settle(&mut self, rng: &mut SmallRng) {
+        for (offset, bytes) in std::mem::take(&mut self.unsynced) {
+            let survives = match rng.random_range(0..3) {
+                0 => 0.0,
+                1 => 1.0,
+                _ => rng.random::<f64>(),
+            };
+            for (index, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
+                if rng.random_bool(survives) {
+                    Self::write(&mut self.durable, offset + index * SECTOR_BYTES, sector);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Counts a change; from the crash on, and by chance, it fails. `Ok(true)` means that it is the last one.
+    fn change(&mut self) -> io::Result<bool> {
+        if self.crashed {
+            return Err(io::Error::other("the machine has crashed"));
+        }
+        self.changes += 1;
+        self.crashed = self.crash_at.is_some_and(|at| self.changes >= at);
+        Ok(self.crashed)
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.names.values().map(|file| self.files[file].seen.len() as u64).sum()
+    }
+
+    fn name_changed(&mut self, change: NameChange) -> io::Result<()> {
+        let crashed = self.change()?;
+        apply(&mut self.names, &change);
+        self.name_changes.push(change);
+        if crashed { Err(io::Error::other("the machine crashes")) } else { Ok(()) }
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
+    match change {
+        NameChange::Bind(name, file) => drop(names.insert(name.clone(), *file)),
+        NameChange::Remove(name) => drop(names.remove(name)),
+        NameChange::Rename(from, to) => {
+            if let Some(file) = names.remove(from) {
+                names.insert(to.clone(), file);
+            }
+        }
+    }
+}
+
+impl SimDisk {
+    pub fn new(seed: u64, capacity_bytes: u64) -> Self {
+        let state = State {
+            rng: SmallRng::seed_from_u64(seed),
+            faults: Faults::default(),
+            capacity_bytes,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            name_changes: Vec::new(),
+            files: BTreeMap::new(),
+            next_file: 0,
+            changes: 0,
+            crash_at: None,
+            crashed: false,
+        };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    pub fn set_faults(&self, faults: Faults) {
+        self.state.lock().faults = faults;
+    }
+
+    pub fn set_capacity(&self, bytes: u64) {
+        self.state.lock().capacity_bytes = bytes;
+    }
+
+    /// The machine will crash in the middle of one of the next changes.
+    pub fn crash_after(&self, changes: u64) {
+        let mut state = self.state.lock();
+        state.crash_at = Some(state.changes + changes.max(1));
+    }
+
+    pub fn has_crashed(&self) -> bool {
+        self.state.lock().crashed
+    }
+
+    /// Loses what was not synced, or a part of it, and lets the machine start again.
+    pub fn crash(&self) {
+        let state = &mut *self.state.lock();
+        let surviving = state.rng.random_range(0..=state.name_changes.len());
+        for change in state.name_changes.drain(..).take(surviving) {
+            apply(&mut state.durable_names, &change);
+        }
+        state.names = state.durable_names.clone();
+        let named: Vec<u64> = state.names.values().copied().collect();
+        state.files.retain(|file, _| named.contains(file));
+        for file in state.files.values_mut() {
+            file.settle(&mut state.rng);
+            file.seen = file.durable.clone();
+        }
+        (state.crashed, state.crash_at) = (false, None);
+    }
+
+    /// The process ends, the machine goes on: nothing is lost, and nothing more is durable than before.
+    pub fn kill(&self) {
+        let mut state = self.state.lock();
+        (state.crashed, state.crash_at) = (false, None);
+    }
+
+    /// Turns a bit that was durable.
+    pub fn flip_bit(&self, name: &str, byte: u64, bit: u8) {
+        let mut state = self.state.lock();
+        let Some(file) = state.names.get(name).copied() else { return };
+        let file = state.files.get_mut(&file).expect("named files exist");
+        for image in [&mut file.seen, &mut file.durable] {
+            if let Some(byte) = image.get_mut(byte as usize) {
+                *byte ^= 1 << (bit % 8);
+            }
+        }
+    }
+
+    /// Every file as a reader sees it.
+    pub fn contents(&self) -> Vec<(String, Vec<u8>)> {
+        let state = self.state.lock();
+        state.names.iter().map(|(name, file)| (name.clone(), state.files[file].seen.clone())).collect()
+    }
+
+    pub fn file_length(&self, name: &str) -> u64 {
+        let state = self.state.lock();
+        state.names.get(name).map_or(0, |file| state.files[file].seen.len() as u64)
+    }
+
+    fn file(&self, id: u64) -> SimFile {
+        SimFile { state: self.state.clone(), id }
+    }
+}
+
+impl Disk for SimDisk {
+    type File = SimFile;
+
+    fn create(&self, name: &str) -> io::Result<SimFile> {
+        let mut state = self.state.lock();
+        let id = state.next_file;
+        state.next_file += 1;
+        state.files.insert(id, FileState::default());
+        state.name_changed(NameChange::Bind(name.to_owned(), id))?;
+        drop(state);
+        Ok(self.file(id))
+    }
+
+    fn open(&self, name: &str) -> io::Result<SimFile> {
+        let id = self.state.lock().names.get(name).copied();
+        id.map(|id| self.file(id)).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.state.lock().names.keys().cloned().collect())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.state.lock().name_changed(NameChange::Remove(name.to_owned()))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.state.lock().name_changed(NameChange::Rename(from.to_owned(), to.to_owned()))
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        let state = &mut *self.state.lock();
+        if state.change()? {
+            return Err(io::Error::other("the machine crashes"));
+        }
+        for change in state.name_changes.drain(..) {
+            apply(&mut state.durable_names, &change);
+        }
+        Ok(())
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let state = self.state.lock();
+        let free_bytes = state.capacity_bytes.saturating_sub(state.used_bytes());
+        Ok(Space { free_bytes, total_bytes: 64 << 20 })
+    }
+}
+
+pub struct SimFile {
+    state: Arc<Mutex<State>>,
+    id: u64,
+}
+
+impl SimFile {
+    /// Fails if the file could not grow to `length`.
+    fn grow(state: &State, file: &FileState, length: usize) -> io::Result<()> {
+        let more = length.saturating_sub(file.seen.len()) as u64;
+        if more > 0 && state.used_bytes() + more > state.capacity_bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+impl DiskFile for SimFile {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.state.lock().files[&self.id].seen.len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.state.lock();
+        let bytes = &state.files[&self.id].seen;
+        let start = (offset as usize).min(bytes.len());
+        let count = buffer.len().min(bytes.len() - start);
+        buffer[..count].copy_from_slice(&bytes[start..start + count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let state = &mut *self.state.lock();
+        assert!(offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "writes are whole blocks");
+        let crashed = state.change()?;
+        Self::grow(state, &state.files[&self.id], offset as usize + bytes.len())?;
+        let fails = state.rng.random_bool(state.faults.write_error);
+        let file = state.files.get_mut(&self.id).expect("files that are open exist");
+        FileState::write(&mut file.seen, offset as usize, bytes);
+        file.unsynced.push((offset as usize, bytes.to_vec()));
+        match () {
+            () if crashed => Err(io::Error::other("the machine crashes")),
+            () if fails => Err(io::Error::other("the write fails")),
+            () => Ok(()),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let state = &mut *self.state.lock();
+        if state.change()? {
+            return Err(io::Error::other("the machine crashes"));
+        }
+        let file = state.files.get_mut(&self.id).expect("files that are open exist");
+        if !file.unsynced.is_empty() && state.rng.random_bool(state.faults.sync_error) {
+            file.settle(&mut state.rng);
+            return Err(io::Error::other("the sync fails"));
+        }
+        for (offset, bytes) in file.unsynced.drain(..) {
+            FileState::write(&mut file.durable, offset, &bytes);
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let state = &mut *self.state.lock();
+        let crashed = state.change()?;
+        Self::grow(state, &state.files[&self.id], bytes as usize)?;
+        let file = state.files.get_mut(&self.id).expect("files that are open exist");
+        for image in [&mut file.seen, &mut file.durable] {
+            if image.len() < bytes as usize {
+                image.resize(bytes as usize, 0);
+            }
+        }
+        if crashed { Err(io::Error::other("the machine crashes")) } else { Ok(()) }
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+}

@@ -6,7 +6,7 @@ use crc_fast::crc32_iscsi as crc32c;
 use crate::buffer::AlignedBuffer;
 use crate::error::{AppendError, FenceError};
 use crate::format::{BLOCK_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes};
-use crate::index::Run;
+use crate::index::{Control, Run};
 
 /// Told once, on a thread of the log, when everything in the call is durable or the call has failed.
 pub type Done = Box<dyn FnOnce(Result<(), AppendError>) + Send>;
@@ -31,15 +31,33 @@ impl Append {
 }
 
 pub enum Request {
-    Append { entries: Vec<Append>, done: Done },
-    Fence { ledger: u64, done: FenceDone },
-    Delete { ledgers: Vec<u64>, done: Done },
+    Append {
+        entries: Vec<Append>,
+        done: Done,
+    },
+    Fence {
+        ledger: u64,
+        done: FenceDone,
+    },
+    Delete {
+        ledgers: Vec<u64>,
+        done: Done,
+    },
     /// Failed already; takes its turn, so that answers come in order.
-    Refused { done: Done, error: AppendError },
+    Refused {
+        ledgers: Vec<u64>,
+        done: Done,
+        error: AppendError,
+    },
     /// An empty commit, which proves on disk that the one before it was durable.
     Mark,
     /// Controls that must outlive their segment, and a new manifest without the segments of `drop`.
-    Housekeeping { controls: Vec<Control>, adopt: Option<u32>, drop: Vec<u32>, done: Done },
+    Housekeeping {
+        controls: Vec<Control>,
+        adopt: Option<u32>,
+        drop: Vec<u32>,
+        done: Done,
+    },
 }
 
 impl Request {
@@ -51,6 +69,14 @@ impl Request {
             }
             Self::Delete { ledgers, .. } => 8 * ledgers.len() + 64,
             _ => 64,
+        }
+    }
+
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Append { entries, .. } if entries.iter().all(|entry| entry.reserve) => Class::Reserved,
+            Self::Append { .. } => Class::Normal,
+            _ => Class::Control,
         }
     }
 
@@ -66,12 +92,15 @@ impl Request {
     }
 }
 
-/// A record about a ledger, other than an entry.
+/// How much of the disk a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
-    /// `end` is the first entry that does not belong to the ledger.
-    Fence { ledger: u64, end: u64 },
-    Tombstone { ledger: u64 },
+pub(super) enum Class {
+    /// All but the reserve.
+    Normal,
+    /// All but half of the reserve.
+    Reserved,
+    /// All of it: these are small, and they are what frees space.
+    Control,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -155,7 +184,8 @@ impl Batch {
         let header = RecordHeader { kind, body_bytes: body_bytes as u32, body_crc, ledger, entry };
         let header = header.encode(self.segment, offset);
         self.buffer.as_mut_slice()[start..body_at].copy_from_slice(&header);
-        self.buffer.extend(&[0; RECORD_ALIGNMENT][..record_bytes(body_bytes) as usize - RECORD_HEADER_BYTES - body_bytes]);
+        self.buffer
+            .extend(&[0; RECORD_ALIGNMENT][..record_bytes(body_bytes) as usize - RECORD_HEADER_BYTES - body_bytes]);
     }
 
     /// Ends at a block boundary with a record that says so: zeros are never valid content.
@@ -166,7 +196,8 @@ impl Batch {
         }
         let bytes = if left < RECORD_HEADER_BYTES { left + BLOCK_BYTES } else { left };
         let body_bytes = bytes - RECORD_HEADER_BYTES;
-        let header = RecordHeader { kind: RecordKind::Pad, body_bytes: body_bytes as u32, body_crc: 0, ledger: 0, entry: 0 };
+        let header =
+            RecordHeader { kind: RecordKind::Pad, body_bytes: body_bytes as u32, body_crc: 0, ledger: 0, entry: 0 };
         let header = header.encode(self.segment, self.position());
         self.buffer.extend(&header);
         self.buffer.extend_zeros(body_bytes);

@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use super::SharedSegment;
-use super::batch::{Control, LedgerRun};
+use super::batch::LedgerRun;
 use crate::format::{ManifestLine, SegmentKind};
-use crate::index::OpenIndex;
 use crate::index::footer::{Directory, Hole, Row};
+use crate::index::{Control, OpenIndex};
 
 pub(super) enum IndexState {
     /// The segment has no seal yet.
     Open(OpenIndex),
-    Sealed { directory_at: u64, directory_bytes: u32, directory_crc: u32 },
+    Sealed {
+        directory_at: u64,
+        directory_bytes: u32,
+        directory_crc: u32,
+    },
 }
 
 pub(super) struct SegmentEntry<F> {
@@ -83,6 +87,8 @@ pub(super) struct Catalog<F> {
     pub graves: FxHashMap<u64, Grave>,
     /// Segments that the manifest names and the disk does not have.
     pub lost: Vec<u32>,
+    /// There is damage that may hide entries of which the index knows nothing. Only recovery finds such.
+    pub damaged: bool,
 }
 
 impl<F> Catalog<F> {
@@ -92,11 +98,17 @@ impl<F> Catalog<F> {
             segments: BTreeMap::new(),
             graves: FxHashMap::default(),
             lost: Vec::new(),
+            damaged: false,
         }
     }
 
+    /// Fenced or deleted, or maybe so.
     pub fn takes_no_entries(&self, ledger: u64) -> bool {
-        self.ledgers.get(&ledger).is_some_and(|ledger| ledger.fence.is_some()) || self.graves.contains_key(&ledger)
+        match self.ledgers.get(&ledger) {
+            // What is unreadable may be its fence.
+            Some(known) => known.fence.is_some() || self.last_is_uncertain(ledger),
+            None => self.graves.contains_key(&ledger),
+        }
     }
 
     pub fn add_run(&mut self, segment: u32, added: &LedgerRun) {
@@ -122,8 +134,7 @@ impl<F> Catalog<F> {
         match control {
             Control::Fence { ledger, end } => {
                 let is_new = index.get(ledger).is_none();
-                let row = index.ledger_mut(ledger);
-                row.fence = Some(row.fence.map_or(end, |known| known.min(end)));
+                index.add_control(control);
                 if let Some(grave) = self.graves.get_mut(&ledger) {
                     grave.remains += u32::from(is_new);
                     return;
@@ -190,7 +201,8 @@ impl<F> Catalog<F> {
 
     /// The other segments that make up the log, as of now.
     pub fn manifest(&self, writing: u32, drop: &[u32]) -> Vec<ManifestLine> {
-        let lines = self.segments.values().filter(|entry| entry.segment.id != writing && !drop.contains(&entry.segment.id));
+        let lines =
+            self.segments.values().filter(|entry| entry.segment.id != writing && !drop.contains(&entry.segment.id));
         let mut lines: Vec<ManifestLine> = lines
             .map(|entry| ManifestLine { segment: entry.segment.id, kind: entry.segment.kind, data_end: entry.data_end })
             .collect();
@@ -199,22 +211,18 @@ impl<F> Catalog<F> {
         lines
     }
 
-    /// Whether there is damage that may hide entries of which the index knows nothing.
-    pub fn has_holes(&self) -> bool {
-        !self.lost.is_empty() || self.segments.values().any(|entry| !entry.holes.is_empty())
-    }
-
     /// Whether damage leaves open which entry is the last of the ledger. A ledger's entries come in order, so only what
     /// lies behind its last known one can hide another; compacted segments have lost that order.
     pub fn last_is_uncertain(&self, ledger: u64) -> bool {
-        if !self.has_holes() {
+        if !self.damaged {
             return false;
         }
         let Some(known) = self.ledgers.get(&ledger) else { return true };
         if known.fence.is_some() {
             return false;
         }
-        let last_place = known.placements.iter().filter(|place| place.first <= place.last).max_by_key(|place| place.last);
+        let last_place =
+            known.placements.iter().filter(|place| place.first <= place.last).max_by_key(|place| place.last);
         let known_to = match last_place.and_then(|place| self.segments.get(&place.segment)) {
             Some(entry) if entry.segment.kind == SegmentKind::Log => entry.segment.id,
             _ => 0,

@@ -10,19 +10,22 @@ use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHashSet;
 
-use super::batch::{Append, Batch, Control, Done, FenceDone, Request};
-use super::catalog::{IndexState, SegmentEntry};
+use super::batch::{Append, Batch, Class, Done, FenceDone, Request};
+use super::catalog::{Catalog, IndexState, SegmentEntry};
 use super::{Engine, SharedSegment, segment_name};
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{AppendError, FenceError, ReadError};
 use crate::format::{BLOCK_BYTES, BODY_BYTES_MAX, DATA_AT, SegmentKind, encode_manifest};
-use crate::index::OpenIndex;
+use crate::index::{Control, OpenIndex};
+use crate::options::LogOptions;
 
 /// After so many failed commits without a good one between, the log is read-only.
 const FAILURES_MAX: u32 = 3;
 /// One call may not be larger, so that offsets in a segment fit into 32 bits.
 const REQUEST_BYTES_MAX: u64 = 1 << 30;
+/// A segment that is made of the reserve has at least this.
+const RESERVE_SEGMENT_BYTES_MIN: u64 = 32 << 10;
 /// Left for the footer beyond what the index needs now.
 const FOOTER_SLACK_BYTES: u64 = 8 << 10;
 /// Buffers larger than this are given back to the system.
@@ -46,7 +49,8 @@ pub(super) struct Writer<F> {
     /// How far the log is durable.
     pub durable: (u32, u64),
     pub in_flight: usize,
-    /// Ledgers whose fence or tombstone is on its way, or failed and left the matter open.
+    /// Ledgers whose fence or tombstone is on its way, or of which a write failed or was refused: they take no more
+    /// entries, so that there is never a gap before an acknowledged one. A fence or deletion settles it.
     closing: FxHashSet<u64>,
     buffers: Vec<AlignedBuffer>,
     next_ticket: u64,
@@ -153,8 +157,9 @@ impl<D: Disk> Engine<D> {
             if writer.in_flight > 0 {
                 return Begin::Wait;
             }
-            if let Err(error) = self.roll(&mut writer) {
-                return Begin::Commit(self.refuse(&mut writer, queue, &error));
+            let class = front.class();
+            if let Err(error) = self.roll(&mut writer, class) {
+                return Begin::Commit(self.refuse(&mut writer, queue, &error, class));
             }
         }
         let mut commit = Commit {
@@ -230,18 +235,13 @@ impl<D: Disk> Engine<D> {
         Begin::Commit(commit)
     }
 
-    fn encode(
-        &self,
-        writer: &mut Writer<D::File>,
-        batch: &mut Batch,
-        request: Request,
-        commit: &mut Commit<D::File>,
-    ) {
+    fn encode(&self, writer: &mut Writer<D::File>, batch: &mut Batch, request: Request, commit: &mut Commit<D::File>) {
         match request {
             Request::Append { entries, done } => {
                 let allowed = self.allow_append(writer, &entries);
-                if allowed.is_ok() {
-                    entries.iter().for_each(|entry| batch.add_entry(entry));
+                match allowed {
+                    Ok(()) => entries.iter().for_each(|entry| batch.add_entry(entry)),
+                    Err(_) => writer.closing.extend(entries.iter().map(|entry| entry.ledger)),
                 }
                 commit.completions.push(Completion::Append(done, allowed));
             }
@@ -265,7 +265,10 @@ impl<D: Disk> Engine<D> {
                 }
                 commit.completions.push(Completion::Append(done, allowed));
             }
-            Request::Refused { done, error } => commit.completions.push(Completion::Append(done, Err(error))),
+            Request::Refused { ledgers, done, error } => {
+                writer.closing.extend(ledgers);
+                commit.completions.push(Completion::Append(done, Err(error)));
+            }
             Request::Mark => (),
             Request::Housekeeping { controls, adopt, drop, done } => {
                 controls.into_iter().for_each(|control| batch.add_control(control));
@@ -308,14 +311,14 @@ impl<D: Disk> Engine<D> {
     /// States the last entry too, so that entries which a failed write left behind never turn up behind a fence.
     fn encode_fence(&self, writer: &mut Writer<D::File>, batch: &mut Batch, ledger: u64) {
         let catalog = self.catalog.read();
-        if catalog.takes_no_entries(ledger) {
+        let known = catalog.ledgers.get(&ledger);
+        if known.is_some_and(|known| known.fence.is_some()) || catalog.graves.contains_key(&ledger) {
             return;
         }
         writer.closing.insert(ledger);
         if catalog.last_is_uncertain(ledger) {
             return;
         }
-        let known = catalog.ledgers.get(&ledger);
         let last = known.and_then(|known| known.last()).max(batch.last_of(ledger));
         batch.add_control(Control::Fence { ledger, end: last.map_or(0, |last| last.saturating_add(1)) });
     }
@@ -325,30 +328,46 @@ impl<D: Disk> Engine<D> {
         for &ledger in ledgers {
             let exists = catalog.ledgers.contains_key(&ledger)
                 || batch.last_of(ledger).is_some()
-                || batch.controls.iter().any(|control| matches!(control, Control::Fence { ledger: l, .. } if *l == ledger));
-            if exists || (catalog.has_holes() && !catalog.graves.contains_key(&ledger)) {
+                || batch
+                    .controls
+                    .iter()
+                    .any(|control| matches!(control, Control::Fence { ledger: l, .. } if *l == ledger));
+            if exists || (catalog.damaged && !catalog.graves.contains_key(&ledger)) {
                 batch.add_control(Control::Tombstone { ledger });
                 writer.closing.insert(ledger);
+            } else {
+                writer.closing.remove(&ledger);
             }
         }
     }
 
-    /// A commit of answers only: nothing can be written now.
+    /// A commit of answers only: nothing can be written now, or nothing of this class if the disk is full.
     fn refuse(
         &self,
         writer: &mut Writer<D::File>,
         queue: &mut VecDeque<Request>,
         error: &AppendError,
+        class: Class,
     ) -> Commit<D::File> {
+        let is_other = |request: &Request| *error == AppendError::DiskFull && request.class() != class;
+        let count = queue.iter().position(is_other).unwrap_or(queue.len());
+        let closing = &mut writer.closing;
         let refused = |request| match request {
-            Request::Append { done, .. } | Request::Delete { done, .. } | Request::Housekeeping { done, .. } => {
+            Request::Append { entries, done } => {
+                closing.extend(entries.iter().map(|entry| entry.ledger));
                 Some(Completion::Append(done, Err(error.clone())))
             }
-            Request::Refused { done, error } => Some(Completion::Append(done, Err(error))),
+            Request::Delete { done, .. } | Request::Housekeeping { done, .. } => {
+                Some(Completion::Append(done, Err(error.clone())))
+            }
+            Request::Refused { ledgers, done, error } => {
+                closing.extend(ledgers);
+                Some(Completion::Append(done, Err(error)))
+            }
             Request::Fence { ledger, done } => Some(Completion::Fence(ledger, done, Err(error.clone()))),
             Request::Mark => None,
         };
-        let completions = queue.drain(..).filter_map(refused).collect();
+        let completions = queue.drain(..count).filter_map(refused).collect();
         let ticket = writer.next_ticket;
         writer.next_ticket += 1;
         writer.in_flight += 1;
@@ -390,7 +409,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Goes on in a new segment; the one before is sealed by the way (`maintain`).
-    fn roll(&self, writer: &mut Writer<D::File>) -> Result<(), AppendError> {
+    fn roll(&self, writer: &mut Writer<D::File>, class: Class) -> Result<(), AppendError> {
         assert_eq!(writer.in_flight, 0, "a segment is begun when nothing is under way");
         if let Some(reason) = &writer.read_only {
             return Err(AppendError::ReadOnly(reason.clone()));
@@ -398,15 +417,17 @@ impl<D: Disk> Engine<D> {
         let (segment, allocated) = match writer.prepared.take() {
             Some(prepared) => prepared,
             None => {
-                let (id, bytes) = (writer.take_segment_id(), self.options.segment_bytes);
-                let segment = self.create_segment(SegmentKind::Log, id, bytes).map_err(|error| self.creation_failed(id, &error))?;
+                let bytes = self.affordable_segment(class)?;
+                let id = writer.take_segment_id();
+                let segment = self
+                    .create_segment(SegmentKind::Log, id, bytes)
+                    .map_err(|error| self.creation_failed(id, &error))?;
                 (segment, bytes)
             }
         };
         let mut catalog = self.catalog.write();
         if let Some(before) = writer.active.take() {
-            let entry = catalog.segments.get_mut(&before.segment.id).expect("the active segment is in the catalog");
-            entry.active = false;
+            self.retire(&mut catalog, before.segment);
         }
         let entry = SegmentEntry {
             segment: segment.clone(),
@@ -420,6 +441,30 @@ impl<D: Disk> Engine<D> {
         catalog.segments.insert(segment.id, entry);
         writer.active = Some(Active { segment, next_offset: DATA_AT, allocated, failed: false, has_manifest: false });
         Ok(())
+    }
+
+    /// The segment takes no more commits. One in which nothing became durable was never a part of the log.
+    pub(super) fn retire(&self, catalog: &mut Catalog<D::File>, segment: SharedSegment<D::File>) {
+        let entry = catalog.segments.get_mut(&segment.id).expect("the active segment is in the catalog");
+        entry.active = false;
+        if entry.data_end == DATA_AT {
+            catalog.segments.remove(&segment.id);
+            self.pending.dropped.lock().push((segment, Vec::new()));
+        }
+    }
+
+    /// The size of a new segment. Small ones are made of the reserve.
+    fn affordable_segment(&self, class: Class) -> Result<u64, AppendError> {
+        let free_bytes = self.disk.space().map_err(|error| AppendError::Io(error.to_string()))?.free_bytes;
+        let LogOptions { segment_bytes, reserve_bytes, .. } = self.options;
+        if free_bytes >= segment_bytes + reserve_bytes {
+            return Ok(segment_bytes);
+        }
+        self.full.store(true, Ordering::Relaxed);
+        if class == Class::Normal || (class == Class::Reserved && free_bytes < reserve_bytes / 2) {
+            return Err(AppendError::DiskFull);
+        }
+        Ok((free_bytes / 8).clamp(RESERVE_SEGMENT_BYTES_MIN, segment_bytes).next_multiple_of(BLOCK_BYTES as u64))
     }
 
     fn creation_failed(&self, id: u32, error: &io::Error) -> AppendError {
@@ -450,7 +495,9 @@ impl<D: Disk> Engine<D> {
             None => Ok(()),
             Some((segment, batch)) => {
                 let result = self.conclude(&mut writer, &segment, &batch, written);
-                if result.is_ok() {
+                if result.is_err() {
+                    writer.closing.extend(batch.runs.iter().map(|run| run.ledger));
+                } else {
                     self.apply(&batch, &commit);
                     batch.controls.iter().for_each(|control| {
                         let (Control::Fence { ledger, .. } | Control::Tombstone { ledger }) = control;

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 
-use super::batch::{Control, Done, Request};
+use super::batch::{Done, Request};
 use super::catalog::{Catalog, IndexState, SegmentEntry};
 use super::recovery::read_directory;
 use super::{Engine, LogStats, Segment, SharedSegment, segment_name};
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
 use crate::format::{BLOCK_BYTES, DATA_AT, ManifestLine, SEAL_AT, Seal, SegmentHeader, SegmentKind};
+use crate::index::Control;
 use crate::index::footer::{self, Directory, Row};
 
 pub(super) const SPARE_PREFIX: &str = "spare-";
@@ -27,11 +29,18 @@ pub(super) struct Pending<F> {
     pub dropping: Mutex<Vec<(u32, Vec<Row>)>>,
     /// Segments that are no longer part of the log, and whose files can go.
     pub dropped: Mutex<Vec<(SharedSegment<F>, Vec<Row>)>>,
+    /// Segments that compaction found damaged.
+    pub unreadable: Mutex<FxHashSet<u32>>,
 }
 
 impl<F> Default for Pending<F> {
     fn default() -> Self {
-        Self { adopting: Mutex::default(), dropping: Mutex::default(), dropped: Mutex::default() }
+        Self {
+            adopting: Mutex::default(),
+            dropping: Mutex::default(),
+            dropped: Mutex::default(),
+            unreadable: Mutex::default(),
+        }
     }
 }
 
@@ -66,6 +75,10 @@ impl<D: Disk> Engine<D> {
 
     /// Has the next segment ready before it is needed.
     pub fn prepare_next(&self) -> io::Result<()> {
+        let bytes = self.options.segment_bytes;
+        if self.writer.lock().prepared.is_some() || self.disk.space()?.free_bytes < bytes + self.options.reserve_bytes {
+            return Ok(());
+        }
         let id = {
             let mut writer = self.writer.lock();
             if writer.prepared.is_some() || writer.read_only.is_some() {
@@ -73,14 +86,7 @@ impl<D: Disk> Engine<D> {
             }
             writer.take_segment_id()
         };
-        let bytes = self.options.segment_bytes;
-        let segment = match self.create_segment(SegmentKind::Log, id, bytes) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                self.full.store(true, Ordering::Relaxed);
-                return Ok(());
-            }
-            other => other?,
-        };
+        let segment = self.create_segment(SegmentKind::Log, id, bytes)?;
         let mut writer = self.writer.lock();
         let is_newest = writer.active.as_ref().is_none_or(|active| active.segment.id < id);
         if writer.prepared.is_none() && is_newest {
@@ -96,7 +102,8 @@ impl<D: Disk> Engine<D> {
     pub fn seal_retired(&self) -> io::Result<()> {
         let retired: Vec<u32> = {
             let catalog = self.catalog.read();
-            let unsealed = catalog.segments.values().filter(|entry| !entry.active && matches!(entry.index, IndexState::Open(_)));
+            let unsealed =
+                catalog.segments.values().filter(|entry| !entry.active && matches!(entry.index, IndexState::Open(_)));
             unsealed.map(|entry| entry.segment.id).collect()
         };
         for id in retired {
@@ -118,15 +125,38 @@ impl<D: Disk> Engine<D> {
     pub fn check_space(&self) -> u64 {
         match self.disk.space() {
             Ok(space) => {
-                let full = space.free_bytes <= self.options.reserve_bytes;
+                // Without a next segment, what is left of this one is for the requests that free space.
+                let next = if self.writer.lock().prepared.is_some() { 0 } else { self.options.segment_bytes };
+                let full = space.free_bytes <= self.options.reserve_bytes + next;
+                if full {
+                    self.remove_spares();
+                }
                 if self.full.swap(full, Ordering::Relaxed) != full {
-                    tracing::warn!(full, free_bytes = space.free_bytes, reserve_bytes = self.options.reserve_bytes, "disk space");
+                    tracing::warn!(
+                        full,
+                        free_bytes = space.free_bytes,
+                        reserve_bytes = self.options.reserve_bytes,
+                        "disk space"
+                    );
                 }
                 space.free_bytes
             }
             Err(error) => {
                 tracing::warn!(%error, "could not ask for free space");
                 0
+            }
+        }
+    }
+
+    /// Segment and offset up to which everything that was written is durable.
+    pub fn durable_to(&self) -> (u32, u64) {
+        self.writer.lock().durable
+    }
+
+    fn remove_spares(&self) {
+        for spare in std::mem::take(&mut *self.spares.lock()) {
+            if let Err(error) = self.disk.remove(&spare) {
+                tracing::warn!(%error, spare, "could not remove a spare file");
             }
         }
     }
@@ -178,7 +208,9 @@ impl<D: Disk> Engine<D> {
         let (segment, seal) = {
             let catalog = self.catalog.read();
             let entry = &catalog.segments[&id];
-            let IndexState::Sealed { directory_at, directory_bytes, directory_crc } = entry.index else { return Ok(None) };
+            let IndexState::Sealed { directory_at, directory_bytes, directory_crc } = entry.index else {
+                return Ok(None);
+            };
             let seal = Seal { segment: id, data_end: entry.data_end, directory_at, directory_bytes, directory_crc };
             (entry.segment.clone(), seal)
         };
@@ -193,7 +225,7 @@ impl<D: Disk> Engine<D> {
     pub(super) fn controls_to_keep(&self, dropping: &[(u32, Vec<Row>)]) -> Vec<Control> {
         let catalog = self.catalog.read();
         let mut controls = Vec::new();
-        let mut seen = rustc_hash::FxHashSet::default();
+        let mut seen = FxHashSet::default();
         for row in dropping.iter().flat_map(|(_, rows)| rows) {
             if !seen.insert(row.ledger) {
                 continue;
@@ -258,7 +290,11 @@ impl<D: Disk> Engine<D> {
         for (segment, rows) in dropped {
             let name = segment_name(segment.id);
             let is_whole = segment.kind == SegmentKind::Log && segment.file.length()? >= self.options.segment_bytes;
-            if is_whole && Arc::strong_count(&segment) == 1 && self.spares.lock().len() + kept.len() < SPARES_KEPT && !self.is_full() {
+            if is_whole
+                && Arc::strong_count(&segment) == 1
+                && self.spares.lock().len() + kept.len() < SPARES_KEPT
+                && !self.is_full()
+            {
                 let spare = format!("{SPARE_PREFIX}{:08x}", segment.id);
                 drop(segment);
                 self.disk.rename(&name, &spare)?;
@@ -289,12 +325,7 @@ impl<D: Disk> Engine<D> {
             assert_eq!(writer.in_flight, 0, "the log is shut down when nothing is under way");
             writer.read_only.get_or_insert_with(|| "the log is closed".to_owned());
             if let Some(active) = writer.active.take() {
-                let mut catalog = self.catalog.write();
-                let entry = catalog.segments.get_mut(&active.segment.id).expect("the active segment is in the catalog");
-                entry.active = false;
-                if !active.has_manifest {
-                    catalog.segments.remove(&active.segment.id);
-                }
+                self.retire(&mut self.catalog.write(), active.segment);
             }
         }
         self.seal_retired()
@@ -337,9 +368,14 @@ pub(super) fn footer_at(data_end: u64) -> u64 {
 }
 
 /// Sections and directory first, then, when they are durable, the seal that points to them.
-pub(super) fn write_footer<F: DiskFile>(segment: &Segment<F>, data_end: u64, footer: &footer::Footer) -> io::Result<IndexState> {
+pub(super) fn write_footer<F: DiskFile>(
+    segment: &Segment<F>,
+    data_end: u64,
+    footer: &footer::Footer,
+) -> io::Result<IndexState> {
     let at = footer_at(data_end);
-    let mut buffer = AlignedBuffer::with_capacity(footer.sections.len() + footer.directory_bytes.len() + 2 * BLOCK_BYTES);
+    let mut buffer =
+        AlignedBuffer::with_capacity(footer.sections.len() + footer.directory_bytes.len() + 2 * BLOCK_BYTES);
     buffer.extend(&footer.sections);
     buffer.extend_zeros(buffer.len().next_multiple_of(8) - buffer.len());
     let directory_at = at + buffer.len() as u64;
@@ -359,9 +395,5 @@ pub(super) fn write_footer<F: DiskFile>(segment: &Segment<F>, data_end: u64, foo
     buffer.pad_to_block();
     segment.file.write_at(buffer.as_slice(), SEAL_AT)?;
     segment.file.sync_data()?;
-    Ok(IndexState::Sealed {
-        directory_at,
-        directory_bytes: seal.directory_bytes,
-        directory_crc: seal.directory_crc,
-    })
+    Ok(IndexState::Sealed { directory_at, directory_bytes: seal.directory_bytes, directory_crc: seal.directory_crc })
 }

@@ -7,6 +7,7 @@
 mod batch;
 mod catalog;
 mod commit;
+mod compact;
 mod maintain;
 mod read;
 mod recovery;
@@ -19,6 +20,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use batch::{Append, Done, FenceDone, Request};
 pub use commit::{Begin, Commit, Outcome};
+pub use compact::CompactionPlan;
 pub use recovery::RecoveryReport;
 
 use crate::disk::Disk;

@@ -21,9 +21,9 @@ const GAP_BYTES: u64 = 64 << 10;
 const RUNS_COPIED: usize = 64;
 
 /// A part of a segment that holds the entry asked for, in its first run, and maybe its successors.
-struct Stretch<F> {
-    segment: SharedSegment<F>,
-    runs: Vec<Run>,
+pub(super) struct Stretch<F> {
+    pub segment: SharedSegment<F>,
+    pub runs: Vec<Run>,
 }
 
 impl<D: Disk> Engine<D> {
@@ -70,7 +70,11 @@ impl<D: Disk> Engine<D> {
 
     /// Bytes that the ledger takes on disk; 0 if it does not exist.
     pub fn ledger_bytes(&self, ledger: u64) -> u64 {
-        self.catalog.read().ledgers.get(&ledger).map_or(0, |known| known.placements.iter().map(|place| place.bytes).sum())
+        self.catalog
+            .read()
+            .ledgers
+            .get(&ledger)
+            .map_or(0, |known| known.placements.iter().map(|place| place.bytes).sum())
     }
 
     fn last_readable(&self, ledger: u64, first: u64) -> Result<u64, ReadError> {
@@ -82,7 +86,7 @@ impl<D: Disk> Engine<D> {
         };
         let Some(known) = catalog.ledgers.get(&ledger) else {
             let gone = catalog.graves.contains_key(&ledger);
-            return Err(if catalog.has_holes() && !gone { uncertain() } else { ReadError::NoSuchLedger { ledger } });
+            return Err(if catalog.damaged && !gone { uncertain() } else { ReadError::NoSuchLedger { ledger } });
         };
         match known.last() {
             Some(last) if first <= last => Ok(last),
@@ -100,8 +104,7 @@ impl<D: Disk> Engine<D> {
             for place in known.placements.iter().rev().filter(|place| (place.first..=place.last).contains(&entry)) {
                 let holder = &catalog.segments[&place.segment];
                 if let IndexState::Open(index) = &holder.index {
-                    let runs = index.get(ledger).map_or(&[][..], |content| content.runs.as_slice());
-                    if let Some(runs) = runs_from(runs, entry) {
+                    if let Some(runs) = index.get(ledger).and_then(|content| content.runs.from(entry)) {
                         let runs = runs[..runs.len().min(RUNS_COPIED)].to_vec();
                         return Ok(Stretch { segment: holder.segment.clone(), runs });
                     }
@@ -113,12 +116,12 @@ impl<D: Disk> Engine<D> {
         };
         for (segment, data_end, place) in candidates {
             let runs = self.sealed_runs(&segment, data_end, ledger, &place)?;
-            if let Some(runs) = runs_from(runs.as_slice(), entry) {
+            if let Some(runs) = runs.from(entry) {
                 let wanted = (max_bytes as u64).div_ceil(16 << 10).clamp(1, 256) as usize;
                 return Ok(Stretch { segment, runs: runs[..runs.len().min(wanted)].to_vec() });
             }
         }
-        if self.catalog.read().has_holes() {
+        if self.catalog.read().damaged {
             let detail = "it is not in the index, and damage to the log may hide it".to_owned();
             return Err(ReadError::Corrupt { ledger, entry: Some(entry), detail });
         }
@@ -161,15 +164,8 @@ fn io_error(error: std::io::Error) -> ReadError {
     ReadError::Io(error.to_string())
 }
 
-/// The runs from that which holds `entry`.
-fn runs_from(runs: &[Run], entry: u64) -> Option<&[Run]> {
-    let after = runs.partition_point(|run| run.first <= entry);
-    let at = runs[..after].iter().rposition(|run| entry < run.end())?;
-    Some(&runs[at..])
-}
-
 /// Reads as many of the runs as continue each other and lie close together, in one piece.
-fn read_stretch<F: DiskFile>(
+pub(super) fn read_stretch<F: DiskFile>(
     stretch: &Stretch<F>,
     ledger: u64,
     mut next: u64,
@@ -239,7 +235,8 @@ impl Walk<'_> {
         let end = ((run.span_end() - self.base) as usize).min(self.buffer.len());
         let mut at = (u64::from(run.offset) - self.base) as usize;
         while *next < run.end() && *next <= last && (*bytes < max_bytes || found.is_empty()) {
-            let Some((skipped, header)) = find_record(&self.buffer[at.min(end)..end], self.segment, self.base + at as u64)
+            let Some((skipped, header)) =
+                find_record(&self.buffer[at.min(end)..end], self.segment, self.base + at as u64)
             else {
                 return Err(self.corrupt(*next, "its record is unreadable"));
             };

@@ -13,6 +13,7 @@ use super::catalog::{Catalog, IndexState, SegmentEntry};
 use super::commit::Writer;
 use super::scan::{Scan, scan};
 use super::{Engine, Segment, SharedSegment, segment_id};
+use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 use crate::format::{
@@ -70,6 +71,8 @@ impl<D: Disk> Engine<D> {
         }
         // Before anything is sealed: an unused segment must not look newer than what is sealed now.
         disk.sync_folder().map_err(failed("syncing the folder"))?;
+        let proven: Vec<(u32, u64)> =
+            found.iter().filter_map(|(id, found)| Some((*id, found.scan.as_ref()?.proven))).collect();
         let catalog = build_catalog(found, lost, &mut report);
         report.segments = catalog.segments.len();
         report.ledgers = catalog.ledgers.len();
@@ -87,7 +90,7 @@ impl<D: Disk> Engine<D> {
             full: false.into(),
             pending: Default::default(),
         };
-        engine.sync_scanned().map_err(failed("syncing what was recovered"))?;
+        engine.make_durable(&proven).map_err(failed("syncing what was recovered"))?;
         if let Err(error) = engine.seal_retired() {
             tracing::warn!(%error, "could not seal a recovered segment, it will be read again at the next start");
         }
@@ -95,11 +98,23 @@ impl<D: Disk> Engine<D> {
         Ok((engine, report))
     }
 
-    /// After the end of the process only, records may be readable that no sync has covered; before they are served, one has.
-    fn sync_scanned(&self) -> io::Result<()> {
+    /// Where only the process ended, records may be readable that no sync has covered, or that a failed one has lost and
+    /// only the page cache still has. Before they are served they are written again, and synced.
+    fn make_durable(&self, proven: &[(u32, u64)]) -> io::Result<()> {
         let catalog = self.catalog.read();
-        let scanned = catalog.segments.values().filter(|entry| matches!(entry.index, IndexState::Open(_)));
-        scanned.map(|entry| entry.segment.file.sync_data()).collect()
+        for (id, proven) in proven {
+            let entry = &catalog.segments[id];
+            let from = proven / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+            let length = super::maintain::footer_at(entry.data_end).saturating_sub(from);
+            let mut buffer = AlignedBuffer::default();
+            buffer.extend_zeros(length as usize);
+            let count = entry.segment.file.read_at(buffer.as_mut_slice(), from)?;
+            if count == buffer.len() && count > 0 {
+                entry.segment.file.write_at(buffer.as_slice(), from)?;
+            }
+            entry.segment.file.sync_data()?;
+        }
+        Ok(())
     }
 }
 
@@ -207,7 +222,9 @@ impl<D: Disk> Recovery<'_, D> {
             self.report.scanned += 1;
             self.report.torn_tail |= result.torn;
             for hole in &result.holes {
-                self.report.damage.push(format!("segment {id}: {} bytes at {} are unreadable", hole.bytes, hole.offset));
+                self.report
+                    .damage
+                    .push(format!("segment {id}: {} bytes at {} are unreadable", hole.bytes, hole.offset));
             }
         }
         Ok(())
@@ -243,11 +260,7 @@ fn read_manifest<F: DiskFile>(file: &F, segment: u32, at: u64) -> io::Result<Opt
     Ok(header.body_is_intact(&body).then(|| decode_manifest(&body)).flatten())
 }
 
-fn build_catalog<F>(
-    found: BTreeMap<u32, Found<F>>,
-    lost: Vec<u32>,
-    report: &mut RecoveryReport,
-) -> Catalog<F> {
+fn build_catalog<F>(found: BTreeMap<u32, Found<F>>, lost: Vec<u32>, report: &mut RecoveryReport) -> Catalog<F> {
     let mut catalog = Catalog::new();
     let mut rows_of: Vec<(u32, Vec<Row>)> = Vec::new();
     for (id, found) in found {
@@ -270,15 +283,8 @@ fn build_catalog<F>(
         if !holes.is_empty() && matches!(index, IndexState::Sealed { .. }) {
             report.damage.push(format!("segment {id} has {} unreadable places", holes.len()));
         }
-        let entry = SegmentEntry {
-            segment: found.segment,
-            data_end,
-            index,
-            live_bytes: 0,
-            manifest_at,
-            holes,
-            active: false,
-        };
+        let entry =
+            SegmentEntry { segment: found.segment, data_end, index, live_bytes: 0, manifest_at, holes, active: false };
         catalog.segments.insert(id, entry);
         rows_of.push((id, rows));
     }
@@ -287,6 +293,7 @@ fn build_catalog<F>(
     for (id, rows) in &rows_of {
         catalog.add_rows(*id, rows, |ledger| deleted.contains(&ledger));
     }
+    catalog.damaged = !lost.is_empty() || catalog.segments.values().any(|entry| !entry.holes.is_empty());
     catalog.lost = lost;
     catalog
 }

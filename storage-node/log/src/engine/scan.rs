@@ -8,10 +8,11 @@ use std::io;
 
 use crate::disk::DiskFile;
 use crate::format::{
-    BLOCK_BYTES, DATA_AT, ManifestLine, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, decode_manifest,
+    BLOCK_BYTES, DATA_AT, ManifestLine, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
+    decode_manifest,
 };
 use crate::index::footer::Hole;
-use crate::index::{OpenIndex, Run};
+use crate::index::{Control, OpenIndex, Run};
 
 const WINDOW_BYTES: usize = 1 << 20;
 
@@ -163,11 +164,8 @@ impl Scan {
                 let bytes = header.record_bytes();
                 self.index.add_run(header.ledger, Run::one(header.entry, at as u32, bytes as u32), bytes);
             }
-            RecordKind::Fence => {
-                let row = self.index.ledger_mut(header.ledger);
-                row.fence = Some(row.fence.map_or(header.entry, |end| end.min(header.entry)));
-            }
-            RecordKind::Tombstone => self.index.ledger_mut(header.ledger).deleted = true,
+            RecordKind::Fence => self.index.add_control(Control::Fence { ledger: header.ledger, end: header.entry }),
+            RecordKind::Tombstone => self.index.add_control(Control::Tombstone { ledger: header.ledger }),
             RecordKind::Commit | RecordKind::Pad | RecordKind::Manifest => (),
         }
         Ok(true)

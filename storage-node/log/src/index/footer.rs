@@ -132,7 +132,10 @@ pub fn decode_directory(bytes: &[u8]) -> Option<Directory> {
     Some(Directory {
         manifest_at: u64_at(head, 8),
         rows: row_bytes.chunks_exact(ROW_BYTES).map(row).collect(),
-        holes: hole_bytes.chunks_exact(HOLE_BYTES).map(|b| Hole { offset: u64_at(b, 0), bytes: u64_at(b, 8) }).collect(),
+        holes: hole_bytes
+            .chunks_exact(HOLE_BYTES)
+            .map(|b| Hole { offset: u64_at(b, 0), bytes: u64_at(b, 8) })
+            .collect(),
     })
 }
 
@@ -211,8 +214,12 @@ mod tests {
     use super::*;
 
     fn any_run() -> impl Strategy<Value = Run> {
-        (any::<u64>(), 1..1000_u32, 0..1_u32 << 29, 4..1_u32 << 25)
-            .prop_map(|(first, count, offset, span)| Run { first, count, offset: offset * 8, span: span * 8 })
+        (any::<u64>(), 1..1000_u32, 0..1_u32 << 29, 4..1_u32 << 25).prop_map(|(first, count, offset, span)| Run {
+            first,
+            count,
+            offset: offset * 8,
+            span: span * 8,
+        })
     }
 
     proptest! {

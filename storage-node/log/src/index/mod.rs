@@ -78,10 +78,11 @@ impl Runs {
         &self.0
     }
 
-    /// The position of a run that holds `entry`. Runs overlap only if an entry was appended twice.
-    pub fn find(&self, entry: u64) -> Option<usize> {
+    /// The runs from one that holds `entry` on. Runs overlap only if an entry was appended twice.
+    pub fn from(&self, entry: u64) -> Option<&[Run]> {
         let after = self.0.partition_point(|run| run.first <= entry);
-        self.0[..after].iter().rposition(|run| entry < run.end())
+        let at = self.0[..after].iter().rposition(|run| entry < run.end())?;
+        Some(&self.0[at..])
     }
 
     pub fn first(&self) -> Option<u64> {
@@ -91,6 +92,19 @@ impl Runs {
     pub fn last(&self) -> Option<u64> {
         self.0.iter().map(|run| run.end() - 1).max()
     }
+}
+
+/// What a record says about a ledger, other than an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// `end` is the first entry that does not belong to the ledger.
+    Fence {
+        ledger: u64,
+        end: u64,
+    },
+    Tombstone {
+        ledger: u64,
+    },
 }
 
 /// What a segment holds of one ledger.
@@ -122,6 +136,17 @@ impl OpenIndex {
 
     pub fn ledger_mut(&mut self, ledger: u64) -> &mut SegmentLedger {
         self.ledgers.entry(ledger).or_default()
+    }
+
+    /// Notes a fence (the earliest counts) or a tombstone.
+    pub fn add_control(&mut self, control: Control) {
+        match control {
+            Control::Fence { ledger, end } => {
+                let row = self.ledger_mut(ledger);
+                row.fence = Some(row.fence.map_or(end, |known| known.min(end)));
+            }
+            Control::Tombstone { ledger } => self.ledger_mut(ledger).deleted = true,
+        }
     }
 
     pub fn get(&self, ledger: u64) -> Option<&SegmentLedger> {
@@ -157,11 +182,11 @@ mod tests {
         assert!(runs.add(Run::one(6, 300_000, 1000)), "appended again");
         assert_eq!((runs.first(), runs.last()), (Some(1), Some(7)));
         for entry in [1, 5, 6, 7] {
-            let run = runs.as_slice()[runs.find(entry).expect("is there")];
+            let run = runs.from(entry).expect("is there")[0];
             assert!((run.first..run.end()).contains(&entry));
         }
         for entry in [0, 2, 4, 8] {
-            assert_eq!(runs.find(entry), None);
+            assert_eq!(runs.from(entry), None);
         }
     }
 }
