@@ -125,12 +125,7 @@ pub(crate) fn stats_options(call: &Call) -> geminga_broker::StatsOptions {
 }
 
 async fn stats(call: &Call, name: &TopicName) -> Result<Answer> {
-    let stats = existing(call, name).await?.stats(&stats_options(call)).await?;
-    let mut answer = partitioned::to_json(&stats)?;
-    if !name.is_persistent() {
-        answer["msgDropRate"] = json!(0.0);
-    }
-    Ok(Answer::Json(answer))
+    Answer::json(existing(call, name).await?.stats(&stats_options(call)).await?)
 }
 
 pub(crate) fn now_ms() -> u64 {

@@ -140,12 +140,15 @@ impl Peer for Client {
     fn send_failed(&self, _: u64, _: u64, error: &BrokerError) {
         self.receipts.send(Err(error.to_string())).unwrap();
     }
-    fn deliver(&self, _: u64, deliveries: &mut dyn Iterator<Item = Delivery>) {
+    fn deliver(&self, _: u64, _: i32, deliveries: &mut dyn Iterator<Item = Delivery>) {
         deliveries.for_each(drop);
     }
     fn flush(&self) {}
     fn writable(&self) -> bool {
         true
+    }
+    fn check_alive(&self) -> geminga_broker::Alive<'_> {
+        Box::pin(std::future::ready(true))
     }
     fn active_consumer_changed(&self, _: u64, _: bool) {}
     fn end_of_topic(&self, _: u64) {}

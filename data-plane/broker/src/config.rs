@@ -37,6 +37,9 @@ pub struct BrokerConfig {
     pub max_unacked_per_consumer: u32,
     /// The same for all consumers of a subscription.
     pub max_unacked_per_subscription: u32,
+    /// How long a connection that holds what another client wants may take to answer a ping (Pulsar's
+    /// `connectionLivenessCheckTimeoutMillis`).
+    pub liveness_timeout: Duration,
     /// Show metrics of each topic and subscription instead of each namespace.
     pub metrics_per_topic: bool,
 }
@@ -60,6 +63,7 @@ impl Default for BrokerConfig {
             max_ledger_age: Duration::from_secs(4 * 3600),
             max_unacked_per_consumer: 50_000,
             max_unacked_per_subscription: 200_000,
+            liveness_timeout: Duration::from_secs(5),
             metrics_per_topic: false,
         }
     }

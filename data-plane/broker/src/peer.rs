@@ -1,5 +1,8 @@
 //! What a topic needs of the connection behind a producer or consumer: the one interface that protocols implement.
 
+use std::future::Future;
+use std::pin::Pin;
+
 use geminga_model::Position;
 use geminga_topic::Delivery;
 
@@ -15,7 +18,10 @@ pub struct Receipt {
     pub position: Option<Position>,
 }
 
-/// A connection as its topics see it. All calls return at once: they queue, [`Peer::flush`] sends.
+/// Answer of [`Peer::check_alive`].
+pub type Alive<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+
+/// A connection as its topics see it. All calls but one return at once: they queue, [`Peer::flush`] sends.
 pub trait Peer: Send + Sync + 'static {
     /// Unique among the connections of this process.
     fn connection_id(&self) -> u64;
@@ -25,13 +31,17 @@ pub trait Peer: Send + Sync + 'static {
     /// Receipts in the order of the sends.
     fn receipts(&self, receipts: &[Receipt]);
     fn send_failed(&self, producer_id: u64, sequence_id: u64, error: &BrokerError);
-    /// Queues messages for one consumer and takes them out of `deliveries`.
-    fn deliver(&self, consumer_id: u64, deliveries: &mut dyn Iterator<Item = Delivery>);
+    /// Queues messages for one consumer and takes them out of `deliveries`. `partition` is the topic's number within its
+    /// partitioned topic, -1 when it is none.
+    fn deliver(&self, consumer_id: u64, partition: i32, deliveries: &mut dyn Iterator<Item = Delivery>);
     /// Starts sending what has been queued. Called without any lock held.
     fn flush(&self);
     /// Whether the connection takes more messages; when it turns true again the protocol calls
     /// [`crate::Topic::consumer_writable`].
     fn writable(&self) -> bool;
+    /// Whether the other side still answers; waits for that up to the configured time. A connection that does not is given
+    /// up: when this has answered false, its producers and consumers are off their topics. Called without any lock held.
+    fn check_alive(&self) -> Alive<'_>;
     fn active_consumer_changed(&self, consumer_id: u64, active: bool);
     fn end_of_topic(&self, consumer_id: u64);
     /// The topic goes away (deleted, unloaded): the client should look it up again.

@@ -46,6 +46,11 @@ pub struct Connection {
     pub(crate) watchers: Mutex<BTreeMap<u64, tokio::task::AbortHandle>>,
     pub(crate) closing: AtomicBool,
     pub(crate) asked_alive: AtomicBool,
+    /// Somebody waits in `heard` for any data to come.
+    pub(crate) listening: AtomicBool,
+    pub(crate) heard: tokio::sync::Notify,
+    /// We do not read for now: silence says nothing.
+    pub(crate) held_back: AtomicBool,
     /// Wakes the reading task to end the connection.
     pub(crate) stop: tokio::sync::Notify,
 }
@@ -125,7 +130,7 @@ impl Connection {
         let mut buffer = BytesMut::with_capacity(chunk);
         let mut gathered = Gathered::default();
         loop {
-            self.broker.memory().publishing.room().await;
+            self.wait_for_room().await;
             if self.outbox.queued() > HARD_LIMIT {
                 return Err(ConnectionError::NotReading(self.outbox.queued()));
             }
@@ -140,6 +145,10 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
             self.asked_alive.store(false, Ordering::Relaxed);
+            if self.listening.load(Ordering::Relaxed) {
+                self.listening.store(false, Ordering::Relaxed);
+                self.heard.notify_waiters();
+            }
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
                 self.handle(frame, &mut gathered)?;
             }
@@ -148,6 +157,34 @@ impl Connection {
                 return Ok(());
             }
         }
+    }
+
+    /// Stops reading while too much that was received is not durable yet.
+    async fn wait_for_room(&self) {
+        let publishing = &self.broker.memory().publishing;
+        if publishing.exhausted() {
+            self.held_back.store(true, Ordering::Relaxed);
+            publishing.room().await;
+            self.held_back.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the client for a sign of life. Without one in time, everything of this connection is taken off its topics and
+    /// it ends.
+    pub(crate) async fn answers(&self) -> bool {
+        let heard = self.heard.notified();
+        tokio::pin!(heard);
+        heard.as_mut().enable();
+        self.listening.store(true, Ordering::Relaxed);
+        self.send(&Command::from(proto::CommandPing {}));
+        let answered = tokio::time::timeout(self.broker.config().liveness_timeout, heard).await.is_ok();
+        if !self.closing.load(Ordering::Relaxed) && (answered || self.held_back.load(Ordering::Relaxed)) {
+            return true;
+        }
+        tracing::info!(address = %self.address, "connection does not answer: ended, as another client needs its place");
+        self.shut_down();
+        self.leave();
+        false
     }
 
     async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {

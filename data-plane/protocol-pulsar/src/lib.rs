@@ -62,6 +62,9 @@ pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: wat
             watchers: Mutex::default(),
             closing: Default::default(),
             asked_alive: Default::default(),
+            listening: Default::default(),
+            heard: Default::default(),
+            held_back: Default::default(),
             stop: Default::default(),
         });
         {

@@ -1,6 +1,6 @@
 //! The connection as its topics see it.
 
-use geminga_broker::{BrokerError, Peer, Receipt};
+use geminga_broker::{Alive, BrokerError, Peer, Receipt};
 use geminga_topic::Delivery;
 use geminga_wire_pulsar::{Command, MessageHeader, proto};
 
@@ -45,7 +45,7 @@ impl Peer for Connection {
         }));
     }
 
-    fn deliver(&self, consumer_id: u64, deliveries: &mut dyn Iterator<Item = Delivery>) {
+    fn deliver(&self, consumer_id: u64, partition: i32, deliveries: &mut dyn Iterator<Item = Delivery>) {
         let with_entry_metadata = self.client.get().is_some_and(|client| client.broker_entry_metadata);
         self.outbox.push(|frames| {
             for delivery in deliveries {
@@ -60,7 +60,7 @@ impl Peer for Connection {
                         consumer_id,
                         ledger_id: delivery.entry.position.ledger_id,
                         entry_id: delivery.entry.position.entry_id as u64,
-                        partition: -1,
+                        partition,
                         batch_index: None,
                         redelivery_count: delivery.redelivery_count,
                         ack_set: delivery.ack_set.as_deref().unwrap_or_default(),
@@ -80,6 +80,10 @@ impl Peer for Connection {
 
     fn writable(&self) -> bool {
         self.outbox.writable()
+    }
+
+    fn check_alive(&self) -> Alive<'_> {
+        Box::pin(self.answers())
     }
 
     fn active_consumer_changed(&self, consumer_id: u64, active: bool) {

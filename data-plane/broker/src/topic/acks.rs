@@ -37,6 +37,9 @@ impl Topic {
         consumer: &ConsumerHandle,
         request: AckRequest,
     ) -> Result<(), BrokerError> {
+        if !self.name.is_persistent() {
+            return Ok(());
+        }
         let sub =
             state.subscriptions.get_mut(&consumer.subscription).ok_or_else(|| self.not_found(&consumer.subscription))?;
         sub.core

@@ -73,6 +73,7 @@ async fn stored(waiting: Stored) -> Result<()> {
 impl Topic {
     /// Starts delivery again at the first message published at or after a time, in milliseconds since the epoch.
     pub async fn reset_to_time(&self, subscription: &str, time_ms: u64) -> Result<()> {
+        self.needs_storage("Reset-cursor")?;
         self.key_of(&self.state.lock(), subscription)?;
         let target = self.position_at_time(time_ms).await?;
         self.seek(subscription, target, &[]).await
@@ -80,6 +81,7 @@ impl Topic {
 
     /// Position of the first message published at or after a time, or behind the last.
     pub async fn position_at_time(&self, time_ms: u64) -> Result<Position> {
+        self.needs_storage("Get message ID by timestamp")?;
         let mut search = TimeSeek::new(self.state.lock().ledger.list(), time_ms);
         while let Some(probe) = search.next_probe() {
             let entry = self.read_one(probe).await?;
@@ -91,6 +93,7 @@ impl Topic {
     /// Starts delivery again at `position`, which is delivered next. With an `ack_set` (a bit for each message that is not
     /// acknowledged) the earlier messages of that batch stay acknowledged.
     pub async fn seek(&self, subscription: &str, position: Position, ack_set: &[i64]) -> Result<()> {
+        self.needs_storage("Reset-cursor")?;
         let batch_size = self.batch_size(position, ack_set).await?;
         let mut flushes = Flushes::default();
         let waiting = {
@@ -108,7 +111,7 @@ impl Topic {
                 let acked = sub.core.ack(0, AckRequest::Individual(vec![ack]), ledger.list(), now_ms());
                 acked.map_err(|error| BrokerError::NotAllowed(error.to_string()))?;
             }
-            if sub.cursor_id.is_none() {
+            if sub.ephemeral {
                 self.remove_unless_used(name.clone());
             }
             self.store_cursor(&mut state, &name)
@@ -133,7 +136,7 @@ impl Topic {
             tokio::time::sleep(RETURN_AFTER_SEEK).await;
             let Some(topic) = topic.upgrade() else { return };
             let mut state = topic.state.lock();
-            let unused = state.subscriptions.get(&name).is_some_and(|s| s.cursor_id.is_none() && !s.core.has_consumers());
+            let unused = state.subscriptions.get(&name).is_some_and(|s| s.ephemeral && !s.core.has_consumers());
             if unused && let Some(mut sub) = state.subscriptions.remove(&name) {
                 sub.read_ahead.clear(&topic.shared.memory.read_ahead);
             }
@@ -152,6 +155,7 @@ impl Topic {
 
     /// Acknowledges what is older than so many seconds; answers how many entries that were.
     pub async fn expire(&self, subscription: &str, seconds: u64) -> Result<u64> {
+        self.needs_storage("Expire messages")?;
         let oldest = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
@@ -177,6 +181,7 @@ impl Topic {
 
     /// Acknowledges as many of the next unacknowledged entries as `count` says.
     async fn advance(&self, subscription: &str, count: impl FnOnce(&Cursor, &LedgerList) -> u64) -> Result<u64> {
+        self.needs_storage("Skip messages")?;
         let mut flushes = Flushes::default();
         let (entries, waiting) = {
             let mut state = self.state.lock();
@@ -216,6 +221,7 @@ impl Topic {
 
     /// The `nth` (from 1) message that a subscription has not acknowledged; `None` if there are fewer.
     pub async fn peek(&self, subscription: &str, nth: u64) -> Result<Option<PeekedMessage>> {
+        self.needs_storage("Peek messages")?;
         let position = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
@@ -229,6 +235,7 @@ impl Topic {
 
     /// The message at a position.
     pub async fn read_message(&self, position: Position) -> Result<PeekedMessage> {
+        self.needs_storage("Get message by ID")?;
         if !self.state.lock().ledger.list().contains(position) {
             return Err(BrokerError::NotFound("Message id not found".into()));
         }
@@ -247,6 +254,7 @@ impl Topic {
 
     /// The `nth` (from 1) message of the topic, from its beginning or from its end.
     pub async fn examine(&self, from_end: bool, nth: u64) -> Result<PeekedMessage> {
+        self.needs_storage("Examine messages")?;
         let position = {
             let state = self.state.lock();
             let list = state.ledger.list();
@@ -268,6 +276,7 @@ impl Topic {
 
     /// The last entry, if the topic holds any; otherwise the position before the first.
     pub async fn last_entry(&self) -> Result<(Position, Option<EntryMeta>)> {
+        self.needs_storage("GetLastMessageId")?;
         let last = self.last_confirmed();
         if last.entry_id < 0 {
             return Ok((last, None));
@@ -288,6 +297,7 @@ impl Topic {
 
     /// Reads a subscription's backlog, up to a bound, and counts what is in it.
     pub async fn analyze_backlog(&self, subscription: &str) -> Result<BacklogAnalysis> {
+        self.needs_storage("Analyze backlog")?;
         let (cursor, list) = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
@@ -323,6 +333,7 @@ impl Topic {
 
     /// Ends the topic: nothing can be published any more. Answers its last position once that is stored.
     pub async fn terminate(&self) -> Result<Position> {
+        self.needs_storage("Termination")?;
         let mut flushes = Flushes::default();
         {
             let mut state = self.state.lock();
@@ -358,6 +369,7 @@ impl Topic {
 
     /// Acknowledges everything for everybody and drops all messages.
     pub async fn truncate(&self) -> Result<()> {
+        self.needs_storage("Truncation")?;
         for name in self.subscription_names() {
             self.clear_backlog(&name).await?;
         }

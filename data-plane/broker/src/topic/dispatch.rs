@@ -60,7 +60,7 @@ impl Topic {
         self.tell_events(state, name, flushes);
     }
 
-    fn deliver(&self, state: &mut TopicState, name: &Arc<str>, deliveries: &mut Vec<Delivery>, flushes: &mut Flushes) {
+    pub(super) fn deliver(&self, state: &mut TopicState, name: &Arc<str>, deliveries: &mut Vec<Delivery>, flushes: &mut Flushes) {
         let (mut messages, mut bytes) = (0u64, 0u64);
         let mut per_consumer: FxHashMap<ConsumerKey, Vec<Delivery>> = FxHashMap::default();
         let only = deliveries.first().map(|first| first.consumer);
@@ -93,7 +93,7 @@ impl Topic {
         flushes: &mut Flushes,
     ) {
         let Some(consumer) = state.consumers.get(&key) else { return };
-        consumer.peer.deliver(consumer.consumer_id, deliveries);
+        consumer.peer.deliver(consumer.consumer_id, self.partition, deliveries);
         flushes.add(&consumer.peer);
         if !consumer.peer.writable()
             && let Some(sub) = state.subscriptions.get_mut(name)

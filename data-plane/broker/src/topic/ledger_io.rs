@@ -167,7 +167,12 @@ impl Topic {
         state.ledger.tick(now_ms());
         let slowest = self.slowest_durable(&state);
         let retention = state.policies.retention();
-        state.ledger.trim(now_ms(), slowest, retention);
+        let TopicState { ledger, subscriptions, .. } = &mut *state;
+        if ledger.trim(now_ms(), slowest, retention) > 0 {
+            for sub in subscriptions.values_mut() {
+                sub.core.on_trimmed(ledger.list());
+            }
+        }
         self.carry_out(&mut state, &mut flushes);
         drop(state);
         flushes.run();

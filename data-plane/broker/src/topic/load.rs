@@ -53,8 +53,10 @@ impl Topic {
             subscriptions: Default::default(),
             consumers: Default::default(),
             last_entry: None,
+            next_unstored: Position { ledger_id: now_ms(), entry_id: 0 },
         };
         let topic = Arc::new_cyclic(|me| Topic {
+            partition: name.partition_index().map_or(-1, |index| index as i32),
             name,
             shared,
             me: me.clone(),
@@ -103,7 +105,7 @@ impl Topic {
             };
             let name: Arc<str> = name.into();
             let core = Subscription::new(name.clone(), cursor, self.options(&state, true));
-            state.subscriptions.insert(name, Sub::new(core, Some(record.cursor_id), record.initial, record.properties));
+            state.subscriptions.insert(name, Sub::durable(core, record.cursor_id, record.initial, record.properties));
         }
         Ok(())
     }
@@ -112,7 +114,8 @@ impl Topic {
     pub(super) async fn load_deduplication(&self) -> Result<()> {
         let (wanted, on) = {
             let state = self.state.lock();
-            (state.policies.deduplication(self.shared.config.deduplication), state.dedup.is_some())
+            let wanted = state.policies.deduplication(self.shared.config.deduplication);
+            (wanted && self.name.is_persistent(), state.dedup.is_some())
         };
         if !wanted {
             self.state.lock().dedup = None;

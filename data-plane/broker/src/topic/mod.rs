@@ -8,6 +8,8 @@
 //! 3. each subscription dispatches (dispatch.rs) from the tail cache, or asks for a read (reading.rs);
 //! 4. acknowledgements change the cursor and are written to the cursor log (acks.rs).
 //!
+//! A message of a non-persistent topic takes a shorter way (non_persistent.rs): from 1 to the connections, at once.
+//!
 //! ledger_io.rs carries out what the managed ledger asks for besides writing; load.rs and closing.rs begin and end a
 //! topic's life in this broker; admin.rs and stats.rs serve operators.
 
@@ -17,7 +19,9 @@ mod closing;
 mod completion;
 mod dispatch;
 mod ledger_io;
+mod liveness;
 mod load;
+mod non_persistent;
 mod producing;
 mod publish;
 mod reading;
@@ -55,6 +59,8 @@ pub use subscribing::{InitialPosition, LastMessage, SubscribeRequest};
 
 pub struct Topic {
     name: TopicName,
+    /// Its number within a partitioned topic, -1 when it is none.
+    partition: i32,
     shared: Arc<Shared>,
     me: Weak<Topic>,
     state: Mutex<TopicState>,
@@ -94,6 +100,8 @@ struct TopicState {
     consumers: FxHashMap<ConsumerKey, Arc<ConsumerHandle>>,
     /// Meta of the last confirmed entry, once one was written or read since the topic was loaded.
     last_entry: Option<(Position, EntryMeta)>,
+    /// Given to the next entry of a non-persistent topic.
+    next_unstored: Position,
 }
 
 /// What metadata says of the topic.
@@ -114,8 +122,10 @@ enum Life {
 /// A subscription with what the driver keeps beside its state machine.
 struct Sub {
     core: Subscription,
-    /// The cursor's id in the cursor log; `None` for a non-durable subscription.
+    /// The cursor's id in the cursor log; `None` for a subscription that is not stored.
     cursor_id: Option<u64>,
+    /// Goes with its last consumer.
+    ephemeral: bool,
     /// Mark-delete position it was created with.
     initial: Position,
     properties: std::collections::BTreeMap<String, String>,
@@ -124,6 +134,8 @@ struct Sub {
     dirty: bool,
     /// A timer for delayed messages is set for this time, in ms since the epoch.
     timer_at: u64,
+    /// Messages that no consumer could take (non-persistent topics).
+    dropped: u64,
 }
 
 /// One entry on its way to storage.

@@ -7,12 +7,14 @@ use std::sync::atomic::Ordering;
 use geminga_topic::producers::{AccessMode, Action, Admission, ProducerError, ProducerSpec};
 use tokio::sync::oneshot;
 
+use super::liveness::Refusal;
 use super::{Flushes, ProducerHandle, Topic, TopicState, next_key};
 use crate::error::{BrokerError, Result};
 use crate::peer::Peer;
 use crate::shared::now_ms;
 
 /// A client's wish to produce.
+#[derive(Clone)]
 pub struct ProducerRequest {
     pub producer_id: u64,
     /// Unique within the topic.
@@ -62,6 +64,13 @@ pub(super) struct Joining {
     turn: oneshot::Sender<Result<Option<u64>>>,
 }
 
+/// What came of an attempt to let a producer in.
+struct Joined {
+    key: u64,
+    admission: Admission,
+    came: oneshot::Receiver<Result<Option<u64>>>,
+}
+
 /// Takes a producer out again if the wait for its turn is given up.
 struct LeaveOnDrop<'a> {
     topic: &'a Topic,
@@ -85,35 +94,14 @@ impl Topic {
         peer: Arc<dyn Peer>,
         waiting: impl FnOnce() + Send,
     ) -> Result<ProducerGrant> {
-        let key = next_key();
-        let spec = ProducerSpec {
-            key,
-            name: request.name.clone(),
-            connection: peer.connection_id(),
-            producer_id: request.producer_id,
-            epoch: request.epoch,
-            access_mode: request.access_mode,
-            topic_epoch: request.topic_epoch,
-        };
-        let mut leave = LeaveOnDrop { topic: self, key: None };
-        let (turn, came) = oneshot::channel();
-        let mut flushes = Flushes::default();
-        let admission = {
-            let mut state = self.state.lock();
-            self.check_producer(&state, &request)?;
-            let handle = Arc::new(self.producer_handle(key, request, peer));
-            let admission = state.producers.add(spec).map_err(producer_error)?;
-            leave.key = Some(key);
-            state.joining.insert(key, Joining { handle, turn });
-            match admission {
-                Admission::Ready { topic_epoch } => self.let_in(&mut state, key, topic_epoch),
-                Admission::StoreEpoch { epoch } => self.store_epoch(key, epoch),
-                Admission::Queued => {}
+        let Joined { key, admission, came } = match self.join(&request, &peer) {
+            Ok(joined) => joined,
+            Err(refusal) => {
+                refusal.unless_gone().await?;
+                self.join(&request, &peer).map_err(|refusal| refusal.error)?
             }
-            self.carry_out_producers(&mut state, &mut flushes);
-            admission
         };
-        flushes.run();
+        let mut leave = LeaveOnDrop { topic: self, key: Some(key) };
         if admission == Admission::Queued {
             waiting();
         }
@@ -130,6 +118,49 @@ impl Topic {
         drop(state);
         leave.key = None;
         Ok(ProducerGrant { handle, last_sequence_id, topic_epoch })
+    }
+
+    /// One attempt to let a producer in.
+    fn join(&self, request: &ProducerRequest, peer: &Arc<dyn Peer>) -> std::result::Result<Joined, Refusal> {
+        let key = next_key();
+        let spec = ProducerSpec {
+            key,
+            name: request.name.clone(),
+            connection: peer.connection_id(),
+            producer_id: request.producer_id,
+            epoch: request.epoch,
+            access_mode: request.access_mode,
+            topic_epoch: request.topic_epoch,
+        };
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        self.check_producer(&state, request)?;
+        let admission = state.producers.add(spec).map_err(|error| self.producer_refusal(&state, error, peer))?;
+        let (turn, came) = oneshot::channel();
+        let handle = Arc::new(self.producer_handle(key, request.clone(), peer.clone()));
+        state.joining.insert(key, Joining { handle, turn });
+        match admission {
+            Admission::Ready { topic_epoch } => self.let_in(&mut state, key, topic_epoch),
+            Admission::StoreEpoch { epoch } => self.store_epoch(key, epoch),
+            Admission::Queued => {}
+        }
+        self.carry_out_producers(&mut state, &mut flushes);
+        drop(state);
+        flushes.run();
+        Ok(Joined { key, admission, came })
+    }
+
+    /// Names the connections that are in the way.
+    fn producer_refusal(&self, state: &TopicState, error: ProducerError, asking: &Arc<dyn Peer>) -> Refusal {
+        let holder = match &error {
+            ProducerError::NameTaken { by, .. } => Some(*by),
+            ProducerError::Busy(_) | ProducerError::ExclusiveTaken(_) | ProducerError::SharedPresent => None,
+            _ => return producer_error(error).into(),
+        };
+        let joining = state.joining.values().map(|joining| &joining.handle);
+        let present = state.producer_handles.values().chain(joining);
+        let holders = present.filter(|handle| holder.is_none_or(|key| handle.key == key)).map(|handle| &handle.peer);
+        Refusal::because_of(producer_error(error), asking, holders)
     }
 
     fn producer_handle(&self, key: u64, request: ProducerRequest, peer: Arc<dyn Peer>) -> ProducerHandle {
@@ -159,7 +190,11 @@ impl Topic {
     fn remove_producer_key(&self, key: u64) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
-        state.producer_handles.remove(&key);
+        if let Some(handle) = state.producer_handles.remove(&key)
+            && let Some(dedup) = &mut state.dedup
+        {
+            dedup.producer_removed(&handle.name, now_ms());
+        }
         state.joining.remove(&key);
         state.producers.remove(key);
         state.last_active_at = now_ms();
@@ -170,6 +205,9 @@ impl Topic {
 
     fn let_in(&self, state: &mut TopicState, key: u64, topic_epoch: Option<u64>) {
         if let Some(Joining { handle, turn }) = state.joining.remove(&key) {
+            if let Some(dedup) = &mut state.dedup {
+                dedup.producer_added(&handle.name, now_ms());
+            }
             state.producer_handles.insert(key, handle);
             // Who gave up has a guard that takes the producer out again.
             let _ = turn.send(Ok(topic_epoch));

@@ -40,7 +40,6 @@ impl Topic {
     /// The bytes are counted in `memory.publishing` until then; the caller stops reading from the socket while that
     /// budget is exhausted.
     pub fn publish(&self, producer: &Arc<ProducerHandle>, batch: &mut Vec<Publish>) {
-        let now = now_ms();
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
         if let Some(error) = self.refusal(&state, producer) {
@@ -52,12 +51,29 @@ impl Topic {
             return;
         }
 
+        if self.name.is_persistent() {
+            self.store(&mut state, producer, batch, &mut flushes);
+        } else {
+            self.pass_on(&mut state, producer, batch, &mut flushes);
+        }
+        drop(state);
+        flushes.run();
+    }
+
+    /// Hands a run of messages to the managed ledger, without those that deduplication knows.
+    fn store(
+        &self,
+        state: &mut TopicState,
+        producer: &Arc<ProducerHandle>,
+        batch: &mut Vec<Publish>,
+        flushes: &mut Flushes,
+    ) {
         let mut bytes = 0u64;
         let mut messages = 0u64;
         let mut entries = Vec::with_capacity(batch.len());
         for publish in batch.drain(..) {
             if let Some(dedup) = &mut state.dedup
-                && !admit(dedup, producer, &publish, &mut flushes)
+                && !admit(dedup, producer, &publish, flushes)
             {
                 continue;
             }
@@ -78,11 +94,9 @@ impl Topic {
             producer.messages.fetch_add(messages, Ordering::Relaxed);
             producer.bytes.fetch_add(bytes, Ordering::Relaxed);
             self.shared.memory.publishing.take(bytes);
-            state.ledger.append(now, entries);
-            self.carry_out(&mut state, &mut flushes);
+            state.ledger.append(now_ms(), entries);
+            self.carry_out(state, flushes);
         }
-        drop(state);
-        flushes.run();
     }
 
     fn refusal(&self, state: &TopicState, producer: &ProducerHandle) -> Option<BrokerError> {

@@ -116,6 +116,7 @@ impl Topic {
             deduplication_status: Some(if state.dedup.is_some() { "Enabled" } else { "Disabled" }.to_owned()),
             topic_epoch: state.record.current.epoch,
             owner_broker: Some(self.shared.config.advertised_http.clone()),
+            msg_drop_rate: self.drop_rate(0.0),
             ..TopicStats::default()
         };
         let mut first_unacked = Vec::new();
@@ -123,6 +124,9 @@ impl Topic {
             let view = self.subscription(name, sub, list, options);
             stats.non_contiguous_deleted_messages_ranges += view.non_contiguous_deleted_messages_ranges;
             stats.delayed_message_index_size_in_bytes += view.delayed_message_index_size_in_bytes;
+            if let (Some(sum), Some(rate)) = (&mut stats.msg_drop_rate, view.msg_drop_rate) {
+                *sum += rate;
+            }
             if let Some(first) = sub.core.cursor().next_unacked(list, sub.core.cursor().mark_delete()) {
                 first_unacked.push((name.to_string(), first));
             }
@@ -133,6 +137,11 @@ impl Topic {
             stats.publishers.sort_by(|a, b| a.producer_name.cmp(&b.producer_name));
         }
         (stats, first_unacked)
+    }
+
+    /// Persistent topics drop nothing and don't speak of it.
+    fn drop_rate(&self, rate: f64) -> Option<f64> {
+        (!self.name.is_persistent()).then_some(rate)
     }
 
     fn publisher(&self, producer: &ProducerHandle) -> PublisherStats {
@@ -154,6 +163,7 @@ impl Topic {
             connected_since: iso_date(producer.connected_at),
             client_version: producer.client_version.clone(),
             metadata: producer.metadata.clone(),
+            msg_drop_rate: self.drop_rate(0.0),
             ..PublisherStats::default()
         }
     }
@@ -197,6 +207,7 @@ impl Topic {
             non_contiguous_deleted_messages_ranges: cursor.holes(),
             delayed_message_index_size_in_bytes: known.delayed_index_bytes,
             subscription_properties: sub.properties.clone(),
+            msg_drop_rate: self.drop_rate(rates[4]),
             ..SubscriptionStats::default()
         }
     }
@@ -320,7 +331,7 @@ fn sample(state: &TopicState) -> Sample {
     for (name, sub) in &state.subscriptions {
         let stats = sub.core.stats(list);
         let totals: Consumed =
-            [stats.msg_out_counter, stats.bytes_out_counter, stats.redelivered_counter, stats.ack_counter];
+            [stats.msg_out_counter, stats.bytes_out_counter, stats.redelivered_counter, stats.ack_counter, sub.dropped];
         sample.subscriptions.push((name.clone(), totals));
         for consumer in &stats.consumers {
             let totals: Consumed = [
@@ -328,6 +339,7 @@ fn sample(state: &TopicState) -> Sample {
                 consumer.bytes_out_counter,
                 consumer.redelivered_counter,
                 consumer.ack_counter,
+                0,
             ];
             sample.consumers.push((consumer.key, totals));
         }

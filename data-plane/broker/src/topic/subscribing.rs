@@ -9,6 +9,7 @@ use geminga_metadata::SubscriptionRecord;
 use geminga_model::Position;
 use geminga_topic::{ConsumerSpec, SubscribeError, Subscription, SubscriptionOptions};
 
+use super::liveness::Refusal;
 use super::reading::ReadAhead;
 use super::{ConsumerHandle, Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
@@ -39,13 +40,29 @@ pub struct SubscribeRequest {
 }
 
 impl Sub {
-    pub(super) fn new(
+    /// One whose cursor is kept in the cursor log.
+    pub(super) fn durable(
         core: Subscription,
-        cursor_id: Option<u64>,
+        cursor_id: u64,
         initial: Position,
         properties: BTreeMap<String, String>,
     ) -> Self {
-        Self { core, cursor_id, initial, properties, read_ahead: ReadAhead::default(), dirty: false, timer_at: 0 }
+        Self { cursor_id: Some(cursor_id), initial, properties, ..Self::unstored(core, false) }
+    }
+
+    /// One that is in memory only.
+    fn unstored(core: Subscription, ephemeral: bool) -> Self {
+        Self {
+            initial: core.cursor().mark_delete(),
+            core,
+            cursor_id: None,
+            ephemeral,
+            properties: BTreeMap::new(),
+            read_ahead: ReadAhead::default(),
+            dirty: false,
+            timer_at: 0,
+            dropped: 0,
+        }
     }
 }
 
@@ -64,7 +81,7 @@ impl InitialPosition {
 impl Topic {
     /// Adds a consumer. The caller answers the client first and then calls [`Topic::consumer_ready`].
     pub async fn subscribe(&self, request: SubscribeRequest, peer: Arc<dyn Peer>) -> Result<Arc<ConsumerHandle>> {
-        let SubscribeRequest { subscription, mut consumer, durable, initial, rollback_ms, properties, may_create } = request;
+        let SubscribeRequest { subscription, consumer, durable, initial, rollback_ms, properties, may_create } = request;
         if durable {
             let exists = self.state.lock().subscriptions.contains_key(&subscription);
             if !exists {
@@ -72,32 +89,60 @@ impl Topic {
                     return Err(self.not_found(&subscription));
                 }
                 self.create_subscription(&subscription, initial, properties.clone(), false).await?;
-                if rollback_ms > 0 {
+                if rollback_ms > 0 && self.name.is_persistent() {
                     self.reset_to_time(&subscription, now_ms().saturating_sub(rollback_ms)).await?;
                 }
             }
         }
+        let join = || self.join_subscription(&subscription, consumer.clone(), durable, initial, &properties, &peer);
+        match join() {
+            Ok(handle) => Ok(handle),
+            Err(refusal) => {
+                refusal.unless_gone().await?;
+                join().map_err(|refusal| refusal.error)
+            }
+        }
+    }
+
+    /// One attempt to add a consumer; a subscription that goes with its consumers comes into being.
+    fn join_subscription(
+        &self,
+        subscription: &Arc<str>,
+        mut consumer: ConsumerSpec,
+        durable: bool,
+        initial: InitialPosition,
+        properties: &BTreeMap<String, String>,
+        peer: &Arc<dyn Peer>,
+    ) -> std::result::Result<Arc<ConsumerHandle>, Refusal> {
         let consumer_id = consumer.consumer_id;
         let key = super::next_key();
         consumer.key = key;
         consumer.connected_at = now_ms();
         let mut state = self.state.lock();
         state.check_serving(&self.name)?;
-        self.check_consumer_limits(&state, &subscription)?;
-        if !durable && !state.subscriptions.contains_key(&subscription) {
-            let mark_delete = initial.mark_delete(state.ledger.list());
-            let core = Subscription::new(subscription.clone(), Cursor::new(mark_delete), self.options(&state, false));
-            state.subscriptions.insert(subscription.clone(), Sub::new(core, None, mark_delete, properties));
+        self.check_consumer_limits(&state, subscription)?;
+        if !durable && !state.subscriptions.contains_key(subscription) {
+            self.insert_unstored(&mut state, subscription, initial, properties.clone(), true);
         }
-        let sub = state.subscriptions.get_mut(&subscription).ok_or_else(|| self.not_found(&subscription))?;
-        if sub.cursor_id.is_some() != durable {
+        let sub = state.subscriptions.get_mut(subscription).ok_or_else(|| self.not_found(subscription))?;
+        if sub.ephemeral == durable {
             return Err(BrokerError::NotAllowed(format!(
                 "subscription {subscription} of topic {} exists with other durability",
                 self.name
-            )));
+            ))
+            .into());
         }
-        sub.core.add_consumer(consumer, now_ms()).map_err(subscribe_error)?;
-        let handle = Arc::new(ConsumerHandle { key, consumer_id, subscription, topic: self.arc(), peer });
+        if let Err(error) = sub.core.add_consumer(consumer, now_ms()) {
+            let present = state.consumers.values().filter(|other| other.subscription == *subscription);
+            return Err(Refusal::because_of(subscribe_error(error), peer, present.map(|other| &other.peer)));
+        }
+        let handle = Arc::new(ConsumerHandle {
+            key,
+            consumer_id,
+            subscription: subscription.clone(),
+            topic: self.arc(),
+            peer: peer.clone(),
+        });
         state.consumers.insert(key, handle.clone());
         Ok(handle)
     }
@@ -126,7 +171,7 @@ impl Topic {
             let TopicState { subscriptions, ledger, .. } = &mut *state;
             if let Some(sub) = subscriptions.get_mut(name) {
                 sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
-                if sub.cursor_id.is_none() && !sub.core.has_consumers() {
+                if sub.ephemeral && !sub.core.has_consumers() {
                     sub.read_ahead.clear(&self.shared.memory.read_ahead);
                     subscriptions.remove(name);
                 } else {
@@ -139,7 +184,21 @@ impl Topic {
         flushes.run();
     }
 
-    /// Creates a durable subscription; with `must_be_new`, one that exists is an error.
+    fn insert_unstored(
+        &self,
+        state: &mut TopicState,
+        name: &Arc<str>,
+        initial: InitialPosition,
+        properties: BTreeMap<String, String>,
+        ephemeral: bool,
+    ) {
+        let cursor = Cursor::new(initial.mark_delete(state.ledger.list()));
+        let core = Subscription::new(name.clone(), cursor, self.options(state, false));
+        state.subscriptions.insert(name.clone(), Sub { properties, ..Sub::unstored(core, ephemeral) });
+    }
+
+    /// Creates a subscription that stays: durable, or on a non-persistent topic as long as that is loaded. With
+    /// `must_be_new`, one that exists is an error.
     pub async fn create_subscription(
         &self,
         name: &Arc<str>,
@@ -149,7 +208,7 @@ impl Topic {
     ) -> Result<()> {
         let _turn = self.record_turn.lock().await;
         let mark_delete = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             state.check_serving(&self.name)?;
             if state.subscriptions.contains_key(name) {
                 return if must_be_new {
@@ -159,6 +218,10 @@ impl Topic {
                 };
             }
             self.check_subscription_limit(&state)?;
+            if !self.name.is_persistent() {
+                self.insert_unstored(&mut state, name, initial, properties, false);
+                return Ok(());
+            }
             initial.mark_delete(state.ledger.list())
         };
         let cursor_id = self.shared.metadata.next_cursor_id().await?;
@@ -172,7 +235,7 @@ impl Topic {
         self.shared.metadata.create_subscription(&self.name, name, record).await?;
         let mut state = self.state.lock();
         let core = Subscription::new(name.clone(), Cursor::new(mark_delete), self.options(&state, true));
-        state.subscriptions.insert(name.clone(), Sub::new(core, Some(cursor_id), mark_delete, properties));
+        state.subscriptions.insert(name.clone(), Sub::durable(core, cursor_id, mark_delete, properties));
         Ok(())
     }
 
@@ -246,9 +309,9 @@ impl Topic {
     }
 
     fn check_subscription_limit(&self, state: &TopicState) -> Result<()> {
-        let durable = state.subscriptions.values().filter(|sub| sub.cursor_id.is_some()).count();
+        let lasting = state.subscriptions.values().filter(|sub| !sub.ephemeral).count();
         match state.policies.max_subscriptions_per_topic() {
-            Some(max) if durable >= max => Err(BrokerError::NotAllowed(format!(
+            Some(max) if lasting >= max => Err(BrokerError::NotAllowed(format!(
                 "topic {} has reached its limit of {max} subscriptions",
                 self.name
             ))),
@@ -274,6 +337,7 @@ impl Topic {
 
     /// Position and batch size of the last message, and the subscription's mark-delete position.
     pub async fn last_message(&self, consumer: &ConsumerHandle) -> Result<LastMessage> {
+        self.needs_storage("GetLastMessageId")?;
         let (last, known, mark_delete) = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(&consumer.subscription).ok_or_else(|| self.not_found(&consumer.subscription))?;

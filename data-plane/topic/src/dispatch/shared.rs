@@ -198,6 +198,13 @@ impl Shared {
         self.hand_out(core, now, slot, entry, out);
     }
 
+    /// The consumer for an entry that is not stored; the turn moves on with each.
+    pub fn choose(&mut self, core: &Core, entry: &Entry) -> Option<Slot> {
+        self.turn.end();
+        let turn = self.turn.pick(core)?;
+        self.chunks.owner(core, entry, turn).ok()
+    }
+
     /// To the consumer with the turn, or to the one that has the other chunks of the message.
     fn hand_out(&mut self, core: &mut Core, now: u64, turn: Slot, entry: Entry, out: &mut Vec<Delivery>) {
         match self.chunks.owner(core, &entry, turn) {

@@ -139,7 +139,7 @@ impl SingleActive {
         }
     }
 
-    fn in_ranges(&self, hash: u32) -> bool {
+    pub fn in_ranges(&self, hash: u32) -> bool {
         let slot = u32::from(sticky_slot(hash));
         self.ranges.is_empty() || self.ranges.iter().any(|&(start, end)| (start..=end).contains(&slot))
     }

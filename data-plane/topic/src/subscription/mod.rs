@@ -10,6 +10,7 @@
 pub(crate) mod consumers;
 pub(crate) mod core;
 pub(crate) mod feed;
+mod offer;
 mod spec;
 mod stats;
 

@@ -12,8 +12,8 @@ const WINDOW_MS_MIN: u64 = 1000;
 
 /// Messages and bytes.
 pub type Published = [u64; 2];
-/// Messages, bytes, redeliveries and acknowledgements.
-pub type Consumed = [u64; 4];
+/// Messages, bytes, redeliveries, acknowledgements, and messages dropped.
+pub type Consumed = [u64; 5];
 
 /// Everybody's totals at one time.
 #[derive(Default)]
@@ -31,8 +31,8 @@ struct Known {
     at_ms: u64,
     topic: Rate<4>,
     producers: FxHashMap<u64, Rate<2>>,
-    consumers: FxHashMap<ConsumerKey, Rate<4>>,
-    subscriptions: FxHashMap<Arc<str>, Rate<4>>,
+    consumers: FxHashMap<ConsumerKey, Rate<5>>,
+    subscriptions: FxHashMap<Arc<str>, Rate<5>>,
 }
 
 #[derive(Clone, Copy)]
@@ -100,14 +100,14 @@ impl Rates {
         known.as_ref().and_then(|known| known.producers.get(&key)).map_or([0.0; 2], |rate| rate.per_second)
     }
 
-    pub fn consumer(&self, key: ConsumerKey) -> [f64; 4] {
+    pub fn consumer(&self, key: ConsumerKey) -> [f64; 5] {
         let known = self.0.lock();
-        known.as_ref().and_then(|known| known.consumers.get(&key)).map_or([0.0; 4], |rate| rate.per_second)
+        known.as_ref().and_then(|known| known.consumers.get(&key)).map_or([0.0; 5], |rate| rate.per_second)
     }
 
-    pub fn subscription(&self, name: &str) -> [f64; 4] {
+    pub fn subscription(&self, name: &str) -> [f64; 5] {
         let known = self.0.lock();
-        known.as_ref().and_then(|known| known.subscriptions.get(name)).map_or([0.0; 4], |rate| rate.per_second)
+        known.as_ref().and_then(|known| known.subscriptions.get(name)).map_or([0.0; 5], |rate| rate.per_second)
     }
 }
 

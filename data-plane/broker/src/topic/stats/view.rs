@@ -53,6 +53,9 @@ pub struct TopicStats {
     pub compaction: CompactionStats,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner_broker: Option<String>,
+    /// Of a non-persistent topic: messages that no consumer could take, summed over the subscriptions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_drop_rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -79,6 +82,9 @@ pub struct PublisherStats {
     pub connected_since: String,
     pub client_version: String,
     pub metadata: Properties,
+    /// Of a non-persistent topic; always 0: producers are held back, not robbed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_drop_rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -138,6 +144,9 @@ pub struct SubscriptionStats {
     /// The same as `is_durable`: Pulsar writes both.
     pub durable: bool,
     pub replicated: bool,
+    /// Of a non-persistent topic: messages that no consumer could take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_drop_rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -208,6 +217,7 @@ impl TopicStats {
         self.msg_in_counter += other.msg_in_counter;
         self.bytes_out_counter += other.bytes_out_counter;
         self.msg_out_counter += other.msg_out_counter;
+        add_rate(&mut self.msg_drop_rate, other.msg_drop_rate);
         self.storage_size += other.storage_size;
         self.backlog_size += other.backlog_size;
         self.waiting_publishers += other.waiting_publishers;
@@ -224,6 +234,12 @@ impl TopicStats {
     }
 }
 
+fn add_rate(sum: &mut Option<f64>, other: Option<f64>) {
+    if let Some(other) = other {
+        *sum.get_or_insert(0.0) += other;
+    }
+}
+
 impl SubscriptionStats {
     fn add(&mut self, other: &SubscriptionStats) {
         self.msg_rate_out += other.msg_rate_out;
@@ -232,6 +248,7 @@ impl SubscriptionStats {
         self.msg_out_counter += other.msg_out_counter;
         self.msg_rate_redeliver += other.msg_rate_redeliver;
         self.message_ack_rate += other.message_ack_rate;
+        add_rate(&mut self.msg_drop_rate, other.msg_drop_rate);
         self.msg_backlog += other.msg_backlog;
         self.backlog_size += other.backlog_size;
         self.msg_backlog_no_delayed += other.msg_backlog_no_delayed;

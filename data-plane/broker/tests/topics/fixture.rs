@@ -1,0 +1,270 @@
+//! A broker on metadata and ledgers in memory, and connections that write down what they are told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use geminga_broker::{
+    Alive, Broker, BrokerConfig, BrokerError, ConsumerHandle, InitialPosition, Peer, ProducerGrant, ProducerHandle,
+    ProducerRequest, Publish, Receipt, SubscribeRequest, Topic,
+};
+use geminga_ledger_client::MemoryLedgers;
+use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
+use geminga_model::TopicName;
+use geminga_topic::producers::AccessMode;
+use geminga_topic::{ConsumerSpec, Delivery, SubscriptionType};
+use geminga_wire_pulsar::proto;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+/// Longest time that something may take that happens by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub async fn metadata() -> Metadata {
+    let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+    metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
+    let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
+    metadata.create_tenant("public", &tenant).await.unwrap();
+    let policies = Policies::new_namespace("standalone", 4);
+    metadata.create_namespace(&"public/default".parse().unwrap(), &policies).await.unwrap();
+    metadata
+}
+
+pub async fn broker() -> Arc<Broker> {
+    broker_with(BrokerConfig::default()).await
+}
+
+pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
+    Broker::start(config, metadata().await, Arc::new(MemoryLedgers::default())).await.unwrap()
+}
+
+pub fn name(text: &str) -> TopicName {
+    TopicName::parse(text).unwrap()
+}
+
+pub async fn topic(broker: &Broker, text: &str) -> Arc<Topic> {
+    broker.topic(&name(text), true).await.unwrap()
+}
+
+/// What a connection was told.
+#[derive(Debug)]
+pub enum Told {
+    Receipt(Receipt),
+    SendFailed(u64, String),
+    Message(u64, Delivery),
+    ProducerClosed(u64),
+    ConsumerClosed(u64),
+    Acknowledged(u64, bool),
+}
+
+pub struct Client {
+    id: u64,
+    told: mpsc::UnboundedSender<Told>,
+    inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Told>>,
+    /// Answers pings.
+    pub alive: AtomicBool,
+    pub writable: AtomicBool,
+    pub pinged: AtomicU64,
+    consumers: Mutex<Vec<Arc<ConsumerHandle>>>,
+    producers: Mutex<Vec<Arc<ProducerHandle>>>,
+}
+
+impl Client {
+    pub fn new() -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let (told, inbox) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            told,
+            inbox: tokio::sync::Mutex::new(inbox),
+            alive: AtomicBool::new(true),
+            writable: AtomicBool::new(true),
+            pinged: AtomicU64::new(0),
+            consumers: Mutex::default(),
+            producers: Mutex::default(),
+        })
+    }
+
+    pub async fn produce(self: &Arc<Self>, topic: &Arc<Topic>, producer: &str) -> Result<Arc<ProducerHandle>, BrokerError> {
+        self.produce_as(topic, producer, AccessMode::Shared).await
+    }
+
+    pub async fn produce_as(
+        self: &Arc<Self>,
+        topic: &Arc<Topic>,
+        producer: &str,
+        access_mode: AccessMode,
+    ) -> Result<Arc<ProducerHandle>, BrokerError> {
+        let request = ProducerRequest {
+            producer_id: self.producers.lock().len() as u64,
+            name: producer.into(),
+            user_provided_name: true,
+            epoch: 0,
+            access_mode,
+            topic_epoch: None,
+            schema_version: None,
+            metadata: Default::default(),
+            client_version: "test".into(),
+            encrypted: false,
+        };
+        let ProducerGrant { handle, .. } = topic.add_producer(request, self.clone(), || ()).await?;
+        self.producers.lock().push(handle.clone());
+        Ok(handle)
+    }
+
+    /// A durable subscription from the beginning.
+    pub async fn consume(
+        self: &Arc<Self>,
+        topic: &Arc<Topic>,
+        subscription: &str,
+        sub_type: SubscriptionType,
+    ) -> Result<Arc<ConsumerHandle>, BrokerError> {
+        self.subscribe(topic, request(subscription, sub_type)).await
+    }
+
+    pub async fn subscribe(
+        self: &Arc<Self>,
+        topic: &Arc<Topic>,
+        request: SubscribeRequest,
+    ) -> Result<Arc<ConsumerHandle>, BrokerError> {
+        let handle = topic.subscribe(request, self.clone()).await?;
+        topic.consumer_ready(&handle);
+        self.consumers.lock().push(handle.clone());
+        Ok(handle)
+    }
+
+    /// The connection ends.
+    pub fn leave(&self) {
+        for producer in std::mem::take(&mut *self.producers.lock()) {
+            producer.topic.remove_producer(&producer);
+        }
+        for consumer in std::mem::take(&mut *self.consumers.lock()) {
+            consumer.topic.remove_consumer(&consumer);
+        }
+    }
+
+    /// The next that the connection is told.
+    pub async fn next(&self) -> Told {
+        tokio::time::timeout(PATIENCE, self.inbox.lock().await.recv()).await.expect("something is told in time").unwrap()
+    }
+
+    /// All that the connection was told until now.
+    pub fn told(&self) -> Vec<Told> {
+        let mut inbox = self.inbox.try_lock().expect("nobody waits");
+        std::iter::from_fn(|| inbox.try_recv().ok()).collect()
+    }
+
+    pub async fn receipt(&self) -> Receipt {
+        match self.next().await {
+            Told::Receipt(receipt) => receipt,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn message(&self) -> Delivery {
+        match self.next().await {
+            Told::Message(_, delivery) => delivery,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn tell(&self, told: Told) {
+        self.told.send(told).expect("the client owns its inbox");
+    }
+}
+
+pub fn request(subscription: &str, sub_type: SubscriptionType) -> SubscribeRequest {
+    static CONSUMERS: AtomicU64 = AtomicU64::new(1);
+    let consumer_id = CONSUMERS.fetch_add(1, Ordering::Relaxed);
+    SubscribeRequest {
+        subscription: subscription.into(),
+        consumer: ConsumerSpec { consumer_id, name: format!("c{consumer_id}"), sub_type, ..Default::default() },
+        durable: true,
+        initial: InitialPosition::Earliest,
+        rollback_ms: 0,
+        properties: Default::default(),
+        may_create: true,
+    }
+}
+
+/// Single messages with these texts as keys and payloads.
+pub fn messages(texts: &[&str]) -> Vec<Publish> {
+    texts.iter().zip(0..).map(|(text, sequence_id)| message(text, sequence_id)).collect()
+}
+
+pub fn message(text: &str, sequence_id: u64) -> Publish {
+    let metadata = proto::MessageMetadata {
+        producer_name: "p".into(),
+        sequence_id,
+        publish_time: 1_700_000_000_000 + sequence_id,
+        partition_key: Some(text.into()),
+        ..Default::default()
+    };
+    let payload = geminga_wire_pulsar::frame_payload(&metadata, text.as_bytes());
+    let meta = geminga_broker::entry_meta(&geminga_wire_pulsar::parse_payload(&payload).unwrap());
+    Publish { sequence_id, highest_sequence_id: sequence_id, meta, payload, inner_chunk: false }
+}
+
+pub fn text(delivery: &Delivery) -> String {
+    let view = geminga_wire_pulsar::parse_payload(&delivery.entry.data).unwrap();
+    String::from_utf8(delivery.entry.data[view.payload_offset..].to_vec()).unwrap()
+}
+
+/// Publishes and waits for the receipts.
+pub async fn publish(client: &Client, producer: &Arc<ProducerHandle>, texts: &[&str]) {
+    producer.topic.publish(producer, &mut messages(texts));
+    for _ in texts {
+        client.receipt().await;
+    }
+}
+
+/// Waits for what happens by itself.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let waited = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waited).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+}
+
+impl Peer for Client {
+    fn connection_id(&self) -> u64 {
+        self.id
+    }
+    fn address(&self) -> &str {
+        "127.0.0.1:1"
+    }
+    fn receipts(&self, receipts: &[Receipt]) {
+        receipts.iter().for_each(|receipt| self.tell(Told::Receipt(*receipt)));
+    }
+    fn send_failed(&self, _: u64, sequence_id: u64, error: &BrokerError) {
+        self.tell(Told::SendFailed(sequence_id, error.to_string()));
+    }
+    fn deliver(&self, consumer_id: u64, _: i32, deliveries: &mut dyn Iterator<Item = Delivery>) {
+        deliveries.for_each(|delivery| self.tell(Told::Message(consumer_id, delivery)));
+    }
+    fn flush(&self) {}
+    fn writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
+    }
+    fn check_alive(&self) -> Alive<'_> {
+        self.pinged.fetch_add(1, Ordering::Relaxed);
+        let alive = self.alive.load(Ordering::Relaxed);
+        if !alive {
+            self.leave();
+        }
+        Box::pin(std::future::ready(alive))
+    }
+    fn active_consumer_changed(&self, _: u64, _: bool) {}
+    fn end_of_topic(&self, _: u64) {}
+    fn close_producer(&self, producer_id: u64) {
+        self.tell(Told::ProducerClosed(producer_id));
+    }
+    fn close_consumer(&self, consumer_id: u64) {
+        self.tell(Told::ConsumerClosed(consumer_id));
+    }
+    fn acknowledged(&self, _: u64, request_id: u64, result: Result<(), BrokerError>) {
+        self.tell(Told::Acknowledged(request_id, result.is_ok()));
+    }
+}

@@ -1,0 +1,5 @@
+//! Topics of a broker on metadata and ledgers in memory, as connections see them.
+
+mod fixture;
+mod liveness;
+mod non_persistent;
