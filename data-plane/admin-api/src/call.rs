@@ -20,6 +20,8 @@ pub(crate) struct Call {
     pub broker: Arc<Broker>,
     pub method: Method,
     pub path: String,
+    /// `host` or `host:port` by which the client knows this server.
+    pub host: String,
     /// Decoded, so a segment may contain a slash.
     pub segments: Vec<String>,
     query: HashMap<String, String>,
@@ -38,10 +40,10 @@ pub(crate) enum Answer {
 }
 
 impl Call {
-    pub fn new(broker: Arc<Broker>, method: Method, uri: &Uri, body: Bytes) -> Result<Self> {
+    pub fn new(broker: Arc<Broker>, method: Method, uri: &Uri, host: String, body: Bytes) -> Result<Self> {
         let segments = uri.path().split('/').filter(|part| !part.is_empty()).map(decode).collect::<Result<_>>()?;
         let query = Query::try_from_uri(uri).map_err(|error| ApiError::bad_request(error.to_string()))?.0;
-        Ok(Self { broker, method, path: uri.path().to_owned(), segments, query, body })
+        Ok(Self { broker, method, path: uri.path().to_owned(), host, segments, query, body })
     }
 
     pub fn method(&self) -> &str {

@@ -25,7 +25,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::header::HOST;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use geminga_broker::Broker;
@@ -66,11 +67,13 @@ async fn admin(
     State(broker): State<Arc<Broker>>,
     method: Method,
     uri: Uri,
+    headers: HeaderMap,
     body: std::result::Result<Bytes, BytesRejection>,
 ) -> Response {
     let answer = async {
         let body = body.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
-        let call = Call::new(broker, method, &uri, body)?;
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
+        let call = Call::new(broker, method, &uri, host, body)?;
         serve(&call).await
     };
     match answer.await {

@@ -8,6 +8,9 @@ use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
 use crate::namespaces;
 
+/// Pulsar's port where nobody says otherwise.
+const DEFAULT_PORT: u16 = 6650;
+
 pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let (name, rest) = match path {
         ["topic", domain, tenant, local, topic, rest @ ..] => {
@@ -22,17 +25,43 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     }
     match (call.method(), rest) {
         ("GET", []) => {
-            let config = call.broker.config();
-            let native = format!("pulsar://{}", config.advertised_pulsar);
+            let native = pulsar_url(call).await?;
             Ok(Answer::Json(json!({
                 "brokerUrl": native,
-                "httpUrl": format!("http://{}", config.advertised_http),
+                "httpUrl": http_url(call),
                 "nativeUrl": native,
                 "brokerUrlSsl": "",
             })))
         }
         ("GET", ["bundle"]) => bundle(call, &name).await,
         _ => call.unsupported(),
+    }
+}
+
+/// Where this client reaches the broker. A broker that listens on all addresses is told to this client under the name
+/// by which it came, with the port that the cluster's record has.
+async fn pulsar_url(call: &Call) -> Result<String> {
+    let config = call.broker.config();
+    if !config.advertised_pulsar.is_empty() {
+        return Ok(format!("pulsar://{}", config.advertised_pulsar));
+    }
+    let cluster = call.broker.metadata().get_cluster(&config.cluster).await?;
+    let url = cluster.and_then(|cluster| cluster.value.broker_service_url).unwrap_or_default();
+    let port = url.rsplit_once(':').and_then(|(_, port)| port.trim_end_matches('/').parse::<u16>().ok());
+    Ok(format!("pulsar://{}:{}", host_only(&call.host), port.unwrap_or(DEFAULT_PORT)))
+}
+
+fn http_url(call: &Call) -> String {
+    let advertised = call.broker.config().advertised_http.as_str();
+    let everywhere = ["0.0.0.0:", "[::]:"].iter().any(|prefix| advertised.starts_with(prefix));
+    format!("http://{}", if everywhere && !call.host.is_empty() { &call.host } else { advertised })
+}
+
+/// A host without its port; an IPv6 address keeps its brackets.
+fn host_only(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
     }
 }
 
@@ -61,6 +90,13 @@ fn crc32(data: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_lose_their_port() {
+        for (host, name) in [("h:80", "h"), ("h", "h"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]")] {
+            assert_eq!(host_only(host), name);
+        }
+    }
 
     #[test]
     fn the_hash_is_crc_32() {
