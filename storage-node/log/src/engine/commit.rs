@@ -326,17 +326,13 @@ impl<D: Disk> Engine<D> {
     fn encode_deletions(&self, writer: &mut Writer<D::File>, batch: &mut Batch, ledgers: &[u64]) {
         let catalog = self.catalog.read();
         for &ledger in ledgers {
+            // Also of one of which only a failed write is known: its writer may not have noticed yet.
             let exists = catalog.ledgers.contains_key(&ledger)
                 || batch.last_of(ledger).is_some()
-                || batch
-                    .controls
-                    .iter()
-                    .any(|control| matches!(control, Control::Fence { ledger: l, .. } if *l == ledger));
+                || writer.closing.contains(&ledger);
             if exists || (catalog.damaged && !catalog.graves.contains_key(&ledger)) {
                 batch.add_control(Control::Tombstone { ledger });
                 writer.closing.insert(ledger);
-            } else {
-                writer.closing.remove(&ledger);
             }
         }
     }

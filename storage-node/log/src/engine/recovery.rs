@@ -66,11 +66,6 @@ impl<D: Disk> Engine<D> {
         recovery.scan_unsealed(live.as_deref()).map_err(failed("reading a segment"))?;
         let Recovery { found, mut report, .. } = recovery;
         let next_segment = found.keys().chain(&unused).chain(&lost).max().map_or(1, |id| id + 1);
-        for &id in &unused {
-            disk.remove(&super::segment_name(id)).map_err(failed("removing an unused segment"))?;
-        }
-        // Before anything is sealed: an unused segment must not look newer than what is sealed now.
-        disk.sync_folder().map_err(failed("syncing the folder"))?;
         let proven: Vec<(u32, u64)> =
             found.iter().filter_map(|(id, found)| Some((*id, found.scan.as_ref()?.proven))).collect();
         let catalog = build_catalog(found, lost, &mut report);
@@ -91,6 +86,12 @@ impl<D: Disk> Engine<D> {
             pending: Default::default(),
         };
         engine.make_durable(&proven).map_err(failed("syncing what was recovered"))?;
+        // After that, as the manifest that calls them unused must not be lost; before anything is sealed, so that none
+        // of them can look newer than what is sealed now.
+        for &id in &unused {
+            engine.disk.remove(&super::segment_name(id)).map_err(failed("removing an unused segment"))?;
+        }
+        engine.disk.sync_folder().map_err(failed("syncing the folder"))?;
         if let Err(error) = engine.seal_retired() {
             tracing::warn!(%error, "could not seal a recovered segment, it will be read again at the next start");
         }

@@ -29,7 +29,7 @@ fn many_seeds_keep_every_promise() {
         let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(part(thread))).collect();
         parts.into_iter().filter_map(|part| part.join().expect("panics are caught")).collect()
     });
-    assert!(failed.is_empty(), "GEMINGA_SEED={} fails", failed[0]);
+    assert!(failed.is_empty(), "GEMINGA_SEED={} fails; all: {failed:?}", failed[0]);
 }
 
 #[test]

@@ -62,14 +62,14 @@ impl Model {
         let known = self.ledgers.get_mut(&ledger).expect("asked for");
         match result {
             Ok(()) => {
+                if known.deleted {
+                    return;
+                }
                 // With damage, an empty ledger's fence may be among what was lost.
                 assert!(
                     known.fenced.is_none() || flips > 0 && known.fenced == Some(None),
                     "ledger {ledger}: acknowledged after a fence"
                 );
-                if known.deleted {
-                    return;
-                }
                 assert_eq!(known.durable, first, "ledger {ledger}: acknowledged with a gap before it");
                 known.durable = first + count;
             }
