@@ -15,7 +15,8 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let folder = PathBuf::from(arguments.next().expect("a folder"));
     let mut number = |default: u64| arguments.next().map_or(default, |text| text.parse().expect("a number"));
-    let (seconds, payload_bytes, rate, ledgers, per_call) = (number(5), number(1024), number(10_000), number(1), number(1));
+    let (seconds, payload_bytes, rate, ledgers, per_call) =
+        (number(5), number(1024), number(10_000), number(1), number(1));
     let begin = Instant::now();
     let (log, report) = Log::open(&folder, LogOptions::default()).expect("opens");
     println!("opened in {:?}: {report:?}", begin.elapsed());

@@ -11,6 +11,12 @@ const SPACE_CHECK: Duration = Duration::from_millis(250);
 /// After this long without a commit, an empty one proves that the last was durable.
 const MARK_AFTER: Duration = Duration::from_millis(200);
 
+const ZEROING_STEP_BYTES: u64 = 512 << 10;
+/// Bytes per second.
+const ZEROING_RATE_MIN: f64 = (16 << 20) as f64;
+/// Bytes per second. Above, commits are large, and zeros would cost more than they save.
+const ZEROING_PAYS_BELOW: f64 = (96 << 20) as f64;
+
 #[derive(Default)]
 pub(crate) struct State {
     pub closed: bool,
@@ -20,6 +26,7 @@ pub(crate) fn run(shared: &Shared) {
     let mut space_checked = Instant::now();
     let mut idle_since = Instant::now();
     let mut reclaim = None;
+    let mut zeroing = Zeroing { committed_bytes: 0, at: Instant::now(), rate: 0.0, budget: 0 };
     loop {
         {
             let mut state = shared.house_state.lock();
@@ -33,6 +40,7 @@ pub(crate) fn run(shared: &Shared) {
         let engine = &shared.engine;
         report("prepare a segment", engine.prepare_next());
         report("seal a segment", engine.seal_retired());
+        report("write zeros ahead", zeroing.round(shared));
         if space_checked.elapsed() >= SPACE_CHECK {
             engine.check_space();
             space_checked = Instant::now();
@@ -43,6 +51,39 @@ pub(crate) fn run(shared: &Shared) {
         } else if idle_since.elapsed() >= MARK_AFTER && engine.wants_mark() {
             shared.submit(Request::Mark);
         }
+    }
+}
+
+/// How fast blocks are zeroed ahead of the writing: somewhat faster than they are used, not at all at full speed.
+struct Zeroing {
+    committed_bytes: u64,
+    at: Instant,
+    /// Bytes per second that are written, smoothed.
+    rate: f64,
+    /// Bytes that may be zeroed now.
+    budget: u64,
+}
+
+impl Zeroing {
+    fn round(&mut self, shared: &Shared) -> std::io::Result<()> {
+        let (now, committed_bytes) = (Instant::now(), shared.engine.committed_bytes());
+        let seconds = (now - self.at).as_secs_f64().max(0.001);
+        let rate = (committed_bytes - self.committed_bytes) as f64 / seconds;
+        self.rate += (rate - self.rate) * 0.3;
+        (self.committed_bytes, self.at) = (committed_bytes, now);
+        if self.rate > ZEROING_PAYS_BELOW {
+            return Ok(());
+        }
+        let budget = ((2.0 * self.rate).max(ZEROING_RATE_MIN) * seconds.min(0.1)) as u64;
+        // Whole steps only, so that few syncs of the file find changed extents.
+        self.budget = (self.budget + budget).min(4 * ZEROING_STEP_BYTES);
+        while self.budget >= ZEROING_STEP_BYTES {
+            self.budget -= ZEROING_STEP_BYTES;
+            if shared.engine.zero_ahead(ZEROING_STEP_BYTES)? == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -23,6 +23,7 @@ use crate::options::LogOptions;
 /// A second commit is begun beside one under way when this much waits.
 const OVERLAP_BYTES: usize = 256 << 10;
 const WRITERS: usize = 2;
+const ZEROED_AT_START_BYTES: u64 = 4 << 20;
 
 /// A handle to an open log; clones share it. The log closes when [`Log::close`] is called or the last handle goes.
 #[derive(Clone)]
@@ -83,6 +84,10 @@ impl Log {
         let (engine, report) = Engine::open(disk, options.clone())?;
         if let Err(error) = engine.prepare_next() {
             tracing::warn!(%error, "could not prepare a segment");
+        }
+        // The first commits find written blocks; a few milliseconds.
+        if let Err(error) = engine.zero_ahead(ZEROED_AT_START_BYTES) {
+            tracing::warn!(%error, "could not write zeros");
         }
         let shared = Arc::new(Shared {
             engine,

@@ -98,7 +98,8 @@ fn an_entry_larger_than_a_segment_is_stored() {
     let (log, _) = Log::open(folder.path(), options()).expect("opens");
     let body = Bytes::from((0..5 << 20).map(|at: u32| at as u8).collect::<Vec<u8>>());
     for number in 0..3 {
-        let large = Append { ledger: 1, entry: number, parts: [body.clone(), Bytes::new(), Bytes::new()], reserve: false };
+        let large =
+            Append { ledger: 1, entry: number, parts: [body.clone(), Bytes::new(), Bytes::new()], reserve: false };
         assert_eq!(append_and_wait(&log, vec![large]), Ok(()));
     }
     drop(log);

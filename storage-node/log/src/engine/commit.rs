@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use rustc_hash::FxHashSet;
 
 use super::batch::{Append, Batch, Class, Done, FenceDone, Request};
@@ -36,15 +38,25 @@ pub(super) struct Active<F> {
     pub next_offset: u64,
     /// Space set aside for it.
     pub allocated: u64,
+    /// Blocks before this were written once, if only with zeros.
+    pub zeroed_to: u64,
     /// A write or sync of it failed: what is not durable by now will never be.
     pub failed: bool,
     pub has_manifest: bool,
 }
 
+pub(super) struct Prepared<F> {
+    pub segment: SharedSegment<F>,
+    pub allocated: u64,
+    pub zeroed_to: u64,
+}
+
 pub(super) struct Writer<F> {
     pub active: Option<Active<F>>,
     /// The next segment, ready to be used.
-    pub prepared: Option<(SharedSegment<F>, u64)>,
+    pub prepared: Option<Prepared<F>>,
+    /// Bytes of a segment that are being zeroed just now.
+    pub zeroing: Option<(u32, Range<u64>)>,
     pub next_segment: u32,
     /// How far the log is durable.
     pub durable: (u32, u64),
@@ -69,6 +81,7 @@ impl<F> Writer<F> {
         Self {
             active: None,
             prepared: None,
+            zeroing: None,
             next_segment,
             durable: (0, 0),
             in_flight: 0,
@@ -214,13 +227,18 @@ impl<D: Disk> Engine<D> {
 
     fn dispatch(
         &self,
-        writer: &mut Writer<D::File>,
+        writer: &mut MutexGuard<Writer<D::File>>,
         mut batch: Batch,
         must_write: bool,
         mut commit: Commit<D::File>,
     ) -> Begin<D::File> {
         if must_write {
             batch.pad();
+            // Rare: zeroing keeps a distance.
+            while writer.zeroing.as_ref().is_some_and(|(id, range)| *id == batch.segment && range.start < batch.end()) {
+                self.zeroed.wait(writer);
+            }
+            let writer = &mut **writer;
             let active = writer.active.as_mut().expect("the batch is for it");
             active.has_manifest = true;
             active.next_offset = batch.end();
@@ -410,7 +428,7 @@ impl<D: Disk> Engine<D> {
         if let Some(reason) = &writer.read_only {
             return Err(AppendError::ReadOnly(reason.clone()));
         }
-        let (segment, allocated) = match writer.prepared.take() {
+        let Prepared { segment, allocated, zeroed_to } = match writer.prepared.take() {
             Some(prepared) => prepared,
             None => {
                 let bytes = self.affordable_segment(class)?;
@@ -418,7 +436,7 @@ impl<D: Disk> Engine<D> {
                 let segment = self
                     .create_segment(SegmentKind::Log, id, bytes)
                     .map_err(|error| self.creation_failed(id, &error))?;
-                (segment, bytes)
+                Prepared { segment, allocated: bytes, zeroed_to: DATA_AT }
             }
         };
         let mut catalog = self.catalog.write();
@@ -435,7 +453,8 @@ impl<D: Disk> Engine<D> {
             active: true,
         };
         catalog.segments.insert(segment.id, entry);
-        writer.active = Some(Active { segment, next_offset: DATA_AT, allocated, failed: false, has_manifest: false });
+        writer.active =
+            Some(Active { segment, next_offset: DATA_AT, allocated, zeroed_to, failed: false, has_manifest: false });
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use rustc_hash::FxHashSet;
 
 use super::batch::{Done, Request};
 use super::catalog::{Catalog, IndexState, SegmentEntry};
+use super::commit::Prepared;
 use super::recovery::read_directory;
 use super::{Engine, LogStats, Segment, SharedSegment, segment_name};
 use crate::buffer::AlignedBuffer;
@@ -86,11 +87,14 @@ impl<D: Disk> Engine<D> {
             }
             writer.take_segment_id()
         };
+        // A recycled file was written before; a new one has unwritten extents.
+        let is_recycled = !self.spares.lock().is_empty();
         let segment = self.create_segment(SegmentKind::Log, id, bytes)?;
+        let zeroed_to = if is_recycled { bytes } else { DATA_AT };
         let mut writer = self.writer.lock();
         let is_newest = writer.active.as_ref().is_none_or(|active| active.segment.id < id);
         if writer.prepared.is_none() && is_newest {
-            writer.prepared = Some((segment, bytes));
+            writer.prepared = Some(Prepared { segment, allocated: bytes, zeroed_to });
             return Ok(());
         }
         drop(writer);
@@ -146,6 +150,11 @@ impl<D: Disk> Engine<D> {
                 0
             }
         }
+    }
+
+    /// Bytes of all commits since the log was opened.
+    pub fn committed_bytes(&self) -> u64 {
+        self.writer.lock().committed_bytes
     }
 
     /// Segment and offset up to which everything that was written is durable.

@@ -12,11 +12,12 @@ mod maintain;
 mod read;
 mod recovery;
 mod scan;
+mod zero;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use batch::{Append, Done, FenceDone, Request};
 pub use commit::{Begin, Commit, Outcome};
@@ -35,6 +36,8 @@ pub struct Engine<D: Disk> {
     catalog: RwLock<Catalog<D::File>>,
     cache: Mutex<IndexCache>,
     writer: Mutex<Writer<D::File>>,
+    /// Told when [`Writer::zeroing`] has come to its end.
+    zeroed: Condvar,
     /// Files that were segments and can become new ones.
     spares: Mutex<Vec<String>>,
     /// Only the reserve is left.

@@ -82,6 +82,7 @@ impl<D: Disk> Engine<D> {
             catalog: parking_lot::RwLock::new(catalog),
             writer: parking_lot::Mutex::new(Writer::new(next_segment)),
             spares: parking_lot::Mutex::new(spares),
+            zeroed: parking_lot::Condvar::new(),
             full: false.into(),
             pending: Default::default(),
         };

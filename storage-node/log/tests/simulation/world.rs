@@ -317,7 +317,7 @@ impl World {
     }
 
     fn maintain(&mut self) {
-        let result = match self.rng.random_range(0..6) {
+        let result = match self.rng.random_range(0..7) {
             0 => self.engine.prepare_next(),
             1 => self.engine.seal_retired(),
             2 => {
@@ -331,6 +331,7 @@ impl World {
                 Ok(())
             }
             4 => self.reclaim(),
+            5 => self.engine.zero_ahead(16 << 10).map(drop),
             _ => self.compact(),
         };
         self.note(format_args!("maintained: {}", result.is_ok()));
