@@ -20,7 +20,15 @@ use clap::{CommandFactory, FromArgMatches};
 use cli::{Cli, Command};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Few arenas and quick decay: buffers are taken on one thread and given back on another, and memory that has been given
+/// back must leave the process before the budgets let others take it. (With mimalloc a fan-out to ten lagging consumers
+/// kept 560 MiB resident; with this 200, and 20 afterwards.) Huge pages, because direct I/O from scattered 4 KiB pages
+/// halves the throughput of a virtual disk.
+#[allow(non_upper_case_globals)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static malloc_conf: &[u8] = b"narenas:4,background_thread:true,dirty_decay_ms:500,muzzy_decay_ms:0,thp:always\0";
 
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();

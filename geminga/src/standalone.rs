@@ -55,7 +55,7 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     let advertised = Advertised::new(options, pulsar, http);
     bootstrap(&metadata, &options.cluster, &advertised.http_url(), &advertised.pulsar_url()).await?;
 
-    let log = open_log(&data_dir)?;
+    let log = open_log(&data_dir, options.memory_limit.bytes())?;
     let broker = Broker::start(
         BrokerConfig {
             cluster: options.cluster.clone(),
@@ -98,10 +98,13 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
 }
 
 /// Opens the embedded storage node's log: recovery after a crash happens here.
-fn open_log(data_dir: &DataDir) -> anyhow::Result<Log> {
+///
+/// The broker bounds what it has under way well below `memory_limit`, so the log never has to refuse for want of room.
+fn open_log(data_dir: &DataDir, memory_limit: u64) -> anyhow::Result<Log> {
     let path = data_dir.log();
+    let options = LogOptions { max_queued_bytes: memory_limit as usize, ..LogOptions::default() };
     let (log, report) =
-        Log::open(&path, LogOptions::default()).with_context(|| format!("cannot open the log in {}", path.display()))?;
+        Log::open(&path, options).with_context(|| format!("cannot open the log in {}", path.display()))?;
     tracing::info!(?report, "log is open");
     Ok(log)
 }

@@ -177,7 +177,7 @@ impl Topic {
     }
 
     /// Forgets cached entries that every connected subscription has read.
-    fn trim_cache(&self, state: &mut TopicState) {
+    pub(super) fn trim_cache(&self, state: &mut TopicState) {
         if state.cache.bytes() == 0 {
             return;
         }

@@ -61,6 +61,7 @@ impl Sub {
             read_ahead: ReadAhead::default(),
             dirty: false,
             timer_at: 0,
+            unused_since: now_ms(),
             dropped: 0,
         }
     }
@@ -168,9 +169,11 @@ impl Topic {
         let mut state = self.state.lock();
         let name = &consumer.subscription;
         if state.consumers.remove(&consumer.key).is_some() {
+            state.last_active_at = now_ms();
             let TopicState { subscriptions, ledger, .. } = &mut *state;
             if let Some(sub) = subscriptions.get_mut(name) {
                 sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
+                sub.unused_since = now_ms();
                 if sub.ephemeral && !sub.core.has_consumers() {
                     sub.read_ahead.clear(&self.shared.memory.read_ahead);
                     subscriptions.remove(name);
@@ -179,6 +182,7 @@ impl Topic {
                     self.dispatch(&mut state, name, &mut flushes);
                 }
             }
+            self.trim_cache(&mut state);
         }
         drop(state);
         flushes.run();
@@ -258,6 +262,7 @@ impl Topic {
         }
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
+        state.last_active_at = now_ms();
         self.disconnect_consumers(&mut state, name, by, &mut flushes);
         if let Some(mut sub) = state.subscriptions.remove(name) {
             sub.read_ahead.clear(&self.shared.memory.read_ahead);
@@ -290,6 +295,7 @@ impl Topic {
             consumers.remove(&consumer.key);
             if let Some(sub) = subscriptions.get_mut(name) {
                 sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
+                sub.unused_since = now_ms();
             }
             consumer.peer.close_consumer(consumer.consumer_id);
             flushes.add(&consumer.peer);
