@@ -70,7 +70,7 @@ impl Rest {
     async fn publish(&self, topic: &str, messages: &[&str]) {
         let name = TopicName::parse(topic).unwrap();
         let topic = self.broker.topic(&name, true).await.unwrap();
-        let (peer, mut receipts) = Client::new();
+        let (peer, mut receipts) = Client::connect();
         let ProducerGrant { handle, .. } = topic.add_producer(request(), peer, || ()).await.unwrap();
         let mut batch = messages.iter().zip(0..).map(|(text, sequence_id)| publish(text, sequence_id)).collect();
         topic.publish(&handle, &mut batch);
@@ -119,7 +119,7 @@ struct Client {
 }
 
 impl Client {
-    fn new() -> (Arc<dyn Peer>, mpsc::UnboundedReceiver<Result<Receipt, String>>) {
+    fn connect() -> (Arc<dyn Peer>, mpsc::UnboundedReceiver<Result<Receipt, String>>) {
         let (receipts, receiver) = mpsc::unbounded_channel();
         (Arc::new(Self { receipts }), receiver)
     }

@@ -181,7 +181,8 @@ fn top_topics(page: &mut String, cluster: &str, mut figures: Vec<(String, String
     figures.retain(|(_, _, of)| of.rate_in + of.rate_out > 0.0);
     figures.sort_by(|a, b| (b.2.rate_in + b.2.rate_out).total_cmp(&(a.2.rate_in + a.2.rate_out)));
     figures.truncate(TOP_TOPICS);
-    let shown: [(&str, &str, fn(&TopicFigures) -> f64); 3] = [
+    type Figure = fn(&TopicFigures) -> f64;
+    let shown: [(&str, &str, Figure); 3] = [
         ("geminga_top_topic_rate_in", "Messages per second into the busiest topics", |of| of.rate_in),
         ("geminga_top_topic_rate_out", "Messages per second out of the busiest topics", |of| of.rate_out),
         ("geminga_top_topic_msg_backlog", "Backlog of the busiest topics", |of| of.backlog as f64),

@@ -97,7 +97,10 @@ impl Broker {
             })
             .await;
         match updated {
-            Ok(_) => Ok(self.topic_list_changed(name.namespace())),
+            Ok(_) => {
+                self.topic_list_changed(name.namespace());
+                Ok(())
+            }
             Err(error) if error.is_not_found() => Err(not_partitioned()),
             Err(error) => Err(error.into()),
         }
@@ -123,7 +126,10 @@ impl Broker {
             }
         }
         match self.shared.metadata.delete_partitioned_topic(name).await {
-            Ok(()) => Ok(self.topic_list_changed(name.namespace())),
+            Ok(()) => {
+                self.topic_list_changed(name.namespace());
+                Ok(())
+            }
             Err(error) if error.is_not_found() => Err(not_found()),
             Err(error) => Err(error.into()),
         }

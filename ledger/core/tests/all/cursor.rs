@@ -216,7 +216,7 @@ proptest! {
                     cursor.reset(&list, p);
                 }
                 Op::Skip(n) => {
-                    let nth = naive.left.keys().take(n as usize).last().copied();
+                    let nth = naive.left.keys().take(n as usize).next_back().copied();
                     nth.inspect(|nth| naive.left.retain(|q, _| q > nth));
                     cursor.skip(&list, n);
                 }

@@ -45,9 +45,7 @@ impl<const N: usize> Rate<N> {
     const ZERO: Self = Self { totals: [0; N], per_second: [0.0; N] };
 
     fn update(&mut self, totals: [u64; N], seconds: f64) {
-        for index in 0..N {
-            self.per_second[index] = totals[index].saturating_sub(self.totals[index]) as f64 / seconds;
-        }
+        self.per_second = std::array::from_fn(|i| totals[i].saturating_sub(self.totals[i]) as f64 / seconds);
         self.totals = totals;
     }
 
