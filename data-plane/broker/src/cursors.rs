@@ -23,7 +23,7 @@ pub type CursorDone = Box<dyn FnOnce(std::result::Result<(), BrokerError>) + Sen
 const RETRY: Duration = Duration::from_millis(200);
 /// Bytes read at once in replay.
 const REPLAY_BYTES: usize = 4 << 20;
-/// Acknowledgements that wait for a disk; beyond, they are refused until it catches up.
+/// Bytes of acknowledgements that may wait to become durable; beyond, see [`Cursors::is_overloaded`].
 const PENDING_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) struct Cursors {
@@ -114,7 +114,8 @@ impl Cursors {
         self.state.lock().log.durable_mark_delete(cursor_id, initial)
     }
 
-    /// Whether so much waits to be durable that acknowledging has to pause.
+    /// Whether so much waits to become durable that acknowledgements whose receipt was asked for are refused, and others
+    /// stay in their cursors until the log has caught up.
     pub fn is_overloaded(&self) -> bool {
         self.state.lock().log.pending_bytes() > PENDING_BYTES_MAX
     }
@@ -254,6 +255,10 @@ impl Cursors {
                 Ok(version) => {
                     state.record_version = Some(version);
                     state.log.record_saved();
+                }
+                Err(error) if error.is_conflict() => {
+                    tracing::error!(%error, "another broker has taken over the cursor log");
+                    state.log.fence();
                 }
                 Err(error) => {
                     tracing::error!(%error, "could not save the record of the cursor log");

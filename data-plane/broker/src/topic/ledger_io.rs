@@ -58,6 +58,7 @@ impl Topic {
             let mut state = topic.state.lock();
             match result {
                 Ok(id) => state.ledger.ledger_created(now_ms(), id),
+                Err(error) if error.is_conflict() => topic.deposed(&mut state, &error),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not create a ledger");
                     state.ledger.ledger_create_failed(&error.to_string());
@@ -67,6 +68,12 @@ impl Topic {
             drop(state);
             flushes.run();
         });
+    }
+
+    /// Somebody else has written the topic's record: nothing is acknowledged here any more.
+    fn deposed(&self, state: &mut TopicState, error: &MetadataError) {
+        tracing::error!(topic = %self.name, %error, "another broker has taken over the topic");
+        state.ledger.fence();
     }
 
     async fn store_new_ledger(&self) -> Result<u64, MetadataError> {
@@ -107,6 +114,7 @@ impl Topic {
             let mut state = topic.state.lock();
             match result {
                 Ok(()) => state.ledger.record_saved(),
+                Err(error) if error.is_conflict() => topic.deposed(&mut state, &error),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not save the list of ledgers");
                     state.ledger.record_save_failed();
