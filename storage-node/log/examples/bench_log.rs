@@ -29,7 +29,7 @@ fn main() {
     let (mut calls, mut bytes) = (0_u64, 0_u64);
     while begin.elapsed() < Duration::from_secs(seconds) {
         let due = if rate == 0 { u64::MAX } else { (begin.elapsed().as_secs_f64() * rate as f64) as u64 / per_call };
-        if calls >= due || outstanding.load(Ordering::Relaxed) > 32 << 20 {
+        if calls >= due || outstanding.load(Ordering::Relaxed) > 16 << 20 {
             std::thread::sleep(Duration::from_micros(50));
             continue;
         }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use crate::engine::Request;
 use crate::log::Shared;
 
-/// How often it looks; sealing and preparing a segment takes less time than filling one.
+/// How often it looks while something goes on; sealing and preparing a segment takes less time than filling one.
 const ROUND: Duration = Duration::from_millis(20);
+/// And while nothing does.
+const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
 /// After this long without a commit, an empty one proves that the last was durable.
 const MARK_AFTER: Duration = Duration::from_millis(200);
@@ -26,12 +28,13 @@ pub(crate) fn run(shared: &Shared) {
     let mut space_checked = Instant::now();
     let mut idle_since = Instant::now();
     let mut reclaim = None;
+    let mut busy = true;
     let mut zeroing = Zeroing { committed_bytes: 0, at: Instant::now(), rate: 0.0, budget: 0 };
     loop {
         {
             let mut state = shared.house_state.lock();
             if !state.closed {
-                shared.house.wait_for(&mut state, ROUND);
+                shared.house.wait_for(&mut state, if busy { ROUND } else { IDLE_ROUND });
             }
             if state.closed {
                 return;
@@ -40,7 +43,9 @@ pub(crate) fn run(shared: &Shared) {
         let engine = &shared.engine;
         report("prepare a segment", engine.prepare_next());
         report("seal a segment", engine.seal_retired());
-        report("write zeros ahead", zeroing.round(shared));
+        let zeroed = zeroing.round(shared);
+        busy = reclaim.is_some() || zeroing.rate > 1.0 || matches!(zeroed, Ok(true));
+        report("write zeros ahead", zeroed.map(drop));
         if space_checked.elapsed() >= SPACE_CHECK {
             engine.check_space();
             space_checked = Instant::now();
@@ -65,14 +70,15 @@ struct Zeroing {
 }
 
 impl Zeroing {
-    fn round(&mut self, shared: &Shared) -> std::io::Result<()> {
+    /// Whether there was anything to do.
+    fn round(&mut self, shared: &Shared) -> std::io::Result<bool> {
         let (now, committed_bytes) = (Instant::now(), shared.engine.committed_bytes());
         let seconds = (now - self.at).as_secs_f64().max(0.001);
         let rate = (committed_bytes - self.committed_bytes) as f64 / seconds;
         self.rate += (rate - self.rate) * 0.3;
         (self.committed_bytes, self.at) = (committed_bytes, now);
         if self.rate > ZEROING_PAYS_BELOW {
-            return Ok(());
+            return Ok(true);
         }
         let budget = ((2.0 * self.rate).max(ZEROING_RATE_MIN) * seconds.min(0.1)) as u64;
         // Whole steps only, so that few syncs of the file find changed extents.
@@ -80,10 +86,10 @@ impl Zeroing {
         while self.budget >= ZEROING_STEP_BYTES {
             self.budget -= ZEROING_STEP_BYTES;
             if shared.engine.zero_ahead(ZEROING_STEP_BYTES)? == 0 {
-                break;
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

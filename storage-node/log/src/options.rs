@@ -3,7 +3,8 @@
 pub struct LogOptions {
     /// Size of a segment file; less on a small disk (1/32 of it, but at least 256 KiB). Below 4 GiB.
     pub segment_bytes: u64,
-    /// Payload that may wait to be written; an append beyond it is answered [`crate::AppendError::Overloaded`].
+    /// Memory of appends that may wait to be written, some 180 bytes per entry included. An append beyond it is answered
+    /// [`crate::AppendError::Overloaded`], and its ledger then takes no more: a backstop, for callers that have no bound.
     pub max_queued_bytes: usize,
     /// Bytes that are taken into one write. Two such buffers exist at most.
     pub commit_bytes: usize,
@@ -21,7 +22,7 @@ impl Default for LogOptions {
     fn default() -> Self {
         Self {
             segment_bytes: 128 << 20,
-            max_queued_bytes: 64 << 20,
+            max_queued_bytes: 128 << 20,
             commit_bytes: 4 << 20,
             reserve_bytes: 256 << 20,
             index_memory_bytes: 16 << 20,

@@ -287,34 +287,27 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Removes the files of dropped segments, or keeps them for new ones. A file that is still read is not reused.
+    /// Removes the files of dropped segments, or keeps them for new ones.
     pub fn dispose(&self) -> io::Result<usize> {
         let dropped = std::mem::take(&mut *self.pending.dropped.lock());
         if dropped.is_empty() {
             return Ok(0);
         }
         let count = dropped.len();
-        let mut kept = Vec::new();
         let mut graves = Vec::new();
         for (segment, rows) in dropped {
-            let name = segment_name(segment.id);
-            let is_whole = segment.kind == SegmentKind::Log && segment.file.length()? >= self.options.segment_bytes;
-            if is_whole
-                && Arc::strong_count(&segment) == 1
-                && self.spares.lock().len() + kept.len() < SPARES_KEPT
-                && !self.is_full()
-            {
-                let spare = format!("{SPARE_PREFIX}{:08x}", segment.id);
-                drop(segment);
-                self.disk.rename(&name, &spare)?;
-                kept.push(spare);
+            // A file that is still read is not reused.
+            let in_use = Arc::strong_count(&segment) > 1;
+            let id = segment.id;
+            drop(segment);
+            if in_use {
+                self.disk.remove(&segment_name(id))?
             } else {
-                self.disk.remove(&name)?;
+                self.discard(id)?
             }
             graves.extend(rows);
         }
         self.disk.sync_folder()?;
-        self.spares.lock().append(&mut kept);
         let mut catalog = self.catalog.write();
         for row in graves {
             let Some(grave) = catalog.graves.get_mut(&row.ledger) else { continue };
@@ -325,6 +318,20 @@ impl<D: Disk> Engine<D> {
             }
         }
         Ok(count)
+    }
+
+    /// Keeps the file for a new segment, or removes it. The folder is to be synced by the caller.
+    pub(super) fn discard(&self, id: u32) -> io::Result<()> {
+        let name = segment_name(id);
+        let mut spares = self.spares.lock();
+        let length = self.disk.open(&name)?.length()?;
+        if length < self.options.segment_bytes || spares.len() >= SPARES_KEPT || self.is_full() {
+            return self.disk.remove(&name);
+        }
+        let spare = format!("{SPARE_PREFIX}{id:08x}");
+        self.disk.rename(&name, &spare)?;
+        spares.push(spare);
+        Ok(())
     }
 
     /// Seals the segment that is being written. To be called when nothing is under way and nothing will come.

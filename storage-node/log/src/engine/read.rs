@@ -14,7 +14,7 @@ use crate::index::footer::decode_section;
 use crate::index::{Run, Runs};
 
 /// Runs are read together up to this size.
-const READ_BYTES: u64 = 1 << 20;
+const READ_BYTES: u64 = 4 << 20;
 /// A gap between two runs that is cheaper to read than to skip.
 const GAP_BYTES: u64 = 64 << 10;
 /// How many runs of a segment that is being written are copied for one read.

@@ -90,7 +90,7 @@ impl<D: Disk> Engine<D> {
         // After that, as the manifest that calls them unused must not be lost; before anything is sealed, so that none
         // of them can look newer than what is sealed now.
         for &id in &unused {
-            engine.disk.remove(&super::segment_name(id)).map_err(failed("removing an unused segment"))?;
+            engine.discard(id).map_err(failed("removing an unused segment"))?;
         }
         engine.disk.sync_folder().map_err(failed("syncing the folder"))?;
         if let Err(error) = engine.seal_retired() {
