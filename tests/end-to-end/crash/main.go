@@ -15,7 +15,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -64,6 +66,13 @@ func run(c config) (passed int, err error) {
 		return 0, err
 	}
 	defer server.kill()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-interrupted
+		server.kill()
+		os.Exit(130)
+	}()
 	random := rand.New(rand.NewPCG(c.seed, 0))
 	begin := time.Now()
 	for passed < c.rounds {
@@ -74,16 +83,14 @@ func run(c config) (passed int, err error) {
 		}
 		for range rounds {
 			if err := campaign.round(); err != nil {
-				campaign.close()
 				return passed, fmt.Errorf("round %d: %w", passed+1, err)
 			}
 			passed++
 		}
-		err = campaign.finish()
-		campaign.close()
-		if err != nil {
+		if err := campaign.finish(); err != nil {
 			return passed - rounds, fmt.Errorf("after round %d: %w", passed, err)
 		}
+		campaign.close()
 		fmt.Printf("%5d rounds, %6.1f s, %s\n", passed, time.Since(begin).Seconds(), campaign.summary())
 	}
 	return passed, nil

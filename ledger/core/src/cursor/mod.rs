@@ -130,7 +130,11 @@ impl Cursor {
             }
             None => {
                 let set = AckSet::of_whole_batch(ack_set, batch_size);
-                let (acked, remaining) = (set.batch_size() - set.remaining(), set.remaining());
+                let (mut acked, remaining) = (set.batch_size() - set.remaining(), set.remaining());
+                if batch_size == 0 {
+                    // Of unknown size: what is acknowledged may all lie behind the last bit that is set.
+                    acked = acked.max(1);
+                }
                 if acked > 0 && remaining > 0 {
                     self.state.above_mut().batches.insert(pos, set);
                 }

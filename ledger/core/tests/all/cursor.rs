@@ -312,3 +312,14 @@ fn acks_of_entries_that_do_not_exist_change_nothing() {
     assert!(cursor.ack(&list, pos(2, 0), AckKind::Entry).already);
     assert!(cursor.take_delta().is_none());
 }
+
+/// Clients that acknowledge a list send no batch size; the messages that are left may all come before the acknowledged ones.
+#[test]
+fn an_ack_in_a_batch_of_unknown_size_is_kept() {
+    let list = list_of(&[(3, 10)]);
+    let mut cursor = Cursor::new(pos(3, -1));
+    let outcome = cursor.ack(&list, pos(3, 4), AckKind::Batch { ack_set: &[0b1], batch_size: 0 });
+    assert!(!outcome.already && !outcome.entry_completed);
+    assert_eq!(cursor.remaining_set(pos(3, 4)), Some(vec![0b1]));
+    assert!(cursor.ack(&list, pos(3, 4), AckKind::Batch { ack_set: &[0b1110], batch_size: 0 }).entry_completed);
+}
