@@ -49,13 +49,9 @@ impl Cursors {
     /// Replays the log named `name`. Whoever wrote to it before is fenced.
     pub async fn open(name: &str, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
         let mut log = CursorLog::new(CursorLogConfig::default());
-        let record = metadata.get_cursor_log(name).await?;
+        let record = metadata.get_cursor_log::<Vec<LogLedger>>(name).await?;
         let record_version = record.as_ref().map(|record| record.version);
-        let list: Vec<LogLedger> = match &record {
-            Some(record) => serde_json::from_slice(&record.value)
-                .map_err(|error| BrokerError::Metadata(format!("record of cursor log {name}: {error}")))?,
-            None => Vec::new(),
-        };
+        let list = record.map_or_else(Vec::new, |record| record.value);
         for ledger in &list {
             let entries = match ledger.entries {
                 Some(entries) => entries,
@@ -276,8 +272,7 @@ impl Cursors {
         list: &[LogLedger],
         version: Option<u64>,
     ) -> std::result::Result<u64, MetadataError> {
-        let value = serde_json::to_vec(list).map_err(|error| MetadataError::Invalid(error.to_string()))?;
-        self.metadata.put_cursor_log(&self.name, value.into(), version).await
+        self.metadata.put_cursor_log(&self.name, &list, version).await
     }
 
     fn delete_ledgers(&self, ids: Vec<u64>) {

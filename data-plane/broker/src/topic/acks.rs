@@ -10,11 +10,17 @@ use super::{ConsumerHandle, Flushes, Topic, TopicState};
 use crate::error::BrokerError;
 
 impl Topic {
-    /// Acknowledges for a consumer; with a `request_id` the peer is told when it is durable.
+    /// Acknowledges for a consumer; with a `request_id` the peer is told when it is durable, or that too much waits for
+    /// that already.
     pub fn acknowledge(&self, consumer: &ConsumerHandle, request: AckRequest, request_id: Option<u64>) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
-        let result = self.apply_ack(&mut state, consumer, request);
+        let result = match request_id {
+            Some(_) if self.shared.cursors.is_overloaded() => Err(BrokerError::ServiceNotReady(
+                "too many acknowledgements wait to become durable; acknowledge again later".into(),
+            )),
+            _ => self.apply_ack(&mut state, consumer, request),
+        };
         match (result, request_id) {
             (Ok(()), Some(request_id)) => self.receipt_when_durable(&mut state, consumer, request_id, &mut flushes),
             (Ok(()), None) => self.flush_later(&mut state, &consumer.subscription),
@@ -101,9 +107,17 @@ impl Topic {
         }
     }
 
-    /// The flusher's turn for a subscription.
+    /// The flusher's turn for a subscription. While too much waits to become durable, its changes stay in the cursor,
+    /// where they take a bit each.
     pub(crate) fn flush_acks(&self, name: &Arc<str>) {
         let mut state = self.state.lock();
+        if self.shared.cursors.is_overloaded() {
+            if let Some(sub) = state.subscriptions.get_mut(name) {
+                sub.dirty = false;
+                self.flush_later(&mut state, name);
+            }
+            return;
+        }
         self.flush_cursor(&mut state, name, None);
     }
 

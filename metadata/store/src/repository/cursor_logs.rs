@@ -1,24 +1,30 @@
-//! Where cursor logs are: `cursor-logs/<name>`, opaque to metadata and changed by compare-and-set, so that a deposed
-//! owner of the log cannot move it.
+//! Where cursor logs are: `cursor-logs/<name>`, changed by compare-and-set, so that a deposed owner of the log cannot
+//! move it. What a record says is the affair of whoever owns the log.
 
-use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::Metadata;
-use crate::{Expect, MetadataError, Op, Record};
+use super::{Metadata, Versioned};
+use crate::{Expect, MetadataError, Op, codec};
 
 fn key(name: &str) -> String {
     format!("cursor-logs/{name}")
 }
 
 impl Metadata {
-    pub async fn get_cursor_log(&self, name: &str) -> Result<Option<Record>, MetadataError> {
-        self.store.get(&key(name)).await
+    pub async fn get_cursor_log<T: DeserializeOwned>(&self, name: &str) -> Result<Option<Versioned<T>>, MetadataError> {
+        self.read(&key(name)).await
     }
 
     /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version.
-    pub async fn put_cursor_log(&self, name: &str, value: Bytes, version: Option<u64>) -> Result<u64, MetadataError> {
+    pub async fn put_cursor_log<T: Serialize>(
+        &self,
+        name: &str,
+        value: &T,
+        version: Option<u64>,
+    ) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
-        Ok(self.store.commit(vec![Op::put(key(name), value, expect)]).await?[0])
+        Ok(self.store.commit(vec![Op::put(key(name), codec::encode(value)?, expect)]).await?[0])
     }
 
     pub async fn list_cursor_logs(&self) -> Result<Vec<String>, MetadataError> {
