@@ -133,13 +133,12 @@ impl Topic {
             Some(snapshot) => {
                 let (dedup, position) = Deduplication::decode(&snapshot, now_ms())
                     .map_err(|error| BrokerError::Metadata(format!("deduplication snapshot: {error}")))?;
-                (dedup, Some(position))
+                (dedup, position)
             }
-            None => (Deduplication::new(), None),
+            // A crash took the first snapshot: all that is stored counts.
+            None => (Deduplication::new(), Position::EARLIEST),
         };
-        if let Some(from) = from {
-            self.replay_deduplication(&mut dedup, from).await?;
-        }
+        self.replay_deduplication(&mut dedup, from).await?;
         let mut state = self.state.lock();
         state.dedup_cursor = Some(cursor_id);
         state.dedup = Some(dedup);
