@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
-use crate::disk::real::RealDisk;
+use crate::disk::real::{RealDisk, RealFile};
 use crate::engine::{Append, Begin, Commit, Done, Engine, FenceDone, LogStats, RecoveryReport, Request};
 use crate::error::{AppendError, FenceError, OpenError, ReadError};
 use crate::housekeeping;
@@ -283,7 +283,7 @@ fn write_commits(shared: &Shared) {
 }
 
 /// Waits for requests and encodes them; `None` when the log is closed and drained.
-fn next_commit(shared: &Shared) -> Option<(u64, Commit<<RealDisk as crate::disk::Disk>::File>)> {
+fn next_commit(shared: &Shared) -> Option<(u64, Box<Commit<RealFile>>)> {
     let mut queue = shared.queue.lock();
     loop {
         while !queue.may_begin() {

@@ -129,7 +129,7 @@ pub enum Begin<F> {
     Nothing,
     /// The next request has to wait until the commits under way are finished.
     Wait,
-    Commit(Commit<F>),
+    Commit(Box<Commit<F>>),
 }
 
 /// Bytes that are to be written and synced, in whatever thread; then [`Engine::finish`].
@@ -172,7 +172,7 @@ impl<D: Disk> Engine<D> {
             }
             let class = front.class();
             if let Err(error) = self.roll(&mut writer, class) {
-                return Begin::Commit(self.refuse(&mut writer, queue, &error, class));
+                return Begin::Commit(Box::new(self.refuse(&mut writer, queue, &error, class)));
             }
         }
         let mut commit = Commit {
@@ -250,7 +250,7 @@ impl<D: Disk> Engine<D> {
         commit.ticket = writer.next_ticket;
         writer.next_ticket += 1;
         writer.in_flight += 1;
-        Begin::Commit(commit)
+        Begin::Commit(Box::new(commit))
     }
 
     fn encode(&self, writer: &mut Writer<D::File>, batch: &mut Batch, request: Request, commit: &mut Commit<D::File>) {
@@ -498,7 +498,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Must be called in the order in which the commits were begun. The answers are for the caller to give.
-    pub fn finish(&self, mut commit: Commit<D::File>, written: io::Result<()>) -> Vec<Outcome> {
+    pub fn finish(&self, mut commit: Box<Commit<D::File>>, written: io::Result<()>) -> Vec<Outcome> {
         let mut writer = self.writer.lock();
         assert_eq!(commit.ticket, writer.finished_ticket, "commits are finished in order");
         writer.finished_ticket += 1;

@@ -31,6 +31,9 @@ pub struct CompactionPlan {
     pub live_bytes: u64,
 }
 
+/// A segment that is complete on disk, with its rows.
+type NewSegment<F> = (SegmentEntry<F>, Vec<Row>);
+
 /// The segment that is being written.
 struct Output<F> {
     segment: SharedSegment<F>,
@@ -121,7 +124,7 @@ impl<D: Disk> Engine<D> {
         segment: SharedSegment<D::File>,
         dropping: &[(u32, Vec<Row>)],
         pace: &mut dyn FnMut(u64) -> bool,
-    ) -> io::Result<Option<(SegmentEntry<D::File>, Vec<Row>)>> {
+    ) -> io::Result<Option<NewSegment<D::File>>> {
         let batch = Batch::new(segment.id, DATA_AT, AlignedBuffer::with_capacity(CHUNK_BYTES), (0, 0));
         let mut output = Output { segment, batch, index: OpenIndex::default() };
         self.controls_to_keep(dropping).into_iter().for_each(|control| output.batch.add_control(control));

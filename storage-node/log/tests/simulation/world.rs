@@ -24,7 +24,7 @@ enum Answer {
 }
 
 struct Flight {
-    commit: Commit<SimFile>,
+    commit: Box<Commit<SimFile>>,
     written: Option<io::Result<()>>,
     /// How far the log was durable when it was begun: proven on disk once this one is durable.
     proves: (u32, u64),
