@@ -55,7 +55,7 @@ pub(crate) async fn list(call: &Call, namespace: &NamespaceName, domain: TopicDo
     Answer::json(topics.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>())
 }
 
-/// The topic, or each of its partitions.
+/// The topic, or each of its partitions that exists: inactive ones are deleted until somebody uses them again.
 pub(crate) async fn each(call: &Call, name: &TopicName) -> Result<Vec<Arc<Topic>>> {
     let count = partitions(call, name).await?;
     if count == 0 {
@@ -63,9 +63,18 @@ pub(crate) async fn each(call: &Call, name: &TopicName) -> Result<Vec<Arc<Topic>
     }
     let mut topics = Vec::with_capacity(count as usize);
     for index in 0..count {
-        topics.push(existing(call, &name.partition(index)).await?);
+        topics.extend(partition(call, name, index).await?);
     }
     Ok(topics)
+}
+
+/// A partition, if it exists.
+async fn partition(call: &Call, name: &TopicName, index: u32) -> Result<Option<Arc<Topic>>> {
+    match call.broker.topic(&name.partition(index), false).await {
+        Ok(topic) => Ok(Some(topic)),
+        Err(BrokerError::TopicNotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn get(call: &Call, name: &TopicName) -> Result<Answer> {
@@ -155,11 +164,11 @@ async fn stats(call: &Call, name: &TopicName) -> Result<Answer> {
     let mut each = serde_json::Map::new();
     let per_partition = call.query("perPartition") != Some("false");
     for index in 0..count {
-        let partition = name.partition(index);
-        let stats = existing(call, &partition).await?.stats(&options).await?;
+        let Some(topic) = partition(call, name, index).await? else { continue };
+        let stats = topic.stats(&options).await?;
         total.add(&stats);
         if per_partition {
-            each.insert(partition.to_string(), to_json(&stats)?);
+            each.insert(topic.name().to_string(), to_json(&stats)?);
         }
     }
     let mut answer = to_json(&total)?;
@@ -172,8 +181,9 @@ async fn internal_stats(call: &Call, name: &TopicName) -> Result<Answer> {
     let count = must_have_partitions(call, name).await?;
     let mut each = serde_json::Map::new();
     for index in 0..count {
-        let partition = name.partition(index);
-        each.insert(partition.to_string(), to_json(&existing(call, &partition).await?.internal_stats())?);
+        if let Some(topic) = partition(call, name, index).await? {
+            each.insert(topic.name().to_string(), to_json(&topic.internal_stats())?);
+        }
     }
     Ok(Answer::Json(json!({
         "metadata": { "partitions": count, "deleted": false },

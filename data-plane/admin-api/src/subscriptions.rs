@@ -137,17 +137,13 @@ async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
         Some(start) => InitialPosition::After(Position { entry_id: start.entry_id - 1, ..start }),
     };
     let properties = id.and_then(|id| id.properties).unwrap_or_default();
-    let topics = if partitions(call, name).await? > 0 {
-        partitioned::each(call, name).await?
-    } else {
-        match call.broker.partitions(name, true).await {
-            Ok(0) => vec![call.broker.topic(name, true).await?],
-            Ok(_) => partitioned::each(call, name).await?,
-            Err(error) => return Err(error.into()),
-        }
+    let names: Vec<TopicName> = match call.broker.partitions(name, true).await? {
+        0 => vec![name.clone()],
+        count => (0..count).map(|index| name.partition(index)).collect(),
     };
     let mut created = 0;
-    for topic in &topics {
+    for name in &names {
+        let topic = call.broker.topic(name, true).await?;
         match topic.create_subscription(&subscription.into(), initial, properties.clone(), true).await {
             Ok(()) => created += 1,
             Err(BrokerError::AlreadyExists(_)) => {}

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError, PartitionedTopicRecord, TopicRecord, Versioned};
@@ -21,8 +20,6 @@ use crate::policies::EffectivePolicies;
 use crate::shared::{AckFlusher, Shared, now_ms};
 use crate::topic::Topic;
 
-/// How often topics roll over, trim and expire.
-const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// Changes of topic lists that a slow watcher may lag behind before it reads the list anew.
 const TOPIC_CHANGES: usize = 256;
 
@@ -80,7 +77,10 @@ impl Broker {
             let slot = self.topics.lock().entry(name.clone()).or_default().clone();
             let loaded = slot.get_or_try_init(|| self.load(name, may_create)).await;
             match loaded {
-                Ok(topic) if topic.is_serving() => return Ok(topic.clone()),
+                Ok(topic) if topic.is_serving() => {
+                    topic.asked_for();
+                    return Ok(topic.clone());
+                }
                 Ok(topic) => {
                     // It is being closed: once it is out of the map, load it again.
                     topic.closed().await;
@@ -278,6 +278,12 @@ impl Broker {
     pub async fn delete_topic(&self, name: &TopicName, force: bool) -> Result<()> {
         let topic = self.topic(name, false).await?;
         topic.close_for_deletion(force)?;
+        self.finish_deletion(&topic).await
+    }
+
+    /// Deletes a topic that was closed for that.
+    pub(crate) async fn finish_deletion(&self, topic: &Arc<Topic>) -> Result<()> {
+        let name = topic.name();
         let deleted = self.shared.metadata.delete_topic(name).await;
         let record = match deleted {
             Ok(record) => record,
@@ -317,42 +323,6 @@ impl Broker {
 
     pub fn next_consumer_name(&self) -> String {
         format!("{:x}-{:x}", self.started_at & 0xffff_ffff, self.names.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn start_housekeeping(self: Arc<Self>) {
-        let weak = Arc::downgrade(&self);
-        tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(HOUSEKEEPING);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                let Some(broker) = weak.upgrade() else { return };
-                for topic in broker.loaded_topics() {
-                    topic.housekeeping();
-                }
-                broker.sweep_garbage().await;
-            }
-        });
-    }
-
-    /// Deletes ledgers that no topic has any more and whose deletion did not come through.
-    async fn sweep_garbage(&self) {
-        let groups = match self.shared.metadata.list_garbage(64).await {
-            Ok(groups) => groups,
-            Err(error) => {
-                tracing::warn!(%error, "could not read which ledgers are garbage");
-                return;
-            }
-        };
-        for group in groups {
-            if let Err(error) = self.shared.ledgers.delete(group.clone()).await {
-                tracing::warn!(?group, %error, "could not delete garbage ledgers");
-                return;
-            }
-            if let Err(error) = self.shared.metadata.forget_garbage(&group).await {
-                tracing::warn!(?group, %error, "could not forget deleted ledgers");
-            }
-        }
     }
 
     /// Lets what is in flight finish: acknowledgements are written, topics are closed.

@@ -37,6 +37,15 @@ pub struct BrokerConfig {
     pub max_unacked_per_consumer: u32,
     /// The same for all consumers of a subscription.
     pub max_unacked_per_subscription: u32,
+    /// Topics that nobody uses are deleted, unless a policy says otherwise (Pulsar's `brokerDeleteInactiveTopicsEnabled`):
+    /// those without a subscription after `max_topic_inactivity`.
+    pub delete_inactive_topics: bool,
+    pub max_topic_inactivity: Duration,
+    /// With its last partition, an inactive partitioned topic goes too (Pulsar's
+    /// `brokerDeleteInactivePartitionedTopicMetadataEnabled`).
+    pub delete_inactive_partitioned_topics: bool,
+    /// How often topics roll over, trim, expire, and are looked at for inactivity.
+    pub housekeeping_interval: Duration,
     /// How long a connection that holds what another client wants may take to answer a ping (Pulsar's
     /// `connectionLivenessCheckTimeoutMillis`).
     pub liveness_timeout: Duration,
@@ -63,6 +72,10 @@ impl Default for BrokerConfig {
             max_ledger_age: Duration::from_secs(4 * 3600),
             max_unacked_per_consumer: 50_000,
             max_unacked_per_subscription: 200_000,
+            delete_inactive_topics: true,
+            max_topic_inactivity: Duration::from_secs(60),
+            delete_inactive_partitioned_topics: false,
+            housekeeping_interval: Duration::from_secs(10),
             liveness_timeout: Duration::from_secs(5),
             metrics_per_topic: false,
         }

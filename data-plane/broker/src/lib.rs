@@ -19,6 +19,7 @@ mod policies;
 mod schema;
 mod shared;
 mod topic;
+mod upkeep;
 
 pub use broker::Broker;
 pub use config::BrokerConfig;

@@ -6,6 +6,8 @@ use geminga_ledger::managed_ledger::Retention;
 use geminga_metadata::policies::{BACKLOG_QUOTA_SIZE, BacklogQuota, InactiveTopicPolicies};
 use geminga_metadata::{Policies, TopicPolicies};
 
+use crate::config::BrokerConfig;
+
 /// What applies to one topic. Made from records that were read; never assumed when they could not be.
 #[derive(Debug, Clone, Default)]
 pub struct EffectivePolicies {
@@ -20,6 +22,15 @@ pub enum QuotaAction {
     RefuseProducers,
     /// The slowest subscriptions skip what is over.
     EvictBacklog,
+}
+
+/// When a topic counts as inactive, and is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inactivity {
+    /// Without producers and consumers for so long.
+    pub after_ms: u64,
+    /// Subscriptions without a backlog do not keep it; otherwise every subscription does.
+    pub caught_up_suffices: bool,
 }
 
 const MINUTE_MS: i64 = 60_000;
@@ -103,8 +114,25 @@ impl EffectivePolicies {
         Some((bytes as u64, action))
     }
 
-    pub fn inactive(&self) -> Option<&InactiveTopicPolicies> {
-        self.topic.inactive_topic_policies.as_ref().or(self.namespace.inactive_topic_policies.as_ref())
+    /// `None` for a topic that is to be kept.
+    pub fn inactivity(&self, config: &BrokerConfig) -> Option<Inactivity> {
+        let own: Option<&InactiveTopicPolicies> =
+            self.topic.inactive_topic_policies.as_ref().or(self.namespace.inactive_topic_policies.as_ref());
+        let Some(policy) = own else {
+            let after_ms = config.max_topic_inactivity.as_millis() as u64;
+            return config.delete_inactive_topics.then_some(Inactivity { after_ms, caught_up_suffices: false });
+        };
+        let mode = policy.inactive_topic_delete_mode.as_deref();
+        policy.delete_while_inactive.then_some(Inactivity {
+            after_ms: policy.max_inactive_duration_seconds.max(0) as u64 * 1000,
+            caught_up_suffices: mode == Some("delete_when_subscriptions_caught_up"),
+        })
+    }
+
+    /// Subscriptions without consumers for so long are deleted.
+    pub fn subscription_expiration_ms(&self) -> Option<u64> {
+        let minutes = self.namespace.subscription_expiration_time_minutes.filter(|minutes| *minutes > 0)?;
+        Some(minutes as u64 * MINUTE_MS as u64)
     }
 
     pub fn schema_validation_enforced(&self) -> bool {

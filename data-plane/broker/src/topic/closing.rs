@@ -142,6 +142,7 @@ impl Topic {
         }
         self.sample_rates();
         self.expire_by_policy();
+        self.expire_subscriptions();
         self.trim();
     }
 }

@@ -62,6 +62,7 @@ impl Topic {
             me: me.clone(),
             state: Mutex::new(state),
             record_turn: tokio::sync::Mutex::new(()),
+            asked_at: Default::default(),
             changed: tokio::sync::Notify::new(),
             counters: Default::default(),
             rates: Default::default(),

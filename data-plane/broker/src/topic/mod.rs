@@ -18,6 +18,7 @@ mod admin;
 mod closing;
 mod completion;
 mod dispatch;
+mod inactive;
 mod ledger_io;
 mod liveness;
 mod load;
@@ -66,6 +67,8 @@ pub struct Topic {
     state: Mutex<TopicState>,
     /// Taken by whoever writes the topic's records in metadata.
     record_turn: tokio::sync::Mutex<()>,
+    /// When somebody last asked the broker for the topic, in ms since the epoch.
+    asked_at: AtomicU64,
     /// The topic's life has changed: it was closed, or its termination is stored.
     changed: tokio::sync::Notify,
     counters: Counters,
@@ -90,7 +93,7 @@ struct TopicState {
     producer_handles: FxHashMap<u64, Arc<ProducerHandle>>,
     /// Producers that have asked to join and are not in yet.
     joining: FxHashMap<u64, producing::Joining>,
-    /// When a producer or consumer was last there, in ms since the epoch.
+    /// When somebody was last seen to use the topic, in ms since the epoch.
     last_active_at: u64,
     dedup: Option<Deduplication>,
     entries_since_snapshot: u64,
@@ -134,6 +137,8 @@ struct Sub {
     dirty: bool,
     /// A timer for delayed messages is set for this time, in ms since the epoch.
     timer_at: u64,
+    /// When its last consumer left or it came into being here, in ms since the epoch.
+    unused_since: u64,
     /// Messages that no consumer could take (non-persistent topics).
     dropped: u64,
 }
