@@ -28,6 +28,10 @@ pub trait Peer: Send + Sync + 'static {
     /// `host:port` of the other side.
     fn address(&self) -> &str;
 
+    /// So many bytes of this connection are on their way to storage; [`Peer::settled`] says when they are no more.
+    fn published(&self, _bytes: u64) {}
+    fn settled(&self, _bytes: u64) {}
+
     /// Receipts in the order of the sends.
     fn receipts(&self, receipts: &[Receipt]);
     fn send_failed(&self, producer_id: u64, sequence_id: u64, error: &BrokerError);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use geminga_broker::{Broker, ConsumerHandle, ProducerHandle, Publish};
+use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
 use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -26,6 +26,8 @@ const FRAME_BYTES_BEFORE_CONNECT: usize = 64 << 10;
 /// Bounds of the read buffer: it grows with a busy connection.
 const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
+/// A connection on which nothing comes for so long gives a large read buffer back.
+const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
 const BATCH_ENTRIES: usize = 1024;
 /// A quiet client is asked for a sign of life, and given up after two rounds without one.
@@ -40,6 +42,8 @@ pub struct Connection {
     pub(crate) local_address: std::net::SocketAddr,
     pub(crate) broker: Arc<Broker>,
     pub(crate) outbox: Outbox,
+    /// What of this connection is not durable yet; it stops being read while that is too much.
+    pub(crate) publishing: Arc<Budget>,
     pub(crate) client: std::sync::OnceLock<ClientInfo>,
     pub(crate) producers: Mutex<FxHashMap<u64, ProducerSlot>>,
     pub(crate) consumers: Mutex<FxHashMap<u64, ConsumerSlot>>,
@@ -61,7 +65,6 @@ pub(crate) struct ClientInfo {
     pub version: String,
     pub protocol_version: i32,
     pub broker_entry_metadata: bool,
-    pub topic_watchers: bool,
 }
 
 /// A producer id on this connection.
@@ -82,10 +85,27 @@ pub(crate) enum ConsumerSlot {
 pub(crate) struct Gathered {
     pub producer: Option<Arc<ProducerHandle>>,
     pub batch: Vec<Publish>,
+    /// Size of the buffer that the messages are slices of.
+    pub read_buffer: usize,
 }
 
 impl Gathered {
+    /// Copies messages that are few beside the read buffer which they share, lest they keep all of it in memory for as
+    /// long as one of them waits in a cache. What is copied is an eighth at most.
+    fn unshare(&mut self) {
+        let bytes: usize = self.batch.iter().map(|publish| publish.payload.len()).sum();
+        if bytes * 8 > self.read_buffer {
+            return;
+        }
+        let mut own = BytesMut::with_capacity(bytes);
+        for publish in &mut self.batch {
+            own.extend_from_slice(&publish.payload);
+            publish.payload = own.split().freeze();
+        }
+    }
+
     pub fn hand_over(&mut self) {
+        self.unshare();
         if let Some(producer) = &self.producer
             && !self.batch.is_empty()
         {
@@ -149,24 +169,34 @@ impl Connection {
                 self.listening.store(false, Ordering::Relaxed);
                 self.heard.notify_waiters();
             }
+            gathered.read_buffer = chunk;
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
                 self.handle(frame, &mut gathered)?;
             }
             gathered.hand_over();
+            if buffer.is_empty() && buffer.capacity() > READ_BYTES_MIN && self.is_quiet(stream).await {
+                chunk = READ_BYTES_MIN;
+                buffer = BytesMut::with_capacity(chunk);
+            }
             if self.closing.load(Ordering::Relaxed) || self.outbox.is_closed() {
                 return Ok(());
             }
         }
     }
 
-    /// Stops reading while too much that was received is not durable yet.
+    /// Stops reading while too much that was received is not durable yet: of this connection, or of all together. In the
+    /// latter case a connection that has nothing under way still gets its turn, so that few heavy ones hold up nobody else.
     async fn wait_for_room(&self) {
-        let publishing = &self.broker.memory().publishing;
-        if publishing.exhausted() {
-            self.held_back.store(true, Ordering::Relaxed);
-            publishing.room().await;
-            self.held_back.store(false, Ordering::Relaxed);
+        let all = &self.broker.memory().publishing;
+        if !self.publishing.exhausted() && !all.exhausted() {
+            return;
         }
+        self.held_back.store(true, Ordering::Relaxed);
+        self.publishing.room().await;
+        if self.publishing.used() > 0 {
+            all.room().await;
+        }
+        self.held_back.store(false, Ordering::Relaxed);
     }
 
     /// Asks the client for a sign of life. Without one in time, everything of this connection is taken off its topics and
@@ -185,6 +215,17 @@ impl Connection {
         self.shut_down();
         self.leave();
         false
+    }
+
+    /// Whether nothing comes for a while, so that a large read buffer is better given back.
+    async fn is_quiet(&self, stream: &TcpStream) -> bool {
+        let something = async {
+            tokio::select! {
+                _ = stream.readable() => {}
+                () = self.stop.notified() => self.stop.notify_one(),
+            }
+        };
+        tokio::time::timeout(QUIET, something).await.is_err()
     }
 
     async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {

@@ -20,7 +20,6 @@ impl Connection {
             version: connect.client_version,
             protocol_version: connect.protocol_version.unwrap_or(0),
             broker_entry_metadata: flags.supports_broker_entry_metadata.unwrap_or(false),
-            topic_watchers: flags.supports_topic_watchers.unwrap_or(false),
         };
         let version = info.protocol_version.min(PROTOCOL_VERSION);
         tracing::debug!(address = %self.address, client = %info.version, version, "client connected");
@@ -121,7 +120,7 @@ impl Connection {
             proto::command_get_topics_of_namespace::Mode::NonPersistent => &[TopicDomain::NonPersistent],
             proto::command_get_topics_of_namespace::Mode::All => &TopicDomain::ALL,
         };
-        let mut topics = self.broker.topics(&namespace, domains).await?;
+        let mut topics = self.topics(&namespace, domains).await?;
         let mut filtered = false;
         if let Some(pattern) = command.topics_pattern.as_deref().filter(|pattern| !pattern.is_empty())
             && let Some(pattern) = TopicPattern::new(pattern)
@@ -197,8 +196,16 @@ impl Connection {
         }
     }
 
+    /// A namespace that does not exist has no topics, as in Pulsar (its HTTP lookup answers 404 instead).
+    async fn topics(&self, namespace: &NamespaceName, domains: &[TopicDomain]) -> Result<Vec<String>, BrokerError> {
+        match self.broker.topics(namespace, domains).await {
+            Err(BrokerError::TenantNotFound(_) | BrokerError::NamespaceNotFound(_)) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
     async fn matching(&self, namespace: &NamespaceName, pattern: &TopicPattern) -> Result<Vec<String>, BrokerError> {
-        let mut topics = self.broker.topics(namespace, &[TopicDomain::Persistent]).await?;
+        let mut topics = self.topics(namespace, &[TopicDomain::Persistent]).await?;
         topics.retain(|topic| pattern.matches(topic));
         Ok(topics)
     }

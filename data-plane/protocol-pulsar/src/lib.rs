@@ -15,13 +15,16 @@ mod schemas;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use geminga_broker::Broker;
+use geminga_broker::{Broker, Budget};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use connection::Connection;
 use outbox::Outbox;
+
+/// The part of the budget for messages that are not durable yet which one connection may fill.
+const CONNECTION_SHARE: u64 = 2;
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
@@ -54,6 +57,7 @@ pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: wat
             id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
             address: address.to_string(),
             local_address,
+            publishing: Budget::new(broker.memory().publishing.limit() / CONNECTION_SHARE),
             outbox: Outbox::new(stream.clone(), broker.memory().outbound.clone()),
             broker: broker.clone(),
             client: std::sync::OnceLock::new(),

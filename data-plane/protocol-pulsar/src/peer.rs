@@ -7,6 +7,9 @@ use geminga_wire_pulsar::{Command, MessageHeader, proto};
 use crate::connection::{Connection, ConsumerSlot, ProducerSlot};
 use crate::error::server_error;
 
+/// How the version of the Go client begins, today and before 0.9.
+const GO_CLIENT: [&str; 2] = ["Pulsar-Go-", "Pulsar Go "];
+
 impl Peer for Connection {
     fn connection_id(&self) -> u64 {
         self.id
@@ -14,6 +17,14 @@ impl Peer for Connection {
 
     fn address(&self) -> &str {
         &self.address
+    }
+
+    fn published(&self, bytes: u64) {
+        self.publishing.take(bytes);
+    }
+
+    fn settled(&self, bytes: u64) {
+        self.publishing.give_back(bytes);
     }
 
     fn receipts(&self, receipts: &[Receipt]) {
@@ -94,6 +105,10 @@ impl Peer for Connection {
     }
 
     fn end_of_topic(&self, consumer_id: u64) {
+        // The Go client does not know this command and would close the connection again and again.
+        if self.client.get().is_some_and(|client| GO_CLIENT.iter().any(|name| client.version.starts_with(name))) {
+            return;
+        }
         self.queue(&Command::from(proto::CommandReachedEndOfTopic { consumer_id }));
     }
 

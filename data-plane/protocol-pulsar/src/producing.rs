@@ -146,7 +146,7 @@ impl Connection {
         let name = TopicName::parse(&command.topic).map_err(|error| BrokerError::InvalidName(error.to_string()))?;
         let topic = self.broker.topic(&name, true).await?;
         let schema_version = match &command.schema {
-            Some(schema) => self.broker.add_schema(&name, schema).await?,
+            Some(schema) => Some(self.broker.add_schema(&name, schema).await?),
             None => {
                 self.broker.check_no_schema(&name).await?;
                 None

@@ -60,7 +60,7 @@ impl Connection {
             let response = match connection.find_or_create_schema(&command).await {
                 Ok(version) => proto::CommandGetOrCreateSchemaResponse {
                     request_id,
-                    schema_version: Some(version.unwrap_or_default().into()),
+                    schema_version: Some(version.into()),
                     ..Default::default()
                 },
                 Err(error) => proto::CommandGetOrCreateSchemaResponse {
@@ -77,7 +77,7 @@ impl Connection {
     async fn find_or_create_schema(
         &self,
         command: &proto::CommandGetOrCreateSchema,
-    ) -> Result<Option<Vec<u8>>, BrokerError> {
+    ) -> Result<Vec<u8>, BrokerError> {
         let name = parse(&command.topic)?;
         self.broker.topic(&name, false).await?;
         self.broker.add_schema(&name, &command.schema).await

@@ -86,6 +86,7 @@ impl Topic {
                     highest_sequence_id: origin.highest_sequence_id,
                     position: Some(position),
                 },
+                written.bytes,
                 flushes,
             );
         }
@@ -112,7 +113,7 @@ impl Topic {
             }
             origin.producer.peer.send_failed(origin.producer.producer_id, origin.sequence_id, error);
             flushes.add(&origin.producer.peer);
-            origin.producer.finished(1);
+            origin.producer.finished(1, bytes);
         }
         self.shared.memory.publishing.give_back(freed);
     }
@@ -127,7 +128,9 @@ impl Topic {
 }
 
 impl ProducerHandle {
-    pub(super) fn finished(&self, entries: usize) {
+    /// So many entries have been answered.
+    pub(super) fn finished(&self, entries: usize, bytes: u64) {
+        self.peer.settled(bytes);
         if self.in_flight.fetch_sub(entries, Ordering::AcqRel) == entries {
             self.drained.notify_waiters();
         }
@@ -139,14 +142,16 @@ impl ProducerHandle {
 struct Receipts {
     producer: Option<Arc<ProducerHandle>>,
     receipts: Vec<Receipt>,
+    bytes: u64,
 }
 
 impl Receipts {
-    fn add(&mut self, producer: Arc<ProducerHandle>, receipt: Receipt, flushes: &mut Flushes) {
+    fn add(&mut self, producer: Arc<ProducerHandle>, receipt: Receipt, bytes: u64, flushes: &mut Flushes) {
         if !self.producer.as_ref().is_some_and(|current| Arc::ptr_eq(current, &producer)) {
             self.send(flushes);
             self.producer = Some(producer.clone());
         }
+        self.bytes += bytes;
         self.receipts.push(Receipt { producer_id: producer.producer_id, ..receipt });
     }
 
@@ -154,7 +159,7 @@ impl Receipts {
         if let Some(producer) = self.producer.take() {
             producer.peer.receipts(&self.receipts);
             flushes.add(&producer.peer);
-            producer.finished(self.receipts.len());
+            producer.finished(self.receipts.len(), std::mem::take(&mut self.bytes));
             self.receipts.clear();
         }
     }

@@ -94,6 +94,7 @@ impl Topic {
             producer.messages.fetch_add(messages, Ordering::Relaxed);
             producer.bytes.fetch_add(bytes, Ordering::Relaxed);
             self.shared.memory.publishing.take(bytes);
+            producer.peer.published(bytes);
             state.ledger.append(now_ms(), entries);
             self.carry_out(state, flushes);
         }
