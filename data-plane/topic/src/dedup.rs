@@ -272,6 +272,17 @@ mod tests {
         assert_eq!(dedup.check("a", 5, 5, false), Verdict::Duplicate);
     }
 
+    /// The bytes on disk, as docs/formats.md describes them: a change needs a new version.
+    #[test]
+    fn snapshot_format() {
+        let mut dedup = Deduplication::new();
+        dedup.replayed("p-1", 0x0102, AT, 0x0a0b);
+        let hex: String = dedup.encode(AT).iter().map(|byte| format!("{byte:02x}")).collect();
+        let head = "010300000000000000070000000000000001000000";
+        let producer = "03000000702d3102010000000000000b0a000000000000";
+        assert_eq!(hex, [head, producer].concat());
+    }
+
     #[test]
     fn snapshot_replay_and_expiry() {
         let limits = DeduplicationLimits { max_producers: 3, inactivity_ms: 1000 };

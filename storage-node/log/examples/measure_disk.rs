@@ -1,4 +1,4 @@
-//! Measures the ways in which a log can make bytes durable on this disk; the figures in docs/formats-log.md come from here.
+//! Measures the ways in which a log can make bytes durable on this disk; the figures in docs/formats.md come from here.
 //!
 //! `cargo run --release -p geminga-log --example measure_disk -- FOLDER [seconds per case]`
 

@@ -1,4 +1,4 @@
-//! Bytes on disk: segment header, seal block and records. docs/formats-log.md has the layouts with their reasons.
+//! Bytes on disk: segment header, seal block and records. docs/formats.md has the layouts with their reasons.
 //!
 //! All numbers are little-endian. A record begins on an 8-byte boundary; a commit begins on a block boundary.
 

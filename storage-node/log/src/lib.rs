@@ -12,7 +12,7 @@
 //!
 //! Entry ids of a ledger come in ascending order from one writer, and ledger ids are not used again after a deletion.
 //!
-//! Start reading at [`Log`], then `engine/mod.rs`; the bytes on disk are in docs/formats-log.md.
+//! Start reading at [`Log`], then `engine/mod.rs`; the bytes on disk are in docs/formats.md.
 
 mod buffer;
 pub mod disk;

@@ -2,4 +2,5 @@
 
 mod cursor;
 mod cursor_log;
+mod formats;
 mod managed_ledger;

@@ -1,6 +1,6 @@
 //! A folder of a mounted file system.
 //!
-//! Writes are direct where the file system can (docs/formats-log.md has the figures). Reads go through the page cache:
+//! Writes are direct where the file system can (docs/formats.md has the figures). Reads go through the page cache:
 //! they only ever touch blocks that were written once and synced, and several readers of one backlog share them.
 
 use std::fs::{File, OpenOptions};

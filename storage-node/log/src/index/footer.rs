@@ -1,5 +1,5 @@
 //! The index of a sealed segment, after its records: a section with the runs of each ledger, then the directory.
-//! docs/formats-log.md has the layout.
+//! docs/formats.md has the layout.
 
 use crc_fast::crc32_iscsi as crc32c;
 

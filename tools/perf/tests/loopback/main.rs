@@ -115,10 +115,11 @@ fn a_lost_connection_ends_the_run_with_its_reason() {
     assert!(report.messages < 100);
 }
 
-/// How fast the generator is without a real broker behind it: `cargo test --release -p geminga-perf -- --ignored --nocapture`.
+/// How fast the generator is without a real broker behind it says
+/// `PERF_DURATION=3s cargo test --release -p geminga-perf every_shape -- --nocapture`.
 #[test]
-#[ignore = "a measurement"]
-fn speed() {
+fn every_shape_of_load_is_sent() {
+    let duration = std::env::var("PERF_DURATION").unwrap_or_else(|_| "200ms".into());
     for line in [
         "--size 1024 --batching-max-messages 1000",
         "--size 1024 --batching-max-messages 1000 --batching-max-bytes 1MiB",
@@ -130,9 +131,10 @@ fn speed() {
         let broker = Broker::discarding();
         let report = produce(produce_args(
             &broker,
-            &format!("--topic t --duration 3s {line}"),
+            &format!("--topic t --duration {duration} {line}"),
         ))
         .unwrap();
+        assert!(report.messages > 0 && report.failure.is_none(), "{line}: {}", report.human("sent"));
         println!("{line}\n  {}", report.human("sent"));
     }
 }

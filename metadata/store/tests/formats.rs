@@ -1,0 +1,104 @@
+//! The keys and records in metadata, as docs/formats.md describes them. When this fails, the format has changed: what an
+//! older Geminga would misread needs a new version, and a reader of the old one.
+
+use std::sync::Arc;
+
+use geminga_metadata::{
+    ClusterData, LedgerInfo, MemoryStore, Metadata, PartitionedTopicRecord, Policies, SchemaRecord, SubscriptionRecord,
+    TenantInfo, TopicRecord,
+};
+use geminga_model::{Position, TopicName};
+
+const RECORDS: &[(&str, &str)] = &[
+    ("clusters/standalone", r#"{"serviceUrl":"http://127.0.0.1:8080"}"#),
+    ("configuration/maxTopics", r#""7""#),
+    ("cursor-logs/bundle", r#"[5,6]"#),
+    ("garbage/00000000000000000017", "[17,18]"),
+    ("partitioned/public/default/persistent/clicks", r#"{"partitions":4,"properties":{"a":"b"}}"#),
+    (
+        "schemas/public/default/persistent/orders/00000000000000000000",
+        r#"{"schema_type":2,"data":"t:{}","properties":{},"timestamp":3,"user":"","deleted":false}"#,
+    ),
+    (
+        "schemas/public/default/persistent/orders/00000000000000000001",
+        r#"{"schema_type":20,"data":"x:ff00","properties":{},"timestamp":4,"user":"me","deleted":false}"#,
+    ),
+    (
+        "subscriptions/public/default/persistent/orders/billing",
+        r#"{"cursor_id":3,"initial":"17:-1","created_at":9,"replicated":false}"#,
+    ),
+    ("tenants/public", r#"{"adminRoles":[],"allowedClusters":["standalone"]}"#),
+    ("topic-policies/public/default/persistent/orders", r#"{"maxProducerPerTopic":7}"#),
+    (
+        "topics/public/default/persistent/orders",
+        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"entries":0,"size":0,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"created_at":4,"epoch":2}"#,
+    ),
+];
+
+async fn fill(metadata: &Metadata) {
+    let cluster = ClusterData { service_url: Some("http://127.0.0.1:8080".into()), ..ClusterData::default() };
+    metadata.create_cluster("standalone", &cluster).await.unwrap();
+    let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..TenantInfo::default() };
+    metadata.create_tenant("public", &tenant).await.unwrap();
+    let namespace = "public/default".parse().unwrap();
+    metadata.create_namespace(&namespace, &Policies::new_namespace("standalone", 4)).await.unwrap();
+    metadata.set_dynamic_configuration("maxTopics", "7").await.unwrap();
+    metadata.put_cursor_log("bundle", &[5, 6], None).await.unwrap();
+    metadata.note_garbage(&[17, 18]).await.unwrap();
+    let clicks = PartitionedTopicRecord { partitions: 4, properties: [("a".into(), "b".into())].into() };
+    metadata.create_partitioned_topic(&TopicName::parse("clicks").unwrap(), &clicks).await.unwrap();
+
+    let orders = TopicName::parse("orders").unwrap();
+    let topic = TopicRecord {
+        ledgers: vec![
+            LedgerInfo { ledger_id: 17, entries: 100, size: 2048, timestamp: 5, first_index: 0 },
+            LedgerInfo { ledger_id: 19, timestamp: 6, first_index: 250, ..LedgerInfo::default() },
+        ],
+        last_open: true,
+        next_index: 250,
+        terminated: Some(Position { ledger_id: 17, entry_id: 99 }),
+        properties: [("k".into(), "v".into())].into(),
+        created_at: 4,
+        epoch: Some(2),
+    };
+    metadata.create_topic(&orders, topic).await.unwrap();
+    let subscription = SubscriptionRecord {
+        cursor_id: 3,
+        initial: Position { ledger_id: 17, entry_id: -1 },
+        properties: Default::default(),
+        created_at: 9,
+        replicated: false,
+    };
+    metadata.create_subscription(&orders, "billing", subscription).await.unwrap();
+    metadata.update_topic_policies(&orders, |policies| {
+            policies.max_producer_per_topic = Some(7);
+            Ok(())
+        }).await.unwrap();
+    let text = SchemaRecord {
+        schema_type: 2,
+        data: b"{}".to_vec(),
+        properties: Default::default(),
+        timestamp: 3,
+        user: String::new(),
+        deleted: false,
+    };
+    let binary = SchemaRecord { schema_type: 20, data: vec![0xff, 0], timestamp: 4, user: "me".into(), ..text.clone() };
+    metadata.append_schema(&orders, None, &text).await.unwrap();
+    metadata.append_schema(&orders, Some(0), &binary).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_and_records() {
+    let metadata = Metadata::new(Arc::new(MemoryStore::new()));
+    fill(&metadata).await;
+    let mut stored = Vec::new();
+    for (key, record) in metadata.store().scan("", None, 100).await.unwrap() {
+        // Policies have the form of Pulsar's admin REST, whose tests hold it.
+        if key != "namespaces/public/default" {
+            stored.push((key, String::from_utf8(record.value.to_vec()).unwrap()));
+        }
+    }
+    let expected: Vec<(String, String)> =
+        RECORDS.iter().map(|(key, data)| (key.to_string(), format!("{{\"v\":1,\"d\":{data}}}"))).collect();
+    assert_eq!(stored, expected);
+}
