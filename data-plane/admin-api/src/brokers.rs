@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use geminga_broker::{Broker, StatsOptions};
+use geminga_broker::{Broker, DYNAMIC_SETTINGS, StatsOptions};
 use serde_json::{Map, Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-
-/// Settings that may change while a broker runs.
-const DYNAMIC: &[&str] = &[];
 
 pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
@@ -29,14 +26,16 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             Ok(Answer::Text("ok".into()))
         }
         ("GET", ["version"]) => Ok(Answer::Text(env!("CARGO_PKG_VERSION").into())),
-        ("GET", ["configuration"]) => Ok(Answer::Json(json!(DYNAMIC))),
+        ("GET", ["configuration"]) => Ok(Answer::Json(json!(DYNAMIC_SETTINGS))),
         ("GET", ["configuration", "values"]) => Answer::json(broker.metadata().dynamic_configuration().await?),
         ("GET", ["configuration", "runtime"]) => Answer::json(runtime_configuration(broker)),
-        ("POST", ["configuration", name, _]) if !DYNAMIC.contains(name) => {
-            Err(ApiError::precondition("Can't update non-dynamic configuration"))
+        ("POST", ["configuration", name, value]) => {
+            broker.set_dynamic(name, Some(value)).await?;
+            Ok(Answer::Unset)
         }
-        ("DELETE", ["configuration", name]) if !DYNAMIC.contains(name) => {
-            Err(ApiError::precondition("Can't update non-dynamic configuration"))
+        ("DELETE", ["configuration", name]) => {
+            broker.set_dynamic(name, None).await?;
+            Ok(Answer::Unset)
         }
         ("GET", ["internal-configuration"]) => Ok(Answer::Json(json!({
             "zookeeperServers": "",
@@ -72,13 +71,13 @@ fn runtime_configuration(broker: &Broker) -> BTreeMap<&'static str, String> {
     let config = broker.config();
     BTreeMap::from([
         ("clusterName", config.cluster.clone()),
-        ("allowAutoTopicCreation", config.auto_create_topics.to_string()),
+        ("allowAutoTopicCreation", broker.auto_creates_topics().to_string()),
         (
             "allowAutoTopicCreationType",
             if config.auto_create_partitions > 0 { "partitioned" } else { "non-partitioned" }.to_owned(),
         ),
         ("defaultNumPartitions", config.auto_create_partitions.max(1).to_string()),
-        ("allowAutoSubscriptionCreation", config.auto_create_subscriptions.to_string()),
+        ("allowAutoSubscriptionCreation", broker.auto_creates_subscriptions().to_string()),
         ("brokerDeduplicationEnabled", config.deduplication.to_string()),
         ("brokerDeduplicationEntriesInterval", config.deduplication_snapshot_entries.to_string()),
         ("maxMessageSize", config.max_message_bytes.to_string()),

@@ -8,6 +8,7 @@ mod brokers;
 mod call;
 mod clusters;
 mod error;
+mod header_case;
 mod lookup;
 mod messages;
 mod namespace_policies;

@@ -10,13 +10,14 @@ use geminga_wire_pulsar::proto;
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
+use crate::header_case;
 use crate::topics::{existing, partitions};
 
 pub(crate) async fn by_id(call: &Call, name: &TopicName, position: Position) -> Result<Answer> {
     if partitions(call, name).await? > 0 {
         return Err(ApiError::not_allowed("GetMessageById is not allowed on partitioned-topic"));
     }
-    answer(existing(call, name).await?.read_message(position).await?)
+    answer(existing(call, name).await?.read_message(position).await?).await
 }
 
 pub(crate) async fn examine(call: &Call, name: &TopicName) -> Result<Answer> {
@@ -32,10 +33,10 @@ pub(crate) async fn examine(call: &Call, name: &TopicName) -> Result<Answer> {
         other => return Err(ApiError::bad_request(format!("unknown initial position '{other}'"))),
     };
     let nth = call.number("messagePosition")?.unwrap_or(1);
-    answer(existing(call, name).await?.examine(from_end, nth).await?)
+    answer(existing(call, name).await?.examine(from_end, nth).await?).await
 }
 
-pub(crate) fn answer(message: PeekedMessage) -> Result<Answer> {
+pub(crate) async fn answer(message: PeekedMessage) -> Result<Answer> {
     let mut headers = Headers::default();
     let metadata = &message.metadata;
     headers.set("Message-ID", message.position);
@@ -67,7 +68,9 @@ pub(crate) fn answer(message: PeekedMessage) -> Result<Answer> {
     headers.set_some("compression", compression(metadata));
     headers.set("txn-uncommitted", false);
     headers.map.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    Ok(Answer::Response((StatusCode::OK, headers.map, Body::from(message.payload)).into_response()))
+    let mut response = (StatusCode::OK, headers.map, Body::from(message.payload)).into_response();
+    response.extensions_mut().extend(header_case::exact(&headers.names).await);
+    Ok(Answer::Response(response))
 }
 
 /// The codec of a compressed payload, which is handed out as it is stored.
@@ -85,15 +88,19 @@ fn compression(metadata: &proto::MessageMetadata) -> Option<&'static str> {
 #[derive(Default)]
 struct Headers {
     map: HeaderMap,
+    /// The names as they were given, which the map has in lower case.
+    names: Vec<String>,
 }
 
 impl Headers {
     /// Sets `X-Pulsar-<name>`. What cannot be a header's value is left out: the payload still arrives.
     fn set(&mut self, name: &str, value: impl std::fmt::Display) {
-        let name = HeaderName::try_from(format!("X-Pulsar-{name}"));
+        let exact = format!("X-Pulsar-{name}");
+        let name = HeaderName::try_from(&exact);
         let value = HeaderValue::try_from(value.to_string());
         if let (Ok(name), Ok(value)) = (name, value) {
             self.map.insert(name, value);
+            self.names.push(exact);
         }
     }
 
@@ -146,8 +153,8 @@ mod tests {
         assert_eq!(ascii(r#"{"k":"ü😀"}"#), r#"{"k":"\u00fc\ud83d\ude00"}"#);
     }
 
-    #[test]
-    fn a_message_becomes_headers_and_body() {
+    #[tokio::test]
+    async fn a_message_becomes_headers_and_body() {
         let metadata = proto::MessageMetadata {
             producer_name: "p".into(),
             sequence_id: 3,
@@ -162,7 +169,7 @@ mod tests {
             index: Some(7),
             payload: "probe".into(),
         };
-        let Answer::Response(response) = answer(message).unwrap() else { panic!("not a response") };
+        let Answer::Response(response) = answer(message).await.unwrap() else { panic!("not a response") };
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         assert_eq!(header("X-Pulsar-Message-ID"), Some("4:2"));
         assert_eq!(header("X-Pulsar-PROPERTY"), Some(r#"{"a b":"1"}"#));

@@ -11,10 +11,10 @@ use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
 
 /// One path below a namespace.
-struct Policy {
+pub(crate) struct Policy {
     path: &'static str,
     /// Field of the stored JSON.
-    field: &'static str,
+    pub field: &'static str,
     kind: Kind,
     check: fn(&Value) -> Result<()>,
 }
@@ -108,9 +108,17 @@ static POLICIES: &[Policy] = &[
     of_cluster("publishRate", "publishMaxMessageRate"),
 ];
 
+/// Kept for the tools that set it. Pulsar too heeds it only with a placement policy of that kind.
+pub(crate) static BOOKIE_AFFINITY: Policy = value("persistence/bookieAffinity", "bookieAffinityGroup");
+
 pub(crate) async fn serve(call: &Call, name: &NamespaceName, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
-        ("GET", ["antiAffinity"] | ["persistence", "bookieAffinity"]) => {
+        ("GET", ["persistence", "bookieAffinity"]) => get(call, name, &BOOKIE_AFFINITY).await,
+        ("POST", ["persistence", "bookieAffinity"]) => {
+            change(call, name, &BOOKIE_AFFINITY, Some(call.json()?)).await
+        }
+        ("DELETE", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, None).await,
+        ("GET", ["antiAffinity"]) => {
             call.broker.namespace_policies(name).await?;
             Ok(Answer::Nothing)
         }

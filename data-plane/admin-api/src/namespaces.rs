@@ -77,6 +77,7 @@ fn new_policies(call: &Call) -> Result<Policies> {
 /// Policies as they are shown: with the default of what clients expect to be there.
 fn described(mut policies: Policies) -> Policies {
     policies.is_allow_auto_update_schema.get_or_insert(true);
+    policies.extra.remove(namespace_policies::BOOKIE_AFFINITY.field);
     policies
 }
 

@@ -83,7 +83,7 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
                 return Err(ApiError::bad_request("messages are counted from 1"));
             }
             let peeked = existing(call, name).await?.peek(subscription, nth).await?;
-            messages::answer(peeked.ok_or_else(|| ApiError::not_found("Message not found"))?)
+            messages::answer(peeked.ok_or_else(|| ApiError::not_found("Message not found"))?).await
         }
         ("POST", ["expireMessages", seconds]) => {
             let seconds = number(seconds)?;

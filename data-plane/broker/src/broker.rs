@@ -14,6 +14,7 @@ use tokio::sync::{OnceCell, broadcast};
 use crate::completions::Completions;
 use crate::config::BrokerConfig;
 use crate::cursors::Cursors;
+use crate::dynamic::DynamicSettings;
 use crate::error::{BrokerError, Result};
 use crate::memory::Memory;
 use crate::policies::EffectivePolicies;
@@ -43,6 +44,7 @@ impl Broker {
             completions: Completions::start(lanes),
             ack_flusher: AckFlusher::start(config.ack_flush_interval),
             stages: Default::default(),
+            dynamic: DynamicSettings::new(&config, &metadata.dynamic_configuration().await?),
             config,
             metadata,
             ledgers,
@@ -191,7 +193,7 @@ impl Broker {
                 },
             },
             None => AutoCreation {
-                allowed: self.shared.config.auto_create_topics,
+                allowed: self.auto_creates_topics(),
                 partitions: self.shared.config.auto_create_partitions,
             },
         }
@@ -313,7 +315,7 @@ impl Broker {
 
     /// Whether a consumer may create its subscription.
     pub fn may_create_subscription(&self, topic: &Topic) -> Result<bool> {
-        Ok(topic.policies().auto_subscription_creation(self.shared.config.auto_create_subscriptions))
+        Ok(topic.policies().auto_subscription_creation(self.auto_creates_subscriptions()))
     }
 
     /// A producer name that no other producer of this cluster has.

@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod cursors;
 mod entry_meta;
+mod dynamic;
 mod error;
 mod health;
 mod memory;
@@ -23,6 +24,7 @@ mod upkeep;
 
 pub use broker::Broker;
 pub use config::BrokerConfig;
+pub use dynamic::DYNAMIC_SETTINGS;
 pub use entry_meta::{entry_meta, read_entry};
 pub use error::{BrokerError, Result};
 pub use memory::{Budget, Memory};

@@ -87,15 +87,12 @@ impl Broker {
         })
     }
 
-    /// The version of a producer's schema, which is added if it is new; `None` for a producer of plain bytes.
-    pub async fn add_schema(&self, name: &TopicName, schema: &proto::Schema) -> Result<Option<Vec<u8>>> {
-        if is_plain(schema) {
-            self.check_no_schema(name).await?;
-            return Ok(None);
-        }
+    /// The version of a producer's schema, which is added if it is new. One of plain bytes is stored like any other: most
+    /// clients of bytes send none, and the Go client, which sends one, looks its version up again to read.
+    pub async fn add_schema(&self, name: &TopicName, schema: &proto::Schema) -> Result<Vec<u8>> {
         let allowed = self.policies(name).await?.allow_auto_update_schema();
         let version = self.put_schema(name, record(schema), allowed).await?;
-        Ok(Some(schema_version_bytes(version)))
+        Ok(schema_version_bytes(version))
     }
 
     /// Refuses a producer without schema where the policies want one.
@@ -208,7 +205,7 @@ fn live(mut versions: Vec<SchemaVersion>) -> Vec<SchemaVersion> {
     versions
 }
 
-/// Clients of bytes send no schema, or an empty one without type.
+/// A consumer of bytes reads whatever there is.
 fn is_plain(schema: &proto::Schema) -> bool {
     schema.r#type == Type::None as i32 && schema.schema_data.is_empty()
 }

@@ -11,11 +11,13 @@ use tokio::sync::Notify;
 use crate::completions::Completions;
 use crate::config::BrokerConfig;
 use crate::cursors::Cursors;
+use crate::dynamic::DynamicSettings;
 use crate::memory::Memory;
 use crate::topic::Topic;
 
 pub(crate) struct Shared {
     pub config: BrokerConfig,
+    pub dynamic: DynamicSettings,
     pub metadata: Metadata,
     pub ledgers: Arc<dyn LedgerClient>,
     pub cursors: Arc<Cursors>,

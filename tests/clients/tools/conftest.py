@@ -33,6 +33,7 @@ class Tools:
         script = self.folder / f"script-{uuid.uuid4().hex[:8]}"
         script.write_text("\n".join(commands) + "\n")
         text = self.run("pulsar-shell", "-c", self.configuration, "-np", "-f", script).stdout
+        text = re.sub(r"\s*Goodbye!\s*$", "\n", text)
         parts = re.split(r"^\[\d+/\d+\] Executing .*$", text, flags=re.M)[1:]
         assert len(parts) == len(commands), text
         return [p.strip() for p in parts]

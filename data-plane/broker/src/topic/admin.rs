@@ -15,6 +15,7 @@ use geminga_topic::{AckRequest, EntryMeta, IndividualAck};
 use geminga_wire_pulsar::{parse_payload, proto};
 use tokio::sync::oneshot;
 
+use super::subscribing::InitialPosition;
 use super::{Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::policies::QuotaAction;
@@ -219,9 +220,13 @@ impl Topic {
         found.map(|(name, _)| name.clone()).ok_or_else(|| self.not_found(subscription))
     }
 
-    /// The `nth` (from 1) message that a subscription has not acknowledged; `None` if there are fewer.
+    /// The `nth` (from 1) message that a subscription has not acknowledged; `None` if there are fewer. As in Pulsar, one
+    /// that does not exist is created at the beginning of the topic.
     pub async fn peek(&self, subscription: &str, nth: u64) -> Result<Option<PeekedMessage>> {
         self.needs_storage("Peek messages")?;
+        if !self.state.lock().subscriptions.contains_key(subscription) {
+            self.create_subscription(&Arc::from(subscription), InitialPosition::Earliest, BTreeMap::new(), false).await?;
+        }
         let position = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;

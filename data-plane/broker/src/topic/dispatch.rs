@@ -15,6 +15,8 @@ use crate::shared::now_ms;
 const DISPATCH_BYTES: usize = 1 << 20;
 /// Rounds of one subscription before the topic's lock is released for others.
 const DISPATCH_ROUNDS: usize = 64;
+/// A Failover consumer that sends no FLOW learns after this time whether it is active.
+const INTRODUCTION: Duration = Duration::from_secs(1);
 
 impl Topic {
     pub(super) fn dispatch_all(&self, state: &mut TopicState, flushes: &mut Flushes) {
@@ -120,6 +122,7 @@ impl Topic {
         let mut state = self.state.lock();
         if let Some(sub) = state.subscriptions.get_mut(&consumer.subscription) {
             sub.core.flow(consumer.key, permits);
+            introduce(&mut state, consumer, &mut flushes);
             self.dispatch(&mut state, &consumer.subscription, &mut flushes);
         }
         drop(state);
@@ -134,6 +137,8 @@ impl Topic {
             };
             let Some(consumer) = state.consumers.get(&key) else { continue };
             match event {
+                // It learns of its state when it listens.
+                Event::ActiveConsumerChanged { .. } if !consumer.listens.load(Ordering::Relaxed) => continue,
                 Event::ActiveConsumerChanged { is_active, .. } => {
                     consumer.peer.active_consumer_changed(consumer.consumer_id, is_active);
                 }
@@ -141,6 +146,22 @@ impl Topic {
             }
             flushes.add(&consumer.peer);
         }
+    }
+
+    /// Tells a Failover consumer that sends no FLOW whether it is active.
+    pub(super) fn introduce_later(&self, key: ConsumerKey) {
+        let topic = self.me.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(INTRODUCTION).await;
+            let Some(topic) = topic.upgrade() else { return };
+            let mut flushes = Flushes::default();
+            let mut state = topic.state.lock();
+            if let Some(consumer) = state.consumers.get(&key).cloned() {
+                introduce(&mut state, &consumer, &mut flushes);
+            }
+            drop(state);
+            flushes.run();
+        });
     }
 
     fn set_timer(&self, state: &mut TopicState, name: &Arc<str>, at: u64, now: u64) {
@@ -192,5 +213,18 @@ impl Topic {
             None => state.cache.clear(),
         };
         self.shared.memory.tail_cache.give_back(freed as u64);
+    }
+}
+
+/// Tells a consumer whether it is the active one, now that its client listens: some clients (Go's) forget what they are told
+/// between the answer to SUBSCRIBE and their first FLOW. Pulsar tells it a second late, for other reasons.
+fn introduce(state: &mut TopicState, consumer: &ConsumerHandle, flushes: &mut Flushes) {
+    if consumer.listens.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let sub = state.subscriptions.get(&consumer.subscription);
+    if let Some(active) = sub.and_then(|sub| sub.core.is_active(consumer.key)) {
+        consumer.peer.active_consumer_changed(consumer.consumer_id, active);
+        flushes.add(&consumer.peer);
     }
 }

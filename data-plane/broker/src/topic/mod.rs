@@ -29,7 +29,7 @@ mod reading;
 mod stats;
 mod subscribing;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -199,6 +199,8 @@ pub struct ConsumerHandle {
     pub subscription: Arc<str>,
     pub topic: Arc<Topic>,
     peer: Arc<dyn Peer>,
+    /// The client listens to events of this consumer (read and written under the topic's lock).
+    listens: AtomicBool,
 }
 
 impl Topic {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::ledger_list::LedgerList;
@@ -143,6 +144,7 @@ impl Topic {
             subscription: subscription.clone(),
             topic: self.arc(),
             peer: peer.clone(),
+            listens: AtomicBool::new(false),
         });
         state.consumers.insert(key, handle.clone());
         Ok(handle)
@@ -158,8 +160,15 @@ impl Topic {
             sub.core.terminated();
         }
         self.dispatch(&mut state, &consumer.subscription, &mut flushes);
+        let failover = state
+            .subscriptions
+            .get(&consumer.subscription)
+            .is_some_and(|sub| sub.core.is_active(consumer.key).is_some());
         drop(state);
         flushes.run();
+        if failover {
+            self.introduce_later(consumer.key);
+        }
     }
 
     /// Takes a consumer off; what it had not acknowledged goes to the others. A non-durable subscription goes with its

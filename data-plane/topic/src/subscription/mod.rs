@@ -207,6 +207,16 @@ impl Subscription {
         held
     }
 
+    /// Whether a consumer of a Failover subscription gets the messages; `None` for others.
+    pub fn is_active(&self, key: ConsumerKey) -> Option<bool> {
+        match &self.dispatcher {
+            Some(Dispatcher::SingleActive(single)) if self.sub_type == Some(SubscriptionType::Failover) => {
+                self.core.consumers.slot(key).map(|slot| single.active == Some(slot))
+            }
+            _ => None,
+        }
+    }
+
     /// A consumer can take so many more messages.
     pub fn flow(&mut self, key: ConsumerKey, permits: u32) {
         let now = self.core.now;

@@ -1,0 +1,93 @@
+//! Settings that may change while the broker runs: kept in metadata, so that they outlive it, and looked up in memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::broker::Broker;
+use crate::config::BrokerConfig;
+use crate::error::{BrokerError, Result};
+
+const CREATE_TOPICS: &str = "allowAutoTopicCreation";
+const CREATE_SUBSCRIPTIONS: &str = "allowAutoSubscriptionCreation";
+
+/// Their names, which are Pulsar's.
+pub const DYNAMIC_SETTINGS: &[&str] = &[CREATE_SUBSCRIPTIONS, CREATE_TOPICS];
+
+pub(crate) struct DynamicSettings {
+    pub create_topics: AtomicBool,
+    pub create_subscriptions: AtomicBool,
+}
+
+impl DynamicSettings {
+    /// What is stored, else what the broker was started with.
+    pub fn new(config: &BrokerConfig, stored: &BTreeMap<String, String>) -> Self {
+        let settings = Self { create_topics: AtomicBool::new(true), create_subscriptions: AtomicBool::new(true) };
+        for name in DYNAMIC_SETTINGS {
+            settings.apply(config, name, stored.get(*name).map(String::as_str));
+        }
+        settings
+    }
+
+    /// A value that is none leaves the setting as the broker was started with.
+    fn apply(&self, config: &BrokerConfig, name: &str, value: Option<&str>) {
+        let (setting, configured) = match name {
+            CREATE_TOPICS => (&self.create_topics, config.auto_create_topics),
+            CREATE_SUBSCRIPTIONS => (&self.create_subscriptions, config.auto_create_subscriptions),
+            _ => return,
+        };
+        let wanted = value.and_then(|value| {
+            let parsed = value.trim().to_ascii_lowercase().parse().ok();
+            if parsed.is_none() {
+                tracing::warn!(name, value, "dynamic setting is neither true nor false: the configured value applies");
+            }
+            parsed
+        });
+        setting.store(wanted.unwrap_or(configured), Ordering::Relaxed);
+    }
+}
+
+impl Broker {
+    /// Changes a setting for good, or without a value returns it to what the broker was started with.
+    pub async fn set_dynamic(&self, name: &str, value: Option<&str>) -> Result<()> {
+        if !DYNAMIC_SETTINGS.contains(&name) {
+            return Err(BrokerError::PreconditionFailed("Can't update non-dynamic configuration".into()));
+        }
+        match value {
+            Some(value) => self.shared.metadata.set_dynamic_configuration(name, value).await?,
+            None => self.shared.metadata.delete_dynamic_configuration(name).await?,
+        }
+        self.shared.dynamic.apply(&self.shared.config, name, value);
+        Ok(())
+    }
+
+    /// Topics come into being when a client asks for them, where no namespace says otherwise.
+    pub fn auto_creates_topics(&self) -> bool {
+        self.shared.dynamic.create_topics.load(Ordering::Relaxed)
+    }
+
+    /// The same for subscriptions.
+    pub fn auto_creates_subscriptions(&self) -> bool {
+        self.shared.dynamic.create_subscriptions.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_goes_before_the_configuration() {
+        let config = BrokerConfig { auto_create_topics: false, ..Default::default() };
+        let stored = BTreeMap::from([(CREATE_SUBSCRIPTIONS.to_owned(), "False".to_owned())]);
+        let settings = DynamicSettings::new(&config, &stored);
+        let shown = |settings: &DynamicSettings| {
+            (settings.create_topics.load(Ordering::Relaxed), settings.create_subscriptions.load(Ordering::Relaxed))
+        };
+        assert_eq!(shown(&settings), (false, false));
+        settings.apply(&config, CREATE_TOPICS, Some("true"));
+        settings.apply(&config, CREATE_SUBSCRIPTIONS, Some("{}"));
+        assert_eq!(shown(&settings), (true, true));
+        settings.apply(&config, CREATE_TOPICS, None);
+        assert_eq!(shown(&settings), (false, true));
+    }
+}
