@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 
@@ -15,6 +16,9 @@ use super::{Disk, DiskFile, Space};
 use crate::error::OpenError;
 
 const LOCK_NAME: &str = "lock";
+/// A process that was killed holds its lock until its last write has returned.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 pub struct RealDisk {
     folder: PathBuf,
@@ -40,11 +44,7 @@ impl RealDisk {
             .write(true)
             .open(folder.join(LOCK_NAME))
             .map_err(failed("creating the lock file"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => (),
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Locked(folder.display().to_string())),
-            Err(error) => return Err(failed("locking the folder")(error.into())),
-        }
+        lock_exclusively(&lock, folder)?;
         let direct = takes_direct_writes(folder).map_err(failed("writing a first file"))?;
         if !direct {
             tracing::warn!(folder = %folder.display(), "the file system has no direct I/O, log writes are buffered");
@@ -66,6 +66,21 @@ impl RealDisk {
         // No read-ahead: it could load blocks into the page cache that a direct write is just changing.
         rustix::fs::fadvise(&read, 0, None, Advice::Random)?;
         Ok(RealFile { write, read, direct: self.direct })
+    }
+}
+
+fn lock_exclusively(lock: &File, folder: &Path) -> Result<(), OpenError> {
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => std::thread::sleep(LOCK_RETRY),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Locked(folder.display().to_string())),
+            Err(error) => {
+                let folder = folder.display().to_string();
+                return Err(OpenError::Io { action: "locking the folder", folder, source: error.into() });
+            }
+        }
     }
 }
 

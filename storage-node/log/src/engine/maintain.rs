@@ -11,14 +11,13 @@ use super::batch::{Done, Request};
 use super::catalog::{Catalog, IndexState, SegmentEntry};
 use super::commit::Prepared;
 use super::recovery::read_directory;
-use super::{Engine, LogStats, Segment, SharedSegment, segment_name};
+use super::{Engine, LogStats, Segment, SharedSegment, segment_name, spare_name};
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
 use crate::format::{BLOCK_BYTES, DATA_AT, ManifestLine, SEAL_AT, Seal, SegmentHeader, SegmentKind};
 use crate::index::Control;
 use crate::index::footer::{self, Directory, Row};
 
-pub(super) const SPARE_PREFIX: &str = "spare-";
 /// Files of reclaimed segments that are kept to be used again.
 const SPARES_KEPT: usize = 2;
 
@@ -328,7 +327,7 @@ impl<D: Disk> Engine<D> {
         if length < self.options.segment_bytes || spares.len() >= SPARES_KEPT || self.is_full() {
             return self.disk.remove(&name);
         }
-        let spare = format!("{SPARE_PREFIX}{id:08x}");
+        let spare = spare_name(id);
         self.disk.rename(&name, &spare)?;
         spares.push(spare);
         Ok(())

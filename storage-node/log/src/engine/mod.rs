@@ -59,7 +59,20 @@ fn segment_name(id: u32) -> String {
 }
 
 fn segment_id(name: &str) -> Option<u32> {
-    let digits = name.strip_prefix("segment-")?;
+    id_after("segment-", name)
+}
+
+fn spare_name(id: u32) -> String {
+    format!("spare-{id:08x}")
+}
+
+/// The id of the segment that a spare file was.
+fn spare_id(name: &str) -> Option<u32> {
+    id_after("spare-", name)
+}
+
+fn id_after(prefix: &str, name: &str) -> Option<u32> {
+    let digits = name.strip_prefix(prefix)?;
     (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok())?
 }
 

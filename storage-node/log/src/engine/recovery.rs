@@ -12,7 +12,7 @@ use rustc_hash::FxHashSet;
 use super::catalog::{Catalog, IndexState, SegmentEntry};
 use super::commit::Writer;
 use super::scan::{Scan, scan};
-use super::{Engine, Segment, SharedSegment, segment_id};
+use super::{Engine, Segment, SharedSegment, segment_id, spare_id};
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
@@ -65,7 +65,10 @@ impl<D: Disk> Engine<D> {
         let (unused, lost) = recovery.select(live.as_deref());
         recovery.scan_unsealed(live.as_deref()).map_err(failed("reading a segment"))?;
         let Recovery { found, mut report, .. } = recovery;
-        let next_segment = found.keys().chain(&unused).chain(&lost).max().map_or(1, |id| id + 1);
+        // A spare still holds records of the segment that it was, and is valid under no other id: ids are not used again.
+        let spare_ids = names.iter().filter_map(|name| spare_id(name));
+        let next_segment =
+            found.keys().chain(&unused).chain(&lost).copied().chain(spare_ids).max().map_or(1, |id| id + 1);
         let proven: Vec<(u32, u64)> =
             found.iter().filter_map(|(id, found)| Some((*id, found.scan.as_ref()?.proven))).collect();
         let catalog = build_catalog(found, lost, &mut report);
@@ -74,7 +77,7 @@ impl<D: Disk> Engine<D> {
         for damage in &report.damage {
             tracing::error!(damage, "the log is damaged");
         }
-        let spares = names.into_iter().filter(|name| name.starts_with(super::maintain::SPARE_PREFIX)).collect();
+        let spares = names.into_iter().filter(|name| spare_id(name).is_some()).collect();
         let engine = Self {
             cache: parking_lot::Mutex::new(IndexCache::new(options.index_memory_bytes)),
             disk,

@@ -222,6 +222,25 @@ mod tests {
         })
     }
 
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let mut index = OpenIndex::default();
+        index.add_run(7, Run::one(0, 8224, 64), 64);
+        index.add_run(7, Run::one(1, 8288, 40), 40);
+        index.add_run(7, Run::one(9, 8328, 40), 40);
+        index.ledger_mut(8).fence = Some(5);
+        index.ledger_mut(9).deleted = true;
+        let footer = build(&index, 12288, 8192, &[Hole { offset: 8368, bytes: 24 }]);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let golden = include_str!("../../golden/footer.hex").split_whitespace();
+        assert!(
+            golden.eq([hex(&footer.sections), hex(&footer.directory_bytes)]),
+            "{} {}",
+            hex(&footer.sections),
+            hex(&footer.directory_bytes)
+        );
+    }
+
     proptest! {
         #[test]
         fn sections_and_directories_round_trip(mut runs in prop::collection::vec(any_run(), 1..50), fence: Option<u64>, deleted: bool) {
