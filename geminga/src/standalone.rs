@@ -44,6 +44,9 @@ pub fn start(resolved: &Resolved) -> anyhow::Result<()> {
 
 /// Serves until `shutdown` turns true, then finishes what is in flight.
 async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    if options.memory_limit.bytes() < MEMORY_LIMIT_MIN.bytes() {
+        bail!("memory limit {} is too small, {MEMORY_LIMIT_MIN} is the least (--memory-limit)", options.memory_limit);
+    }
     let data_dir = DataDir::open(&options.data_dir)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;

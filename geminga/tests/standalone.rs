@@ -143,6 +143,13 @@ fn damaged_metadata_is_refused() {
 }
 
 #[test]
+fn too_little_memory_is_refused() {
+    let folder = folder();
+    let complaint = complaint(&standalone(folder.path()).args(["--memory-limit", "1MiB"]).output().unwrap());
+    assert!(complaint.contains("1MiB") && complaint.contains("64MiB"), "{complaint}");
+}
+
+#[test]
 fn damaged_config_is_refused() {
     let folder = folder();
     let config = folder.path().join("geminga.toml");

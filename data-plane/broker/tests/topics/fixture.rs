@@ -47,6 +47,7 @@ pub async fn topic(broker: &Broker, text: &str) -> Arc<Topic> {
 }
 
 /// What a connection was told.
+#[allow(dead_code, reason = "some fields are only shown, when a test fails")]
 #[derive(Debug)]
 pub enum Told {
     Receipt(Receipt),
@@ -54,6 +55,7 @@ pub enum Told {
     Message(u64, Delivery),
     ProducerClosed(u64),
     ConsumerClosed(u64),
+    Active(u64, bool),
     Acknowledged(u64, bool),
 }
 
@@ -256,7 +258,9 @@ impl Peer for Client {
         }
         Box::pin(std::future::ready(alive))
     }
-    fn active_consumer_changed(&self, _: u64, _: bool) {}
+    fn active_consumer_changed(&self, consumer_id: u64, active: bool) {
+        self.tell(Told::Active(consumer_id, active));
+    }
     fn end_of_topic(&self, _: u64) {}
     fn close_producer(&self, producer_id: u64) {
         self.tell(Told::ProducerClosed(producer_id));
