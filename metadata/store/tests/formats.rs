@@ -70,10 +70,13 @@ async fn fill(metadata: &Metadata) {
         replicated: false,
     };
     metadata.create_subscription(&orders, "billing", subscription).await.unwrap();
-    metadata.update_topic_policies(&orders, |policies| {
+    metadata
+        .update_topic_policies(&orders, |policies| {
             policies.max_producer_per_topic = Some(7);
             Ok(())
-        }).await.unwrap();
+        })
+        .await
+        .unwrap();
     let text = SchemaRecord {
         schema_type: 2,
         data: b"{}".to_vec(),

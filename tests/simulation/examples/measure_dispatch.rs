@@ -7,7 +7,8 @@ use geminga_ledger::Cursor;
 use geminga_simulation::dispatch_topic::SimTopic;
 use geminga_topic::hash::sticky_key_hash;
 use geminga_topic::{
-    AckRequest, ConsumerSpec, DispatchWait, EntryMeta, IndividualAck, Subscription, SubscriptionOptions, SubscriptionType,
+    AckRequest, ConsumerSpec, DispatchWait, EntryMeta, IndividualAck, Subscription, SubscriptionOptions,
+    SubscriptionType,
 };
 
 fn main() {
@@ -42,9 +43,7 @@ fn main() {
                 acks[delivery.consumer as usize].push(ack);
             }
             for (key, acks) in acks.iter_mut().enumerate() {
-                if acks.len() >= 500
-                    || matches!(wait, DispatchWait::CaughtUp | DispatchWait::NoPermits)
-                {
+                if acks.len() >= 500 || matches!(wait, DispatchWait::CaughtUp | DispatchWait::NoPermits) {
                     sub.flow(key as u64, acks.len() as u32);
                     sub.ack(key as u64, AckRequest::Individual(std::mem::take(acks)), topic.list(), 0).unwrap();
                 }

@@ -188,9 +188,8 @@ impl Acks {
 }
 
 pub fn positions(list: &LedgerList) -> impl Iterator<Item = Position> {
-    list.spans().flat_map(|span| {
-        (0..span.entries as i64).map(|entry_id| Position { ledger_id: span.ledger_id, entry_id })
-    })
+    list.spans()
+        .flat_map(|span| (0..span.entries as i64).map(|entry_id| Position { ledger_id: span.ledger_id, entry_id }))
 }
 
 /// The states that a subscription may be found in after a crash: the durable one, and those after each record under way.
@@ -243,6 +242,9 @@ impl SubOracle {
                 Err(wrong) => reason = wrong,
             }
         }
-        Err(format!("subscription {id} was found in none of {} possible states; of the durable one, {reason}", self.states.len()))
+        Err(format!(
+            "subscription {id} was found in none of {} possible states; of the durable one, {reason}",
+            self.states.len()
+        ))
     }
 }

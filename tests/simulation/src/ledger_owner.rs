@@ -250,8 +250,12 @@ impl Owner {
         let topic = &mut self.topics[at];
         let written = topic.ledger.written(done.ledger, done.first as i64, done.count, result);
         if let Some(from) = written.failed_from {
-            let void: Vec<Position> =
-                topic.in_flight.range(from..).map(|(pos, _)| *pos).take_while(|pos| pos.ledger_id == from.ledger_id).collect();
+            let void: Vec<Position> = topic
+                .in_flight
+                .range(from..)
+                .map(|(pos, _)| *pos)
+                .take_while(|pos| pos.ledger_id == from.ledger_id)
+                .collect();
             let failed: Vec<Entry> = void.iter().filter_map(|pos| topic.in_flight.remove(pos)).collect();
             topic.failed(failed.first());
         }

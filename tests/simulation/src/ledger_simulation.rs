@@ -170,7 +170,11 @@ impl World {
         if total == 0 || self.rng.random_bool(0.05) {
             return Position { ledger_id: self.rng.random_range(0..30), entry_id: self.rng.random_range(-1..25) };
         }
-        let nth = if self.rng.random_bool(0.5) { self.rng.random_range(0..total) } else { self.rng.random_range(0..total.min(12)) };
+        let nth = if self.rng.random_bool(0.5) {
+            self.rng.random_range(0..total)
+        } else {
+            self.rng.random_range(0..total.min(12))
+        };
         list.nth_after(Position::EARLIEST, nth + 1).expect("it has that many")
     }
 
@@ -285,7 +289,9 @@ impl World {
     }
 
     fn finish_put(&mut self) {
-        let Some(done) = self.backend.metadata.finish_one(&mut self.rng, self.faults && self.put_failures) else { return };
+        let Some(done) = self.backend.metadata.finish_one(&mut self.rng, self.faults && self.put_failures) else {
+            return;
+        };
         self.record(4, u64::from(done.owner));
         if done.owner == self.owner.id {
             self.owner.put_done(done, &self.backend);
@@ -464,7 +470,9 @@ impl World {
         for _ in 0..10_000 {
             self.owner.run(&mut self.backend)?;
             self.confirm_acks();
-            let busy = self.backend.ledgers.has_queued() || self.backend.ledgers.has_done() || self.backend.metadata.has_puts();
+            let busy = self.backend.ledgers.has_queued()
+                || self.backend.ledgers.has_done()
+                || self.backend.metadata.has_puts();
             if !busy && self.owner.is_settled() {
                 return Ok(());
             }

@@ -91,7 +91,14 @@ impl Ledgers {
             put(ledger, write.first, &write.entries);
             Ok(())
         };
-        self.done.push(WriteDone { owner: write.owner, part: write.part, ledger: write.ledger, first: write.first, count, result });
+        self.done.push(WriteDone {
+            owner: write.owner,
+            part: write.part,
+            ledger: write.ledger,
+            first: write.first,
+            count,
+            result,
+        });
     }
 
     /// One completion; now and then not the oldest.
@@ -192,7 +199,14 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    pub fn put_topic(&mut self, owner: u32, topic: usize, version: u64, record: ManagedLedgerRecord, created: Option<u64>) {
+    pub fn put_topic(
+        &mut self,
+        owner: u32,
+        topic: usize,
+        version: u64,
+        record: ManagedLedgerRecord,
+        created: Option<u64>,
+    ) {
         self.puts.push(Put { owner, version, value: Value::Topic(topic, record), created });
     }
 

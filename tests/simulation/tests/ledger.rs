@@ -12,7 +12,9 @@ fn seeds(default: u64) -> u64 {
 fn first_failure(seeds: u64, plant: Plant) -> Option<(u64, String)> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     std::thread::scope(|scope| {
-        let part = |thread| move || (thread..seeds).step_by(threads as usize).find_map(|seed| Some((seed, run(seed, plant).err()?)));
+        let part = |thread| {
+            move || (thread..seeds).step_by(threads as usize).find_map(|seed| Some((seed, run(seed, plant).err()?)))
+        };
         let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(part(thread))).collect();
         parts.into_iter().filter_map(|part| part.join().expect("the simulation panicked, see above")).min()
     })
@@ -43,7 +45,8 @@ fn a_seed_gives_the_same_trace_twice() {
 /// A simulation that does not reach the interesting states proves nothing.
 #[test]
 fn seeds_reach_what_they_are_for() {
-    let runs: Vec<Seen> = (0..200).map(|seed| run(seed, Plant::None).expect("a seed fails, see the other test")).collect();
+    let runs: Vec<Seen> =
+        (0..200).map(|seed| run(seed, Plant::None).expect("a seed fails, see the other test")).collect();
     let total = |what: fn(&Seen) -> u64| runs.iter().map(what).sum::<u64>();
     let counts = [
         ("confirmed entries", total(|seen| seen.confirmed), 10_000),

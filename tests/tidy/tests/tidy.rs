@@ -155,7 +155,9 @@ fn forbid(file: impl Fn(&str) -> bool, banned: &[&str]) {
     let mut found = Vec::new();
     for (name, text) in text_files().into_iter().filter(|(name, _)| file(name)) {
         for (number, line) in text.lines().enumerate() {
-            found.extend(banned.iter().filter(|word| line.contains(**word)).map(|word| format!("{name}:{}: {word}", number + 1)));
+            found.extend(
+                banned.iter().filter(|word| line.contains(**word)).map(|word| format!("{name}:{}: {word}", number + 1)),
+            );
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));

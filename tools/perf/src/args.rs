@@ -177,9 +177,7 @@ pub enum Outstanding {
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     text.split_at(end)
 }
 
@@ -193,9 +191,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(format!("unit {unit:?} is none of us, ms, s, m, h")),
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| "not a number with a unit, as 20s or 500ms".to_owned())?;
+    let number: f64 = number.parse().map_err(|_| "not a number with a unit, as 20s or 500ms".to_owned())?;
     Duration::try_from_secs_f64(number * scale).map_err(|e| e.to_string())
 }
 
@@ -210,14 +206,10 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
         _ => {
-            return Err(format!(
-                "unit {unit:?} is none of B, KiB, MiB, GiB, kB, MB, GB"
-            ));
+            return Err(format!("unit {unit:?} is none of B, KiB, MiB, GiB, kB, MB, GB"));
         }
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| "not a number of bytes, as 64MiB".to_owned())?;
+    let number: f64 = number.parse().map_err(|_| "not a number of bytes, as 64MiB".to_owned())?;
     Ok((number * scale as f64) as u64)
 }
 
@@ -276,13 +268,7 @@ mod tests {
     #[test]
     fn topics() {
         assert_eq!(topic_names("t", 1), ["persistent://public/default/t"]);
-        assert_eq!(
-            topic_names("a/b/t", 2),
-            ["persistent://a/b/t-0", "persistent://a/b/t-1"]
-        );
-        assert_eq!(
-            topic_names("non-persistent://a/b/t", 1),
-            ["non-persistent://a/b/t"]
-        );
+        assert_eq!(topic_names("a/b/t", 2), ["persistent://a/b/t-0", "persistent://a/b/t-1"]);
+        assert_eq!(topic_names("non-persistent://a/b/t", 1), ["non-persistent://a/b/t"]);
     }
 }

@@ -10,9 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytes::BytesMut;
 use geminga_wire_pulsar::proto::command_lookup_topic_response::LookupType;
 use geminga_wire_pulsar::proto::{self, ServerError};
-use geminga_wire_pulsar::{
-    Command, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, decode_frame, encode_simple,
-};
+use geminga_wire_pulsar::{Command, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, decode_frame, encode_simple};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,14 +35,8 @@ pub(crate) fn address_of(url: &str) -> Result<String> {
     if host.is_empty() {
         bail!("{url:?} names no host");
     }
-    let has_port = host
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    Ok(if has_port {
-        host.to_owned()
-    } else {
-        format!("{host}:6650")
-    })
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    Ok(if has_port { host.to_owned() } else { format!("{host}:6650") })
 }
 
 fn dial(address: &str) -> Result<TcpStream> {
@@ -84,9 +76,7 @@ impl Session {
             address: address.to_owned(),
             next_request: 1,
         };
-        session
-            .handshake(target.proxied_to.clone())
-            .with_context(|| format!("handshake with {address}"))?;
+        session.handshake(target.proxied_to.clone()).with_context(|| format!("handshake with {address}"))?;
         Ok(session)
     }
 
@@ -126,9 +116,7 @@ impl Session {
         for command in commands {
             encode_simple(command, &mut out);
         }
-        self.stream
-            .write_all(&out)
-            .with_context(|| format!("write to {}", self.address))
+        self.stream.write_all(&out).with_context(|| format!("write to {}", self.address))
     }
 
     /// The next command but PING, which is answered.
@@ -142,11 +130,7 @@ impl Session {
                 }
             }
             let mut chunk = [0; 16 * 1024];
-            match self
-                .stream
-                .read(&mut chunk)
-                .with_context(|| format!("wait for an answer from {}", self.address))?
-            {
+            match self.stream.read(&mut chunk).with_context(|| format!("wait for an answer from {}", self.address))? {
                 0 => bail!("{} closed the connection", self.address),
                 n => self.received.extend_from_slice(&chunk[..n]),
             }
@@ -183,11 +167,7 @@ impl Session {
         }
     }
 
-    fn lookup(
-        &mut self,
-        topic: &str,
-        authoritative: bool,
-    ) -> Result<Box<proto::CommandLookupTopicResponse>> {
+    fn lookup(&mut self, topic: &str, authoritative: bool) -> Result<Box<proto::CommandLookupTopicResponse>> {
         let request_id = self.request_id();
         let lookup = proto::CommandLookupTopic {
             topic: topic.to_owned(),
@@ -217,15 +197,9 @@ impl Target {
     /// `broker` as reached from the service URL `service`.
     fn of(service: &str, broker: String, proxied: bool) -> Self {
         if proxied && broker != service {
-            Self {
-                address: service.to_owned(),
-                proxied_to: Some(broker),
-            }
+            Self { address: service.to_owned(), proxied_to: Some(broker) }
         } else {
-            Self {
-                address: broker,
-                proxied_to: None,
-            }
+            Self { address: broker, proxied_to: None }
         }
     }
 }
@@ -245,23 +219,15 @@ pub(crate) struct Finder {
 
 impl Finder {
     pub(crate) fn new(url: &str) -> Result<Self> {
-        let service = Target {
-            address: address_of(url)?,
-            proxied_to: None,
-        };
-        Ok(Self {
-            service,
-            sessions: HashMap::new(),
-        })
+        let service = Target { address: address_of(url)?, proxied_to: None };
+        Ok(Self { service, sessions: HashMap::new() })
     }
 
     fn session(&mut self, target: &Target) -> Result<&mut Session> {
         if !self.sessions.contains_key(target) {
             self.sessions.insert(target.clone(), Session::open(target)?);
         }
-        self.sessions
-            .get_mut(target)
-            .context("the session was just put there")
+        self.sessions.get_mut(target).context("the session was just put there")
     }
 
     /// Where each topic, or each of its partitions, is served.
@@ -269,20 +235,14 @@ impl Finder {
         let mut places = Vec::new();
         for topic in topics {
             let service = self.service.clone();
-            let partitions = self
-                .session(&service)?
-                .partitions(topic)
-                .with_context(|| format!("partitions of {topic}"))?;
+            let partitions =
+                self.session(&service)?.partitions(topic).with_context(|| format!("partitions of {topic}"))?;
             let parts = match partitions {
                 0 => vec![topic.clone()],
-                count => (0..count)
-                    .map(|i| format!("{topic}-partition-{i}"))
-                    .collect(),
+                count => (0..count).map(|i| format!("{topic}-partition-{i}")).collect(),
             };
             for topic in parts {
-                let target = self
-                    .locate(&topic)
-                    .with_context(|| format!("lookup of {topic}"))?;
+                let target = self.locate(&topic).with_context(|| format!("lookup of {topic}"))?;
                 places.push(Place { topic, target });
             }
         }
@@ -294,15 +254,8 @@ impl Finder {
         let mut authoritative = false;
         for _ in 0..MAX_REDIRECTS {
             let response = self.session(&target)?.lookup(topic, authoritative)?;
-            let url = response
-                .broker_service_url
-                .as_deref()
-                .context("the answer has no pulsar:// address")?;
-            target = Target::of(
-                &self.service.address,
-                address_of(url)?,
-                response.proxy_through_service_url(),
-            );
+            let url = response.broker_service_url.as_deref().context("the answer has no pulsar:// address")?;
+            target = Target::of(&self.service.address, address_of(url)?, response.proxy_through_service_url());
             if response.response() == LookupType::Connect {
                 return Ok(target);
             }

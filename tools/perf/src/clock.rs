@@ -10,13 +10,8 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        let epoch = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            start: Instant::now(),
-            epoch_ns: epoch.as_nanos() as u64,
-        }
+        let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { start: Instant::now(), epoch_ns: epoch.as_nanos() as u64 }
     }
 
     /// Nanoseconds since the start.

@@ -33,18 +33,13 @@ pub fn consume(args: ConsumeArgs) -> Result<Report> {
     let stats = Stats::new(threads);
     let stop = AtomicBool::new(false);
     let endless = args.num_messages.is_some() || args.idle_timeout.is_some();
-    let duration = args
-        .duration
-        .or_else(|| (!endless).then_some(DEFAULT_DURATION));
+    let duration = args.duration.or_else(|| (!endless).then_some(DEFAULT_DURATION));
     let shared = Shared {
         clock,
         stats: &stats,
         stop: &stop,
         quota: args.num_messages.unwrap_or(u64::MAX),
-        stop_ns: duration.map_or(
-            u64::MAX,
-            |duration| ns(duration.saturating_add(args.warmup)),
-        ),
+        stop_ns: duration.map_or(u64::MAX, |duration| ns(duration.saturating_add(args.warmup))),
         idle_ns: args.idle_timeout.map_or(u64::MAX, ns),
         ack_delay_ns: ns(args.ack_delay),
         warmup_ns: ns(args.warmup),
@@ -52,16 +47,11 @@ pub fn consume(args: ConsumeArgs) -> Result<Report> {
         last_ns: AtomicU64::new(0),
         verify: args.verify_checksum,
     };
-    let (reporter, failure) = supervise(
-        clock,
-        Reporter::new(&stats, "received"),
-        &stop,
-        workers,
-        |i, worker: Worker| {
+    let (reporter, failure) =
+        supervise(clock, Reporter::new(&stats, "received"), &stop, workers, |i, worker: Worker| {
             sharpen_timers();
             worker.run(&shared, i)
-        },
-    );
+        });
     let mut report = reporter.finish(None, failure);
     if report.messages == 0 && report.failure.is_none() {
         report.failure = Some("no message was received".to_owned());
@@ -81,10 +71,7 @@ fn connect(args: &ConsumeArgs, places: &[Place]) -> Result<Vec<ConnectionPlan>> 
     let mut wanted: BTreeMap<&Target, Vec<(&str, &str)>> = BTreeMap::new();
     for place in places {
         for subscription in &subscriptions {
-            let consumers = std::iter::repeat_n(
-                (place.topic.as_str(), subscription.as_str()),
-                args.consumers as usize,
-            );
+            let consumers = std::iter::repeat_n((place.topic.as_str(), subscription.as_str()), args.consumers as usize);
             wanted.entry(&place.target).or_default().extend(consumers);
         }
     }
@@ -95,10 +82,7 @@ fn connect(args: &ConsumeArgs, places: &[Place]) -> Result<Vec<ConnectionPlan>> 
             let mut session = Session::open(target)?;
             let mine: Vec<_> = consumers.iter().copied().skip(i).step_by(count).collect();
             subscribe(&mut session, args, &mine, i, count)?;
-            plans.push(ConnectionPlan {
-                session,
-                consumers: mine.len(),
-            });
+            plans.push(ConnectionPlan { session, consumers: mine.len() });
         }
     }
     Ok(plans)
@@ -128,35 +112,21 @@ fn subscribe(
             ..Default::default()
         };
         session.send(&[subscribe.into()])?;
-        session
-            .answer(request_id)
-            .with_context(|| format!("subscription {subscription} to {topic}"))?;
+        session.answer(request_id).with_context(|| format!("subscription {subscription} to {topic}"))?;
     }
     Ok(())
 }
 
 fn assign(plans: Vec<ConnectionPlan>, threads: usize, args: &ConsumeArgs) -> Result<Vec<Worker>> {
-    let mut workers: Vec<Worker> = (0..threads)
-        .map(|_| Worker {
-            links: Vec::new(),
-            consumers: Vec::new(),
-        })
-        .collect();
+    let mut workers: Vec<Worker> = (0..threads).map(|_| Worker { links: Vec::new(), consumers: Vec::new() }).collect();
     for (i, plan) in plans.into_iter().enumerate() {
         let worker = &mut workers[i % threads];
         let mut link = Link::new(plan.session)?;
         for consumer_id in 0..plan.consumers as u64 {
-            link.out.command(proto::CommandFlow {
-                consumer_id,
-                message_permits: args.receiver_queue,
-            });
+            link.out.command(proto::CommandFlow { consumer_id, message_permits: args.receiver_queue });
         }
         worker.links.push(link);
-        worker.consumers.push(
-            (0..plan.consumers)
-                .map(|_| Consumer::new(args.receiver_queue, args.ack))
-                .collect(),
-        );
+        worker.consumers.push((0..plan.consumers).map(|_| Consumer::new(args.receiver_queue, args.ack)).collect());
     }
     Ok(workers)
 }
@@ -210,11 +180,7 @@ impl Worker {
             {
                 return Ok(());
             }
-            poll(
-                &self.links,
-                next_ack.saturating_sub(now).min(MAX_WAIT_NS),
-                &mut readable,
-            )?;
+            poll(&self.links, next_ack.saturating_sub(now).min(MAX_WAIT_NS), &mut readable)?;
             for (link, readable) in readable.iter().enumerate() {
                 if *readable {
                     self.receive(link, shared, index)?;
@@ -235,12 +201,7 @@ impl Worker {
 
     fn receive(&mut self, link: usize, shared: &Shared<'_>, index: usize) -> Result<()> {
         let consumers = &mut self.consumers[link];
-        let mut round = Round {
-            now: shared.clock.now(),
-            count: 0,
-            tally: &mut shared.stats.of(index),
-            shared,
-        };
+        let mut round = Round { now: shared.clock.now(), count: 0, tally: &mut shared.stats.of(index), shared };
         self.links[link].receive(|frame, out| match frame.command {
             Command::Message(_) => round.message(frame, consumers, out),
             Command::CloseConsumer(_) => {
@@ -252,9 +213,7 @@ impl Worker {
         })?;
         let count = round.count;
         if count > 0 {
-            shared
-                .last_ns
-                .fetch_max(shared.clock.now(), Ordering::Relaxed);
+            shared.last_ns.fetch_max(shared.clock.now(), Ordering::Relaxed);
             if shared.stats.add_total(count) >= shared.quota {
                 shared.stop.store(true, Ordering::Relaxed);
             }
@@ -272,18 +231,11 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn message(
-        &mut self,
-        frame: FrameRef<'_>,
-        consumers: &mut [Consumer],
-        out: &mut Outbox,
-    ) -> Result<()> {
+    fn message(&mut self, frame: FrameRef<'_>, consumers: &mut [Consumer], out: &mut Outbox) -> Result<()> {
         let Command::Message(message) = frame.command else {
             return Ok(());
         };
-        let consumer = consumers
-            .get_mut(message.consumer_id as usize)
-            .context("a message for an unknown consumer")?;
+        let consumer = consumers.get_mut(message.consumer_id as usize).context("a message for an unknown consumer")?;
         let view = match parse_payload(frame.payload) {
             Ok(view) => view,
             Err(error) => {
@@ -293,10 +245,7 @@ impl Round<'_> {
         };
         if self.shared.verify && !view.verify_checksum() {
             self.tally.error(1, || {
-                format!(
-                    "wrong checksum of {}:{}",
-                    message.message_id.ledger_id, message.message_id.entry_id
-                )
+                format!("wrong checksum of {}:{}", message.message_id.ledger_id, message.message_id.entry_id)
             });
         }
         let count = message_count(&view, &message.ack_set);
@@ -308,10 +257,7 @@ impl Round<'_> {
             self.tally.redelivered += u64::from(count);
         }
         if let Some(message_permits) = consumer.received(count) {
-            out.command(proto::CommandFlow {
-                consumer_id: message.consumer_id,
-                message_permits,
-            });
+            out.command(proto::CommandFlow { consumer_id: message.consumer_id, message_permits });
         }
         if consumer.note(&message.message_id)
             && let Some(ack) = consumer.take_ack(message.consumer_id)
@@ -323,26 +269,17 @@ impl Round<'_> {
 
     fn measure(&mut self, view: &geminga_wire_pulsar::PayloadView<'_>, count: u32, bytes: u64) {
         self.count += u64::from(count);
-        let first = self
-            .shared
-            .first_ns
-            .fetch_min(self.now, Ordering::Relaxed)
-            .min(self.now);
+        let first = self.shared.first_ns.fetch_min(self.now, Ordering::Relaxed).min(self.now);
         if self.now - first < self.shared.warmup_ns {
             return;
         }
         self.tally.done(u64::from(count), bytes, self.now);
         let now = self.shared.clock.to_epoch(self.now);
         match published(view) {
-            (first, 0) => self
-                .tally
-                .latency(now.saturating_sub(first), u64::from(count)),
+            (first, 0) => self.tally.latency(now.saturating_sub(first), u64::from(count)),
             (first, interval) => {
                 for i in 0..u64::from(count) {
-                    self.tally.latency(
-                        now.saturating_sub(first.saturating_add(i.saturating_mul(interval))),
-                        1,
-                    );
+                    self.tally.latency(now.saturating_sub(first.saturating_add(i.saturating_mul(interval))), 1);
                 }
             }
         }
@@ -369,9 +306,6 @@ mod tests {
             last_ns: AtomicU64::new(50),
             verify: false,
         };
-        assert_eq!(
-            [60, 79, 80, 100].map(|now| shared.is_over(now)),
-            [false, false, true, true]
-        );
+        assert_eq!([60, 79, 80, 100].map(|now| shared.is_over(now)), [false, false, true, true]);
     }
 }

@@ -21,12 +21,7 @@ pub(crate) struct Consumer {
 
 impl Consumer {
     pub(crate) fn new(queue: u32, mode: AckMode) -> Self {
-        Self {
-            queue,
-            used: 0,
-            mode,
-            pending: Vec::new(),
-        }
+        Self { queue, used: 0, mode, pending: Vec::new() }
     }
 
     /// `count` messages came: the permits to give, once half of the queue is used.
@@ -59,11 +54,7 @@ impl Consumer {
         if self.pending.is_empty() {
             return None;
         }
-        let kind = if self.mode == AckMode::Cumulative {
-            AckType::Cumulative
-        } else {
-            AckType::Individual
-        };
+        let kind = if self.mode == AckMode::Cumulative { AckType::Cumulative } else { AckType::Individual };
         Some(proto::CommandAck {
             consumer_id,
             ack_type: kind.into(),
@@ -88,37 +79,22 @@ pub(crate) fn payload_bytes(view: &PayloadView<'_>) -> Option<u64> {
     if !view.meta.batched || view.meta.compression != 0 || view.meta.encrypted {
         return Some(payload.len() as u64);
     }
-    SingleMessages::new(payload, view.meta.num_messages).try_fold(0, |sum, message| {
-        message
-            .ok()
-            .map(|message| sum + message.payload.len() as u64)
-    })
+    SingleMessages::new(payload, view.meta.num_messages)
+        .try_fold(0, |sum, message| message.ok().map(|message| sum + message.payload.len() as u64))
 }
 
 /// When the entry's messages were published: the first one's nanoseconds since 1970, and the nanoseconds between two.
 pub(crate) fn published(view: &PayloadView<'_>) -> (u64, u64) {
-    let Some(first) = view
-        .meta
-        .event_time
-        .filter(|time| *time >= NANOSECONDS_FROM)
-    else {
+    let Some(first) = view.meta.event_time.filter(|time| *time >= NANOSECONDS_FROM) else {
         return (view.meta.publish_time.saturating_mul(1_000_000), 0);
     };
-    let interval = (view.meta.batched && view.meta.has_properties)
-        .then(|| interval_of(view))
-        .flatten();
+    let interval = (view.meta.batched && view.meta.has_properties).then(|| interval_of(view)).flatten();
     (first, interval.unwrap_or(0))
 }
 
 fn interval_of(view: &PayloadView<'_>) -> Option<u64> {
     let metadata = view.full_metadata().ok()?;
-    metadata
-        .properties
-        .iter()
-        .find(|property| property.key == INTERVAL_PROPERTY)?
-        .value
-        .parse()
-        .ok()
+    metadata.properties.iter().find(|property| property.key == INTERVAL_PROPERTY)?.value.parse().ok()
 }
 
 #[cfg(test)]
@@ -129,35 +105,17 @@ mod tests {
     #[test]
     fn permits_return_in_halves() {
         let mut consumer = Consumer::new(10, AckMode::Individual);
-        assert_eq!(
-            (
-                consumer.received(4),
-                consumer.received(3),
-                consumer.received(4)
-            ),
-            (None, Some(7), None)
-        );
+        assert_eq!((consumer.received(4), consumer.received(3), consumer.received(4)), (None, Some(7), None));
         assert_eq!(Consumer::new(1, AckMode::None).received(1), Some(1));
     }
 
     #[test]
     fn acknowledgements_gather() {
-        let id = |entry_id| proto::MessageIdData {
-            ledger_id: 1,
-            entry_id,
-            ..Default::default()
-        };
-        let entries = |ack: proto::CommandAck| {
-            ack.message_id
-                .iter()
-                .map(|id| id.entry_id)
-                .collect::<Vec<_>>()
-        };
-        for (mode, expected) in [
-            (AckMode::Individual, Some(vec![5, 6])),
-            (AckMode::Cumulative, Some(vec![6])),
-            (AckMode::None, None),
-        ] {
+        let id = |entry_id| proto::MessageIdData { ledger_id: 1, entry_id, ..Default::default() };
+        let entries = |ack: proto::CommandAck| ack.message_id.iter().map(|id| id.entry_id).collect::<Vec<_>>();
+        for (mode, expected) in
+            [(AckMode::Individual, Some(vec![5, 6])), (AckMode::Cumulative, Some(vec![6])), (AckMode::None, None)]
+        {
             let mut consumer = Consumer::new(10, mode);
             assert!(!consumer.note(&id(5)) && !consumer.note(&id(6)));
             assert_eq!(consumer.take_ack(0).map(entries), expected);
@@ -167,26 +125,15 @@ mod tests {
 
     #[test]
     fn publication_is_read_from_our_time_or_else_the_clients() {
-        let mut metadata = proto::MessageMetadata {
-            publish_time: 1_700_000_000_000,
-            ..Default::default()
-        };
-        let times = |metadata: &proto::MessageMetadata| {
-            published(&parse_payload(&frame_payload(metadata, b"")).unwrap())
-        };
+        let mut metadata = proto::MessageMetadata { publish_time: 1_700_000_000_000, ..Default::default() };
+        let times =
+            |metadata: &proto::MessageMetadata| published(&parse_payload(&frame_payload(metadata, b"")).unwrap());
         assert_eq!(times(&metadata), (1_700_000_000_000_000_000, 0));
         metadata.event_time = Some(1_700_000_000_123);
-        assert_eq!(
-            times(&metadata),
-            (1_700_000_000_000_000_000, 0),
-            "an application's event time is not ours"
-        );
+        assert_eq!(times(&metadata), (1_700_000_000_000_000_000, 0), "an application's event time is not ours");
         metadata.event_time = Some(1_700_000_000_000_000_007);
         metadata.num_messages_in_batch = Some(3);
-        metadata.properties = vec![proto::KeyValue {
-            key: INTERVAL_PROPERTY.into(),
-            value: "50".into(),
-        }];
+        metadata.properties = vec![proto::KeyValue { key: INTERVAL_PROPERTY.into(), value: "50".into() }];
         assert_eq!(times(&metadata), (1_700_000_000_000_000_007, 50));
     }
 }

@@ -20,9 +20,7 @@ mod producer;
 mod stats;
 mod template;
 
-pub use args::{
-    AckMode, Compression, ConsumeArgs, Initial, PerfCommand, ProduceArgs, SubscriptionType,
-};
+pub use args::{AckMode, Compression, ConsumeArgs, Initial, PerfCommand, ProduceArgs, SubscriptionType};
 pub use consume::consume;
 pub use produce::produce;
 pub use stats::Report;

@@ -61,8 +61,7 @@ impl Outbox {
             self.write(|head| head.extend_from_slice(&payload[..len]));
         } else {
             self.queued += len;
-            self.segments
-                .push_back(Segment::Shared(payload.slice(..len)));
+            self.segments.push_back(Segment::Shared(payload.slice(..len)));
         }
     }
 
@@ -133,11 +132,7 @@ impl Inbox {
     fn new(first: &[u8]) -> Self {
         let mut buf = vec![0; READ_BUFFER.max(first.len())];
         buf[..first.len()].copy_from_slice(first);
-        Self {
-            buf,
-            start: 0,
-            end: first.len(),
-        }
+        Self { buf, start: 0, end: first.len() }
     }
 
     /// Room for the rest of the frame that has begun, and for much if none has.
@@ -169,12 +164,7 @@ impl Link {
     pub(crate) fn new(session: Session) -> Result<Self> {
         session.stream.set_nonblocking(true)?;
         let max_frame = session.max_frame();
-        Ok(Self {
-            stream: session.stream,
-            inbox: Inbox::new(&session.received),
-            max_frame,
-            out: Outbox::default(),
-        })
+        Ok(Self { stream: session.stream, inbox: Inbox::new(&session.received), max_frame, out: Outbox::default() })
     }
 
     /// Writes until the socket takes no more or nothing is left.
@@ -192,17 +182,12 @@ impl Link {
     }
 
     /// Reads what is there, up to a bound; answers PING; gives each other frame to `handle`, together with the outbox.
-    pub(crate) fn receive(
-        &mut self,
-        mut handle: impl FnMut(FrameRef<'_>, &mut Outbox) -> Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn receive(&mut self, mut handle: impl FnMut(FrameRef<'_>, &mut Outbox) -> Result<()>) -> Result<()> {
         self.inbox.make_room(self.max_frame)?;
         match self.stream.read(&mut self.inbox.buf[self.inbox.end..]) {
             Ok(0) => bail!("the broker closed the connection"),
             Ok(n) => self.inbox.end += n,
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 return Ok(());
             }
             Err(error) => return Err(error).context("the connection was lost"),
@@ -226,27 +211,17 @@ pub(crate) fn poll(links: &[Link], timeout_ns: u64, readable: &mut Vec<bool>) ->
     let mut fds: Vec<PollFd<'_>> = links
         .iter()
         .map(|link| {
-            let flags = if link.out.is_empty() {
-                PollFlags::IN
-            } else {
-                PollFlags::IN | PollFlags::OUT
-            };
+            let flags = if link.out.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
             PollFd::new(&link.stream, flags)
         })
         .collect();
-    let timeout = Timespec {
-        tv_sec: (timeout_ns / 1_000_000_000) as i64,
-        tv_nsec: (timeout_ns % 1_000_000_000) as _,
-    };
+    let timeout = Timespec { tv_sec: (timeout_ns / 1_000_000_000) as i64, tv_nsec: (timeout_ns % 1_000_000_000) as _ };
     match rustix::event::poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error).context("poll"),
     }
     readable.clear();
-    readable.extend(fds.iter().map(|fd| {
-        fd.revents()
-            .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
-    }));
+    readable.extend(fds.iter().map(|fd| fd.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)));
     Ok(())
 }
 

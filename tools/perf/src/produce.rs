@@ -33,11 +33,7 @@ const MAX_WAIT_NS: u64 = 100_000_000;
 /// If it can't start. A failure after that is in [`Report::failure`].
 pub fn produce(args: ProduceArgs) -> Result<Report> {
     let places = Finder::new(&args.url)?.find(&topic_names(&args.topic, args.topics))?;
-    let template = Template::new(
-        args.size,
-        args.batching_max_messages.max(1),
-        args.batching_max_bytes as usize,
-    );
+    let template = Template::new(args.size, args.batching_max_messages.max(1), args.batching_max_bytes as usize);
     let plans = connect(&args, &places, &template)?;
     let threads = thread_count(args.threads, plans.len());
     let clock = Clock::start();
@@ -48,24 +44,12 @@ pub fn produce(args: ProduceArgs) -> Result<Report> {
     let stats = Stats::new(threads);
     let stop = AtomicBool::new(false);
     let warmup_ns = schedule.start_ns.saturating_add(ns(args.warmup));
-    let shared = Shared {
-        args: &args,
-        template: &template,
-        clock,
-        stats: &stats,
-        stop: &stop,
-        warmup_ns,
-    };
-    let (reporter, failure) = crate::stats::supervise(
-        clock,
-        Reporter::new(&stats, "sent"),
-        &stop,
-        workers,
-        |i, worker| {
+    let shared = Shared { args: &args, template: &template, clock, stats: &stats, stop: &stop, warmup_ns };
+    let (reporter, failure) =
+        crate::stats::supervise(clock, Reporter::new(&stats, "sent"), &stop, workers, |i, worker| {
             sharpen_timers();
             worker.run(&shared, i)
-        },
-    );
+        });
     let mut report = reporter.finish(Some(warmup_ns), failure);
     if report.messages == 0 && report.failure.is_none() {
         report.failure = Some("no message was acknowledged".to_owned());
@@ -92,23 +76,13 @@ impl Schedule {
             (None, Some(_)) => None,
             (duration, _) => Some(duration.unwrap_or(DEFAULT_DURATION)),
         };
-        let stop_ns = duration.map_or(u64::MAX, |d| {
-            start_ns
-                .saturating_add(ns(args.warmup))
-                .saturating_add(ns(d))
-        });
-        let offset_ns = if args.rate > 0.0 {
-            1e9 / args.rate
+        let stop_ns = duration.map_or(u64::MAX, |d| start_ns.saturating_add(ns(args.warmup)).saturating_add(ns(d)));
+        let offset_ns = if args.rate > 0.0 { 1e9 / args.rate } else { 0.0 };
+        let outstanding = args.max_outstanding.unwrap_or(if args.batching_max_messages > 1 {
+            Outstanding::Bytes(DEFAULT_OUTSTANDING_BYTES)
         } else {
-            0.0
-        };
-        let outstanding = args
-            .max_outstanding
-            .unwrap_or(if args.batching_max_messages > 1 {
-                Outstanding::Bytes(DEFAULT_OUTSTANDING_BYTES)
-            } else {
-                Outstanding::Messages(DEFAULT_OUTSTANDING_MESSAGES)
-            });
+            Outstanding::Messages(DEFAULT_OUTSTANDING_MESSAGES)
+        });
         let limits = match outstanding {
             Outstanding::Messages(count) => (count, u64::MAX),
             Outstanding::Bytes(bytes) => (u64::MAX, (bytes / producers).max(1)),
@@ -136,15 +110,7 @@ impl Schedule {
             quota,
         };
         let (max_count, max_bytes) = self.limits;
-        Producer::new(
-            pace,
-            Limits {
-                batch_count,
-                batch_delay_ns: ns(batch_delay),
-                max_count,
-                max_bytes,
-            },
-        )
+        Producer::new(pace, Limits { batch_count, batch_delay_ns: ns(batch_delay), max_count, max_bytes })
     }
 }
 
@@ -152,15 +118,9 @@ impl Schedule {
     /// What stays the same in a producer's metadata.
     fn metadata(&self, producer_name: String, batch_count: u32) -> proto::MessageMetadata {
         let interval = self.interval_ns.filter(|_| batch_count > 1);
-        let property = interval.map(|ns| proto::KeyValue {
-            key: INTERVAL_PROPERTY.to_owned(),
-            value: format!("{ns:.0}"),
-        });
-        proto::MessageMetadata {
-            producer_name,
-            properties: property.into_iter().collect(),
-            ..Default::default()
-        }
+        let property =
+            interval.map(|ns| proto::KeyValue { key: INTERVAL_PROPERTY.to_owned(), value: format!("{ns:.0}") });
+        proto::MessageMetadata { producer_name, properties: property.into_iter().collect(), ..Default::default() }
     }
 }
 
@@ -171,18 +131,11 @@ struct ConnectionPlan {
 }
 
 /// Opens the connections to each broker and registers the producers, spread over them. Producer ids count per connection.
-fn connect(
-    args: &ProduceArgs,
-    places: &[Place],
-    template: &Template,
-) -> Result<Vec<ConnectionPlan>> {
+fn connect(args: &ProduceArgs, places: &[Place], template: &Template) -> Result<Vec<ConnectionPlan>> {
     let mut topics_of: BTreeMap<&Target, Vec<&str>> = BTreeMap::new();
     for place in places {
         let topics = topics_of.entry(&place.target).or_default();
-        topics.extend(std::iter::repeat_n(
-            place.topic.as_str(),
-            args.producers as usize,
-        ));
+        topics.extend(std::iter::repeat_n(place.topic.as_str(), args.producers as usize));
     }
     let mut plans = Vec::new();
     for (target, topics) in topics_of {
@@ -216,15 +169,9 @@ fn register(session: &mut Session, topics: &[&str]) -> Result<Vec<String>> {
             ..Default::default()
         };
         session.send(&[producer.into()])?;
-        match session
-            .answer(request_id)
-            .with_context(|| format!("producer on {topic}"))?
-        {
+        match session.answer(request_id).with_context(|| format!("producer on {topic}"))? {
             Command::ProducerSuccess(success) => names.push(success.producer_name),
-            other => bail!(
-                "producer on {topic}: got {} instead of PRODUCER_SUCCESS",
-                other.name()
-            ),
+            other => bail!("producer on {topic}: got {} instead of PRODUCER_SUCCESS", other.name()),
         }
     }
     Ok(names)
@@ -250,12 +197,7 @@ fn assign(
             let producer = schedule.producer(index, template.max_count(), args.batching_max_delay);
             index += 1;
             worker.ready[link].push_back(worker.slots.len());
-            worker.slots.push(Slot::new(
-                producer,
-                link,
-                id as u64,
-                schedule.metadata(name, template.max_count()),
-            ));
+            worker.slots.push(Slot::new(producer, link, id as u64, schedule.metadata(name, template.max_count())));
         }
     }
     Ok(workers)
@@ -281,13 +223,7 @@ struct Slot {
 
 impl Slot {
     fn new(producer: Producer, link: usize, id: u64, metadata: proto::MessageMetadata) -> Self {
-        Self {
-            producer,
-            link,
-            id,
-            metadata,
-            blocked: false,
-        }
+        Self { producer, link, id, metadata, blocked: false }
     }
 }
 
@@ -329,24 +265,14 @@ impl Worker {
                 self.links[link].flush()?;
             }
             if self.done == self.slots.len() {
-                if self.links.iter().all(|l| l.out.is_empty())
-                    && self.slots.iter().all(|s| s.producer.in_flight() == 0)
+                if self.links.iter().all(|l| l.out.is_empty()) && self.slots.iter().all(|s| s.producer.in_flight() == 0)
                 {
                     return Ok(());
                 }
                 if now > *drain_until.get_or_insert(now + ns(DRAIN_TIMEOUT)) {
-                    let left: u64 = self
-                        .slots
-                        .iter()
-                        .map(|slot| slot.producer.in_flight())
-                        .sum();
-                    shared
-                        .stats
-                        .of(index)
-                        .error(left, || format!("no receipt within {DRAIN_TIMEOUT:?}"));
-                    bail!(
-                        "{left} messages got no receipt within {DRAIN_TIMEOUT:?} after the last was sent"
-                    );
+                    let left: u64 = self.slots.iter().map(|slot| slot.producer.in_flight()).sum();
+                    shared.stats.of(index).error(left, || format!("no receipt within {DRAIN_TIMEOUT:?}"));
+                    bail!("{left} messages got no receipt within {DRAIN_TIMEOUT:?} after the last was sent");
                 }
             }
             poll(&self.links, self.wait_ns(shared.clock.now()), &mut readable)?;
@@ -370,8 +296,7 @@ impl Worker {
     }
 
     fn wait_ns(&self, now: u64) -> u64 {
-        let can_fill =
-            |link: usize| !self.ready[link].is_empty() && !self.links[link].out.is_full();
+        let can_fill = |link: usize| !self.ready[link].is_empty() && !self.links[link].out.is_full();
         if (0..self.links.len()).any(can_fill) {
             return 0;
         }
@@ -391,22 +316,11 @@ impl Worker {
             let slot = &mut self.slots[index];
             match slot.producer.turn(now) {
                 Turn::Send { count, first_ns } => {
-                    let key =
-                        (!self.keys.is_empty()).then(|| self.rng.random_range(0..self.keys.len()));
-                    stamp(
-                        &mut slot.metadata,
-                        shared.clock,
-                        now,
-                        first_ns,
-                        key.map(|k| self.keys[k].as_str()),
-                    );
-                    let sequence_id =
-                        slot.producer
-                            .sent(count, first_ns, shared.template.len(count) as u64);
+                    let key = (!self.keys.is_empty()).then(|| self.rng.random_range(0..self.keys.len()));
+                    stamp(&mut slot.metadata, shared.clock, now, first_ns, key.map(|k| self.keys[k].as_str()));
+                    let sequence_id = slot.producer.sent(count, first_ns, shared.template.len(count) as u64);
                     let out = &mut self.links[link].out;
-                    shared
-                        .template
-                        .send(slot.id, sequence_id, count, &mut slot.metadata, out);
+                    shared.template.send(slot.id, sequence_id, count, &mut slot.metadata, out);
                     self.ready[link].push_back(index);
                 }
                 Turn::At(time) => self.timers.push(Reverse((time, index))),
@@ -417,40 +331,23 @@ impl Worker {
     }
 
     fn receive(&mut self, link: usize, shared: &Shared<'_>, index: usize) -> Result<()> {
-        let (first, slots, ready) = (
-            self.first_of_link[link],
-            &mut self.slots,
-            &mut self.ready[link],
-        );
+        let (first, slots, ready) = (self.first_of_link[link], &mut self.slots, &mut self.ready[link]);
         let now = shared.clock.now();
         let mut tally = shared.stats.of(index);
-        let mut answered = |producer_id: u64,
-                            sequence_id: u64,
-                            error: Option<String>,
-                            tally: &mut Tally| {
+        let mut answered = |producer_id: u64, sequence_id: u64, error: Option<String>, tally: &mut Tally| {
             let at = first + producer_id as usize;
-            let slot = slots
-                .get_mut(at)
-                .filter(|slot| slot.link == link)
-                .context("an answer for an unknown producer")?;
+            let slot =
+                slots.get_mut(at).filter(|slot| slot.link == link).context("an answer for an unknown producer")?;
             let (batch, skipped) = slot.producer.answered(sequence_id);
             if skipped > 0 {
-                tally.error(skipped, || {
-                    format!("no receipt for {skipped} messages before sequence id {sequence_id}")
-                });
+                tally.error(skipped, || format!("no receipt for {skipped} messages before sequence id {sequence_id}"));
             }
             if let Some(batch) = batch {
                 match error {
                     Some(error) => tally.error(u64::from(batch.count), || error),
                     None if batch.first_ns >= shared.warmup_ns => {
-                        tally.done(
-                            u64::from(batch.count),
-                            u64::from(batch.count) * shared.args.size as u64,
-                            now,
-                        );
-                        slot.producer.each_scheduled(&batch, |time, n| {
-                            tally.latency(now.saturating_sub(time), n)
-                        });
+                        tally.done(u64::from(batch.count), u64::from(batch.count) * shared.args.size as u64, now);
+                        slot.producer.each_scheduled(&batch, |time, n| tally.latency(now.saturating_sub(time), n));
                     }
                     None => {}
                 }
@@ -461,9 +358,7 @@ impl Worker {
             Ok::<_, anyhow::Error>(())
         };
         self.links[link].receive(|frame, _| match frame.command {
-            Command::SendReceipt(receipt) => {
-                answered(receipt.producer_id, receipt.sequence_id, None, &mut tally)
-            }
+            Command::SendReceipt(receipt) => answered(receipt.producer_id, receipt.sequence_id, None, &mut tally),
             Command::SendError(error) => {
                 let text = describe(Some(error.error), Some(&error.message));
                 answered(error.producer_id, error.sequence_id, Some(text), &mut tally)
@@ -479,13 +374,7 @@ impl Worker {
 }
 
 /// Sets what differs between batches: times and key.
-fn stamp(
-    metadata: &mut proto::MessageMetadata,
-    clock: Clock,
-    now: u64,
-    first_ns: u64,
-    key: Option<&str>,
-) {
+fn stamp(metadata: &mut proto::MessageMetadata, clock: Clock, now: u64, first_ns: u64, key: Option<&str>) {
     metadata.publish_time = clock.to_epoch(now) / 1_000_000;
     metadata.event_time = Some(clock.to_epoch(first_ns));
     if let Some(key) = key {

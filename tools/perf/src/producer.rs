@@ -60,14 +60,7 @@ pub(crate) struct Producer {
 
 impl Producer {
     pub(crate) fn new(pace: Pace, limits: Limits) -> Self {
-        Self {
-            pace,
-            limits,
-            next: 0,
-            in_flight: VecDeque::new(),
-            count: 0,
-            bytes: 0,
-        }
+        Self { pace, limits, next: 0, in_flight: VecDeque::new(), count: 0, bytes: 0 }
     }
 
     fn scheduled(&self, index: u64, interval_ns: f64) -> u64 {
@@ -93,27 +86,19 @@ impl Producer {
                 if now < ready {
                     return Turn::At(ready);
                 }
-                let last = ((now.min(self.pace.stop_ns - 1) - self.pace.start_ns) as f64 / interval)
-                    as u64;
+                let last = ((now.min(self.pace.stop_ns - 1) - self.pace.start_ns) as f64 / interval) as u64;
                 (last + 1).saturating_sub(self.next).max(1)
             }
         };
         let room = self.limits.max_count - self.count;
-        let count = due
-            .min(self.pace.quota - self.next)
-            .min(room)
-            .min(u64::from(self.limits.batch_count));
-        Turn::Send {
-            count: count as u32,
-            first_ns,
-        }
+        let count = due.min(self.pace.quota - self.next).min(room).min(u64::from(self.limits.batch_count));
+        Turn::Send { count: count as u32, first_ns }
     }
 
     /// When the next batch is full or its first message has waited long enough.
     fn ready_at(&self, first_ns: u64, interval: f64) -> u64 {
         let last = self.next + u64::from(self.limits.batch_count) - 1;
-        self.scheduled(last, interval)
-            .min(first_ns + self.limits.batch_delay_ns)
+        self.scheduled(last, interval).min(first_ns + self.limits.batch_delay_ns)
     }
 
     /// The sequence id of the batch that is sent now.
@@ -122,12 +107,7 @@ impl Producer {
         self.next += u64::from(count);
         self.count += u64::from(count);
         self.bytes += bytes;
-        self.in_flight.push_back(Batch {
-            sequence_id,
-            count,
-            bytes,
-            first_ns,
-        });
+        self.in_flight.push_back(Batch { sequence_id, count, bytes, first_ns });
         sequence_id
     }
 
@@ -171,18 +151,8 @@ impl Producer {
 mod tests {
     use super::*;
 
-    const FREE: Limits = Limits {
-        batch_count: 1,
-        batch_delay_ns: 1000,
-        max_count: 10,
-        max_bytes: 1 << 20,
-    };
-    const PACE: Pace = Pace {
-        start_ns: 100,
-        interval_ns: Some(50.0),
-        stop_ns: 10_000,
-        quota: u64::MAX,
-    };
+    const FREE: Limits = Limits { batch_count: 1, batch_delay_ns: 1000, max_count: 10, max_bytes: 1 << 20 };
+    const PACE: Pace = Pace { start_ns: 100, interval_ns: Some(50.0), stop_ns: 10_000, quota: u64::MAX };
 
     #[test]
     fn a_fixed_rate_catches_up_without_moving_its_schedule() {
@@ -193,129 +163,41 @@ mod tests {
             assert_eq!(p.sent(1, first_ns, 10), k);
         }
         assert_eq!(p.turn(210), Turn::At(250));
-        assert_eq!(
-            p.turn(9_999),
-            Turn::Send {
-                count: 1,
-                first_ns: 250
-            }
-        );
+        assert_eq!(p.turn(9_999), Turn::Send { count: 1, first_ns: 250 });
     }
 
     #[test]
     fn a_batch_goes_when_full_or_when_its_first_message_waited_long_enough() {
-        let p = Producer::new(
-            PACE,
-            Limits {
-                batch_count: 4,
-                batch_delay_ns: 1000,
-                ..FREE
-            },
-        );
+        let p = Producer::new(PACE, Limits { batch_count: 4, batch_delay_ns: 1000, ..FREE });
         assert_eq!(p.turn(240), Turn::At(250));
-        assert_eq!(
-            p.turn(250),
-            Turn::Send {
-                count: 4,
-                first_ns: 100
-            }
-        );
-        let p = Producer::new(
-            PACE,
-            Limits {
-                batch_count: 400,
-                batch_delay_ns: 120,
-                ..FREE
-            },
-        );
+        assert_eq!(p.turn(250), Turn::Send { count: 4, first_ns: 100 });
+        let p = Producer::new(PACE, Limits { batch_count: 400, batch_delay_ns: 120, ..FREE });
         assert_eq!(p.turn(200), Turn::At(220));
-        assert_eq!(
-            p.turn(220),
-            Turn::Send {
-                count: 3,
-                first_ns: 100
-            }
-        );
+        assert_eq!(p.turn(220), Turn::Send { count: 3, first_ns: 100 });
     }
 
     #[test]
     fn what_is_in_flight_is_bounded_and_quota_and_stop_end_it() {
-        let mut p = Producer::new(
-            Pace {
-                interval_ns: None,
-                quota: 12,
-                ..PACE
-            },
-            Limits {
-                batch_count: 8,
-                ..FREE
-            },
-        );
-        assert_eq!(
-            p.turn(100),
-            Turn::Send {
-                count: 8,
-                first_ns: 100
-            }
-        );
+        let mut p = Producer::new(Pace { interval_ns: None, quota: 12, ..PACE }, Limits { batch_count: 8, ..FREE });
+        assert_eq!(p.turn(100), Turn::Send { count: 8, first_ns: 100 });
         p.sent(8, 100, 80);
-        assert_eq!(
-            p.turn(120),
-            Turn::Send {
-                count: 2,
-                first_ns: 120
-            }
-        );
+        assert_eq!(p.turn(120), Turn::Send { count: 2, first_ns: 120 });
         p.sent(2, 120, 20);
         assert_eq!(p.turn(130), Turn::Blocked);
-        let first = Batch {
-            sequence_id: 0,
-            count: 8,
-            bytes: 80,
-            first_ns: 100,
-        };
+        let first = Batch { sequence_id: 0, count: 8, bytes: 80, first_ns: 100 };
         assert_eq!(p.answered(0), (Some(first), 0));
-        assert_eq!(
-            p.turn(140),
-            Turn::Send {
-                count: 2,
-                first_ns: 140
-            }
-        );
+        assert_eq!(p.turn(140), Turn::Send { count: 2, first_ns: 140 });
         p.sent(2, 140, 20);
         assert_eq!((p.turn(150), p.in_flight()), (Turn::Done, 4));
         assert_eq!(p.answered(10).1, 2, "the batch at 8 got no receipt");
         assert_eq!(p.answered(10), (None, 0));
-        assert_eq!(
-            Producer::new(PACE, FREE).turn(10_000),
-            Turn::Send {
-                count: 1,
-                first_ns: 100
-            },
-            "still owed"
-        );
-        assert_eq!(
-            Producer::new(
-                Pace {
-                    interval_ns: None,
-                    ..PACE
-                },
-                FREE
-            )
-            .turn(10_000),
-            Turn::Done
-        );
+        assert_eq!(Producer::new(PACE, FREE).turn(10_000), Turn::Send { count: 1, first_ns: 100 }, "still owed");
+        assert_eq!(Producer::new(Pace { interval_ns: None, ..PACE }, FREE).turn(10_000), Turn::Done);
     }
 
     #[test]
     fn each_message_of_a_batch_has_its_own_scheduled_time() {
-        let mut p = Producer::new(
-            PACE,
-            Limits {
-                batch_count: 3,
-                ..FREE
-            },
-        );
+        let mut p = Producer::new(PACE, Limits { batch_count: 3, ..FREE });
         p.sent(3, 100, 30);
         let mut times = Vec::new();
         p.each_scheduled(&p.in_flight[0], |time, count| times.push((time, count)));

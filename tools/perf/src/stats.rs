@@ -64,8 +64,7 @@ impl Tally {
 
     /// `count` messages took this long.
     pub(crate) fn latency(&mut self, ns: u64, count: u64) {
-        self.latencies
-            .saturating_record_n((ns / 1000).max(1), count);
+        self.latencies.saturating_record_n((ns / 1000).max(1), count);
     }
 
     pub(crate) fn error(&mut self, count: u64, text: impl FnOnce() -> String) {
@@ -86,22 +85,13 @@ impl Tally {
         }
         self.first_ns = [self.first_ns, other.first_ns].into_iter().flatten().min();
         self.last_ns = self.last_ns.max(other.last_ns);
-        self.latencies
-            .add(&other.latencies)
-            .expect("the same bounds");
+        self.latencies.add(&other.latencies).expect("the same bounds");
     }
 
     /// Empties it into `into`; the first time is told once.
     fn drain_into(&mut self, into: &mut Tally) {
         into.add(self);
-        let Self {
-            messages,
-            entries,
-            bytes,
-            redelivered,
-            errors,
-            ..
-        } = self;
+        let Self { messages, entries, bytes, redelivered, errors, .. } = self;
         for count in [messages, entries, bytes, redelivered, errors] {
             *count = 0;
         }
@@ -122,10 +112,7 @@ pub(crate) struct Stats {
 
 impl Stats {
     pub(crate) fn new(workers: usize) -> Self {
-        Self {
-            tallies: (0..workers).map(|_| Mutex::default()).collect(),
-            total: AtomicU64::new(0),
-        }
+        Self { tallies: (0..workers).map(|_| Mutex::default()).collect(), total: AtomicU64::new(0) }
     }
 
     /// The number of messages done by all workers, with `count` more.
@@ -158,12 +145,7 @@ pub(crate) struct Reporter<'a> {
 
 impl<'a> Reporter<'a> {
     pub(crate) fn new(stats: &'a Stats, verb: &'static str) -> Self {
-        Self {
-            stats,
-            sum: Tally::default(),
-            verb,
-            told_error: false,
-        }
+        Self { stats, sum: Tally::default(), verb, told_error: false }
     }
 
     /// A progress line for what happened in the last `interval`.

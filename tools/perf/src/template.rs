@@ -2,8 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use geminga_wire_pulsar::{
-    SendHeader, append_single_message, crc32c, crc32c_combine, encode_payload_header_with,
-    encode_send_header, payload_header_len, proto,
+    SendHeader, append_single_message, crc32c, crc32c_combine, encode_payload_header_with, encode_send_header,
+    payload_header_len, proto,
 };
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -38,10 +38,7 @@ impl Template {
             rng.fill_bytes(&mut body);
             let start = payload.len();
             if batched {
-                let single = proto::SingleMessageMetadata {
-                    payload_size: size as i32,
-                    ..Default::default()
-                };
+                let single = proto::SingleMessageMetadata { payload_size: size as i32, ..Default::default() };
                 append_single_message(&single, &body, &mut payload);
             } else {
                 payload.put_slice(&body);
@@ -50,22 +47,12 @@ impl Template {
                 payload.truncate(start);
                 break;
             }
-            let crc = crc32c_combine(
-                crcs[crcs.len() - 1],
-                crc32c(&payload[start..]),
-                (payload.len() - start) as u64,
-            );
+            let crc = crc32c_combine(crcs[crcs.len() - 1], crc32c(&payload[start..]), (payload.len() - start) as u64);
             ends.push(payload.len());
             crcs.push(crc);
         }
         let shift = Shift::over(payload.len());
-        Self {
-            payload: payload.freeze(),
-            batched,
-            ends,
-            crcs,
-            shift,
-        }
+        Self { payload: payload.freeze(), batched, ends, crcs, shift }
     }
 
     /// The most messages that fit a batch.
@@ -103,11 +90,7 @@ impl Template {
         out: &mut Outbox,
     ) {
         metadata.sequence_id = sequence_id;
-        let highest = if count > 1 {
-            sequence_id + u64::from(count) - 1
-        } else {
-            0
-        };
+        let highest = if count > 1 { sequence_id + u64::from(count) - 1 } else { 0 };
         if self.batched {
             metadata.num_messages_in_batch = Some(count as i32);
             metadata.highest_sequence_id = Some(highest).filter(|_| count > 1);
@@ -149,10 +132,7 @@ impl Shift {
 
     fn apply(&self, crc: u32) -> u32 {
         let [a, b, c, d] = crc.to_le_bytes();
-        self.0[0][a as usize]
-            ^ self.0[1][b as usize]
-            ^ self.0[2][c as usize]
-            ^ self.0[3][d as usize]
+        self.0[0][a as usize] ^ self.0[1][b as usize] ^ self.0[2][c as usize] ^ self.0[3][d as usize]
     }
 }
 
@@ -167,29 +147,20 @@ mod tests {
             let template = Template::new(size, max_messages, 1 << 20);
             assert_eq!(template.max_count(), max_messages);
             for count in 1..=max_messages {
-                let mut metadata = proto::MessageMetadata {
-                    producer_name: "p".into(),
-                    ..Default::default()
-                };
+                let mut metadata = proto::MessageMetadata { producer_name: "p".into(), ..Default::default() };
                 let mut out = Outbox::default();
                 template.send(3, 40, count, &mut metadata, &mut out);
                 let bytes = out.to_vec();
                 let frame = peek_frame(&bytes, 1 << 20).unwrap().unwrap();
                 assert_eq!(frame.size, bytes.len());
-                let Command::Send(send) = frame.command else {
-                    panic!("not SEND")
-                };
+                let Command::Send(send) = frame.command else { panic!("not SEND") };
                 assert_eq!((send.sequence_id, send.num_messages() as u32), (40, count));
                 let view = parse_payload(frame.payload).unwrap();
-                assert!(
-                    view.verify_checksum(),
-                    "size {size}, {count} of {max_messages}"
-                );
+                assert!(view.verify_checksum(), "size {size}, {count} of {max_messages}");
                 assert_eq!(view.meta.num_messages, count);
                 if view.meta.batched {
-                    let sizes: Vec<_> = SingleMessages::new(view.payload(), count)
-                        .map(|m| m.unwrap().payload.len())
-                        .collect();
+                    let sizes: Vec<_> =
+                        SingleMessages::new(view.payload(), count).map(|m| m.unwrap().payload.len()).collect();
                     assert_eq!(sizes, vec![size; count as usize]);
                 }
             }

@@ -44,10 +44,7 @@ pub struct SingleMessages<'a> {
 impl<'a> SingleMessages<'a> {
     /// `payload` is uncompressed; `num_messages` is the entry's metadata's.
     pub fn new(payload: &'a [u8], num_messages: u32) -> Self {
-        Self {
-            rest: payload,
-            left: num_messages,
-        }
+        Self { rest: payload, left: num_messages }
     }
 
     /// What is behind the messages walked so far.
@@ -56,14 +53,9 @@ impl<'a> SingleMessages<'a> {
     }
 
     fn step(&mut self) -> Result<SingleMessage<'a>, PayloadError> {
-        let (size, rest) = self
-            .rest
-            .split_first_chunk::<4>()
-            .ok_or(PayloadError::Truncated("message size"))?;
+        let (size, rest) = self.rest.split_first_chunk::<4>().ok_or(PayloadError::Truncated("message size"))?;
         let size = u32::from_be_bytes(*size) as usize;
-        let (metadata, rest) = rest
-            .split_at_checked(size)
-            .ok_or(PayloadError::Truncated("single message metadata"))?;
+        let (metadata, rest) = rest.split_at_checked(size).ok_or(PayloadError::Truncated("single message metadata"))?;
         let (mut message, payload_size) = scan(metadata).map_err(PayloadError::Metadata)?;
         let (payload, rest) = usize::try_from(payload_size)
             .ok()
@@ -114,23 +106,12 @@ fn scan(metadata: &[u8]) -> Result<(SingleMessage<'_>, i32), FieldError> {
             _ => {}
         }
     }
-    Ok((
-        message,
-        payload_size.ok_or(FieldError::Missing("payload_size"))?,
-    ))
+    Ok((message, payload_size.ok_or(FieldError::Missing("payload_size"))?))
 }
 
 /// Appends one message to a batch. `metadata.payload_size` must be the payload's length.
-pub fn append_single_message(
-    metadata: &proto::SingleMessageMetadata,
-    payload: &[u8],
-    batch: &mut BytesMut,
-) {
-    debug_assert_eq!(
-        metadata.payload_size as usize,
-        payload.len(),
-        "payload_size"
-    );
+pub fn append_single_message(metadata: &proto::SingleMessageMetadata, payload: &[u8], batch: &mut BytesMut) {
+    debug_assert_eq!(metadata.payload_size as usize, payload.len(), "payload_size");
     let size = metadata.encoded_len();
     batch.reserve(4 + size + payload.len());
     batch.put_u32(size as u32);

@@ -20,10 +20,7 @@ pub enum DecodeError {
     #[error("command {0} has no body")]
     NoBody(&'static str),
     #[error("malformed {name}: {source}")]
-    Body {
-        name: &'static str,
-        source: prost::DecodeError,
-    },
+    Body { name: &'static str, source: prost::DecodeError },
 }
 
 macro_rules! commands {
@@ -164,10 +161,7 @@ commands! {
 
 const TYPE_FIELD: u32 = 1;
 
-fn decode_as<M: Message + Default>(
-    body: Option<&[u8]>,
-    name: &'static str,
-) -> Result<M, DecodeError> {
+fn decode_as<M: Message + Default>(body: Option<&[u8]>, name: &'static str) -> Result<M, DecodeError> {
     match body {
         Some(body) => M::decode(body).map_err(|source| DecodeError::Body { name, source }),
         // Keep-alives have no fields, and a bare type is enough for them.
@@ -209,11 +203,7 @@ impl Command {
     }
 
     /// Appends `u32` length and command; returns what it appended.
-    pub(crate) fn encode_sized(
-        &self,
-        prefix: impl FnOnce(usize, &mut BytesMut),
-        out: &mut BytesMut,
-    ) {
+    pub(crate) fn encode_sized(&self, prefix: impl FnOnce(usize, &mut BytesMut), out: &mut BytesMut) {
         let body_len = self.body_len();
         let len = self.encoded_len_with(body_len);
         out.reserve(len + 8);
@@ -321,10 +311,7 @@ mod tests {
     #[test]
     fn a_known_type_without_body_is_refused_unless_it_is_a_keep_alive() {
         assert_eq!(Command::decode(&[8, 6]), Err(DecodeError::NoBody("SEND")));
-        assert_eq!(
-            Command::decode(&[8, 18]),
-            Ok(Command::Ping(proto::CommandPing {}))
-        );
+        assert_eq!(Command::decode(&[8, 18]), Ok(Command::Ping(proto::CommandPing {})));
         assert_eq!(Command::decode(&[]), Err(DecodeError::NoType));
         assert_eq!(Command::decode(&[8, 79]), Ok(Command::Unknown(79)));
     }
@@ -333,10 +320,7 @@ mod tests {
     fn the_body_may_stand_before_the_type_and_others_are_skipped() {
         // field 11 (FLOW) {consumer_id: 3, permits: 9}, field 18 (PING) {}, then the type.
         let bytes = [0x5a, 4, 8, 3, 16, 9, 0x92, 1, 0, 8, 11];
-        let flow = proto::CommandFlow {
-            consumer_id: 3,
-            message_permits: 9,
-        };
+        let flow = proto::CommandFlow { consumer_id: 3, message_permits: 9 };
         assert_eq!(Command::decode(&bytes), Ok(Command::Flow(flow)));
     }
 }

@@ -28,10 +28,7 @@ pub struct Span {
 
 impl Span {
     pub(crate) fn new(start: usize, len: usize) -> Self {
-        Self {
-            start: start as u32,
-            len: len as u32,
-        }
+        Self { start: start as u32, len: len as u32 }
     }
 
     /// The bytes, out of the slice (or an equal one) that the span was made from.
@@ -65,10 +62,7 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The message lies at `start..end`, which must be inside `buf`; spans count from the start of `buf`.
     pub(crate) fn new(buf: &'a [u8], start: usize, end: usize) -> Self {
-        Self {
-            buf: &buf[..end],
-            pos: start,
-        }
+        Self { buf: &buf[..end], pos: start }
     }
 
     #[inline]
@@ -150,10 +144,7 @@ impl Value {
     pub(crate) fn varint(self, field: u32) -> Result<u64, FieldError> {
         match self {
             Value::Varint(v) => Ok(v),
-            other => Err(FieldError::WireType {
-                field,
-                wire_type: other.wire_type(),
-            }),
+            other => Err(FieldError::WireType { field, wire_type: other.wire_type() }),
         }
     }
 
@@ -161,10 +152,7 @@ impl Value {
     pub(crate) fn bytes(self, field: u32) -> Result<Span, FieldError> {
         match self {
             Value::Bytes(span) => Ok(span),
-            other => Err(FieldError::WireType {
-                field,
-                wire_type: other.wire_type(),
-            }),
+            other => Err(FieldError::WireType { field, wire_type: other.wire_type() }),
         }
     }
 }

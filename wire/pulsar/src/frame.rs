@@ -51,10 +51,7 @@ pub fn frame_size(buf: &[u8], max_frame: usize) -> Result<Option<usize>, FrameEr
     };
     let size = total.saturating_add(LENGTH_FIELD);
     if size > max_frame {
-        return Err(FrameError::TooLarge {
-            size,
-            max: max_frame,
-        });
+        return Err(FrameError::TooLarge { size, max: max_frame });
     }
     if total < LENGTH_FIELD {
         return Err(FrameError::CommandLength { command: 0, total });
@@ -92,11 +89,7 @@ pub fn peek_frame(buf: &[u8], max_frame: usize) -> Result<Option<FrameRef<'_>>, 
         return Ok(None);
     }
     let (command, payload) = buf[2 * LENGTH_FIELD..size].split_at(command);
-    Ok(Some(FrameRef {
-        command: Command::decode(command)?,
-        payload,
-        size,
-    }))
+    Ok(Some(FrameRef { command: Command::decode(command)?, payload, size }))
 }
 
 /// Takes one whole frame off the front of `buf`; `None` while it is incomplete. Reserves nothing and copies nothing:
@@ -105,21 +98,12 @@ pub fn peek_frame(buf: &[u8], max_frame: usize) -> Result<Option<FrameRef<'_>>, 
 /// # Errors
 /// See [`FrameError`]; the connection should be closed. An oversized frame is refused from its length field alone.
 pub fn decode_frame(buf: &mut BytesMut, max_frame: usize) -> Result<Option<Frame>, FrameError> {
-    let Some(FrameRef {
-        command,
-        payload,
-        size,
-    }) = peek_frame(buf, max_frame)?
-    else {
+    let Some(FrameRef { command, payload, size }) = peek_frame(buf, max_frame)? else {
         return Ok(None);
     };
     let payload_len = payload.len();
     buf.advance(size - payload_len);
-    let payload = if payload_len == 0 {
-        Bytes::new()
-    } else {
-        buf.split_to(payload_len).freeze()
-    };
+    let payload = if payload_len == 0 { Bytes::new() } else { buf.split_to(payload_len).freeze() };
     Ok(Some(Frame { command, payload }))
 }
 

@@ -70,16 +70,11 @@ pub fn encode_message_header(header: &MessageHeader<'_>, payload_len: usize, out
     if let Some(index) = header.batch_index {
         id_len += varint_field_len(int32(index));
     }
-    let mut len =
-        varint_field_len(header.consumer_id) + 1 + encoded_len_varint(id_len as u64) + id_len;
+    let mut len = varint_field_len(header.consumer_id) + 1 + encoded_len_varint(id_len as u64) + id_len;
     if header.redelivery_count > 0 {
         len += varint_field_len(u64::from(header.redelivery_count));
     }
-    len += header
-        .ack_set
-        .iter()
-        .map(|word| varint_field_len(*word as u64))
-        .sum::<usize>();
+    len += header.ack_set.iter().map(|word| varint_field_len(*word as u64)).sum::<usize>();
     len += header.consumer_epoch.map_or(0, varint_field_len);
 
     put_envelope(MESSAGE, len, payload_len, out);

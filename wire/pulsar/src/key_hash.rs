@@ -17,25 +17,15 @@ struct Murmur3 {
 
 impl Murmur3 {
     fn new() -> Self {
-        Self {
-            hash: 0,
-            tail: 0,
-            tail_len: 0,
-            len: 0,
-        }
+        Self { hash: 0, tail: 0, tail_len: 0, len: 0 }
     }
 
     fn mix(word: u32) -> u32 {
-        word.wrapping_mul(0xcc9e_2d51)
-            .rotate_left(15)
-            .wrapping_mul(0x1b87_3593)
+        word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593)
     }
 
     fn block(&mut self, word: u32) {
-        self.hash = (self.hash ^ Self::mix(word))
-            .rotate_left(13)
-            .wrapping_mul(5)
-            .wrapping_add(0xe654_6b64);
+        self.hash = (self.hash ^ Self::mix(word)).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
     }
 
     fn byte(&mut self, byte: u8) {

@@ -29,19 +29,15 @@ pub use batch::{SingleMessage, SingleMessages, append_single_message};
 pub use command::{Command, DecodeError};
 pub use fields::{FieldError, Span};
 pub use frame::{
-    DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, Frame, FrameError, FrameRef,
-    decode_frame, encode_simple, frame_size, peek_frame,
+    DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, Frame, FrameError, FrameRef, decode_frame,
+    encode_simple, frame_size, peek_frame,
 };
-pub use headers::{
-    MessageHeader, SendHeader, encode_message_header, encode_send_header, encode_send_receipt,
-};
-pub use key_hash::{
-    STICKY_HASH_RANGE, consistent_hash_slot, murmur3_32, sticky_hash_of_key, sticky_hash_slot,
-};
+pub use headers::{MessageHeader, SendHeader, encode_message_header, encode_send_header, encode_send_receipt};
+pub use key_hash::{STICKY_HASH_RANGE, consistent_hash_slot, murmur3_32, sticky_hash_of_key, sticky_hash_slot};
 pub use payload::{
-    BrokerEntry, Chunk, EntryMeta, MAGIC_BROKER_ENTRY, MAGIC_CHECKSUM, PayloadError, PayloadView,
-    TxnId, encode_broker_entry_metadata, encode_payload_header, encode_payload_header_with,
-    frame_payload, parse_payload, payload_header_len, strip_broker_entry_metadata,
+    BrokerEntry, Chunk, EntryMeta, MAGIC_BROKER_ENTRY, MAGIC_CHECKSUM, PayloadError, PayloadView, TxnId,
+    encode_broker_entry_metadata, encode_payload_header, encode_payload_header_with, frame_payload, parse_payload,
+    payload_header_len, strip_broker_entry_metadata,
 };
 
 /// CRC32C (Castagnoli), the checksum of payloads.
@@ -51,10 +47,5 @@ pub fn crc32c(data: &[u8]) -> u32 {
 
 /// CRC32C of `a` followed by `b`, from the checksums of both and the length of `b`.
 pub fn crc32c_combine(a: u32, b: u32, b_len: u64) -> u32 {
-    crc_fast::checksum_combine(
-        crc_fast::CrcAlgorithm::Crc32Iscsi,
-        u64::from(a),
-        u64::from(b),
-        b_len,
-    ) as u32
+    crc_fast::checksum_combine(crc_fast::CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), b_len) as u32
 }

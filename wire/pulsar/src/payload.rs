@@ -110,20 +110,15 @@ pub struct EntryMeta {
 impl EntryMeta {
     /// The sequence id that deduplication compares: the highest of a batch.
     pub fn last_sequence_id(&self) -> u64 {
-        self.highest_sequence_id
-            .map_or(self.sequence_id, |highest| highest.max(self.sequence_id))
+        self.highest_sequence_id.map_or(self.sequence_id, |highest| highest.max(self.sequence_id))
     }
 
     fn scan(buf: &[u8], start: usize, end: usize) -> Result<Self, PayloadError> {
-        let mut meta = Self {
-            num_messages: 1,
-            ..Self::default()
-        };
+        let mut meta = Self { num_messages: 1, ..Self::default() };
         let mut seen = Seen::default();
         let mut fields = Fields::new(buf, start, end);
         while let Some((field, value)) = fields.next().map_err(PayloadError::Metadata)? {
-            meta.set(field, value, buf, &mut seen)
-                .map_err(PayloadError::Metadata)?;
+            meta.set(field, value, buf, &mut seen).map_err(PayloadError::Metadata)?;
         }
         seen.check_required().map_err(PayloadError::Metadata)?;
         if let Some(count) = seen.num_messages {
@@ -135,10 +130,7 @@ impl EntryMeta {
         }
         meta.txn_id = match (seen.txn_most, seen.txn_least) {
             (None, None) => None,
-            (most, least) => Some(TxnId {
-                most_bits: most.unwrap_or(0),
-                least_bits: least.unwrap_or(0),
-            }),
+            (most, least) => Some(TxnId { most_bits: most.unwrap_or(0), least_bits: least.unwrap_or(0) }),
         };
         if seen.chunk_fields && (seen.chunk.num_chunks > 1 || seen.chunk.uuid.len > 0) {
             meta.chunk = Some(seen.chunk);
@@ -147,13 +139,7 @@ impl EntryMeta {
     }
 
     #[inline]
-    fn set(
-        &mut self,
-        field: u32,
-        value: Value,
-        buf: &[u8],
-        seen: &mut Seen,
-    ) -> Result<(), FieldError> {
+    fn set(&mut self, field: u32, value: Value, buf: &[u8], seen: &mut Seen) -> Result<(), FieldError> {
         match field {
             1 => {
                 self.producer_name = utf8(value.bytes(field)?, buf, field)?;
@@ -203,9 +189,7 @@ impl EntryMeta {
 }
 
 fn utf8(span: Span, buf: &[u8], field: u32) -> Result<Span, FieldError> {
-    std::str::from_utf8(span.of(buf))
-        .map(|_| span)
-        .map_err(|_| FieldError::Utf8(field))
+    std::str::from_utf8(span.of(buf)).map(|_| span).map_err(|_| FieldError::Utf8(field))
 }
 
 /// What a scan has met that isn't in its result as such.
@@ -272,8 +256,7 @@ impl<'a> PayloadView<'a> {
 
     /// True if the checksum matches, or none was sent.
     pub fn verify_checksum(&self) -> bool {
-        self.checksum
-            .is_none_or(|sent| sent == crc32c(&self.entry[self.checked_offset..]))
+        self.checksum.is_none_or(|sent| sent == crc32c(&self.entry[self.checked_offset..]))
     }
 
     pub fn producer_name(&self) -> &'a str {
@@ -283,9 +266,7 @@ impl<'a> PayloadView<'a> {
 
     /// The cluster that the message was replicated from.
     pub fn replicated_from(&self) -> Option<&'a str> {
-        self.meta
-            .replicated_from
-            .and_then(|span| std::str::from_utf8(span.of(self.entry)).ok())
+        self.meta.replicated_from.and_then(|span| std::str::from_utf8(span.of(self.entry)).ok())
     }
 
     pub fn partition_key(&self) -> Option<&'a [u8]> {
@@ -326,10 +307,7 @@ impl<'a> PayloadView<'a> {
                 key_hash::sticky_hash_of_key(key)
             }
         } else {
-            key_hash::sticky_hash_of_fallback(
-                self.meta.producer_name.of(self.entry),
-                self.meta.sequence_id,
-            )
+            key_hash::sticky_hash_of_fallback(self.meta.producer_name.of(self.entry), self.meta.sequence_id)
         }
     }
 }
@@ -377,9 +355,7 @@ pub fn parse_payload(entry: &[u8]) -> Result<PayloadView<'_>, PayloadError> {
     }
     let bounds = broker_entry_bounds(entry)?;
     let broker_entry = match bounds {
-        Some((start, end)) => {
-            Some(scan_broker_entry(entry, start, end).map_err(PayloadError::BrokerEntry)?)
-        }
+        Some((start, end)) => Some(scan_broker_entry(entry, start, end).map_err(PayloadError::BrokerEntry)?),
         None => None,
     };
     let client_offset = bounds.map_or(0, |(_, end)| end);
@@ -412,8 +388,7 @@ pub fn parse_payload(entry: &[u8]) -> Result<PayloadView<'_>, PayloadError> {
 /// Appends the prefix that a broker puts before an entry: magic, size, broker timestamp (milliseconds since 1970) and,
 /// if given, the index of the entry's last message.
 pub fn encode_broker_entry_metadata(timestamp: u64, index: Option<u64>, out: &mut BytesMut) {
-    let size =
-        1 + encoded_len_varint(timestamp) + index.map_or(0, |index| 1 + encoded_len_varint(index));
+    let size = 1 + encoded_len_varint(timestamp) + index.map_or(0, |index| 1 + encoded_len_varint(index));
     out.reserve(6 + size);
     out.put_u16(MAGIC_BROKER_ENTRY);
     out.put_u32(size as u32);
@@ -435,16 +410,8 @@ pub fn strip_broker_entry_metadata(entry: &Bytes) -> Bytes {
 }
 
 /// Appends magic, checksum, metadata size and metadata for `payload`, which must follow: together an entry.
-pub fn encode_payload_header(
-    metadata: &proto::MessageMetadata,
-    payload: &[u8],
-    out: &mut BytesMut,
-) {
-    encode_payload_header_with(
-        metadata,
-        |header| crc32c_combine(header, crc32c(payload), payload.len() as u64),
-        out,
-    );
+pub fn encode_payload_header(metadata: &proto::MessageMetadata, payload: &[u8], out: &mut BytesMut) {
+    encode_payload_header_with(metadata, |header| crc32c_combine(header, crc32c(payload), payload.len() as u64), out);
 }
 
 /// The same for a payload whose checksum is known: `checksum` gets the CRC32C of what stands before the payload, and

@@ -169,8 +169,7 @@ impl Cursor {
         let mut mark = pos;
         if let Some(above) = self.state.above() {
             while let Some(next) = list.next_after(mark) {
-                let run = entry_bit(next)
-                    .and_then(|entry| run_end(above.acked.get(&next.ledger_id)?, entry));
+                let run = entry_bit(next).and_then(|entry| run_end(above.acked.get(&next.ledger_id)?, entry));
                 let Some(end) = run else { break };
                 mark = Position { ledger_id: next.ledger_id, entry_id: i64::from(end) };
             }
@@ -205,7 +204,8 @@ impl Cursor {
 
     /// The first existing entry at or after `from` that is not (completely) acknowledged.
     pub fn next_unacked(&self, list: &LedgerList, from: Position) -> Option<Position> {
-        let mut at = if from <= self.mark_delete() { list.next_after(self.mark_delete())? } else { list.ceiling(from)? };
+        let mut at =
+            if from <= self.mark_delete() { list.next_after(self.mark_delete())? } else { list.ceiling(from)? };
         let Some(above) = self.state.above() else { return Some(at) };
         loop {
             let run = entry_bit(at).and_then(|entry| run_end(above.acked.get(&at.ledger_id)?, entry));
@@ -325,7 +325,8 @@ impl Cursor {
             }
             ledger >= mark_delete.ledger_id && !bitmap.is_empty()
         });
-        let batches = changes.batches.into_iter().filter_map(|pos| Some((pos, self.batch_state(pos)?.clone()))).collect();
+        let batches =
+            changes.batches.into_iter().filter_map(|pos| Some((pos, self.batch_state(pos)?.clone()))).collect();
         Some(CursorDelta { reset: changes.reset, mark_delete, acked, batches })
     }
 

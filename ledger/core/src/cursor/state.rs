@@ -301,7 +301,8 @@ fn decode_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> 
             for _ in 0..reader.u64()? {
                 let start = next.checked_add(reader.u64()?).ok_or(invalid)?;
                 let end = start.checked_add(reader.u64()?).ok_or(invalid)?;
-                let (start, end) = (u32::try_from(start).map_err(|_| invalid)?, u32::try_from(end).map_err(|_| invalid)?);
+                let (start, end) =
+                    (u32::try_from(start).map_err(|_| invalid)?, u32::try_from(end).map_err(|_| invalid)?);
                 bitmap.insert_range(start..=end);
                 next = u64::from(end) + 1;
             }

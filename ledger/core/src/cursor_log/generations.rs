@@ -235,7 +235,8 @@ impl Generations {
     pub fn memory_bytes(&self) -> usize {
         let states: usize = self.cursors.values().map(|slot| slot.state.memory_bytes()).sum();
         let blobs: usize = self.blobs.values().map(|slot| slot.bytes.len()).sum();
-        let lists: usize = self.all.iter().map(|generation| generation.cursors.capacity() + generation.blobs.capacity()).sum();
+        let lists: usize =
+            self.all.iter().map(|generation| generation.cursors.capacity() + generation.blobs.capacity()).sum();
         let slots = (self.cursors.capacity() - self.cursors.len()) * size_of::<(u64, CursorSlot)>()
             + self.cursors.len() * (size_of::<(u64, CursorSlot)>() - size_of::<CursorSnapshot>())
             + self.blobs.capacity() * size_of::<(u64, BlobSlot)>();

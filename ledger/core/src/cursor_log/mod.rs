@@ -131,7 +131,11 @@ enum Save {
     Clean,
     Dirty,
     /// The first `removed` ledgers are not in the record under way; `activates`: the newest ledger is.
-    Saving { removed: usize, activates: bool, again: bool },
+    Saving {
+        removed: usize,
+        activates: bool,
+        again: bool,
+    },
 }
 
 impl CursorLog {
@@ -292,7 +296,8 @@ impl CursorLog {
     /// [`durable_up_to`](Self::durable_up_to) rose.
     pub fn written(&mut self, ledger_id: u64, first_entry: i64, count: u64, result: Result<(), WriteError>) -> bool {
         let first = first_entry.max(0) as u64;
-        if self.fenced || !self.live || self.store.newest_mut().ledger_id != Some(ledger_id) || first >= self.next_entry {
+        if self.fenced || !self.live || self.store.newest_mut().ledger_id != Some(ledger_id) || first >= self.next_entry
+        {
             return false;
         }
         match result {
@@ -394,7 +399,10 @@ impl CursorLog {
     /// Writes snapshots of cursors whose state is still in the oldest ledger, a step at a time.
     fn move_old_cursors(&mut self) {
         let room = |log: &CursorLog| (log.queued_bytes as usize) < log.config.snapshot_step_bytes;
-        if !self.live || self.next != Next::None || !self.store.is_oldest_due(self.config.rotate_bytes, self.config.max_old_ledgers) {
+        if !self.live
+            || self.next != Next::None
+            || !self.store.is_oldest_due(self.config.rotate_bytes, self.config.max_old_ledgers)
+        {
             return;
         }
         while room(self) {
@@ -445,7 +453,9 @@ impl CursorLog {
         self.writer.seal(&mut |entry| ready.push_back(entry));
         let first = self.next_entry;
         let (mut entries, mut bytes, mut completes) = (Vec::new(), 0u64, 0);
-        while let Some(entry) = ready.pop_front_if(|entry| bytes < self.config.max_write_bytes && (entry.continues || !last_record)) {
+        while let Some(entry) =
+            ready.pop_front_if(|entry| bytes < self.config.max_write_bytes && (entry.continues || !last_record))
+        {
             bytes += entry.bytes.len() as u64;
             completes = entry.completes;
             entries.push(entry.bytes);

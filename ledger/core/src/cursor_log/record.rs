@@ -29,13 +29,26 @@ const RECORD_HEAD: usize = 48;
 /// What a cursor log holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    Delta { cursor_id: u64, delta: CursorDelta },
-    Snapshot { cursor_id: u64, snapshot: CursorSnapshot },
+    Delta {
+        cursor_id: u64,
+        delta: CursorDelta,
+    },
+    Snapshot {
+        cursor_id: u64,
+        snapshot: CursorSnapshot,
+    },
     /// The subscription was deleted.
-    Dropped { cursor_id: u64 },
+    Dropped {
+        cursor_id: u64,
+    },
     /// Something else of the bundle that follows the same life (a deduplication snapshot): the latest with a key counts.
-    Blob { key: u64, bytes: Bytes },
-    BlobDropped { key: u64 },
+    Blob {
+        key: u64,
+        bytes: Bytes,
+    },
+    BlobDropped {
+        key: u64,
+    },
 }
 
 impl Record {
@@ -92,7 +105,13 @@ pub(crate) struct EntryWriter {
 
 impl EntryWriter {
     /// Encodes a record; entries that are full go to `ready`. Returns how many bytes it takes.
-    pub fn add(&mut self, record: &Record, sequence: u64, max_entry: usize, ready: &mut dyn FnMut(ReadyEntry)) -> usize {
+    pub fn add(
+        &mut self,
+        record: &Record,
+        sequence: u64,
+        max_entry: usize,
+        ready: &mut dyn FnMut(ReadyEntry),
+    ) -> usize {
         let mut payload = std::mem::take(&mut self.scratch);
         payload.clear();
         record.payload(&mut payload);

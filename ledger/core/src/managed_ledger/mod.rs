@@ -19,7 +19,8 @@
 mod types;
 
 pub use types::{
-    Action, EntryBytes, FailReason, ManagedLedgerConfig, ManagedLedgerRecord, Retention, WaitingFor, WriteError, Written,
+    Action, EntryBytes, FailReason, ManagedLedgerConfig, ManagedLedgerRecord, Retention, WaitingFor, WriteError,
+    Written,
 };
 
 use std::collections::VecDeque;
@@ -232,11 +233,7 @@ impl<E: EntryBytes> ManagedLedger<E> {
     }
 
     fn refusal(&self) -> Option<FailReason> {
-        if self.fenced {
-            Some(WriteError::Fenced.into())
-        } else {
-            self.terminating.then_some(FailReason::Terminated)
-        }
+        if self.fenced { Some(WriteError::Fenced.into()) } else { self.terminating.then_some(FailReason::Terminated) }
     }
 
     /// Hands out what waits, as long as the open ledger takes it.
@@ -254,7 +251,8 @@ impl<E: EntryBytes> ManagedLedger<E> {
             let (first, count, bytes) = (open.next_entry, entries.len() as u64, entry_bytes(&entries));
             let messages = entries.iter().map(|entry| u64::from(entry.num_messages())).sum();
             open.in_flight.push_back(Batch { first, count, bytes, messages });
-            let write = Action::Write { ledger_id: open.id, first_entry: first as i64, first_index: open.next_index, entries };
+            let write =
+                Action::Write { ledger_id: open.id, first_entry: first as i64, first_index: open.next_index, entries };
             open.next_entry += count;
             open.next_index += messages;
             open.bytes += bytes;

@@ -31,7 +31,11 @@ pub struct ManagedLedgerConfig {
 
 impl Default for ManagedLedgerConfig {
     fn default() -> ManagedLedgerConfig {
-        ManagedLedgerConfig { max_ledger_bytes: 1 << 30, max_ledger_entries: 1 << 31, max_ledger_age_ms: 240 * 60 * 1000 }
+        ManagedLedgerConfig {
+            max_ledger_bytes: 1 << 30,
+            max_ledger_entries: 1 << 31,
+            max_ledger_age_ms: 240 * 60 * 1000,
+        }
     }
 }
 

@@ -26,10 +26,13 @@ fn list_of(sizes: &[(u64, u64)]) -> LedgerList {
 fn sizes() -> impl Strategy<Value = Vec<(u64, u64)>> {
     prop::collection::vec((1u64..3, prop_oneof![1 => Just(0u64), 4 => 1u64..20]), 0..5).prop_map(|steps| {
         let mut id = 2;
-        steps.into_iter().map(|(step, entries)| {
-            id += step;
-            (id, entries)
-        }).collect()
+        steps
+            .into_iter()
+            .map(|(step, entries)| {
+                id += step;
+                (id, entries)
+            })
+            .collect()
     })
 }
 

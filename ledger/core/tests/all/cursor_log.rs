@@ -80,7 +80,14 @@ impl Disk {
 }
 
 fn tiny() -> CursorLogConfig {
-    CursorLogConfig { max_entry_bytes: 1024, max_write_bytes: 4096, rotate_bytes: 4096, snapshot_step_bytes: 512, max_writes: 2, max_old_ledgers: 2 }
+    CursorLogConfig {
+        max_entry_bytes: 1024,
+        max_write_bytes: 4096,
+        rotate_bytes: 4096,
+        snapshot_step_bytes: 512,
+        max_writes: 2,
+        max_old_ledgers: 2,
+    }
 }
 
 #[test]

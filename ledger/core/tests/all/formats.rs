@@ -31,11 +31,12 @@ fn cursor() -> Cursor {
 }
 
 const PARTS: &str = concat!(
-    "ac0201",             // mark-delete position 300:0
-    "01ac02",             // acknowledged entries in one ledger, 300:
-    "00020201", "7e00",   // 2 runs: 2 free, 2 long; 126 free, 1 long
-    "01ac0206",           // one batch in part, 300:5:
-    "04010a00000000000000" // 4 messages, 1 word of what remains
+    "ac0201", // mark-delete position 300:0
+    "01ac02", // acknowledged entries in one ledger, 300:
+    "00020201",
+    "7e00",                 // 2 runs: 2 free, 2 long; 126 free, 1 long
+    "01ac0206",             // one batch in part, 300:5:
+    "04010a00000000000000"  // 4 messages, 1 word of what remains
 );
 
 #[test]
@@ -115,6 +116,7 @@ fn cursor_log_entries() {
 fn cursor_log_parts() {
     let blob = Record::Blob { key: 4, bytes: vec![0xab; 100].into() };
     let written: Vec<String> = entries(128, vec![blob]).iter().map(|entry| hex(entry)).collect();
-    let part = |crc: &str, index: &str, len: &str, bytes: usize| format!("01{crc}0604{len}04{index}02{}", "ab".repeat(bytes));
+    let part =
+        |crc: &str, index: &str, len: &str, bytes: usize| format!("01{crc}0604{len}04{index}02{}", "ab".repeat(bytes));
     assert_eq!(written, [part("973fe770", "00", "4e", 75), part("ad8f3d37", "01", "1c", 25)]);
 }

@@ -73,7 +73,10 @@ fn rollover_waits_for_the_writes_under_way() {
     assert!(record.last_open && record.spans[0].entries == 10 && record.spans[1].first_index == 20);
     ml.ledger_created(1, 9);
     let after = actions(&mut ml);
-    assert!(matches!(after[..], [Action::Write { ledger_id: 9, first_index: 20, .. }, Action::Write { first_entry: 3, .. }]));
+    assert!(matches!(
+        after[..],
+        [Action::Write { ledger_id: 9, first_index: 20, .. }, Action::Write { first_entry: 3, .. }]
+    ));
     ml.written(9, 0, 4, Ok(()));
     assert_eq!((ml.pending_bytes(), ml.last_confirmed(), ml.confirmed_index()), (0, pos(9, 3), 28));
 }
@@ -141,7 +144,8 @@ fn empty_closed_ledgers_vanish_and_are_deleted_after_the_record_is_saved() {
 
 #[test]
 fn trims_whole_closed_ledgers_below_the_slowest_mark_and_outside_the_retention() {
-    let span = |ledger_id| LedgerSpan { ledger_id, entries: 10, size: 100, timestamp_ms: ledger_id * 1000, first_index: 0 };
+    let span =
+        |ledger_id| LedgerSpan { ledger_id, entries: 10, size: 100, timestamp_ms: ledger_id * 1000, first_index: 0 };
     let record = ManagedLedgerRecord { spans: (1..5).map(span).collect(), next_index: 40, ..Default::default() };
     let trimmed = |slowest: Option<Position>, time_ms, size_bytes| {
         let mut ml: ManagedLedger<Entry> = ManagedLedger::new(record.clone(), small());

@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use geminga_wire_pulsar::proto::command_lookup_topic_response::LookupType;
 use geminga_wire_pulsar::proto::command_partitioned_topic_metadata_response::LookupType as PartitionsType;
 use geminga_wire_pulsar::{
-    Command, DEFAULT_MAX_FRAME_SIZE, Frame, MessageHeader, decode_frame, encode_message_header,
-    encode_send_receipt, encode_simple, parse_payload, proto,
+    Command, DEFAULT_MAX_FRAME_SIZE, Frame, MessageHeader, decode_frame, encode_message_header, encode_send_receipt,
+    encode_simple, parse_payload, proto,
 };
 
 #[derive(Default)]
@@ -37,10 +37,7 @@ impl Broker {
 
     /// Acknowledges without looking at payloads or keeping them.
     pub fn discarding() -> Self {
-        Self::with(State {
-            discard: true,
-            ..Default::default()
-        })
+        Self::with(State { discard: true, ..Default::default() })
     }
 
     fn with(state: State) -> Self {
@@ -54,9 +51,7 @@ impl Broker {
                     break;
                 }
                 let state = shared.clone();
-                std::thread::spawn(move || {
-                    Connection::new(stream.unwrap(), address, state).serve()
-                });
+                std::thread::spawn(move || Connection::new(stream.unwrap(), address, state).serve());
             }
         });
         Self { address, state }
@@ -99,14 +94,7 @@ struct Connection {
 
 impl Connection {
     fn new(stream: TcpStream, address: SocketAddr, state: Arc<State>) -> Self {
-        Self {
-            stream,
-            address,
-            state,
-            producers: HashMap::new(),
-            consumers: HashMap::new(),
-            out: BytesMut::new(),
-        }
+        Self { stream, address, state, producers: HashMap::new(), consumers: HashMap::new(), out: BytesMut::new() }
     }
 
     /// Until the peer goes.
@@ -135,31 +123,19 @@ impl Connection {
     fn handle(&mut self, frame: Frame) -> bool {
         match frame.command {
             Command::Connect(_) => {
-                self.reply(proto::CommandConnected {
-                    server_version: "test".into(),
-                    ..Default::default()
-                });
+                self.reply(proto::CommandConnected { server_version: "test".into(), ..Default::default() });
                 // Has to be answered, and must not confuse the handshake.
                 self.reply(proto::CommandPing {});
             }
-            Command::PartitionedMetadata(request) => {
-                self.reply(proto::CommandPartitionedTopicMetadataResponse {
-                    partitions: Some(0),
-                    request_id: request.request_id,
-                    response: Some(PartitionsType::Success.into()),
-                    ..Default::default()
-                })
-            }
+            Command::PartitionedMetadata(request) => self.reply(proto::CommandPartitionedTopicMetadataResponse {
+                partitions: Some(0),
+                request_id: request.request_id,
+                response: Some(PartitionsType::Success.into()),
+                ..Default::default()
+            }),
             Command::Lookup(request) => self.reply(proto::CommandLookupTopicResponse {
                 broker_service_url: Some(format!("pulsar://{}", self.address)),
-                response: Some(
-                    if request.authoritative() {
-                        LookupType::Connect
-                    } else {
-                        LookupType::Redirect
-                    }
-                    .into(),
-                ),
+                response: Some(if request.authoritative() { LookupType::Connect } else { LookupType::Redirect }.into()),
                 request_id: request.request_id,
                 authoritative: Some(true),
                 ..Default::default()
@@ -175,16 +151,9 @@ impl Connection {
             }
             Command::Send(send) => return self.store(&send, frame.payload),
             Command::Subscribe(request) => {
-                let reader = Reader {
-                    topic: request.topic,
-                    position: 0,
-                    permits: 0,
-                };
+                let reader = Reader { topic: request.topic, position: 0, permits: 0 };
                 self.consumers.insert(request.consumer_id, reader);
-                self.reply(proto::CommandSuccess {
-                    request_id: request.request_id,
-                    schema: None,
-                });
+                self.reply(proto::CommandSuccess { request_id: request.request_id, schema: None });
             }
             Command::Flow(flow) => self.deliver(flow),
             Command::Ack(_) | Command::Pong(_) => {}
@@ -213,27 +182,11 @@ impl Connection {
         if !self.state.discard {
             let view = parse_payload(&payload).unwrap();
             assert!(view.checksum.is_some() && view.verify_checksum());
-            assert_eq!(
-                (view.meta.num_messages as i32, view.meta.sequence_id),
-                (send.num_messages(), send.sequence_id)
-            );
+            assert_eq!((view.meta.num_messages as i32, view.meta.sequence_id), (send.num_messages(), send.sequence_id));
             let topic = self.producers[&send.producer_id].clone();
-            self.state
-                .topics
-                .lock()
-                .unwrap()
-                .entry(topic)
-                .or_default()
-                .push(payload);
+            self.state.topics.lock().unwrap().entry(topic).or_default().push(payload);
         }
-        encode_send_receipt(
-            send.producer_id,
-            send.sequence_id,
-            highest,
-            1,
-            count,
-            &mut self.out,
-        );
+        encode_send_receipt(send.producer_id, send.sequence_id, highest, 1, count, &mut self.out);
         true
     }
 

@@ -14,10 +14,7 @@ struct Cli {
 
 fn parse(broker: &Broker, line: &str) -> PerfCommand {
     let url = broker.url();
-    let words = ["perf"]
-        .into_iter()
-        .chain(line.split_whitespace())
-        .chain(["--url", &url]);
+    let words = ["perf"].into_iter().chain(line.split_whitespace()).chain(["--url", &url]);
     Cli::parse_from(words).command
 }
 
@@ -37,26 +34,19 @@ fn consume_args(broker: &Broker, line: &str) -> ConsumeArgs {
 
 #[test]
 fn what_is_produced_is_consumed() {
-    for (batching, producers, size) in [
-        ("--batching-max-messages 1", 3, 100),
-        ("--batching-max-messages 50", 2, 1024),
-    ] {
+    for (batching, producers, size) in [("--batching-max-messages 1", 3, 100), ("--batching-max-messages 50", 2, 1024)]
+    {
         let broker = Broker::start();
         let line = format!(
             "--topic t --num-messages 1001 --producers {producers} --size {size} {batching} --connections 2 --keys 5"
         );
         let report = produce(produce_args(&broker, &line)).unwrap();
-        assert_eq!(
-            (report.messages, report.errors, &report.failure),
-            (1001, 0, &None)
-        );
+        assert_eq!((report.messages, report.errors, &report.failure), (1001, 0, &None));
         assert_eq!(report.bytes, 1001 * size);
-        let line = "--topic t --initial earliest --num-messages 2002 --subscriptions 2 --receiver-queue 100 --verify-checksum";
+        let line =
+            "--topic t --initial earliest --num-messages 2002 --subscriptions 2 --receiver-queue 100 --verify-checksum";
         let report = consume(consume_args(&broker, line)).unwrap();
-        assert_eq!(
-            (report.messages, report.errors, &report.failure),
-            (2002, 0, &None)
-        );
+        assert_eq!((report.messages, report.errors, &report.failure), (2002, 0, &None));
         assert_eq!(report.bytes, 2002 * size);
     }
 }
@@ -71,11 +61,7 @@ fn a_fixed_rate_is_kept_and_measured_from_the_schedule() {
     let report = produce(args).unwrap();
     assert_eq!(report.messages, 1000, "{report:?}");
     assert!((0.45..5.0).contains(&report.elapsed_s), "{report:?}");
-    let report = consume(consume_args(
-        &broker,
-        "--topic t-0 --initial earliest --num-messages 500",
-    ))
-    .unwrap();
+    let report = consume(consume_args(&broker, "--topic t-0 --initial earliest --num-messages 500")).unwrap();
     assert_eq!((report.messages, report.errors), (500, 0));
 }
 
@@ -83,11 +69,7 @@ fn a_fixed_rate_is_kept_and_measured_from_the_schedule() {
 fn send_errors_are_counted_and_told() {
     let broker = Broker::start();
     broker.refuse_every(10);
-    let report = produce(produce_args(
-        &broker,
-        "--topic t --num-messages 100 --batching-max-messages 0",
-    ))
-    .unwrap();
+    let report = produce(produce_args(&broker, "--topic t --num-messages 100 --batching-max-messages 0")).unwrap();
     assert_eq!((report.messages, report.errors), (90, 10));
 }
 
@@ -95,21 +77,14 @@ fn send_errors_are_counted_and_told() {
 fn an_idle_consumer_ends() {
     let broker = Broker::start();
     let report = consume(consume_args(&broker, "--topic t --idle-timeout 50ms")).unwrap();
-    assert_eq!(
-        (report.messages, report.failure.as_deref()),
-        (0, Some("no message was received"))
-    );
+    assert_eq!((report.messages, report.failure.as_deref()), (0, Some("no message was received")));
 }
 
 #[test]
 fn a_lost_connection_ends_the_run_with_its_reason() {
     let broker = Broker::start();
     broker.hang_up_after(50);
-    let report = produce(produce_args(
-        &broker,
-        "--topic t --duration 1m --batching-max-messages 0",
-    ))
-    .unwrap();
+    let report = produce(produce_args(&broker, "--topic t --duration 1m --batching-max-messages 0")).unwrap();
     let failure = report.failure.expect("a failure");
     assert!(failure.contains("connection"), "{failure}");
     assert!(report.messages < 100);
@@ -129,11 +104,7 @@ fn every_shape_of_load_is_sent() {
         "--size 100 --batching-max-messages 1 --rate 10000",
     ] {
         let broker = Broker::discarding();
-        let report = produce(produce_args(
-            &broker,
-            &format!("--topic t --duration {duration} {line}"),
-        ))
-        .unwrap();
+        let report = produce(produce_args(&broker, &format!("--topic t --duration {duration} {line}"))).unwrap();
         assert!(report.messages > 0 && report.failure.is_none(), "{line}: {}", report.human("sent"));
         println!("{line}\n  {}", report.human("sent"));
     }

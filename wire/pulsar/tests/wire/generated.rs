@@ -5,14 +5,9 @@ use std::{env, fs, path::Path};
 #[test]
 fn proto_rs_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let descriptors =
-        protox::compile(["PulsarApi.proto"], [root.join("proto")]).expect("the schema compiles");
+    let descriptors = protox::compile(["PulsarApi.proto"], [root.join("proto")]).expect("the schema compiles");
     let out = tempdir();
-    prost_build::Config::new()
-        .bytes(["."])
-        .out_dir(out.0.as_path())
-        .compile_fds(descriptors)
-        .expect("prost generates");
+    prost_build::Config::new().bytes(["."]).out_dir(out.0.as_path()).compile_fds(descriptors).expect("prost generates");
     let generated = fs::read_to_string(out.0.join("pulsar.proto.rs")).expect("the generated file");
     let committed = root.join("src/proto.rs");
     if env::var_os("UPDATE_PROTO").is_some() {

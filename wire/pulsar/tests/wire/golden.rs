@@ -4,16 +4,12 @@ use bytes::BytesMut;
 use geminga_wire_pulsar::proto::{self, command_ack::AckType};
 use geminga_wire_pulsar::{
     Command, DEFAULT_MAX_FRAME_SIZE, MessageHeader, SendHeader, consistent_hash_slot, decode_frame,
-    encode_broker_entry_metadata, encode_message_header, encode_send_header, encode_send_receipt,
-    encode_simple, frame_payload, parse_payload, sticky_hash_of_key, sticky_hash_slot,
-    strip_broker_entry_metadata,
+    encode_broker_entry_metadata, encode_message_header, encode_send_header, encode_send_receipt, encode_simple,
+    frame_payload, parse_payload, sticky_hash_of_key, sticky_hash_slot, strip_broker_entry_metadata,
 };
 
 fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -22,9 +18,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn decode(text: &str) -> (Command, Vec<u8>) {
     let mut buf = BytesMut::from(unhex(text).as_slice());
-    let frame = decode_frame(&mut buf, DEFAULT_MAX_FRAME_SIZE)
-        .unwrap()
-        .expect("a whole frame");
+    let frame = decode_frame(&mut buf, DEFAULT_MAX_FRAME_SIZE).unwrap().expect("a whole frame");
     assert!(buf.is_empty());
     (frame.command, frame.payload.to_vec())
 }
@@ -40,20 +34,8 @@ fn check(text: &str, command: impl Into<Command>) {
 
 #[test]
 fn frames() {
-    check(
-        "0000000d00000009080b5a05080310e807",
-        proto::CommandFlow {
-            consumer_id: 3,
-            message_permits: 1000,
-        },
-    );
-    check(
-        "0000000a00000006080d6a020809",
-        proto::CommandSuccess {
-            request_id: 9,
-            schema: None,
-        },
-    );
+    check("0000000d00000009080b5a05080310e807", proto::CommandFlow { consumer_id: 3, message_permits: 1000 });
+    check("0000000a00000006080d6a020809", proto::CommandSuccess { request_id: 9, schema: None });
     check(
         "0000001b00000017080e72130805100b1a0d6e6f207375636820746f706963",
         proto::CommandError {
@@ -76,11 +58,7 @@ fn frames() {
         proto::CommandAck {
             consumer_id: 2,
             ack_type: AckType::Individual.into(),
-            message_id: vec![proto::MessageIdData {
-                ledger_id: 12,
-                entry_id: 345,
-                ..Default::default()
-            }],
+            message_id: vec![proto::MessageIdData { ledger_id: 12, entry_id: 345, ..Default::default() }],
             request_id: Some(77),
             ..Default::default()
         },
@@ -92,19 +70,12 @@ fn connect() {
     let (command, _) = decode(
         "000000320000002e0802122a0a1250756c7361722d4a6176612d76342e302e381a0020152a046e6f6e65520a08011001180128013001",
     );
-    let Command::Connect(connect) = command else {
-        panic!("{command:?}")
-    };
+    let Command::Connect(connect) = command else { panic!("{command:?}") };
     assert_eq!(connect.client_version, "Pulsar-Java-v4.0.8");
-    assert_eq!(
-        (connect.protocol_version(), connect.auth_method_name()),
-        (21, "none")
-    );
+    assert_eq!((connect.protocol_version(), connect.auth_method_name()), (21, "none"));
     let flags = connect.feature_flags.unwrap();
     assert!(
-        flags.supports_auth_refresh()
-            && flags.supports_repl_dedup_by_lid_and_eid()
-            && !flags.supports_topic_watchers()
+        flags.supports_auth_refresh() && flags.supports_repl_dedup_by_lid_and_eid() && !flags.supports_topic_watchers()
     );
 }
 
@@ -113,58 +84,25 @@ fn connect() {
 fn send_receipt() {
     let mut out = BytesMut::new();
     encode_send_receipt(1, 300, 310, 12, 345, &mut out);
-    assert_eq!(
-        hex(&out),
-        "000000170000001308073a0f080110ac021a05080c10d90220b602"
-    );
+    assert_eq!(hex(&out), "000000170000001308073a0f080110ac021a05080c10d90220b602");
     let (command, _) = decode("000000160000001208073a0e080110ac021a05080c10d9022000");
-    let Command::SendReceipt(receipt) = command else {
-        panic!("{command:?}")
-    };
-    assert_eq!(
-        (receipt.sequence_id, receipt.highest_sequence_id()),
-        (300, 0)
-    );
+    let Command::SendReceipt(receipt) = command else { panic!("{command:?}") };
+    assert_eq!((receipt.sequence_id, receipt.highest_sequence_id()), (300, 0));
 }
 
 #[test]
 fn send_with_batch_of_two() {
     let text = "000000340000000c0806320808011007180230080e014f08b49c000000150a03702d3110071880d095ffbc3132016b4000580268656c6c6f";
     let (command, payload) = decode(text);
-    let Command::Send(send) = command else {
-        panic!("{command:?}")
-    };
-    assert_eq!(
-        (
-            send.producer_id,
-            send.sequence_id,
-            send.num_messages(),
-            send.highest_sequence_id()
-        ),
-        (1, 7, 2, 8)
-    );
+    let Command::Send(send) = command else { panic!("{command:?}") };
+    assert_eq!((send.producer_id, send.sequence_id, send.num_messages(), send.highest_sequence_id()), (1, 7, 2, 8));
     let view = parse_payload(&payload).unwrap();
     assert!(view.verify_checksum() && view.checksum.is_some());
-    assert_eq!(
-        (view.producer_name(), view.payload()),
-        ("p-1", b"hello".as_slice())
-    );
-    assert_eq!(
-        (
-            view.meta.num_messages,
-            view.meta.batched,
-            view.partition_key()
-        ),
-        (2, true, Some(b"k".as_slice()))
-    );
+    assert_eq!((view.producer_name(), view.payload()), ("p-1", b"hello".as_slice()));
+    assert_eq!((view.meta.num_messages, view.meta.batched, view.partition_key()), (2, true, Some(b"k".as_slice())));
 
-    let header = SendHeader {
-        producer_id: 1,
-        sequence_id: 7,
-        highest_sequence_id: 8,
-        num_messages: 2,
-        ..Default::default()
-    };
+    let header =
+        SendHeader { producer_id: 1, sequence_id: 7, highest_sequence_id: 8, num_messages: 2, ..Default::default() };
     let mut out = BytesMut::new();
     encode_send_header(&header, payload.len(), &mut out);
     out.extend_from_slice(&payload);
@@ -185,10 +123,7 @@ fn message() {
     };
     let mut out = BytesMut::new();
     encode_message_header(&header, 0, &mut out);
-    assert_eq!(
-        hex(&out),
-        "000000240000002008094a1c08041207080c10d90218021803200520ffffffffffffffffff012806"
-    );
+    assert_eq!(hex(&out), "000000240000002008094a1c08041207080c10d90218021803200520ffffffffffffffffff012806");
 }
 
 #[test]
@@ -200,10 +135,7 @@ fn entry() {
         ..Default::default()
     };
     let entry = frame_payload(&metadata, b"hello");
-    assert_eq!(
-        hex(&entry),
-        "0e017499b3cb0000000e0a03702d3110071880d095ffbc3168656c6c6f"
-    );
+    assert_eq!(hex(&entry), "0e017499b3cb0000000e0a03702d3110071880d095ffbc3168656c6c6f");
 
     let mut stored = BytesMut::new();
     encode_broker_entry_metadata(1_700_000_000_001, Some(41), &mut stored);
@@ -212,10 +144,7 @@ fn entry() {
     let stored = stored.freeze();
     let view = parse_payload(&stored).unwrap();
     let broker = view.broker_entry.unwrap();
-    assert_eq!(
-        (broker.timestamp, broker.index),
-        (Some(1_700_000_000_001), Some(41))
-    );
+    assert_eq!((broker.timestamp, broker.index), (Some(1_700_000_000_001), Some(41)));
     assert!(view.verify_checksum());
     assert_eq!(strip_broker_entry_metadata(&stored), entry);
     assert_eq!(strip_broker_entry_metadata(&entry), entry);
@@ -235,51 +164,23 @@ fn sticky_key_hashes() {
     ] {
         assert_eq!(sticky_hash_of_key(key.as_bytes()), hash, "{key}");
     }
-    assert_eq!(
-        (
-            sticky_hash_slot(65536),
-            sticky_hash_slot(65535),
-            sticky_hash_slot(870_159_354)
-        ),
-        (1, 65535, 37_882)
-    );
-    assert_eq!(
-        (consistent_hash_slot(0), consistent_hash_slot(0x7fff_ffff)),
-        (1, 1)
-    );
+    assert_eq!((sticky_hash_slot(65536), sticky_hash_slot(65535), sticky_hash_slot(870_159_354)), (1, 65535, 37_882));
+    assert_eq!((consistent_hash_slot(0), consistent_hash_slot(0x7fff_ffff)), (1, 1));
 }
 
 fn hash_of(change: impl FnOnce(&mut proto::MessageMetadata)) -> u32 {
-    let mut metadata = proto::MessageMetadata {
-        producer_name: "p-1".into(),
-        sequence_id: 7,
-        publish_time: 1,
-        ..Default::default()
-    };
+    let mut metadata =
+        proto::MessageMetadata { producer_name: "p-1".into(), sequence_id: 7, publish_time: 1, ..Default::default() };
     change(&mut metadata);
-    parse_payload(&frame_payload(&metadata, b""))
-        .unwrap()
-        .sticky_key_hash()
+    parse_payload(&frame_payload(&metadata, b"")).unwrap().sticky_key_hash()
 }
 
 #[test]
 fn sticky_key_of_an_entry() {
-    for (sequence_id, hash) in [
-        (7, 211_674_044),
-        (-5, 1_483_516_111),
-        (i64::MIN, 364_116_286),
-        (0, 1_959_156_036),
-    ] {
-        assert_eq!(
-            hash_of(|m| m.sequence_id = sequence_id as u64),
-            hash,
-            "no key, sequence id {sequence_id}"
-        );
+    for (sequence_id, hash) in [(7, 211_674_044), (-5, 1_483_516_111), (i64::MIN, 364_116_286), (0, 1_959_156_036)] {
+        assert_eq!(hash_of(|m| m.sequence_id = sequence_id as u64), hash, "no key, sequence id {sequence_id}");
     }
-    assert_eq!(
-        hash_of(|m| m.partition_key = Some("abc".into())),
-        870_159_354
-    );
+    assert_eq!(hash_of(|m| m.partition_key = Some("abc".into())), 870_159_354);
     let both = hash_of(|m| {
         m.partition_key = Some("abc".into());
         m.ordering_key = Some(b"xyz".as_slice().into());

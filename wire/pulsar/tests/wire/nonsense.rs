@@ -2,25 +2,15 @@
 
 use bytes::BytesMut;
 use geminga_wire_pulsar::{
-    Command, DEFAULT_MAX_FRAME_SIZE, PayloadView, SingleMessages, decode_frame,
-    encode_broker_entry_metadata, frame_payload, parse_payload, proto, strip_broker_entry_metadata,
+    Command, DEFAULT_MAX_FRAME_SIZE, PayloadView, SingleMessages, decode_frame, encode_broker_entry_metadata,
+    frame_payload, parse_payload, proto, strip_broker_entry_metadata,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 fn use_all_of(view: &PayloadView<'_>) {
-    let _ = (
-        view.verify_checksum(),
-        view.sticky_key_hash(),
-        view.full_metadata(),
-        view.meta.last_sequence_id(),
-    );
-    let _ = (
-        view.producer_name(),
-        view.replicated_from(),
-        view.partition_key(),
-        view.ordering_key(),
-    );
+    let _ = (view.verify_checksum(), view.sticky_key_hash(), view.full_metadata(), view.meta.last_sequence_id());
+    let _ = (view.producer_name(), view.replicated_from(), view.partition_key(), view.ordering_key());
     for message in SingleMessages::new(view.payload(), view.meta.num_messages).flatten() {
         let _ = message.full_metadata();
     }
@@ -30,11 +20,7 @@ fn try_everything(bytes: &[u8]) {
     let _ = Command::decode(bytes);
     let mut buf = BytesMut::from(bytes);
     while let Ok(Some(frame)) = decode_frame(&mut buf, DEFAULT_MAX_FRAME_SIZE) {
-        let _ = (
-            frame.command.name(),
-            frame.command.request_id(),
-            frame.command.encoded_len(),
-        );
+        let _ = (frame.command.name(), frame.command.request_id(), frame.command.encoded_len());
         if let Ok(view) = parse_payload(&frame.payload) {
             use_all_of(&view);
         }
@@ -97,9 +83,6 @@ fn every_truncation_of_an_entry_is_refused_or_its_checksum_fails() {
     entry.extend_from_slice(&frame_payload(&metadata, b"some payload"));
     for len in 0..entry.len() {
         try_everything(&entry[..len]);
-        assert!(
-            !parse_payload(&entry[..len]).is_ok_and(|view| view.verify_checksum()),
-            "{len} bytes"
-        );
+        assert!(!parse_payload(&entry[..len]).is_ok_and(|view| view.verify_checksum()), "{len} bytes");
     }
 }

@@ -3,8 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use geminga_wire_pulsar::{
     Command, DEFAULT_MAX_FRAME_SIZE, FrameError, MessageHeader, SendHeader, SingleMessages, TxnId,
-    append_single_message, decode_frame, encode_message_header, encode_send_header,
-    encode_send_receipt, encode_simple, frame_payload, frame_size, parse_payload, proto,
+    append_single_message, decode_frame, encode_message_header, encode_send_header, encode_send_receipt, encode_simple,
+    frame_payload, frame_size, parse_payload, proto,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -15,32 +15,12 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 /// Protobuf that is well formed but says anything.
 fn any_body() -> impl Strategy<Value = Vec<u8>> {
     let field = prop_oneof![
-        (1u32..20, any::<u64>()).prop_map(|(field, value)| (
-            field,
-            WireType::Varint,
-            value,
-            Vec::new()
-        )),
+        (1u32..20, any::<u64>()).prop_map(|(field, value)| (field, WireType::Varint, value, Vec::new())),
         (1u32..20, 0u64..4).prop_map(|(field, value)| (field, WireType::Varint, value, Vec::new())),
-        (1u32..20, vec(any::<u8>(), 0..12)).prop_map(|(field, value)| (
-            field,
-            WireType::LengthDelimited,
-            0,
-            value
-        )),
-        (1u32..20, "[a-z]{0,9}").prop_map(|(field, value)| (
-            field,
-            WireType::LengthDelimited,
-            0,
-            value.into_bytes()
-        )),
+        (1u32..20, vec(any::<u8>(), 0..12)).prop_map(|(field, value)| (field, WireType::LengthDelimited, 0, value)),
+        (1u32..20, "[a-z]{0,9}").prop_map(|(field, value)| (field, WireType::LengthDelimited, 0, value.into_bytes())),
         // Looks like a MessageIdData, KeyValue or IntRange.
-        (1u32..20, 0u8..127).prop_map(|(field, n)| (
-            field,
-            WireType::LengthDelimited,
-            0,
-            vec![8, n, 16, n]
-        )),
+        (1u32..20, 0u8..127).prop_map(|(field, n)| (field, WireType::LengthDelimited, 0, vec![8, n, 16, n])),
     ];
     vec(field, 0..6).prop_map(|fields| {
         let mut out = Vec::new();
@@ -311,10 +291,7 @@ prop_compose! {
 fn an_oversized_frame_is_refused_from_its_length_alone() {
     let mut buf = BytesMut::from(&[0xff, 0xff, 0xff, 0xff][..]);
     let size = 0xffff_ffff + 4;
-    assert_eq!(
-        decode_frame(&mut buf, 1000),
-        Err(FrameError::TooLarge { size, max: 1000 })
-    );
+    assert_eq!(decode_frame(&mut buf, 1000), Err(FrameError::TooLarge { size, max: 1000 }));
     assert_eq!(frame_size(&[0, 0, 3, 0xe4], 1000), Ok(Some(1000)));
     assert!(frame_size(&[0, 0, 3, 0xe5], 1000).is_err());
 }
@@ -322,26 +299,13 @@ fn an_oversized_frame_is_refused_from_its_length_alone() {
 #[test]
 fn a_command_longer_than_its_frame_is_refused_at_the_eighth_byte() {
     let mut buf = BytesMut::from(&[0, 0, 0, 20, 0, 0, 0, 17][..]);
-    assert_eq!(
-        decode_frame(&mut buf, 1000),
-        Err(FrameError::CommandLength {
-            command: 17,
-            total: 20
-        })
-    );
+    assert_eq!(decode_frame(&mut buf, 1000), Err(FrameError::CommandLength { command: 17, total: 20 }));
 }
 
 #[test]
 fn the_payload_shares_the_receive_buffer() {
     let mut buf = BytesMut::new();
-    encode_send_header(
-        &SendHeader {
-            num_messages: 1,
-            ..Default::default()
-        },
-        5,
-        &mut buf,
-    );
+    encode_send_header(&SendHeader { num_messages: 1, ..Default::default() }, 5, &mut buf);
     buf.put_slice(b"hello");
     let at = buf[buf.len() - 5..].as_ptr();
     let frame = decode_frame(&mut buf, 1000).unwrap().unwrap();
