@@ -54,17 +54,21 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
 
 /// Metadata answers.
 pub(crate) async fn check_metadata(broker: &Broker) -> Result<()> {
-    broker.metadata().list_tenants().await.map(drop).map_err(|error| {
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("metadata does not answer: {error}"))
-    })
+    broker
+        .metadata()
+        .list_tenants()
+        .await
+        .map(drop)
+        .map_err(|error| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("metadata does not answer: {error}")))
 }
 
 /// Metadata answers and storage takes a record.
 async fn check_health(broker: &Broker) -> Result<()> {
     check_metadata(broker).await?;
-    broker.check_storage().await.map_err(|error| {
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("storage takes no writes: {error}"))
-    })
+    broker
+        .check_storage()
+        .await
+        .map_err(|error| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("storage takes no writes: {error}")))
 }
 
 fn runtime_configuration(broker: &Broker) -> BTreeMap<&'static str, String> {
@@ -98,9 +102,9 @@ async fn owned_namespaces(broker: &Broker, id: &str) -> Result<Answer> {
         let namespace = topic.name().namespace();
         let policies = broker.namespace_policies(namespace).await?;
         for pair in policies.bundles.iter().flat_map(|bundles| bundles.boundaries.windows(2)) {
-            owned.entry(format!("{namespace}/{}_{}", pair[0], pair[1])).or_insert_with(|| {
-                json!({ "broker_assignment": "shared", "is_controlled": false, "is_active": true })
-            });
+            owned
+                .entry(format!("{namespace}/{}_{}", pair[0], pair[1]))
+                .or_insert_with(|| json!({ "broker_assignment": "shared", "is_controlled": false, "is_active": true }));
         }
     }
     Ok(Answer::Json(Value::Object(owned)))

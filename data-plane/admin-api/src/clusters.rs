@@ -39,9 +39,9 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             get(call, name).await?;
             Ok(Answer::Json(json!({})))
         }
-        ("GET", [name, "namespaceIsolationPolicies"]) => Err(ApiError::not_found(format!(
-            "NamespaceIsolationPolicies for cluster {name} does not exist"
-        ))),
+        ("GET", [name, "namespaceIsolationPolicies"]) => {
+            Err(ApiError::not_found(format!("NamespaceIsolationPolicies for cluster {name} does not exist")))
+        }
         _ => call.unsupported(),
     }
 }

@@ -65,9 +65,7 @@ static POLICIES: &[Policy] = &[
     checked("maxUnackedMessagesPerSubscription", "max_unacked_messages_per_subscription", |v| {
         not_negative("maxUnackedMessagesPerSubscription", v)
     }),
-    checked("maxSubscriptionsPerTopic", "max_subscriptions_per_topic", |v| {
-        not_negative("maxSubscriptionsPerTopic", v)
-    }),
+    checked("maxSubscriptionsPerTopic", "max_subscriptions_per_topic", |v| not_negative("maxSubscriptionsPerTopic", v)),
     Policy {
         path: "maxTopicsPerNamespace",
         field: "max_topics_per_namespace",
@@ -114,9 +112,7 @@ pub(crate) static BOOKIE_AFFINITY: Policy = value("persistence/bookieAffinity", 
 pub(crate) async fn serve(call: &Call, name: &NamespaceName, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
         ("GET", ["persistence", "bookieAffinity"]) => get(call, name, &BOOKIE_AFFINITY).await,
-        ("POST", ["persistence", "bookieAffinity"]) => {
-            change(call, name, &BOOKIE_AFFINITY, Some(call.json()?)).await
-        }
+        ("POST", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, Some(call.json()?)).await,
         ("DELETE", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, None).await,
         ("GET", ["antiAffinity"]) => {
             call.broker.namespace_policies(name).await?;
@@ -232,10 +228,7 @@ async fn set_replication(call: &Call, name: &NamespaceName) -> Result<Answer> {
     let clusters: Vec<String> = call.json()?;
     for cluster in &clusters {
         if call.broker.metadata().get_cluster(cluster).await?.is_none() {
-            return Err(ApiError::new(
-                axum::http::StatusCode::FORBIDDEN,
-                format!("Invalid cluster id: {cluster}"),
-            ));
+            return Err(ApiError::new(axum::http::StatusCode::FORBIDDEN, format!("Invalid cluster id: {cluster}")));
         }
     }
     call.broker
@@ -342,9 +335,7 @@ pub(crate) fn not_negative(what: &str, value: &Value) -> Result<()> {
 
 fn check_ttl(value: &Value) -> Result<()> {
     match value.as_i64() {
-        Some(ttl) if ttl < 0 => {
-            Err(ApiError::precondition("Invalid value for message TTL, message TTL must >= 0"))
-        }
+        Some(ttl) if ttl < 0 => Err(ApiError::precondition("Invalid value for message TTL, message TTL must >= 0")),
         _ => Ok(()),
     }
 }

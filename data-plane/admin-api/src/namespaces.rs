@@ -34,9 +34,7 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             match rest {
                 ["topics"] if call.method() == "GET" => topics(call, &name).await,
                 ["permissions", rest @ ..] => permissions(call, &name, rest).await,
-                ["bundles"] if call.method() == "GET" => {
-                    Answer::json(broker.namespace_policies(&name).await?.bundles)
-                }
+                ["bundles"] if call.method() == "GET" => Answer::json(broker.namespace_policies(&name).await?.bundles),
                 ["unload"] | [_, "unload"] if call.method() == "PUT" => unload(call, &name).await,
                 ["clearBacklog", ..] | [_, "clearBacklog", ..] if call.method() == "POST" => {
                     clear_backlog(call, &name, rest.last().copied().filter(|last| *last != "clearBacklog")).await

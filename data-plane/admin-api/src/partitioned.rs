@@ -38,11 +38,14 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Resul
         ("POST", ["terminate", "partitions"]) => {
             let count = partitions(call, name).await?;
             if count == 0 {
-                return Err(ApiError::not_allowed("Termination of a non-partitioned topic is not allowed using \
-                                                  partitioned-terminate, please use terminate commands"));
+                return Err(ApiError::not_allowed(
+                    "Termination of a non-partitioned topic is not allowed using \
+                                                  partitioned-terminate, please use terminate commands",
+                ));
             }
             let ends = call.broker.terminate_partitioned(name, count).await?;
-            let ends = ends.into_iter().enumerate().map(|(index, end)| (index.to_string(), message_id(end, None, None)));
+            let ends =
+                ends.into_iter().enumerate().map(|(index, end)| (index.to_string(), message_id(end, None, None)));
             Ok(Answer::Json(Value::Object(ends.collect())))
         }
         _ => call.unsupported(),

@@ -110,10 +110,8 @@ fn payload(call: &Call) -> Result<SchemaRecord> {
 
 async fn metadata(call: &Call, name: &TopicName) -> Result<Answer> {
     let versions = call.broker.schema_versions(name).await?;
-    let index: Vec<Value> = versions
-        .iter()
-        .map(|schema| json!({ "ledgerId": -1, "entryId": -1, "version": schema.version }))
-        .collect();
+    let index: Vec<Value> =
+        versions.iter().map(|schema| json!({ "ledgerId": -1, "entryId": -1, "version": schema.version })).collect();
     let info = index.last().cloned().ok_or_else(|| ApiError::not_found("Schema not found"))?;
     Ok(Answer::Json(json!({ "info": info, "index": index })))
 }
@@ -140,9 +138,8 @@ fn decode_key_value(data: &[u8]) -> Result<String> {
     let malformed = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "stored key-value schema is malformed");
     let (key, rest) = length_prefixed(data).ok_or_else(malformed)?;
     let (value, _) = length_prefixed(rest).ok_or_else(malformed)?;
-    let json = |bytes: &[u8]| {
-        serde_json::from_slice::<Value>(bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(bytes)))
-    };
+    let json =
+        |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(bytes)));
     Ok(json!({ "key": json(key), "value": json(value) }).to_string())
 }
 

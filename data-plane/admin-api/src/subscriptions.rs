@@ -228,9 +228,7 @@ mod tests {
 
     #[test]
     fn a_batch_index_acknowledges_what_is_before_it() {
-        let set = |index| {
-            MessageId { ledger_id: 1, entry_id: 2, batch_index: index, properties: None }.ack_set()
-        };
+        let set = |index| MessageId { ledger_id: 1, entry_id: 2, batch_index: index, properties: None }.ack_set();
         assert_eq!(set(-1), Vec::<i64>::new());
         assert_eq!(set(0), Vec::<i64>::new());
         assert_eq!(set(3), vec![-8]);

@@ -85,10 +85,7 @@ async fn of_topic(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer
         ("GET", ["examinemessage"]) => messages::examine(call, name).await,
         (
             _,
-            [
-                "partitions" | "partitioned-stats" | "partitioned-internalStats" | "createMissedPartitions",
-                ..,
-            ]
+            ["partitions" | "partitioned-stats" | "partitioned-internalStats" | "createMissedPartitions", ..]
             | ["terminate", "partitions"],
         ) => partitioned::serve(call, name, path).await,
         _ => topic_policies::serve(call, name, path).await,
@@ -236,11 +233,8 @@ async fn internal_info(call: &Call, name: &TopicName) -> Result<Answer> {
 async fn backlog(call: &Call, name: &TopicName) -> Result<Answer> {
     let topic = existing(call, name).await?;
     let stats = topic.internal_stats();
-    let cursors: serde_json::Map<String, Value> = topic
-        .backlogs()
-        .into_iter()
-        .map(|(name, entries)| (name, json!({ "cursorBacklog": entries })))
-        .collect();
+    let cursors: serde_json::Map<String, Value> =
+        topic.backlogs().into_iter().map(|(name, entries)| (name, json!({ "cursorBacklog": entries }))).collect();
     Ok(Answer::Json(json!({
         "storageSize": stats.total_size,
         "totalMessages": stats.number_of_entries,

@@ -30,7 +30,8 @@ impl Rest {
         metadata.create_tenant("public", &tenant).await.unwrap();
         let policies = Policies::new_namespace("standalone", 4);
         metadata.create_namespace(&"public/default".parse().unwrap(), &policies).await.unwrap();
-        let broker = Broker::start(BrokerConfig::default(), metadata, Arc::new(MemoryLedgers::default())).await.unwrap();
+        let broker =
+            Broker::start(BrokerConfig::default(), metadata, Arc::new(MemoryLedgers::default())).await.unwrap();
         let router = geminga_admin_api::router(broker.clone());
         Self { broker, router }
     }
@@ -209,7 +210,13 @@ async fn policies_reach_loaded_topics() {
     let too_large = json!({"limitSize": 1_000_000_000, "policy": "producer_exception"});
     rest.expect("POST", &format!("{namespace}/backlogQuota"), too_large, 412).await;
     rest.expect("POST", &format!("{namespace}/messageTTL"), json!(-1), 412).await;
-    rest.expect("POST", &format!("{namespace}/persistence"), json!({"bookkeeperEnsemble": 1, "bookkeeperWriteQuorum": 2, "bookkeeperAckQuorum": 2}), 400).await;
+    rest.expect(
+        "POST",
+        &format!("{namespace}/persistence"),
+        json!({"bookkeeperEnsemble": 1, "bookkeeperWriteQuorum": 2, "bookkeeperAckQuorum": 2}),
+        400,
+    )
+    .await;
     let rate = json!({"dispatchThrottlingRateInMsg": 10, "dispatchThrottlingRateInByte": 100, "relativeToPublishRate": false, "ratePeriodInSecond": 1});
     rest.expect("POST", &format!("{namespace}/dispatchRate"), rate.clone(), 204).await;
     assert_eq!(rest.get(&format!("{namespace}/dispatchRate")).await, rate);
@@ -335,7 +342,10 @@ async fn schemas_have_versions() {
     assert_eq!(rest.expect("POST", schema, first.clone(), 200).await, json!({"version": {"version": 0}}));
     assert_eq!(rest.expect("POST", schema, first, 200).await, json!({"version": {"version": 0}}));
     let found = rest.get(schema).await;
-    assert_eq!((&found["type"], &found["data"], &found["properties"]["k"]), (&json!("AVRO"), &json!(avro), &json!("v")));
+    assert_eq!(
+        (&found["type"], &found["data"], &found["properties"]["k"]),
+        (&json!("AVRO"), &json!(avro), &json!("v"))
+    );
     rest.expect("POST", schema, json!({"type": "STRING", "schema": ""}), 409).await;
     rest.expect("POST", schema, json!({"type": "AVRO", "schema": "garbage"}), 422).await;
     assert_eq!(rest.expect("DELETE", schema, NONE, 200).await, json!({"version": 1}));
