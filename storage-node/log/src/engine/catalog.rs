@@ -53,13 +53,11 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Entries past a fence were never acknowledged, and are as good as absent.
+    /// A fence knows it, whatever can still be found: entries behind it were never acknowledged.
     pub fn last(&self) -> Option<u64> {
-        let last = self.placements.iter().filter(|place| place.first <= place.last).map(|place| place.last).max()?;
         match self.fence {
-            Some(0) => None,
-            Some(end) => Some(last.min(end - 1)),
-            None => Some(last),
+            Some(end) => end.checked_sub(1),
+            None => self.placements.iter().filter(|place| place.first <= place.last).map(|place| place.last).max(),
         }
     }
 

@@ -150,8 +150,9 @@ impl Scan {
             let body_bytes = header.body_bytes as usize;
             let body = window.get(at + RECORD_HEADER_BYTES as u64, body_bytes)?;
             if !header.body_is_intact(body) {
-                self.damaged_manifest |= header.kind == RecordKind::Manifest;
-                return Ok(end <= self.proven);
+                let damaged = end <= self.proven;
+                self.damaged_manifest |= damaged && header.kind == RecordKind::Manifest;
+                return Ok(damaged);
             }
             if header.kind == RecordKind::Manifest
                 && let Some(lines) = decode_manifest(body)
