@@ -1,0 +1,131 @@
+"""Resident memory stays within what --memory-limit promises, whatever clients do, and nobody waits for the slowest."""
+import concurrent.futures
+import contextlib
+import http.client
+
+import pytest
+import raw
+from conftest import finish, size
+
+MANY_PERMITS = 1_000_000
+TOPIC = "persistent://public/default/t"
+
+
+def test_idle_topics_below_100_mib(start):
+    server, count, threads = start(), size("TOPICS", 10_000), 16
+
+    def create(first):
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+        for i in range(first, count, threads):
+            for path in (f"t-{i}", f"t-{i}/subscription/s"):
+                connection.request("PUT", f"/admin/v2/persistent/public/default/{path}", headers={"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                content = answer.read()
+                assert answer.status == 204, (path, answer.status, content)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(create, range(threads)))
+    created = server.rss_mib()
+    assert len(server.admin("GET", "persistent/public/default")) == count
+    server.kill()
+    seconds = server.start()
+    restarted = server.rss_mib()
+    print(f"{created:.0f} MiB after creation, {restarted:.0f} MiB after a restart in {seconds:.1f} s")
+    assert created < 100 and restarted < 100
+    assert len(server.admin("GET", "persistent/public/default")) == count
+    stats = server.admin("GET", f"persistent/public/default/t-{count - 1}/stats")
+    assert "s" in stats["subscriptions"]
+
+
+def test_overload_beside_consumers_that_never_read(start):
+    """Eight connections publish as fast as they can, with far more in flight than the server may hold."""
+    server, limit, topics = start(memory_mib=256), 256, 4
+    with contextlib.ExitStack() as stack:
+        for i in range(topics):
+            stuck = stack.enter_context(raw.Client(server.port, receive_buffer=4096))
+            stuck.subscribe(f"{TOPIC}-{i}", "stuck", raw.EXCLUSIVE)
+            stuck.flow(MANY_PERMITS)
+        result = server.produce(topic=TOPIC, topics=topics, producers=2, connections=8, size=4096, max_outstanding="512MiB",
+                                duration=f"{size('SECONDS', 8)}s")
+        peak = server.peak_mib()
+        print(f"{result['messages']} messages, peak {peak:.0f} MiB")
+        assert result["messages"] > 0
+        assert peak < limit * 1.25
+        # Still alive to whoever is well-behaved.
+        with raw.Client(server.port) as c:
+            c.subscribe(f"{TOPIC}-0", "well-behaved")
+            c.flow(100)
+            c.ack(c.receive(100))
+
+
+def test_large_messages_unbatched_to_many_slow_consumers(start):
+    """Forty stuck consumers each could pin a different megabyte."""
+    server, limit = start(memory_mib=128), 128
+    with contextlib.ExitStack() as stack:
+        for i in range(40):
+            stuck = stack.enter_context(raw.Client(server.port, receive_buffer=4096))
+            stuck.subscribe(f"{TOPIC}-{i % 4}", f"stuck-{i}", raw.EXCLUSIVE)
+            stuck.flow(MANY_PERMITS)
+        server.produce(topic=TOPIC, topics=4, connections=4, size=1 << 20, num_messages=400, batching_max_messages=0)
+        print(f"peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit * 1.25
+
+
+@pytest.mark.parametrize("same_subscription", [False, True])
+def test_consumer_that_never_reads_stops_nobody_else(start, same_subscription):
+    """It has all permits, and its socket fills; when it has gone, the others get what it held."""
+    server, count = start(memory_mib=128), 60_000
+    stuck = raw.Client(server.port, receive_buffer=4096)
+    stuck.subscribe(TOPIC, "s" if same_subscription else "stuck")
+    stuck.flow(MANY_PERMITS if not same_subscription else 20_000)
+    consumer = server.perf("consume", topic=TOPIC, subscription="s", subscription_type="shared", initial="earliest",
+                           num_messages=count if not same_subscription else count - 20_000, duration="60s")
+    server.produce(topic=TOPIC, size=1024, num_messages=count, batching_max_messages=0)
+    received = finish(consumer)["messages"]
+    stuck.close()
+    if same_subscription:
+        received += server.consume(topic=TOPIC, subscription="s", subscription_type="shared", num_messages=count - received,
+                                   duration="30s")["messages"]
+    assert received == count
+
+
+def test_backlog_larger_than_memory_to_ten_subscriptions(start):
+    limit, backlog = 64, size("BACKLOG_MIB", 200)
+    server, subscriptions, count = start(memory_mib=limit), 10, backlog * 1024
+    for i in range(subscriptions):
+        server.admin("PUT", f"persistent/public/default/t/subscription/s-{i}")
+    server.produce(topic=TOPIC, size=1024, num_messages=count)
+    result = server.consume(topic=TOPIC, subscription="s", subscriptions=subscriptions, connections=2,
+                            num_messages=count * subscriptions, duration="60s")
+    print(f"{result['msg_s']:.0f} msg/s, peak {server.peak_mib():.0f} MiB")
+    assert result["messages"] == count * subscriptions
+    assert server.peak_mib() < limit * 1.25
+
+
+def test_holes_of_a_cursor_survive_sigkill_in_little_memory(start):
+    """Every second message is acknowledged; after SIGKILL exactly the others come back, however many holes that makes."""
+    holes = size("HOLES", 150_000)
+    server, count = start(), 2 * holes
+    with raw.Client(server.port) as c:
+        c.subscribe(TOPIC, "s")
+    server.produce(topic=TOPIC, size=10, num_messages=count, batching_max_messages=0)
+    with raw.Client(server.port, timeout_s=60) as c:
+        c.subscribe(TOPIC, "s")
+        c.flow(count)
+        ids = sorted(c.receive(count))
+        assert len(set(ids)) == count
+        before = server.rss_mib()
+        c.ack(ids[::2])
+        growth = server.rss_mib() - before
+    server.kill()
+    seconds = server.start()
+    with raw.Client(server.port, timeout_s=60) as c:
+        c.subscribe(TOPIC, "s")
+        c.flow(count)
+        back = c.receive(holes)
+        again = server.rss_mib()
+        back += c.receive_until_silence(1)
+    print(f"{holes} holes: {growth:.1f} MiB more, {again:.0f} MiB after a restart in {seconds:.1f} s")
+    assert sorted(back) == ids[1::2]
+    assert growth < 40 + holes * 64 / 2**20
+    assert again < 256 * 1.25
