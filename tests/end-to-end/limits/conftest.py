@@ -23,6 +23,15 @@ class Server(servers.Geminga):
     def __init__(self, folder, memory_mib, **options):
         super().__init__(BINARY, folder, arguments=["--memory-limit", f"{memory_mib}MiB"], **options)
 
+    def kill(self):
+        assert self.alive(), f"the server ended by itself ({self.process.returncode})"
+        super().kill()
+        self.killed = True
+
+    def start(self, limit_s=30):
+        self.killed = False
+        return super().start(limit_s)
+
     def perf(self, kind, **options):
         """A running load generator; `finish` waits for it."""
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -73,10 +82,8 @@ class Starter:
         try:
             for server in self.started:
                 print(f"the end of {server.log.name}:\n{server.log_end()}")
-                alive = server.alive()
-                if alive:
+                if not server.killed:
                     server.kill()
-                assert alive, f"the server ended by itself ({server.process.returncode})"
                 assert "panicked" not in server.log.read_text(errors="replace")
         finally:
             shutil.rmtree(self.folder)
