@@ -348,16 +348,9 @@ impl Topic {
         }
         flushes.run();
         let ended = tokio::time::timeout(TERMINATE_TIMEOUT, self.terminated()).await;
-        let last = ended.map_err(|_| {
+        ended.map_err(|_| {
             BrokerError::ServiceNotReady(format!("the termination of topic {} could not be stored in time", self.name))
-        })?;
-        let producers: Vec<_> = self.state.lock().producer_handles.values().cloned().collect();
-        for producer in producers {
-            producer.peer.close_producer(producer.producer_id);
-            self.remove_producer(&producer);
-            producer.peer.flush();
-        }
-        Ok(last)
+        })
     }
 
     /// Waits until the termination is stored.

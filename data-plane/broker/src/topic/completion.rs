@@ -97,7 +97,8 @@ impl Topic {
         self.snapshot_deduplication(state);
     }
 
-    /// Answers entries that will not become durable.
+    /// Answers entries that will not become durable. What comes while the topic is being terminated gets no answer of its own:
+    /// its producer is closed as soon as the termination is stored, and fails then when it connects again.
     pub(super) fn fail(
         &self,
         state: &mut TopicState,
@@ -105,14 +106,17 @@ impl Topic {
         error: &BrokerError,
         flushes: &mut Flushes,
     ) {
+        let answered = !matches!(error, BrokerError::TopicTerminated(_));
         let mut freed = 0;
         for Written { bytes, origin, .. } in entries {
             freed += bytes;
             if let Some(dedup) = &mut state.dedup {
                 dedup.failed(&origin.producer.name);
             }
-            origin.producer.peer.send_failed(origin.producer.producer_id, origin.sequence_id, error);
-            flushes.add(&origin.producer.peer);
+            if answered {
+                origin.producer.peer.send_failed(origin.producer.producer_id, origin.sequence_id, error);
+                flushes.add(&origin.producer.peer);
+            }
             origin.producer.finished(1, bytes);
         }
         self.shared.memory.publishing.give_back(freed);

@@ -131,6 +131,7 @@ impl Topic {
 
     fn tell_terminated(&self, state: &mut TopicState, last: Position, flushes: &mut Flushes) {
         tracing::debug!(topic = %self.name, %last, "topic is terminated");
+        self.close_producers(state, flushes);
         for sub in state.subscriptions.values_mut() {
             sub.core.terminated();
         }

@@ -190,6 +190,12 @@ impl Topic {
     fn remove_producer_key(&self, key: u64) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
+        self.take_producer(&mut state, key, &mut flushes);
+        drop(state);
+        flushes.run();
+    }
+
+    fn take_producer(&self, state: &mut TopicState, key: u64, flushes: &mut Flushes) {
         if let Some(handle) = state.producer_handles.remove(&key)
             && let Some(dedup) = &mut state.dedup
         {
@@ -198,9 +204,17 @@ impl Topic {
         state.joining.remove(&key);
         state.producers.remove(key);
         state.last_active_at = now_ms();
-        self.carry_out_producers(&mut state, &mut flushes);
-        drop(state);
-        flushes.run();
+        self.carry_out_producers(state, flushes);
+    }
+
+    /// Sends the producers away to connect again, which a terminated topic refuses. They have to hear of that before their
+    /// messages fail: the Go client forgets a producer whose message fails so, and what waits in it.
+    pub(super) fn close_producers(&self, state: &mut TopicState, flushes: &mut Flushes) {
+        while let Some(producer) = state.producer_handles.values().next().cloned() {
+            producer.peer.close_producer(producer.producer_id);
+            flushes.add(&producer.peer);
+            self.take_producer(state, producer.key, flushes);
+        }
     }
 
     fn let_in(&self, state: &mut TopicState, key: u64, topic_epoch: Option<u64>) {
