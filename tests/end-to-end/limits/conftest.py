@@ -94,3 +94,10 @@ def start():
     starter = Starter()
     yield starter
     starter.finish()
+
+
+@pytest.fixture(scope="module")
+def start_for_module():
+    starter = Starter()
+    yield starter
+    starter.finish()

@@ -1,6 +1,7 @@
 """A Pulsar client without any intelligence: commands out, commands in, over one blocking socket.
 
 It never reconnects, retries or asks for permits by itself; whatever the server does to a connection is seen by the test."""
+import collections
 import socket
 
 from harness import frames
@@ -16,7 +17,7 @@ class Client(frames.Connection):
     """Reads through a buffer, which hundreds of thousands of small messages need."""
 
     def __init__(self, port, timeout_s=20, receive_buffer=None, connect=True):
-        self.buffer, self.at, self.requests = b"", 0, 0
+        self.buffer, self.at, self.requests, self.messages = b"", 0, 0, collections.deque()
         super().__init__("127.0.0.1", port, timeout_s, connect)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -48,7 +49,7 @@ class Client(frames.Connection):
 
     def receive(self, count):
         """The ids (ledger, entry) of the next `count` messages."""
-        return [message_id(self.expect(frames.MESSAGE)) for _ in range(count)]
+        return [message_id(self.messages.popleft() if self.messages else self.expect(frames.MESSAGE)) for _ in range(count)]
 
     def receive_until_silence(self, seconds):
         """The ids of what comes until nothing has come for that long."""
@@ -68,9 +69,21 @@ class Client(frames.Connection):
             some = b"".join(frames.field(3, frames.message({1: ledger, 2: entry}))
                             for ledger, entry in ids[begin:begin + ACKS_IN_A_COMMAND])
             body = frames.message({1: consumer_id, 2: 0}) + some + frames.message({8: self.request()})
-            answer = self.call(frames.field(1, frames.ACK) + frames.field(frames.ACK, body), ACK_RESPONSE)
+            self.write(frames.frame(frames.field(1, frames.ACK) + frames.field(frames.ACK, body)))
+            answer = self.expect_beside_messages(ACK_RESPONSE)
             if answer.get(4):
                 raise frames.Refused(f"acknowledgement refused: {answer}")
+
+    def expect_beside_messages(self, answer):
+        """As `expect`; messages that come before the answer are kept for `receive`."""
+        while True:
+            kind, body = self.read()
+            if kind == frames.MESSAGE:
+                self.messages.append(body)
+            elif kind == answer:
+                return body
+            else:
+                raise frames.Refused(f"expected command {answer}, got {kind}: {body}")
 
     def ping(self):
         """Returns when the server answered; other commands before that are dropped."""
