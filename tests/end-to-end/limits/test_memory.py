@@ -2,6 +2,7 @@
 import concurrent.futures
 import contextlib
 import http.client
+import time
 
 import pytest
 import raw
@@ -111,13 +112,15 @@ def test_holes_of_a_cursor_survive_sigkill_in_little_memory(start):
     with raw.Client(server.port) as c:
         c.subscribe(TOPIC, "s", raw.EXCLUSIVE)
     server.produce(topic=TOPIC, size=10, num_messages=count, batching_max_messages=0)
+    published = time.monotonic()
     with raw.Client(server.port, timeout_s=60) as c:
         c.subscribe(TOPIC, "s", raw.EXCLUSIVE)
         c.flow(count)
         ids = sorted(c.receive(count))
         assert len(set(ids)) == count
-        before = server.rss_mib()
+        before, received = server.rss_mib(), time.monotonic()
         c.ack(ids[::2])
+        print(f"received in {received - published:.1f} s, acknowledged in {time.monotonic() - received:.1f} s")
         growth = server.rss_mib() - before
     server.kill()
     seconds = server.start()
