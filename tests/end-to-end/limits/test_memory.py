@@ -61,13 +61,13 @@ def test_overload_beside_consumers_that_never_read(start):
 
 def test_large_messages_unbatched_to_many_slow_consumers(start):
     """Forty stuck consumers each could pin a different megabyte."""
-    server, limit = start(memory_mib=128), 128
+    server, limit = start(memory_mib=256), 256
     with contextlib.ExitStack() as stack:
         for i in range(40):
             stuck = stack.enter_context(raw.Client(server.port, receive_buffer=4096))
             stuck.subscribe(f"{TOPIC}-{i % 4}", f"stuck-{i}", raw.EXCLUSIVE)
             stuck.flow(MANY_PERMITS)
-        server.produce(topic=TOPIC, topics=4, connections=4, size=1 << 20, num_messages=400, batching_max_messages=0)
+        server.produce(topic=TOPIC, topics=4, connections=4, size=1 << 20, num_messages=800, batching_max_messages=0)
         print(f"peak {server.peak_mib():.0f} MiB")
         assert server.peak_mib() < limit * 1.25
 
