@@ -17,7 +17,7 @@ use crate::cursors::Cursors;
 use crate::dynamic::DynamicSettings;
 use crate::error::{BrokerError, Result};
 use crate::memory::Memory;
-use crate::policies::EffectivePolicies;
+use crate::policies::{EffectivePolicies, SharedPolicies, own_policies};
 use crate::shared::{AckFlusher, Shared, now_ms};
 use crate::topic::Topic;
 
@@ -30,6 +30,9 @@ pub struct Broker {
     pub(crate) shared: Arc<Shared>,
     topics: Mutex<FxHashMap<TopicName, Slot>>,
     changes: broadcast::Sender<NamespaceName>,
+    /// What it does by itself from time to time.
+    pub(crate) housekeeping: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    shared_policies: SharedPolicies,
     names: AtomicU64,
     started_at: u64,
 }
@@ -54,6 +57,8 @@ impl Broker {
             shared,
             topics: Mutex::default(),
             changes: broadcast::channel(TOPIC_CHANGES).0,
+            housekeeping: Mutex::default(),
+            shared_policies: SharedPolicies::default(),
             names: AtomicU64::new(0),
             started_at: now_ms(),
         });
@@ -130,10 +135,7 @@ impl Broker {
             return Err(BrokerError::NamespaceNotFound(namespace.to_string()));
         };
         let topic = self.shared.metadata.get_topic_policies(&name.partitioned_base()).await?;
-        Ok(EffectivePolicies {
-            namespace: Arc::new(policies.value),
-            topic: Arc::new(topic.map(|policies| policies.value).unwrap_or_default()),
-        })
+        Ok(EffectivePolicies { namespace: self.shared_policies.share(namespace, policies), topic: own_policies(topic) })
     }
 
     async fn create_automatically(
@@ -150,6 +152,9 @@ impl Broker {
         }
         if !known_partition && self.shared.metadata.get_partitioned_topic(name).await?.is_some() {
             return Err(BrokerError::NotAllowed(format!("{name} is a partitioned topic: name a partition")));
+        }
+        if !known_partition {
+            self.check_topic_limit(&policies.namespace, name, 1).await.map_err(not_allowed)?;
         }
         self.create_record(name, Default::default()).await
     }
@@ -215,6 +220,7 @@ impl Broker {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
         if auto.partitions > 0 {
+            self.check_topic_limit(&policies.namespace, name, auto.partitions as usize).await.map_err(not_allowed)?;
             self.create_partitioned(name, auto.partitions, Default::default()).await?;
         }
         Ok(auto.partitions)
@@ -329,6 +335,7 @@ impl Broker {
 
     /// Lets what is in flight finish: acknowledgements are written, topics are closed.
     pub async fn shut_down(&self) {
+        self.stop_housekeeping().await;
         self.shared.ack_flusher.flush();
         for topic in self.loaded_topics() {
             topic.close().await;
@@ -340,4 +347,12 @@ impl Broker {
 struct AutoCreation {
     allowed: bool,
     partitions: u32,
+}
+
+/// What an operator is told about a precondition, a client is told as something it may not do.
+fn not_allowed(error: BrokerError) -> BrokerError {
+    match error {
+        BrokerError::PreconditionFailed(reason) => BrokerError::NotAllowed(reason),
+        other => other,
+    }
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use geminga_ledger::cursor::{CursorDelta, CursorSnapshot};
 use geminga_ledger::cursor_log::{Action, CursorLog, CursorLogConfig, LogLedger, Record};
 use geminga_ledger::managed_ledger::WriteError;
-use geminga_ledger::cursor::{CursorDelta, CursorSnapshot};
 use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError};
 use geminga_metadata::{Metadata, MetadataError};
 use geminga_model::Position;
@@ -185,13 +185,7 @@ impl Cursors {
         );
     }
 
-    fn written(
-        &self,
-        ledger_id: u64,
-        first_entry: i64,
-        count: u64,
-        result: std::result::Result<(), LedgerError>,
-    ) {
+    fn written(&self, ledger_id: u64, first_entry: i64, count: u64, result: std::result::Result<(), LedgerError>) {
         if let Err(error) = &result {
             tracing::error!(ledger_id, first_entry, count, %error, "acknowledgements could not be written; trying again");
         }
@@ -267,11 +261,7 @@ impl Cursors {
         });
     }
 
-    async fn store_record(
-        &self,
-        list: &[LogLedger],
-        version: Option<u64>,
-    ) -> std::result::Result<u64, MetadataError> {
+    async fn store_record(&self, list: &[LogLedger], version: Option<u64>) -> std::result::Result<u64, MetadataError> {
         self.metadata.put_cursor_log(&self.name, &list, version).await
     }
 

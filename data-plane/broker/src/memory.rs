@@ -69,6 +69,8 @@ impl Budget {
 /// The broker's memory, divided by purpose from one limit.
 #[derive(Debug)]
 pub struct Memory {
+    /// Large frames of which a part has come.
+    pub receiving: Arc<Budget>,
     /// Messages received and not yet durable.
     pub publishing: Arc<Budget>,
     /// Recent entries kept for consumers that keep up.
@@ -83,6 +85,7 @@ impl Memory {
     /// Divides `limit` bytes; what is left over covers metadata, cursors, indexes and the allocator's slack.
     pub fn divide(limit: u64) -> Self {
         Self {
+            receiving: Budget::new(limit / 8),
             publishing: Budget::new(limit / 8),
             tail_cache: Budget::new(limit / 4),
             read_ahead: Budget::new(limit / 8),

@@ -1,14 +1,11 @@
 //! Clusters, tenants, namespaces and policies: changes to them are checked here, stored, and reach the loaded topics.
 
-use std::sync::Arc;
-
 use geminga_metadata::policies::BundlesData;
 use geminga_metadata::{ClusterData, MetadataError, Policies, TenantInfo, TopicPolicies};
 use geminga_model::{NamespaceName, TopicDomain, TopicName, check_entity_name};
 
 use crate::broker::Broker;
 use crate::error::{BrokerError, Result};
-use crate::policies::EffectivePolicies;
 
 /// Bundles of a namespace that is created without saying how many (Pulsar's `defaultNumberOfNamespaceBundles`).
 const BUNDLES: u32 = 4;
@@ -19,7 +16,9 @@ impl Broker {
     pub async fn create_cluster(&self, name: &str, data: &ClusterData) -> Result<()> {
         check_entity_name(name).map_err(|_| BrokerError::InvalidName("Cluster name is not valid".into()))?;
         match self.shared.metadata.create_cluster(name, data).await {
-            Err(MetadataError::AlreadyExists { .. }) => Err(BrokerError::AlreadyExists("Cluster already exists".into())),
+            Err(MetadataError::AlreadyExists { .. }) => {
+                Err(BrokerError::AlreadyExists("Cluster already exists".into()))
+            }
             other => Ok(other?),
         }
     }
@@ -138,7 +137,8 @@ impl Broker {
                 "Invalid number of bundles. Number of bundles has to be in the range of (0, {BUNDLES_MAX}]."
             )));
         }
-        if policies.bundles.as_ref().is_none_or(|bundles| bundles.boundaries.len() != bundles.bundle_count as usize + 1) {
+        if policies.bundles.as_ref().is_none_or(|bundles| bundles.boundaries.len() != bundles.bundle_count as usize + 1)
+        {
             policies.bundles = Some(BundlesData::even(bundles));
         }
         match metadata.create_namespace(name, &policies).await {
@@ -244,11 +244,9 @@ impl Broker {
     }
 
     async fn apply_policies(&self, name: &NamespaceName, concerned: impl Fn(&TopicName) -> bool + Send) -> Result<()> {
-        let namespace = Arc::new(self.namespace_policies(name).await?);
         for topic in self.loaded_topics() {
             if topic.name().namespace() == name && concerned(topic.name()) {
-                let own = Arc::new(self.topic_policies(topic.name()).await?);
-                topic.set_policies(EffectivePolicies { namespace: namespace.clone(), topic: own }).await?;
+                topic.set_policies(self.policies(topic.name()).await?).await?;
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use geminga_metadata::{MetadataError, TopicRecord};
+use geminga_metadata::{MetadataError, Policies, TopicRecord};
 use geminga_model::{Position, TopicName};
 
 use crate::broker::Broker;
@@ -55,12 +55,18 @@ impl Broker {
         if metadata.get_partitioned_topic(name).await?.is_some() || metadata.get_topic(name).await?.is_some() {
             return Err(already_exists());
         }
-        let limit = policies.max_topics_per_namespace.filter(|limit| *limit > 0);
-        if let Some(limit) = limit {
-            let topics = metadata.list_topics(name.namespace(), name.domain()).await?;
-            if topics.iter().filter(|topic| !topic.is_system()).count() + more > limit as usize {
-                return Err(BrokerError::PreconditionFailed("Exceed maximum number of topics in namespace.".into()));
-            }
+        self.check_topic_limit(&policies, name, more).await
+    }
+
+    /// Refuses `more` topics above the namespace's limit.
+    pub(crate) async fn check_topic_limit(&self, policies: &Policies, name: &TopicName, more: usize) -> Result<()> {
+        let Some(limit) = policies.max_topics_per_namespace.filter(|limit| *limit > 0) else { return Ok(()) };
+        if name.is_system() {
+            return Ok(());
+        }
+        let topics = self.shared.metadata.list_topics(name.namespace(), name.domain()).await?;
+        if topics.iter().filter(|topic| !topic.is_system()).count() + more > limit as usize {
+            return Err(BrokerError::PreconditionFailed("Exceed maximum number of topics in namespace.".into()));
         }
         Ok(())
     }

@@ -32,6 +32,9 @@ pub trait Peer: Send + Sync + 'static {
     fn published(&self, _bytes: u64) {}
     fn settled(&self, _bytes: u64) {}
 
+    /// Reads nothing from the connection for so long: its producers are above their topic's rate.
+    fn hold_back(&self, _pause: std::time::Duration) {}
+
     /// Receipts in the order of the sends.
     fn receipts(&self, receipts: &[Receipt]);
     fn send_failed(&self, producer_id: u64, sequence_id: u64, error: &BrokerError);

@@ -1,10 +1,16 @@
 //! Policies as a topic asks for them: its own, else its namespace's, else the broker's default.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Weak};
 
 use geminga_ledger::managed_ledger::Retention;
-use geminga_metadata::policies::{BACKLOG_QUOTA_SIZE, BacklogQuota, InactiveTopicPolicies};
-use geminga_metadata::{Policies, TopicPolicies};
+use geminga_metadata::policies::{
+    BACKLOG_QUOTA_AGE, BACKLOG_QUOTA_SIZE, BacklogQuota, DispatchRate, InactiveTopicPolicies,
+};
+use geminga_metadata::{Policies, TopicPolicies, Versioned};
+use geminga_model::NamespaceName;
+use geminga_topic::rate_limit::Rate;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 
 use crate::config::BrokerConfig;
 
@@ -31,6 +37,33 @@ pub struct Inactivity {
     pub after_ms: u64,
     /// Subscriptions without a backlog do not keep it; otherwise every subscription does.
     pub caught_up_suffices: bool,
+}
+
+/// The policies of each namespace once in memory, however many topics they hold for.
+#[derive(Default)]
+pub(crate) struct SharedPolicies(Mutex<FxHashMap<NamespaceName, (u64, Weak<Policies>)>>);
+
+impl SharedPolicies {
+    /// What was read, or the same as somebody already has it.
+    pub fn share(&self, name: &NamespaceName, read: Versioned<Policies>) -> Arc<Policies> {
+        let mut known = self.0.lock();
+        if let Some((version, policies)) = known.get(name)
+            && *version == read.version
+            && let Some(policies) = policies.upgrade()
+        {
+            return policies;
+        }
+        let policies = Arc::new(read.value);
+        known.retain(|_, (_, policies)| policies.strong_count() > 0);
+        known.insert(name.clone(), (read.version, Arc::downgrade(&policies)));
+        policies
+    }
+}
+
+/// The policies of a topic; those without any share one.
+pub(crate) fn own_policies(read: Option<Versioned<TopicPolicies>>) -> Arc<TopicPolicies> {
+    static NONE: LazyLock<Arc<TopicPolicies>> = LazyLock::new(Arc::default);
+    read.map_or_else(|| NONE.clone(), |policies| Arc::new(policies.value))
 }
 
 const MINUTE_MS: i64 = 60_000;
@@ -101,17 +134,20 @@ impl EffectivePolicies {
 
     /// Bytes of backlog allowed, and what happens beyond.
     pub fn backlog_quota(&self) -> Option<(u64, QuotaAction)> {
-        let quota: &BacklogQuota = self
-            .topic
-            .backlog_quota_map
-            .get(BACKLOG_QUOTA_SIZE)
-            .or_else(|| self.namespace.backlog_quota_map.get(BACKLOG_QUOTA_SIZE))?;
+        let quota = self.quota(BACKLOG_QUOTA_SIZE)?;
         let bytes = quota.limit_size.or(quota.limit).filter(|bytes| *bytes >= 0)?;
-        let action = match quota.policy.as_deref() {
-            Some("consumer_backlog_eviction") => QuotaAction::EvictBacklog,
-            _ => QuotaAction::RefuseProducers,
-        };
-        Some((bytes as u64, action))
+        Some((bytes as u64, quota_action(quota)))
+    }
+
+    /// Seconds that a message may stay in a backlog, and what happens to older ones.
+    pub fn backlog_age_quota(&self) -> Option<(u64, QuotaAction)> {
+        let quota = self.quota(BACKLOG_QUOTA_AGE)?;
+        let seconds = quota.limit_time.filter(|seconds| *seconds > 0)?;
+        Some((seconds as u64, quota_action(quota)))
+    }
+
+    fn quota(&self, kind: &str) -> Option<&BacklogQuota> {
+        self.topic.backlog_quota_map.get(kind).or_else(|| self.namespace.backlog_quota_map.get(kind))
     }
 
     /// `None` for a topic that is to be kept.
@@ -129,6 +165,59 @@ impl EffectivePolicies {
         })
     }
 
+    /// What may be published; unlimited without a policy.
+    pub fn publish_rate(&self, cluster: &str) -> Rate {
+        let own = self.topic.publish_rate.as_ref().or_else(|| self.namespace.publish_max_message_rate.get(cluster));
+        own.map_or(Rate::default(), |rate| Rate {
+            messages: rate.publish_throttling_rate_in_msg.max(0) as u64,
+            bytes: rate.publish_throttling_rate_in_byte.max(0) as u64,
+            period_ms: 1000,
+        })
+    }
+
+    /// What may be delivered of the topic; `publishing` are the messages and bytes per second that come in.
+    pub fn dispatch_rate(&self, cluster: &str, publishing: [f64; 2]) -> Rate {
+        let own = self.topic.dispatch_rate.as_ref().or_else(|| self.namespace.topic_dispatch_rate.get(cluster));
+        own.map_or(Rate::default(), |policy| dispatch_rate(policy, publishing))
+    }
+
+    /// What may be delivered of each subscription.
+    pub fn subscription_dispatch_rate(&self, cluster: &str, publishing: [f64; 2]) -> Rate {
+        let namespace = || self.namespace.subscription_dispatch_rate.get(cluster);
+        let own = self.topic.subscription_dispatch_rate.as_ref().or_else(namespace);
+        own.map_or(Rate::default(), |policy| dispatch_rate(policy, publishing))
+    }
+
+    /// How often one consumer may subscribe.
+    pub fn subscribe_rate(&self, cluster: &str) -> Rate {
+        let own = self.topic.subscribe_rate.as_ref().or_else(|| self.namespace.cluster_subscribe_rate.get(cluster));
+        own.map_or(Rate::default(), |rate| Rate {
+            messages: rate.subscribe_throttling_rate_per_consumer.max(0) as u64,
+            bytes: 0,
+            period_ms: rate.rate_period_in_second.max(1) as u64 * 1000,
+        })
+    }
+
+    /// Whether consumers of this type (as Pulsar spells it) may subscribe.
+    pub fn allows_subscription_type(&self, name: &str) -> bool {
+        let own = [&self.topic.subscription_types_enabled, &self.namespace.subscription_types_enabled];
+        own.into_iter().find(|types| !types.is_empty()).is_none_or(|types| types.contains(name))
+    }
+
+    /// Whether messages may ask to be delivered later.
+    pub fn delayed_delivery(&self) -> bool {
+        let namespace = self.namespace.delayed_delivery_policies.as_ref().map(|policy| policy.active);
+        self.topic.delayed_delivery_enabled.or(namespace).unwrap_or(true)
+    }
+
+    /// How much later, at most.
+    pub fn max_delay_ms(&self) -> Option<u64> {
+        let namespace =
+            self.namespace.delayed_delivery_policies.as_ref().map(|policy| policy.max_delivery_delay_in_millis);
+        let own = self.topic.delayed_delivery_max_delay_in_millis.or(namespace);
+        own.and_then(|delay| u64::try_from(delay).ok()).filter(|delay| *delay > 0)
+    }
+
     /// Subscriptions without consumers for so long are deleted.
     pub fn subscription_expiration_ms(&self) -> Option<u64> {
         let minutes = self.namespace.subscription_expiration_time_minutes.filter(|minutes| *minutes > 0)?;
@@ -142,6 +231,27 @@ impl EffectivePolicies {
     /// Whether producers may bring schemas of their own.
     pub fn allow_auto_update_schema(&self) -> bool {
         self.namespace.is_allow_auto_update_schema.unwrap_or(true)
+    }
+}
+
+fn quota_action(quota: &BacklogQuota) -> QuotaAction {
+    match quota.policy.as_deref() {
+        Some("consumer_backlog_eviction") => QuotaAction::EvictBacklog,
+        _ => QuotaAction::RefuseProducers,
+    }
+}
+
+fn dispatch_rate(policy: &DispatchRate, publishing: [f64; 2]) -> Rate {
+    let seconds = policy.rate_period_in_second.max(1) as u64;
+    let limit = |own: i64, publishing: f64| match u64::try_from(own) {
+        Err(_) | Ok(0) => 0,
+        Ok(own) if policy.relative_to_publish_rate => own + publishing as u64 * seconds,
+        Ok(own) => own,
+    };
+    Rate {
+        messages: limit(policy.dispatch_throttling_rate_in_msg, publishing[0]),
+        bytes: limit(policy.dispatch_throttling_rate_in_byte, publishing[1]),
+        period_ms: seconds * 1000,
     }
 }
 

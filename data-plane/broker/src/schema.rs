@@ -308,10 +308,8 @@ mod tests {
 
     #[test]
     fn only_what_follows_a_deletion_counts() {
-        let version = |version, deleted| SchemaVersion {
-            version,
-            schema: SchemaRecord { deleted, ..schema(Type::String, "") },
-        };
+        let version =
+            |version, deleted| SchemaVersion { version, schema: SchemaRecord { deleted, ..schema(Type::String, "") } };
         let all = vec![version(0, false), version(1, true), version(2, false)];
         assert_eq!(live(all).iter().map(|known| known.version).collect::<Vec<_>>(), [2]);
         assert!(live(vec![version(0, false), version(1, true)]).is_empty());

@@ -28,7 +28,7 @@ impl Broker {
         let mut ticks = tokio::time::interval(self.shared.config.housekeeping_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let weak = Arc::downgrade(&self);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut search = Search::default();
             loop {
                 ticks.tick().await;
@@ -45,6 +45,17 @@ impl Broker {
                 broker.sweep_garbage().await;
             }
         });
+        *self.housekeeping.lock() = Some(task);
+    }
+
+    /// What is under way is given up, which is as safe as a crash.
+    pub(crate) async fn stop_housekeeping(&self) {
+        let task = self.housekeeping.lock().take();
+        if let Some(task) = task {
+            task.abort();
+            // An aborted task ends with an error that says just that.
+            let _ = task.await;
+        }
     }
 
     async fn delete_inactive(&self, topic: &Arc<Topic>) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
-use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
+use geminga_wire_pulsar::{Command, Frame, decode_frame, frame_size, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
@@ -26,6 +26,10 @@ const FRAME_BYTES_BEFORE_CONNECT: usize = 64 << 10;
 /// Bounds of the read buffer: it grows with a busy connection.
 const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
+/// A frame above this is read on only when there is room for all of it.
+const LARGE_FRAME: usize = 64 << 10;
+/// How long a large frame may take while others wait for the room it has.
+const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 /// A connection on which nothing comes for so long gives a large read buffer back.
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
@@ -55,6 +59,8 @@ pub struct Connection {
     pub(crate) heard: tokio::sync::Notify,
     /// We do not read for now: silence says nothing.
     pub(crate) held_back: AtomicBool,
+    /// Until then nothing is read, as a topic's publish rate demands.
+    pub(crate) held_until: Mutex<Option<tokio::time::Instant>>,
     /// Wakes the reading task to end the connection.
     pub(crate) stop: tokio::sync::Notify,
 }
@@ -70,7 +76,10 @@ pub(crate) struct ClientInfo {
 /// A producer id on this connection.
 pub(crate) enum ProducerSlot {
     /// Being created by this request; it may have to wait for its turn, until `cancel`.
-    Creating { request_id: u64, cancel: Arc<tokio::sync::Notify> },
+    Creating {
+        request_id: u64,
+        cancel: Arc<tokio::sync::Notify>,
+    },
     Ready(Arc<ProducerHandle>),
 }
 
@@ -87,6 +96,40 @@ pub(crate) struct Gathered {
     pub batch: Vec<Publish>,
     /// Size of the buffer that the messages are slices of.
     pub read_buffer: usize,
+}
+
+/// The room that a large frame takes in memory until it is complete.
+struct UnfinishedFrame {
+    budget: Arc<Budget>,
+    bytes: u64,
+    since: tokio::time::Instant,
+}
+
+impl UnfinishedFrame {
+    fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, bytes: 0, since: tokio::time::Instant::now() }
+    }
+
+    fn claim(&mut self, bytes: u64) -> bool {
+        let claimed = self.budget.try_take(bytes);
+        if claimed {
+            self.bytes = bytes;
+            self.since = tokio::time::Instant::now();
+        }
+        claimed
+    }
+
+    fn release(&mut self) {
+        if self.bytes > 0 {
+            self.budget.give_back(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl Drop for UnfinishedFrame {
+    fn drop(&mut self) {
+        self.release();
+    }
 }
 
 impl Gathered {
@@ -149,8 +192,17 @@ impl Connection {
         let mut chunk = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(chunk);
         let mut gathered = Gathered::default();
+        let mut unfinished = UnfinishedFrame::new(self.broker.memory().receiving.clone());
         loop {
             self.wait_for_room().await;
+            self.make_room_for(&mut unfinished, &buffer).await?;
+            if self.wait_for_rate().await {
+                // Little is read at once from a connection that must not send much.
+                chunk = READ_BYTES_MIN;
+                if buffer.is_empty() {
+                    buffer = BytesMut::with_capacity(chunk);
+                }
+            }
             if self.outbox.queued() > HARD_LIMIT {
                 return Err(ConnectionError::NotReading(self.outbox.queued()));
             }
@@ -171,6 +223,7 @@ impl Connection {
             }
             gathered.read_buffer = chunk;
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
+                unfinished.release();
                 self.handle(frame, &mut gathered)?;
             }
             gathered.hand_over();
@@ -182,6 +235,27 @@ impl Connection {
                 return Ok(());
             }
         }
+    }
+
+    /// Goes on with a large frame only when there is room for all of it, and not for ever with one that does not end while
+    /// others wait for the room.
+    async fn make_room_for(&self, unfinished: &mut UnfinishedFrame, buffer: &[u8]) -> Result<(), ConnectionError> {
+        if unfinished.bytes > 0 {
+            let overdue = unfinished.since.elapsed() > FRAME_PATIENCE && unfinished.budget.exhausted();
+            return if overdue { Err(ConnectionError::SlowFrame(unfinished.bytes)) } else { Ok(()) };
+        }
+        let Some(bytes) = frame_size(buffer, self.max_frame())?.filter(|bytes| *bytes > LARGE_FRAME) else {
+            return Ok(());
+        };
+        self.held_back.store(true, Ordering::Relaxed);
+        while !unfinished.claim(bytes as u64) {
+            tokio::select! {
+                () = unfinished.budget.room() => {}
+                () = self.stop.notified() => return Err(ConnectionError::ShuttingDown),
+            }
+        }
+        self.held_back.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Stops reading while too much that was received is not durable yet: of this connection, or of all together. In the
@@ -199,16 +273,29 @@ impl Connection {
         self.held_back.store(false, Ordering::Relaxed);
     }
 
+    /// Waits as long as the connection is held back; false if it is not.
+    async fn wait_for_rate(&self) -> bool {
+        let Some(until) = self.held_until.lock().take() else { return false };
+        self.held_back.store(true, Ordering::Relaxed);
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => {}
+            () = self.stop.notified() => self.stop.notify_one(),
+        }
+        self.held_back.store(false, Ordering::Relaxed);
+        true
+    }
+
     /// Asks the client for a sign of life. Without one in time, everything of this connection is taken off its topics and
     /// it ends.
     pub(crate) async fn answers(&self) -> bool {
+        let deaf = self.held_back.load(Ordering::Relaxed);
         let heard = self.heard.notified();
         tokio::pin!(heard);
         heard.as_mut().enable();
         self.listening.store(true, Ordering::Relaxed);
         self.send(&Command::from(proto::CommandPing {}));
         let answered = tokio::time::timeout(self.broker.config().liveness_timeout, heard).await.is_ok();
-        if !self.closing.load(Ordering::Relaxed) && (answered || self.held_back.load(Ordering::Relaxed)) {
+        if !self.closing.load(Ordering::Relaxed) && (answered || deaf || self.held_back.load(Ordering::Relaxed)) {
             return true;
         }
         tracing::info!(address = %self.address, "connection does not answer: ended, as another client needs its place");

@@ -35,7 +35,8 @@ impl Connection {
                 }
                 Some(ConsumerSlot::Creating { .. }) => {
                     drop(consumers);
-                    let error = BrokerError::ServiceNotReady(format!("consumer {consumer_id} is already being created"));
+                    let error =
+                        BrokerError::ServiceNotReady(format!("consumer {consumer_id} is already being created"));
                     return self.send(&error_command(request_id, &error));
                 }
             }

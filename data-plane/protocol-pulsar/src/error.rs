@@ -17,6 +17,8 @@ pub enum ConnectionError {
     Handshake,
     #[error("the broker is shutting down")]
     ShuttingDown,
+    #[error("a frame of {0} bytes does not end, and others wait for its room")]
+    SlowFrame(u64),
     #[error("no sign of life")]
     Silent,
     #[error("the client does not read: {0} bytes wait")]
@@ -54,9 +56,5 @@ pub(crate) fn server_error(error: &BrokerError) -> ServerError {
 
 /// An ERROR answer to a request.
 pub(crate) fn error_command(request_id: u64, error: &BrokerError) -> Command {
-    Command::from(proto::CommandError {
-        request_id,
-        error: server_error(error) as i32,
-        message: error.to_string(),
-    })
+    Command::from(proto::CommandError { request_id, error: server_error(error) as i32, message: error.to_string() })
 }

@@ -69,6 +69,7 @@ pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: wat
             listening: Default::default(),
             heard: Default::default(),
             held_back: Default::default(),
+            held_until: Mutex::default(),
             stop: Default::default(),
         });
         {

@@ -93,15 +93,18 @@ impl Peer for Connection {
         self.outbox.writable()
     }
 
+    fn hold_back(&self, pause: std::time::Duration) {
+        let until = tokio::time::Instant::now() + pause;
+        let mut held = self.held_until.lock();
+        *held = (*held).max(Some(until));
+    }
+
     fn check_alive(&self) -> Alive<'_> {
         Box::pin(self.answers())
     }
 
     fn active_consumer_changed(&self, consumer_id: u64, active: bool) {
-        self.queue(&Command::from(proto::CommandActiveConsumerChange {
-            consumer_id,
-            is_active: Some(active),
-        }));
+        self.queue(&Command::from(proto::CommandActiveConsumerChange { consumer_id, is_active: Some(active) }));
     }
 
     fn end_of_topic(&self, consumer_id: u64) {

@@ -52,7 +52,10 @@ impl Connection {
         }
         let limit = self.broker.config().max_message_bytes;
         if payload.len() > limit + 10 * 1024 {
-            return Err(BrokerError::NotAllowed(format!("message of {} bytes is over the limit of {limit}", payload.len())));
+            return Err(BrokerError::NotAllowed(format!(
+                "message of {} bytes is over the limit of {limit}",
+                payload.len()
+            )));
         }
         Ok(Publish {
             sequence_id: send.sequence_id,
@@ -86,7 +89,8 @@ impl Connection {
                 }
                 Some(ProducerSlot::Creating { .. }) => {
                     drop(producers);
-                    let error = BrokerError::ServiceNotReady(format!("producer {producer_id} is already being created"));
+                    let error =
+                        BrokerError::ServiceNotReady(format!("producer {producer_id} is already being created"));
                     return self.send(&error_command(request_id, &error));
                 }
             }
@@ -163,8 +167,7 @@ impl Connection {
                 .await?;
         }
         let given = command.producer_name.as_deref().unwrap_or_default();
-        let name: Arc<str> =
-            if given.is_empty() { self.broker.next_producer_name().into() } else { Arc::from(given) };
+        let name: Arc<str> = if given.is_empty() { self.broker.next_producer_name().into() } else { Arc::from(given) };
         let request = ProducerRequest {
             producer_id: command.producer_id,
             name,

@@ -74,10 +74,7 @@ impl Connection {
         });
     }
 
-    async fn find_or_create_schema(
-        &self,
-        command: &proto::CommandGetOrCreateSchema,
-    ) -> Result<Vec<u8>, BrokerError> {
+    async fn find_or_create_schema(&self, command: &proto::CommandGetOrCreateSchema) -> Result<Vec<u8>, BrokerError> {
         let name = parse(&command.topic)?;
         self.broker.topic(&name, false).await?;
         self.broker.add_schema(&name, &command.schema).await

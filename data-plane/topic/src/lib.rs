@@ -3,6 +3,7 @@
 //! - [`Subscription`]: a cursor with the consumers that share it and the dispatcher that chooses who gets what.
 //! - [`producers`]: who may write to a topic.
 //! - [`dedup`]: which messages were stored before.
+//! - [`rate_limit`]: how much may pass in a time.
 //! - [`tail_cache`]: the latest entries, for consumers that keep up.
 //!
 //! The broker feeds events in (flow, acknowledgement, consumer gone) and calls [`Subscription::dispatch`], which takes entries
@@ -14,6 +15,7 @@ mod dispatch;
 mod entry;
 pub mod hash;
 pub mod producers;
+pub mod rate_limit;
 mod subscription;
 pub mod tail_cache;
 

@@ -47,6 +47,13 @@ impl TailCache {
         self.entries.push_back(entry);
     }
 
+    /// Frees the room for entries while there are none.
+    pub fn give_back_spare(&mut self) {
+        if self.entries.is_empty() {
+            self.entries.shrink_to_fit();
+        }
+    }
+
     /// Payload and overhead of what is held.
     pub fn bytes(&self) -> usize {
         self.bytes

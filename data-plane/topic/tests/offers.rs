@@ -13,7 +13,11 @@ use SubscriptionType::{Exclusive, Failover, KeyShared, Shared};
 const NOW: u64 = 1000;
 
 fn subscription() -> Subscription {
-    Subscription::new("s", Cursor::new(Position::EARLIEST), SubscriptionOptions { durable: false, ..Default::default() })
+    Subscription::new(
+        "s",
+        Cursor::new(Position::EARLIEST),
+        SubscriptionOptions { durable: false, ..Default::default() },
+    )
 }
 
 fn consumer(key: u64, sub_type: SubscriptionType) -> ConsumerSpec {

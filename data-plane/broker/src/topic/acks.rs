@@ -46,8 +46,10 @@ impl Topic {
         if !self.name.is_persistent() {
             return Ok(());
         }
-        let sub =
-            state.subscriptions.get_mut(&consumer.subscription).ok_or_else(|| self.not_found(&consumer.subscription))?;
+        let sub = state
+            .subscriptions
+            .get_mut(&consumer.subscription)
+            .ok_or_else(|| self.not_found(&consumer.subscription))?;
         sub.core
             .ack(consumer.key, request, state.ledger.list(), crate::shared::now_ms())
             .map_err(|error| BrokerError::NotAllowed(error.to_string()))?;

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::subscribing::InitialPosition;
 use super::{Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
-use crate::policies::QuotaAction;
+use crate::policies::{EffectivePolicies, QuotaAction};
 use crate::shared::now_ms;
 
 /// Positions that one request may step over while it looks for a message behind holes.
@@ -65,9 +65,9 @@ type Stored = Option<oneshot::Receiver<Result<()>>>;
 async fn stored(waiting: Stored) -> Result<()> {
     match waiting {
         None => Ok(()),
-        Some(receiver) => receiver
-            .await
-            .unwrap_or_else(|_| Err(BrokerError::ServiceNotReady("the broker is shutting down".into()))),
+        Some(receiver) => {
+            receiver.await.unwrap_or_else(|_| Err(BrokerError::ServiceNotReady("the broker is shutting down".into())))
+        }
     }
 }
 
@@ -225,7 +225,8 @@ impl Topic {
     pub async fn peek(&self, subscription: &str, nth: u64) -> Result<Option<PeekedMessage>> {
         self.needs_storage("Peek messages")?;
         if !self.state.lock().subscriptions.contains_key(subscription) {
-            self.create_subscription(&Arc::from(subscription), InitialPosition::Earliest, BTreeMap::new(), false).await?;
+            self.create_subscription(&Arc::from(subscription), InitialPosition::Earliest, BTreeMap::new(), false)
+                .await?;
         }
         let position = {
             let state = self.state.lock();
@@ -245,7 +246,8 @@ impl Topic {
             return Err(BrokerError::NotFound("Message id not found".into()));
         }
         let entry = self.read_one(position).await?;
-        let malformed = |error: geminga_wire_pulsar::PayloadError| BrokerError::Metadata(format!("{position}: {error}"));
+        let malformed =
+            |error: geminga_wire_pulsar::PayloadError| BrokerError::Metadata(format!("{position}: {error}"));
         let view = parse_payload(&entry.data).map_err(malformed)?;
         let metadata = view.full_metadata().map_err(malformed)?;
         Ok(PeekedMessage {
@@ -416,7 +418,8 @@ impl Topic {
         let state = self.state.lock();
         let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
         let explanation = sub.core.explain(state.ledger.list(), now_ms());
-        let mut value = serde_json::to_value(explanation).map_err(|error| BrokerError::BadRequest(error.to_string()))?;
+        let mut value =
+            serde_json::to_value(explanation).map_err(|error| BrokerError::BadRequest(error.to_string()))?;
         value["topic"] = self.name.as_str().into();
         value["readFailure"] = sub.read_ahead.failure.clone().into();
         Ok(value)
@@ -465,6 +468,12 @@ impl Topic {
 
     /// Why producers are refused: the backlog is over its quota. Costs two lookups where there is no quota.
     pub(super) fn backlog_refusal(&self, state: &TopicState) -> Option<BrokerError> {
+        if state.backlog_too_old {
+            return Some(BrokerError::QuotaExceeded(format!(
+                "Cannot create producer on topic with backlog quota exceeded: a message of {} is older than the quota allows",
+                self.name
+            )));
+        }
         let (limit, QuotaAction::RefuseProducers) = state.policies.backlog_quota()? else { return None };
         let size = backlog_size(state);
         (size > limit).then(|| {
@@ -477,32 +486,54 @@ impl Topic {
 
     /// What policies expire: messages beyond their time to live, backlogs over a quota that evicts.
     pub(super) fn expire_by_policy(&self) {
-        let (ttl_ms, quota, subscriptions) = {
-            let state = self.state.lock();
-            let ttl = state.policies.message_ttl_ms();
-            let quota = match state.policies.backlog_quota() {
-                Some((limit, QuotaAction::EvictBacklog)) => Some(limit),
-                _ => None,
-            };
-            if ttl.is_none() && quota.is_none() {
+        let (expiry, subscriptions) = {
+            let mut state = self.state.lock();
+            let expiry = Expiry::of(&state.policies);
+            if expiry == Expiry::default() {
                 return;
             }
             let list = state.ledger.list();
             let behind = |sub: &Sub| sub.core.cursor().unacked_entries(list) > 0;
             let names = state.subscriptions.iter().filter(|(_, sub)| behind(sub)).map(|(name, _)| name.clone());
-            (ttl, quota, names.collect::<Vec<_>>())
+            let names: Vec<Arc<str>> = names.collect();
+            if names.is_empty() {
+                state.backlog_too_old = false;
+                return;
+            }
+            (expiry, names)
         };
-        if subscriptions.is_empty() {
-            return;
-        }
         let topic = self.arc();
         tokio::spawn(async move {
-            for name in subscriptions {
-                if let Err(error) = topic.expire_one(&name, ttl_ms, quota).await {
+            for name in &subscriptions {
+                if let Err(error) = topic.expire_one(name, expiry.ttl_ms, expiry.max_bytes).await {
                     tracing::warn!(topic = %topic.name, subscription = %name, %error, "could not expire messages");
                 }
             }
+            if let Some(seconds) = expiry.refuse_after_s
+                && let Err(error) = topic.check_backlog_age(seconds).await
+            {
+                tracing::warn!(topic = %topic.name, %error, "could not read the oldest message of the backlog");
+            }
         });
+    }
+
+    /// Producers are refused while a message of a backlog is older than so many seconds.
+    async fn check_backlog_age(&self, seconds: u64) -> Result<()> {
+        let oldest = {
+            let state = self.state.lock();
+            let list = state.ledger.list();
+            let first = |sub: &Sub| sub.core.cursor().next_unacked(list, sub.core.cursor().mark_delete());
+            state.subscriptions.values().filter(|sub| !sub.ephemeral).filter_map(|sub| first(sub)).min()
+        };
+        let too_old = match oldest {
+            Some(position) => {
+                let limit = now_ms().saturating_sub(seconds.saturating_mul(1000));
+                entry_time(&self.read_one(position).await?.meta) < limit
+            }
+            None => false,
+        };
+        self.state.lock().backlog_too_old = too_old;
+        Ok(())
     }
 
     async fn expire_one(&self, name: &str, ttl_ms: Option<u64>, quota: Option<u64>) -> Result<()> {
@@ -519,6 +550,33 @@ impl Topic {
             }
         }
         Ok(())
+    }
+}
+
+/// What policies let messages outlive, or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Expiry {
+    ttl_ms: Option<u64>,
+    max_bytes: Option<u64>,
+    /// Producers are refused while the backlog holds an older message.
+    refuse_after_s: Option<u64>,
+}
+
+impl Expiry {
+    fn of(policies: &EffectivePolicies) -> Self {
+        let mut expiry = Self { ttl_ms: policies.message_ttl_ms(), ..Self::default() };
+        if let Some((limit, QuotaAction::EvictBacklog)) = policies.backlog_quota() {
+            expiry.max_bytes = Some(limit);
+        }
+        match policies.backlog_age_quota() {
+            Some((seconds, QuotaAction::EvictBacklog)) => {
+                let age_ms = seconds.saturating_mul(1000);
+                expiry.ttl_ms = Some(expiry.ttl_ms.map_or(age_ms, |ttl| ttl.min(age_ms)));
+            }
+            Some((seconds, QuotaAction::RefuseProducers)) => expiry.refuse_after_s = Some(seconds),
+            None => {}
+        }
+        expiry
     }
 }
 

@@ -29,6 +29,8 @@ impl Topic {
             let mut state = self.state.lock();
             state.producers.set_max_producers(policies.max_producers().unwrap_or(0));
             state.policies = Arc::new(policies);
+            state.backlog_too_old = false;
+            self.refresh_limits(&mut state);
             let options = [self.options(&state, false), self.options(&state, true)];
             for sub in state.subscriptions.values_mut() {
                 *sub.core.options_mut() = options[usize::from(sub.cursor_id.is_some())].clone();
@@ -141,8 +143,35 @@ impl Topic {
             return;
         }
         self.sample_rates();
+        {
+            let mut state = self.state.lock();
+            if state.limits.is_some() {
+                self.refresh_limits(&mut state);
+            }
+        }
         self.expire_by_policy();
         self.expire_subscriptions();
         self.trim();
+        self.give_back_spare();
+    }
+
+    /// Frees what traffic that is over has left behind.
+    fn give_back_spare(&self) {
+        let mut state = self.state.lock();
+        state.cache.give_back_spare();
+        shrink_empty(&mut state.producer_handles);
+        shrink_empty(&mut state.joining);
+        shrink_empty(&mut state.consumers);
+        shrink_empty(&mut state.subscriptions);
+        for sub in state.subscriptions.values_mut() {
+            sub.core.give_back_spare();
+            sub.read_ahead.give_back_spare();
+        }
+    }
+}
+
+pub(super) fn shrink_empty<K: Eq + std::hash::Hash, V>(map: &mut rustc_hash::FxHashMap<K, V>) {
+    if map.is_empty() {
+        map.shrink_to_fit();
     }
 }

@@ -8,6 +8,7 @@ use geminga_topic::{ConsumerKey, Delivery, DispatchWait, Event};
 use rustc_hash::FxHashMap;
 
 use super::reading::Reader;
+use super::throttle::{allowance, spend};
 use super::{ConsumerHandle, Flushes, Topic, TopicState};
 use crate::shared::now_ms;
 
@@ -23,8 +24,12 @@ impl Topic {
         if state.consumers.is_empty() {
             return;
         }
-        let names: Vec<Arc<str>> =
-            state.subscriptions.iter().filter(|(_, sub)| sub.core.has_consumers()).map(|(name, _)| name.clone()).collect();
+        let names: Vec<Arc<str>> = state
+            .subscriptions
+            .iter()
+            .filter(|(_, sub)| sub.core.has_consumers())
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in names {
             self.dispatch(state, &name, flushes);
         }
@@ -38,9 +43,17 @@ impl Topic {
         for round in 0.. {
             let started = Instant::now();
             let Some(sub) = state.subscriptions.get_mut(name) else { return };
+            let (messages, bytes) = match allowance(&mut state.limits, sub, now) {
+                Ok(room) => room,
+                Err(wait_ms) => {
+                    self.set_timer(state, name, now + wait_ms, now);
+                    break;
+                }
+            };
+            sub.core.limit_messages(messages);
             let mut reader =
                 Reader { cache: &state.cache, read_ahead: &mut sub.read_ahead, ledgers: state.ledger.list() };
-            let wait = sub.core.dispatch(now, &mut reader, DISPATCH_BYTES, &mut deliveries);
+            let wait = sub.core.dispatch(now, &mut reader, DISPATCH_BYTES.min(bytes as usize), &mut deliveries);
             sub.read_ahead.give_back(&self.shared.memory.read_ahead);
             if !deliveries.is_empty() {
                 self.deliver(state, name, &mut deliveries, flushes);
@@ -62,7 +75,13 @@ impl Topic {
         self.tell_events(state, name, flushes);
     }
 
-    pub(super) fn deliver(&self, state: &mut TopicState, name: &Arc<str>, deliveries: &mut Vec<Delivery>, flushes: &mut Flushes) {
+    pub(super) fn deliver(
+        &self,
+        state: &mut TopicState,
+        name: &Arc<str>,
+        deliveries: &mut Vec<Delivery>,
+        flushes: &mut Flushes,
+    ) {
         let (mut messages, mut bytes) = (0u64, 0u64);
         let mut per_consumer: FxHashMap<ConsumerKey, Vec<Delivery>> = FxHashMap::default();
         let only = deliveries.first().map(|first| first.consumer);
@@ -73,6 +92,9 @@ impl Topic {
         }
         self.counters.messages_out.fetch_add(messages, Ordering::Relaxed);
         self.counters.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(sub) = state.subscriptions.get_mut(name) {
+            spend(&mut state.limits, sub, messages, bytes);
+        }
         if single {
             let key = only.unwrap_or_default();
             self.deliver_to(state, name, key, &mut deliveries.drain(..), flushes);

@@ -34,7 +34,9 @@ impl Topic {
         // Data that is retained by time keeps its topic; a limit by size alone does not, as in Pulsar.
         let retained_ms = u64::try_from(state.policies.retention().time_ms).unwrap_or(u64::MAX);
         let grace_ms = GRACE_MS.min(policy.after_ms);
-        if idle_ms < policy.after_ms.max(retained_ms) || now.saturating_sub(self.asked_at.load(Ordering::Relaxed)) < grace_ms {
+        if idle_ms < policy.after_ms.max(retained_ms)
+            || now.saturating_sub(self.asked_at.load(Ordering::Relaxed)) < grace_ms
+        {
             return false;
         }
         state.life = Life::Closing;
@@ -48,7 +50,8 @@ impl Topic {
             let state = self.state.lock();
             let Some(limit_ms) = state.policies.subscription_expiration_ms() else { return };
             let before = now_ms().saturating_sub(limit_ms);
-            let unused = state.subscriptions.iter().filter(|(_, sub)| !sub.core.has_consumers() && sub.unused_since < before);
+            let unused =
+                state.subscriptions.iter().filter(|(_, sub)| !sub.core.has_consumers() && sub.unused_since < before);
             unused.map(|(name, _)| name.clone()).collect()
         };
         if expired.is_empty() {
@@ -58,7 +61,9 @@ impl Topic {
         tokio::spawn(async move {
             for name in expired {
                 match topic.delete_subscription(&name, None, false).await {
-                    Ok(()) => tracing::info!(topic = %topic.name, subscription = %name, "unused subscription has expired"),
+                    Ok(()) => {
+                        tracing::info!(topic = %topic.name, subscription = %name, "unused subscription has expired")
+                    }
                     Err(error) => {
                         tracing::warn!(topic = %topic.name, subscription = %name, %error, "could not delete an expired subscription");
                     }
@@ -74,5 +79,5 @@ fn is_used(state: &TopicState, policy: Inactivity) -> bool {
     !state.producer_handles.is_empty()
         || !state.joining.is_empty()
         || !state.consumers.is_empty()
-        || state.subscriptions.values().any(keeps)
+        || state.subscriptions.values().any(|sub| keeps(sub))
 }

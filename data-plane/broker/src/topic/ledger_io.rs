@@ -2,8 +2,8 @@
 //!
 //! Each runs as a task and reports back under the topic's lock. Writers of the topic's record take turns.
 
-use geminga_ledger::managed_ledger::ManagedLedgerRecord;
 use geminga_ledger::ledger_list::LedgerSpan;
+use geminga_ledger::managed_ledger::ManagedLedgerRecord;
 use geminga_metadata::{LedgerInfo, MetadataError, TopicRecord};
 use geminga_model::Position;
 

@@ -53,6 +53,9 @@ impl Topic {
             subscriptions: Default::default(),
             consumers: Default::default(),
             last_entry: None,
+            limits: None,
+            publish_throttled: 0,
+            backlog_too_old: false,
             next_unstored: Position { ledger_id: now_ms(), entry_id: 0 },
         };
         let topic = Arc::new_cyclic(|me| Topic {
@@ -67,6 +70,7 @@ impl Topic {
             counters: Default::default(),
             rates: Default::default(),
         });
+        topic.refresh_limits(&mut topic.state.lock());
         topic.recover_last_ledger().await?;
         topic.load_subscriptions().await?;
         topic.load_deduplication().await?;
@@ -106,7 +110,8 @@ impl Topic {
             };
             let name: Arc<str> = name.into();
             let core = Subscription::new(name.clone(), cursor, self.options(&state, true));
-            state.subscriptions.insert(name, Sub::durable(core, record.cursor_id, record.initial, record.properties));
+            let sub = Sub::durable(core, record.cursor_id, record.initial, record.properties);
+            state.subscriptions.insert(name, Box::new(sub));
         }
         Ok(())
     }

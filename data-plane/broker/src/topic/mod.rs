@@ -28,6 +28,7 @@ mod publish;
 mod reading;
 mod stats;
 mod subscribing;
+mod throttle;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -51,11 +52,11 @@ use crate::shared::Shared;
 pub use admin::{BacklogAnalysis, PeekedMessage};
 pub use producing::{ProducerGrant, ProducerRequest};
 pub use publish::Publish;
-pub use stats::{
-    ConsumerStats, ConsumerStatsView, CursorStats, InternalStats, LedgerStats, PublisherStats, StatsOptions, SubscriptionStats,
-    TopicStats, iso_date,
-};
 pub(crate) use stats::TopicFigures;
+pub use stats::{
+    ConsumerStats, ConsumerStatsView, CursorStats, InternalStats, LedgerStats, PublisherStats, StatsOptions,
+    SubscriptionStats, TopicStats, iso_date,
+};
 pub use subscribing::{InitialPosition, LastMessage, SubscribeRequest};
 
 pub struct Topic {
@@ -99,10 +100,17 @@ struct TopicState {
     entries_since_snapshot: u64,
     dedup_cursor: Option<u64>,
     cache: TailCache,
-    subscriptions: FxHashMap<Arc<str>, Sub>,
+    /// Boxed: a table of the large ones would be mostly empty.
+    subscriptions: FxHashMap<Arc<str>, Box<Sub>>,
     consumers: FxHashMap<ConsumerKey, Arc<ConsumerHandle>>,
     /// Meta of the last confirmed entry, once one was written or read since the topic was loaded.
     last_entry: Option<(Position, EntryMeta)>,
+    /// What policies limit; `None` when they limit nothing.
+    limits: Option<Box<throttle::Limits>>,
+    /// How often a producer was held back.
+    publish_throttled: u64,
+    /// The oldest message of a backlog is older than its quota allows.
+    backlog_too_old: bool,
     /// Given to the next entry of a non-persistent topic.
     next_unstored: Position,
 }
@@ -137,6 +145,8 @@ struct Sub {
     dirty: bool,
     /// A timer for delayed messages is set for this time, in ms since the epoch.
     timer_at: u64,
+    /// Its own dispatch rate, when policies set one.
+    dispatch_limit: Option<Box<geminga_topic::rate_limit::RateLimit>>,
     /// When its last consumer left or it came into being here, in ms since the epoch.
     unused_since: u64,
     /// Messages that no consumer could take (non-persistent topics).

@@ -51,6 +51,7 @@ impl Topic {
             return;
         }
 
+        self.throttle(&mut state, producer, batch);
         if self.name.is_persistent() {
             self.store(&mut state, producer, batch, &mut flushes);
         } else {
@@ -217,7 +218,8 @@ fn admit(dedup: &mut Deduplication, producer: &ProducerHandle, publish: &Publish
         }
         Verdict::Unknown => {
             let error = BrokerError::ServiceNotReady(
-                "the first sending of this message is not durable yet: it is not known whether it is a duplicate".into(),
+                "the first sending of this message is not durable yet: it is not known whether it is a duplicate"
+                    .into(),
             );
             producer.peer.send_failed(producer.producer_id, publish.sequence_id, &error);
             flushes.add(&producer.peer);

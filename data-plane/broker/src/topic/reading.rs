@@ -56,6 +56,13 @@ impl ReadAhead {
         budget.give_back(std::mem::take(&mut self.released) as u64);
     }
 
+    pub(super) fn give_back_spare(&mut self) {
+        if self.run.is_empty() {
+            self.run.shrink_to_fit();
+        }
+        super::closing::shrink_empty(&mut self.replay);
+    }
+
     /// Drops what was read, for a reset or when the subscription goes.
     pub(super) fn clear(&mut self, budget: &Budget) {
         self.run.clear();
@@ -134,8 +141,7 @@ impl Topic {
         }
         sub.read_ahead.reading = true;
         let last = last.min(from.entry_id as u64 + max_entries.max(1) as u64 - 1);
-        let bytes =
-            if self.shared.memory.read_ahead.exhausted() { READ_BYTES_SCARCE } else { READ_BYTES };
+        let bytes = if self.shared.memory.read_ahead.exhausted() { READ_BYTES_SCARCE } else { READ_BYTES };
         let read = self.shared.ledgers.read(from.ledger_id, from.entry_id as u64, last, bytes);
         let (topic, name) = (self.arc(), name.clone());
         tokio::spawn(async move {
@@ -176,8 +182,11 @@ impl Topic {
             let mut reads = Vec::new();
             for run in consecutive_runs(&positions) {
                 let (first, last) = (run[0], run[run.len() - 1]);
-                let result =
-                    topic.shared.ledgers.read(first.ledger_id, first.entry_id as u64, last.entry_id as u64, budget).await;
+                let result = topic
+                    .shared
+                    .ledgers
+                    .read(first.ledger_id, first.entry_id as u64, last.entry_id as u64, budget)
+                    .await;
                 let bytes: usize = result.iter().flatten().map(|entry| entry.data.len()).sum();
                 reads.push((first.ledger_id, result));
                 budget = budget.saturating_sub(bytes);

@@ -66,12 +66,7 @@ impl Topic {
     fn published(&self) -> [u64; 4] {
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
-        [
-            read(&counters.messages_in),
-            read(&counters.bytes_in),
-            read(&counters.messages_out),
-            read(&counters.bytes_out),
-        ]
+        [read(&counters.messages_in), read(&counters.bytes_in), read(&counters.messages_out), read(&counters.bytes_out)]
     }
 
     pub async fn stats(&self, options: &StatsOptions) -> Result<TopicStats> {
@@ -112,6 +107,7 @@ impl Topic {
             backlog_quota_limit_size: quota_bytes(state),
             backlog_quota_limit_time: -1,
             oldest_backlog_message_age_seconds: -1,
+            publish_rate_limited_times: state.publish_throttled,
             waiting_publishers: state.joining.len() as u64,
             deduplication_status: Some(if state.dedup.is_some() { "Enabled" } else { "Disabled" }.to_owned()),
             topic_epoch: state.record.current.epoch,
@@ -239,7 +235,11 @@ impl Topic {
             last_acked_time: date_or_empty(known.last_acked_timestamp),
             last_consumed_time: date_or_empty(known.last_consumed_timestamp),
             first_messages_sent_timestamp: known.first_message_sent_timestamp,
-            key_hash_ranges: known.key_hash_range_arrays.iter().map(|[start, end]| format!("[{start}, {end}]")).collect(),
+            key_hash_ranges: known
+                .key_hash_range_arrays
+                .iter()
+                .map(|[start, end]| format!("[{start}, {end}]"))
+                .collect(),
             key_hash_range_arrays: known.key_hash_range_arrays,
             metadata: known.metadata,
             ..ConsumerStats::default()
@@ -250,10 +250,8 @@ impl Topic {
     pub fn consumer_stats(&self, consumer: &ConsumerHandle) -> Result<ConsumerStatsView> {
         self.sample_rates();
         let state = self.state.lock();
-        let sub = state
-            .subscriptions
-            .get(&consumer.subscription)
-            .ok_or_else(|| self.not_found(&consumer.subscription))?;
+        let sub =
+            state.subscriptions.get(&consumer.subscription).ok_or_else(|| self.not_found(&consumer.subscription))?;
         let stats = sub.core.stats(state.ledger.list());
         let known = stats.consumers.into_iter().find(|known| known.key == consumer.key).unwrap_or_default();
         let rates = self.rates.consumer(consumer.key);
@@ -299,14 +297,14 @@ impl Topic {
     pub(crate) fn subscription_figures(&self) -> Vec<(std::sync::Arc<str>, [f64; 7])> {
         let state = self.state.lock();
         let list = state.ledger.list();
-        let figures = |(name, sub): (&std::sync::Arc<str>, &Sub)| {
+        let figures = |name: &std::sync::Arc<str>, sub: &Sub| {
             let stats = sub.core.stats(list);
             let rates = self.rates.subscription(name);
             let gauges = [stats.msg_backlog, stats.msg_delayed, stats.unacked_messages].map(|gauge| gauge as f64);
             let consumers = stats.consumers.len() as f64;
             (name.clone(), [gauges[0], gauges[1], gauges[2], consumers, rates[0], rates[1], rates[2]])
         };
-        state.subscriptions.iter().map(figures).collect()
+        state.subscriptions.iter().map(|(name, sub)| figures(name, sub)).collect()
     }
 }
 
@@ -324,8 +322,7 @@ fn sample(state: &TopicState) -> Sample {
     let list = state.ledger.list();
     let mut sample = Sample::default();
     for producer in state.producer_handles.values() {
-        let totals: Published =
-            [producer.messages.load(Ordering::Relaxed), producer.bytes.load(Ordering::Relaxed)];
+        let totals: Published = [producer.messages.load(Ordering::Relaxed), producer.bytes.load(Ordering::Relaxed)];
         sample.producers.push((producer.key, totals));
     }
     for (name, sub) in &state.subscriptions {

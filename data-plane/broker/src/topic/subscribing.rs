@@ -62,6 +62,7 @@ impl Sub {
             read_ahead: ReadAhead::default(),
             dirty: false,
             timer_at: 0,
+            dispatch_limit: None,
             unused_since: now_ms(),
             dropped: 0,
         }
@@ -83,18 +84,21 @@ impl InitialPosition {
 impl Topic {
     /// Adds a consumer. The caller answers the client first and then calls [`Topic::consumer_ready`].
     pub async fn subscribe(&self, request: SubscribeRequest, peer: Arc<dyn Peer>) -> Result<Arc<ConsumerHandle>> {
-        let SubscribeRequest { subscription, consumer, durable, initial, rollback_ms, properties, may_create } = request;
-        if durable {
-            let exists = self.state.lock().subscriptions.contains_key(&subscription);
-            if !exists {
-                if !may_create {
-                    return Err(self.not_found(&subscription));
-                }
-                self.create_subscription(&subscription, initial, properties.clone(), false).await?;
-                if rollback_ms > 0 && self.name.is_persistent() {
-                    self.reset_to_time(&subscription, now_ms().saturating_sub(rollback_ms)).await?;
-                }
+        let SubscribeRequest { subscription, consumer, durable, mut initial, rollback_ms, properties, may_create } =
+            request;
+        let is_new = {
+            let mut state = self.state.lock();
+            self.check_may_subscribe(&mut state, &consumer)?;
+            !state.subscriptions.contains_key(&subscription)
+        };
+        if is_new && rollback_ms > 0 && self.name.is_persistent() {
+            initial = self.initial_at_time(now_ms().saturating_sub(rollback_ms)).await?;
+        }
+        if is_new && durable {
+            if !may_create {
+                return Err(self.not_found(&subscription));
             }
+            self.create_subscription(&subscription, initial, properties.clone(), false).await?;
         }
         let join = || self.join_subscription(&subscription, consumer.clone(), durable, initial, &properties, &peer);
         match join() {
@@ -104,6 +108,26 @@ impl Topic {
                 join().map_err(|refusal| refusal.error)
             }
         }
+    }
+
+    /// What policies say about a consumer, whoever else is there.
+    fn check_may_subscribe(&self, state: &mut TopicState, consumer: &ConsumerSpec) -> Result<()> {
+        let sub_type = consumer.sub_type.name();
+        if !state.policies.allows_subscription_type(sub_type) {
+            return Err(BrokerError::NotAllowed(format!("Topic[{}] doesn't support {sub_type} sub type!", self.name)));
+        }
+        let host = consumer.address.rsplit_once(':').map_or(&*consumer.address, |(host, _)| host);
+        self.check_subscribe_rate(state, format!("{host} {} {}", consumer.name, consumer.consumer_id))
+    }
+
+    /// The position that lets a subscription begin at the first message published at or after a time.
+    async fn initial_at_time(&self, time_ms: u64) -> Result<InitialPosition> {
+        let first = self.position_at_time(time_ms).await?;
+        if first == Position::LATEST {
+            return Ok(InitialPosition::Latest);
+        }
+        let before = self.state.lock().ledger.list().previous(first);
+        Ok(before.map_or(InitialPosition::Earliest, InitialPosition::After))
     }
 
     /// One attempt to add a consumer; a subscription that goes with its consumers comes into being.
@@ -207,7 +231,8 @@ impl Topic {
     ) {
         let cursor = Cursor::new(initial.mark_delete(state.ledger.list()));
         let core = Subscription::new(name.clone(), cursor, self.options(state, false));
-        state.subscriptions.insert(name.clone(), Sub { properties, ..Sub::unstored(core, ephemeral) });
+        let sub = Sub { properties, ..Sub::unstored(core, ephemeral) };
+        state.subscriptions.insert(name.clone(), Box::new(sub));
     }
 
     /// Creates a subscription that stays: durable, or on a non-persistent topic as long as that is loaded. With
@@ -248,7 +273,8 @@ impl Topic {
         self.shared.metadata.create_subscription(&self.name, name, record).await?;
         let mut state = self.state.lock();
         let core = Subscription::new(name.clone(), Cursor::new(mark_delete), self.options(&state, true));
-        state.subscriptions.insert(name.clone(), Sub::durable(core, cursor_id, mark_delete, properties));
+        let sub = Sub::durable(core, cursor_id, mark_delete, properties);
+        state.subscriptions.insert(name.clone(), Box::new(sub));
         Ok(())
     }
 
@@ -316,7 +342,10 @@ impl Topic {
         SubscriptionOptions {
             durable,
             max_unacked_per_consumer: state.policies.max_unacked_per_consumer(config.max_unacked_per_consumer),
-            max_unacked_per_subscription: state.policies.max_unacked_per_subscription(config.max_unacked_per_subscription),
+            max_unacked_per_subscription: state
+                .policies
+                .max_unacked_per_subscription(config.max_unacked_per_subscription),
+            delayed_delivery: state.policies.delayed_delivery(),
             partition_index: self.name.partition_index(),
             topic: self.name.shared(),
             ..Default::default()
@@ -338,7 +367,10 @@ impl Topic {
         if let Some(max) = state.policies.max_consumers_per_topic()
             && state.consumers.len() >= max
         {
-            return Err(BrokerError::ConsumerBusy(format!("topic {} has reached its limit of {max} consumers", self.name)));
+            return Err(BrokerError::ConsumerBusy(format!(
+                "topic {} has reached its limit of {max} consumers",
+                self.name
+            )));
         }
         if let Some(max) = state.policies.max_consumers_per_subscription()
             && state.consumers.values().filter(|consumer| consumer.subscription == *subscription).count() >= max
@@ -355,7 +387,10 @@ impl Topic {
         self.needs_storage("GetLastMessageId")?;
         let (last, known, mark_delete) = {
             let state = self.state.lock();
-            let sub = state.subscriptions.get(&consumer.subscription).ok_or_else(|| self.not_found(&consumer.subscription))?;
+            let sub = state
+                .subscriptions
+                .get(&consumer.subscription)
+                .ok_or_else(|| self.not_found(&consumer.subscription))?;
             (state.ledger.list().last_position(), state.last_entry, sub.core.cursor().mark_delete())
         };
         let meta = match known {

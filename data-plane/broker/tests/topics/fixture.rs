@@ -67,6 +67,7 @@ pub struct Client {
     pub alive: AtomicBool,
     pub writable: AtomicBool,
     pub pinged: AtomicU64,
+    held_back: Mutex<Duration>,
     consumers: Mutex<Vec<Arc<ConsumerHandle>>>,
     producers: Mutex<Vec<Arc<ProducerHandle>>>,
 }
@@ -82,12 +83,17 @@ impl Client {
             alive: AtomicBool::new(true),
             writable: AtomicBool::new(true),
             pinged: AtomicU64::new(0),
+            held_back: Mutex::default(),
             consumers: Mutex::default(),
             producers: Mutex::default(),
         })
     }
 
-    pub async fn produce(self: &Arc<Self>, topic: &Arc<Topic>, producer: &str) -> Result<Arc<ProducerHandle>, BrokerError> {
+    pub async fn produce(
+        self: &Arc<Self>,
+        topic: &Arc<Topic>,
+        producer: &str,
+    ) -> Result<Arc<ProducerHandle>, BrokerError> {
         self.produce_as(topic, producer, AccessMode::Shared).await
     }
 
@@ -147,7 +153,10 @@ impl Client {
 
     /// The next that the connection is told.
     pub async fn next(&self) -> Told {
-        tokio::time::timeout(PATIENCE, self.inbox.lock().await.recv()).await.expect("something is told in time").unwrap()
+        tokio::time::timeout(PATIENCE, self.inbox.lock().await.recv())
+            .await
+            .expect("something is told in time")
+            .unwrap()
     }
 
     /// All that the connection was told until now.
@@ -168,6 +177,11 @@ impl Client {
             Told::Message(_, delivery) => delivery,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// How long the connection was last held back; forgotten by this.
+    pub fn held_back(&self) -> Duration {
+        std::mem::take(&mut *self.held_back.lock())
     }
 
     fn tell(&self, told: Told) {
@@ -249,6 +263,9 @@ impl Peer for Client {
     fn flush(&self) {}
     fn writable(&self) -> bool {
         self.writable.load(Ordering::Relaxed)
+    }
+    fn hold_back(&self, pause: Duration) {
+        *self.held_back.lock() = pause;
     }
     fn check_alive(&self) -> Alive<'_> {
         self.pinged.fetch_add(1, Ordering::Relaxed);

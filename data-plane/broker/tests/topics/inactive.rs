@@ -57,7 +57,8 @@ fn inactive(mode: &str, seconds: i64, delete: bool) -> Option<InactiveTopicPolic
 async fn topics_without_users_are_deleted() {
     let broker = fixture::broker_with(config()).await;
     let client = Client::new();
-    let [produced, consumed] = [fixture::topic(&broker, &full("produced")).await, fixture::topic(&broker, &full("consumed")).await];
+    let [produced, consumed] =
+        [fixture::topic(&broker, &full("produced")).await, fixture::topic(&broker, &full("consumed")).await];
     client.produce(&produced, "p").await.unwrap();
     let reader = SubscribeRequest { durable: false, ..fixture::request("r", Shared) };
     client.subscribe(&consumed, reader).await.unwrap();
@@ -96,7 +97,10 @@ async fn topics_that_nobody_has_loaded_are_found() {
         fixture::topic(&broker, &full(local)).await;
     }
     let subscribed = fixture::topic(&broker, &full("subscribed")).await;
-    subscribed.create_subscription(&"s".into(), geminga_broker::InitialPosition::Latest, Default::default(), true).await.unwrap();
+    subscribed
+        .create_subscription(&"s".into(), geminga_broker::InitialPosition::Latest, Default::default(), true)
+        .await
+        .unwrap();
     tokio::time::sleep(config().housekeeping_interval * ROUNDS).await;
     assert!(exists(&broker, "old").await, "deletion is off");
     broker.shut_down().await;
@@ -120,7 +124,8 @@ async fn topics_that_nobody_has_loaded_are_found() {
 #[tokio::test]
 async fn policies_say_when_a_topic_is_inactive() {
     let broker = fixture::broker_with(config()).await;
-    policies(&broker, |policies| policies.inactive_topic_policies = inactive("delete_when_no_subscriptions", 0, false)).await;
+    policies(&broker, |policies| policies.inactive_topic_policies = inactive("delete_when_no_subscriptions", 0, false))
+        .await;
     let client = Client::new();
     let kept = fixture::topic(&broker, &full("kept")).await;
     let caught_up = fixture::topic(&broker, &full("caught-up")).await;
@@ -190,13 +195,15 @@ async fn backlogs_over_their_quota_are_evicted_or_hold_producers_back() {
         ..Default::default()
     };
     let hold = quota("producer_request_hold");
-    policies(&broker, |policies| drop(policies.backlog_quota_map.insert(BACKLOG_QUOTA_SIZE.into(), hold.clone()))).await;
+    policies(&broker, |policies| drop(policies.backlog_quota_map.insert(BACKLOG_QUOTA_SIZE.into(), hold.clone())))
+        .await;
     let refused = client.produce(&topic, "q").await.err();
     assert!(matches!(refused, Some(BrokerError::QuotaExceeded(_))), "{refused:?}");
     assert_eq!(topic.backlogs()[0].1, 20);
 
     let evict = quota("consumer_backlog_eviction");
-    policies(&broker, |policies| drop(policies.backlog_quota_map.insert(BACKLOG_QUOTA_SIZE.into(), evict.clone()))).await;
+    policies(&broker, |policies| drop(policies.backlog_quota_map.insert(BACKLOG_QUOTA_SIZE.into(), evict.clone())))
+        .await;
     eventually("what is over is evicted", || async { topic.backlogs()[0].1 <= 9 }).await;
     assert!(topic.backlogs()[0].1 >= 7, "and no more than that: {:?}", topic.backlogs());
     client.produce(&topic, "q").await.unwrap();

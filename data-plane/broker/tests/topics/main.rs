@@ -5,3 +5,4 @@ mod fixture;
 mod inactive;
 mod liveness;
 mod non_persistent;
+mod policies;

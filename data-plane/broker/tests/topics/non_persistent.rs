@@ -12,10 +12,11 @@ const NAME: &str = "non-persistent://public/default/t";
 
 fn texts(told: Vec<Told>) -> Vec<String> {
     let text_of = |told| match told {
-        Told::Message(_, delivery) => text(&delivery),
+        Told::Message(_, delivery) => Some(text(&delivery)),
+        Told::Active(..) => None,
         other => panic!("{other:?}"),
     };
-    told.into_iter().map(text_of).collect()
+    told.into_iter().filter_map(text_of).collect()
 }
 
 #[tokio::test]
@@ -77,7 +78,10 @@ async fn subscriptions_last_as_long_as_the_topic_is_loaded() {
     client.consume(&topic, "asked-durable", SubscriptionType::Shared).await.unwrap();
     let reader = fixture::request("reader", SubscriptionType::Exclusive);
     client.subscribe(&topic, geminga_broker::SubscribeRequest { durable: false, ..reader }).await.unwrap();
-    topic.create_subscription(&"admin".into(), geminga_broker::InitialPosition::Latest, Default::default(), true).await.unwrap();
+    topic
+        .create_subscription(&"admin".into(), geminga_broker::InitialPosition::Latest, Default::default(), true)
+        .await
+        .unwrap();
     assert_eq!(topic.subscription_names().len(), 3);
     client.leave();
     let names: Vec<String> = topic.subscription_names().iter().map(ToString::to_string).collect();

@@ -226,7 +226,7 @@ impl KeyShared {
         if let Some(from) = core.delayed.take_forgotten(now) {
             core.feed.go_back(from);
         }
-        let mut budget = Budget::new(max_bytes);
+        let mut budget = Budget::new(max_bytes, core.max_messages);
         let missing = self.dispatch_queues(core, now, reader, &mut budget, out);
         self.recall_overflow(core);
         let wait = self.dispatch_new(core, now, reader, &mut budget, out);
@@ -293,7 +293,7 @@ impl KeyShared {
                 Some(entry) => {
                     queue.remove(&position);
                     self.waiting -= 1;
-                    budget.spend(entry.data.len());
+                    budget.spend(&entry);
                     self.hand_over(core, now, slot, entry, hash, out);
                     permits = permits.min(core.consumers[slot].permits());
                 }
@@ -354,7 +354,7 @@ impl KeyShared {
             }
             while !budget.is_spent() && !core.at_unacked_limit() {
                 let Some(entry) = core.feed.pop() else { break };
-                budget.spend(entry.data.len());
+                budget.spend(&entry);
                 self.place(core, now, entry, reader, out);
             }
         }
@@ -372,7 +372,7 @@ impl KeyShared {
         {
             return;
         }
-        if entry.meta.deliver_at > now {
+        if core.options.delayed_delivery && entry.meta.deliver_at > now {
             core.delayed.add(entry.meta.deliver_at, position, hash);
             return;
         }

@@ -16,6 +16,8 @@ use key_shared::KeyShared;
 use shared::Shared;
 use single_active::SingleActive;
 
+use crate::entry::Entry;
+
 /// Positions of single entries that one call asks to be read.
 pub(crate) const MAX_MISSING: usize = 100;
 
@@ -26,23 +28,25 @@ pub(crate) enum Dispatcher {
     KeyShared(Box<KeyShared>),
 }
 
-/// Bytes that one call of a dispatcher may still look at.
+/// Bytes and messages that one call of a dispatcher may still look at.
 pub(crate) struct Budget {
     left: usize,
+    messages: u64,
 }
 
 impl Budget {
-    pub fn new(bytes: usize) -> Self {
-        Budget { left: bytes.max(1) }
+    pub fn new(bytes: usize, messages: u64) -> Self {
+        Budget { left: bytes.max(1), messages: messages.max(1) }
     }
 
-    pub fn spend(&mut self, bytes: usize) {
+    pub fn spend(&mut self, entry: &Entry) {
         // Small entries cost work too.
-        self.left = self.left.saturating_sub(bytes + 64);
+        self.left = self.left.saturating_sub(entry.data.len() + 64);
+        self.messages = self.messages.saturating_sub(u64::from(entry.meta.num_messages.max(1)));
     }
 
     pub fn is_spent(&self) -> bool {
-        self.left == 0
+        self.left == 0 || self.messages == 0
     }
 
     pub fn left(&self) -> usize {

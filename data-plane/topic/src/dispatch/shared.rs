@@ -85,7 +85,7 @@ impl Shared {
         }
         self.recall_chunks(core);
         self.turn.end();
-        let mut budget = Budget::new(max_bytes);
+        let mut budget = Budget::new(max_bytes, core.max_messages);
         let missing = self.dispatch_replays(core, now, reader, &mut budget, out);
         let wait = self.dispatch_new(core, now, reader, &mut budget, out);
         self.turn.end();
@@ -127,7 +127,7 @@ impl Shared {
                 missing.push(position);
                 continue;
             };
-            budget.spend(entry.data.len());
+            budget.spend(&entry);
             self.replay.remove(&position);
             self.hand_out(core, now, slot, entry, out);
         }
@@ -164,7 +164,7 @@ impl Shared {
             while !budget.is_spent() {
                 let Some(slot) = self.turn.pick(core) else { break };
                 let Some(entry) = core.feed.pop() else { break };
-                budget.spend(entry.data.len());
+                budget.spend(&entry);
                 self.place(core, now, slot, entry, reader, out);
             }
         }
@@ -191,7 +191,7 @@ impl Shared {
         {
             return;
         }
-        if entry.meta.deliver_at > now {
+        if core.options.delayed_delivery && entry.meta.deliver_at > now {
             core.delayed.add(entry.meta.deliver_at, position, 0);
             return;
         }

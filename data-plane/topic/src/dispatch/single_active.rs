@@ -105,7 +105,7 @@ impl SingleActive {
             self.start_at = None;
             core.feed.reset(core.cursor.mark_delete());
         }
-        let mut budget = Budget::new(max_bytes);
+        let mut budget = Budget::new(max_bytes, core.max_messages);
         loop {
             let permits = core.consumers[slot].permits();
             if !core.consumers[slot].writable {
@@ -128,7 +128,7 @@ impl SingleActive {
             }
             while core.consumers[slot].permits() > 0 && !budget.is_spent() {
                 let Some(entry) = core.feed.pop() else { break };
-                budget.spend(entry.data.len());
+                budget.spend(&entry);
                 let skip = core.cursor.is_acked(entry.position)
                     || core.swallow_marker(reader.ledgers(), &entry)
                     || !self.in_ranges(entry.meta.sticky_key_hash);

@@ -51,6 +51,8 @@ pub(crate) struct Core {
     pub consumers: Consumers,
     pub feed: Feed,
     pub pending: FxHashMap<Position, Pending>,
+    /// That one call of the dispatcher may hand out.
+    pub max_messages: u64,
     /// Sum of the consumers' unacknowledged messages.
     pub unacked: u64,
     /// How often an entry was sent in vain. Only Shared and Key_Shared count.
@@ -73,6 +75,7 @@ impl Core {
             cursor,
             consumers: Consumers::default(),
             pending: FxHashMap::default(),
+            max_messages: u64::MAX,
             unacked: 0,
             redeliveries: FxHashMap::default(),
             events: VecDeque::new(),

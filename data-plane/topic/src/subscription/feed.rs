@@ -41,6 +41,13 @@ impl Feed {
         self.stash.clear();
     }
 
+    pub fn give_back_spare(&mut self) {
+        if self.stash.is_empty() {
+            self.stash.shrink_to_fit();
+            self.scratch.shrink_to_fit();
+        }
+    }
+
     /// Goes back to look at entries again that the dispatcher did not keep.
     pub fn go_back(&mut self, to: Position) {
         if to < self.next {

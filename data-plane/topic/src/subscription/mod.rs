@@ -20,7 +20,7 @@ use geminga_ledger::cursor::{AckKind, Advance, Cursor, CursorDelta};
 use geminga_ledger::ledger_list::LedgerList;
 use geminga_model::Position;
 
-use self::consumers::Slot;
+use self::consumers::{Consumers, Slot};
 use self::core::{Core, Pending};
 pub(crate) use crate::dispatch::Dispatcher;
 use crate::dispatch::key_shared::KeyShared;
@@ -400,6 +400,12 @@ impl Subscription {
         }
     }
 
+    /// Bounds what a call of [`dispatch`](Self::dispatch) hands out, in messages; a batch may exceed it. What is left is
+    /// answered with [`DispatchWait::MoreWork`].
+    pub fn limit_messages(&mut self, messages: u64) {
+        self.core.max_messages = messages;
+    }
+
     /// Seek: delivery starts again at `position`, what was acknowledged from there on is forgotten. Consumers may stay.
     pub fn reset(&mut self, position: Position, list: &LedgerList) {
         self.core.cursor.reset(list, position);
@@ -423,6 +429,18 @@ impl Subscription {
     /// The topic takes no more messages: once everything is acknowledged, consumers are told.
     pub fn terminated(&mut self) {
         self.core.terminated = true;
+    }
+
+    /// Frees room that traffic which is over has left behind.
+    pub fn give_back_spare(&mut self) {
+        self.core.feed.give_back_spare();
+        if self.core.pending.is_empty() {
+            self.core.pending.shrink_to_fit();
+        }
+        if self.core.consumers.is_empty() {
+            self.core.consumers = Consumers::default();
+        }
+        self.ack_words.shrink_to_fit();
     }
 
     fn settle_unwanted(&mut self, list: &LedgerList) {

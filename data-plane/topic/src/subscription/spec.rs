@@ -85,6 +85,8 @@ pub struct SubscriptionOptions {
     pub failover_delay_ms: u64,
     /// Messages to one consumer before it is the next one's turn (Shared).
     pub round_robin_batch: u32,
+    /// Whether messages that ask for it are held back until their time has come.
+    pub delayed_delivery: bool,
     /// Bound on the index of messages whose time has not come.
     pub delayed_index_bytes: usize,
     /// Bound on the positions of entries that were read but wait for the consumers of their keys.
@@ -102,6 +104,7 @@ impl Default for SubscriptionOptions {
             topic: Arc::from(""),
             failover_delay_ms: 1000,
             round_robin_batch: 20,
+            delayed_delivery: true,
             delayed_index_bytes: 16 << 20,
             look_ahead_bytes: 16 << 20,
         }

@@ -72,7 +72,7 @@ impl Topic {
         let state = self.state.lock();
         let list = state.ledger.list();
         let last = list.last_span();
-        let caught_up = |sub: &&Sub| sub.core.has_consumers() && sub.core.read_position() > list.last_position();
+        let caught_up = |sub: &Sub| sub.core.has_consumers() && sub.core.read_position() > list.last_position();
         InternalStats {
             entries_added_counter: list.total_entries(),
             number_of_entries: list.total_entries(),
@@ -83,7 +83,7 @@ impl Topic {
                 last.map_or(state.record.current.created_at, |span| span.timestamp_ms),
             )),
             last_ledger_creation_failure_timestamp: None,
-            waiting_cursors_count: state.subscriptions.values().filter(caught_up).count() as u64,
+            waiting_cursors_count: state.subscriptions.values().filter(|sub| caught_up(sub)).count() as u64,
             pending_add_entries_count: 0,
             last_confirmed_entry: list.last_position().to_string(),
             state: if state.ledger.terminated().is_some() {
@@ -102,11 +102,7 @@ impl Topic {
                     ..LedgerStats::default()
                 })
                 .collect(),
-            cursors: state
-                .subscriptions
-                .iter()
-                .map(|(name, sub)| (encoded(name), cursor_stats(sub, list)))
-                .collect(),
+            cursors: state.subscriptions.iter().map(|(name, sub)| (encoded(name), cursor_stats(sub, list))).collect(),
             schema_ledgers: Vec::new(),
             compacted_ledger: LedgerStats { ledger_id: -1, entries: -1, size: -1, ..LedgerStats::default() },
         }
@@ -173,8 +169,7 @@ fn cursor_stats(sub: &Sub, list: &LedgerList) -> CursorStats {
         last_ledger_switch_timestamp: iso_date(0),
         state: if sub.cursor_id.is_some() { "Open" } else { "NoLedger" }.to_owned(),
         active: sub.core.has_consumers(),
-        number_of_entries_since_first_not_acked_message: list
-            .entries_between(cursor.mark_delete(), read.previous()),
+        number_of_entries_since_first_not_acked_message: list.entries_between(cursor.mark_delete(), read.previous()),
         total_non_contiguous_deleted_messages_range: cursor.holes(),
         ..CursorStats::default()
     }

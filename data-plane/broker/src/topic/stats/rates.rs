@@ -123,11 +123,7 @@ fn begin<K: Eq + Hash, const N: usize>(totals: Vec<(K, [u64; N])>) -> FxHashMap<
 }
 
 /// Who is new counts from zero; who is gone is forgotten.
-fn advance<K: Eq + Hash, const N: usize>(
-    known: &mut FxHashMap<K, Rate<N>>,
-    totals: Vec<(K, [u64; N])>,
-    seconds: f64,
-) {
+fn advance<K: Eq + Hash, const N: usize>(known: &mut FxHashMap<K, Rate<N>>, totals: Vec<(K, [u64; N])>, seconds: f64) {
     let mut next = FxHashMap::with_capacity_and_hasher(totals.len(), Default::default());
     for (key, totals) in totals {
         let mut rate = known.remove(&key).unwrap_or(Rate::ZERO);
