@@ -11,6 +11,7 @@ use geminga_log::{Log, LogOptions};
 use geminga_metadata::Metadata;
 use geminga_metadata_sql::SqliteStore;
 use geminga_observe::logging;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -31,6 +32,7 @@ pub fn start(resolved: &Resolved) -> anyhow::Result<()> {
     let options = &resolved.options;
     logging::init(&options.log_level, options.log_format)?;
     resolved.unknown_keys.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("geminga")
@@ -98,6 +100,16 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     store.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Every connection and every segment of the log takes descriptors; the usual soft limit of 1,024 is far below what the
+/// process may have.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "could not raise the limit of open files");
+    }
 }
 
 /// Opens the embedded storage node's log: recovery after a crash happens here.

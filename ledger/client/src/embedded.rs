@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use geminga_log::{Append, AppendError, Log, ReadError};
+use geminga_log::{Append, AppendError, FenceError, Log, ReadError};
 use tokio::sync::Semaphore;
 
 use crate::{AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, Pending, StoredEntry};
@@ -62,7 +62,8 @@ impl LedgerClient for EmbeddedLedgers {
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>> {
         self.blocking(move |log| match log.fence(ledger_id) {
             Ok(last) => Ok(last),
-            Err(error) => Err(LedgerError::Io(error.to_string())),
+            Err(FenceError::Unknown(error)) => Err(read_error(ledger_id, error)),
+            Err(FenceError::NotDurable(error)) => Err(append_error(ledger_id, error)),
         })
     }
 
