@@ -89,7 +89,7 @@ static POLICIES: &[Policy] = &[
     value("subscriptionTypesEnabled", "subscription_types_enabled"),
     value("resourcegroup", "resource_group_name"),
     value("properties", "properties"),
-    value("entryFilters", "entryFilters"),
+    checked("entryFilters", "entryFilters", no_entry_filter),
     value("allowedClusters", "allowed_clusters"),
     value("replication", "replication_clusters"),
     value("latencyStatsSampleRate", "latency_stats_sample_rate"),
@@ -108,6 +108,32 @@ static POLICIES: &[Policy] = &[
 
 /// Kept for the tools that set it. Pulsar too heeds it only with a placement policy of that kind.
 pub(crate) static BOOKIE_AFFINITY: Policy = value("persistence/bookieAffinity", "bookieAffinityGroup");
+
+/// Policies that are kept for tools that set them, and change nothing: what they are about does not exist here.
+const WITHOUT_EFFECT: &[&str] = &[
+    "allowedClusters",
+    "compactionThreshold",
+    "deduplicationSnapshotInterval",
+    "latencyStatsSampleRate",
+    "offloadDeletionLagMs",
+    "offloadPolicies",
+    "offloadThreshold",
+    "offloadThresholdInSeconds",
+    "replication",
+    "replicatorDispatchRate",
+    "resourcegroup",
+    "shadowTopics",
+    "subscriptionAuthMode",
+];
+
+/// Says in the log that a policy which was just set changes nothing.
+pub(crate) fn note_effect(of: &dyn std::fmt::Display, path: &str, wanted: Option<&Value>) {
+    if let Some(wanted) = wanted
+        && WITHOUT_EFFECT.contains(&path)
+    {
+        tracing::warn!(%of, policy = path, value = %wanted, "policy is kept but has no effect");
+    }
+}
 
 pub(crate) async fn serve(call: &Call, name: &NamespaceName, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
@@ -182,6 +208,7 @@ async fn change(call: &Call, name: &NamespaceName, policy: &Policy, wanted: Opti
             Ok(())
         })
         .await?;
+    note_effect(name, policy.path, wanted.as_ref());
     Ok(Answer::Nothing)
 }
 
@@ -380,6 +407,19 @@ pub(crate) fn check_persistence(value: &Value) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// There are none to name: Pulsar's are Java classes beside the broker.
+pub(crate) fn no_entry_filter(value: &Value) -> Result<()> {
+    let names = value.get("entryFilterNames").and_then(Value::as_str).unwrap_or_default();
+    match names.split(',').map(str::trim).find(|name| !name.is_empty()) {
+        Some(name) => {
+            Err(ApiError::bad_request(format!("Entry filter '{name}' not found: entry filters are not supported")))
+        }
+        None => Err(ApiError::bad_request(
+            "entryFilterNames can't be empty. To remove entry filters use the remove method.",
+        )),
+    }
 }
 
 fn check_auto_creation(value: &Value) -> Result<()> {

@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::namespace_policies::{check_persistence, check_retention, not_negative, parse_quota, quota_type};
+use crate::namespace_policies::{
+    check_persistence, check_retention, no_entry_filter, not_negative, note_effect, parse_quota, quota_type,
+};
 
 struct Policy {
     path: &'static str,
@@ -114,7 +116,7 @@ static POLICIES: &[Policy] = &[
     policy("schemaCompatibilityStrategy", "schemaCompatibilityStrategy", "schema_compatibility_strategy", "\"FULL\""),
     policy("schemaValidationEnforced", "schemaValidationEnforced", "schema_validation_enforced", "false"),
     policy("subscriptionTypesEnabled", "subscriptionTypesEnabled", "subscription_types_enabled", "null").no_content(),
-    policy("entryFilters", "entryFilters", "entryFilters", r#"{"entryFilterNames":""}"#),
+    policy("entryFilters", "entryFilters", "entryFilters", r#"{"entryFilterNames":""}"#).checked(no_entry_filter),
     policy(
         "autoSubscriptionCreation",
         "autoSubscriptionCreationOverride",
@@ -225,6 +227,7 @@ async fn change(call: &Call, name: &TopicName, policy: &Policy, wanted: Option<V
             check_quota_fits(policies, &namespace)
         })
         .await?;
+    note_effect(name, policy.path, wanted.as_ref());
     Ok(Answer::Nothing)
 }
 

@@ -220,6 +220,10 @@ async fn policies_reach_loaded_topics() {
     let rate = json!({"dispatchThrottlingRateInMsg": 10, "dispatchThrottlingRateInByte": 100, "relativeToPublishRate": false, "ratePeriodInSecond": 1});
     rest.expect("POST", &format!("{namespace}/dispatchRate"), rate.clone(), 204).await;
     assert_eq!(rest.get(&format!("{namespace}/dispatchRate")).await, rate);
+    let filters = json!({"entryFilterNames": "f"});
+    rest.expect("POST", &format!("{namespace}/entryFilters"), filters.clone(), 400).await;
+    rest.expect("POST", &format!("{namespace}/compactionThreshold"), json!(1000), 204).await;
+    assert_eq!(rest.get(&format!("{namespace}/compactionThreshold")).await, 1000, "kept, though it has no effect");
     rest.expect("PUT", &format!("{namespace}/property/k/v"), NONE, 204).await;
     assert_eq!(rest.get(&format!("{namespace}/property/k")).await, "v");
 
@@ -376,4 +380,34 @@ async fn health_lookup_metrics_and_what_is_not_served() {
     let large = rest.raw("PUT", "/admin/v2/tenants/t", &"x".repeat(3 << 20)).await;
     assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(rest.raw("GET", "/admin/v2/tenants/%zz", "").await.status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn non_persistent_topics() {
+    let rest = Rest::start().await;
+    let topics = "/non-persistent/public/default";
+    rest.expect("PUT", &format!("{topics}/t"), NONE, 204).await;
+    rest.publish("non-persistent://public/default/t", &["a", "b"]).await;
+    assert_eq!(rest.get(topics).await, json!(["non-persistent://public/default/t"]));
+    assert_eq!(rest.get(TOPICS).await, json!([]));
+    rest.expect("PUT", &format!("{topics}/t/subscription/s"), NONE, 204).await;
+    let stats = rest.get(&format!("{topics}/t/stats")).await;
+    assert_eq!((&stats["msgInCounter"], &stats["storageSize"]), (&json!(2), &json!(0)));
+    assert_eq!((&stats["msgDropRate"], &stats["subscriptions"]["s"]["msgDropRate"]), (&json!(0.0), &json!(0.0)));
+    let refused = rest.expect("POST", &format!("{topics}/t/subscription/s/skip/1"), NONE, 405).await;
+    assert_eq!(refused["reason"], "Skip messages on a non-persistent topic is not allowed");
+    rest.expect("DELETE", &format!("{topics}/t/subscription/s"), NONE, 204).await;
+
+    rest.expect("PUT", &format!("{topics}/p/partitions"), json!(2), 204).await;
+    rest.publish("non-persistent://public/default/p-partition-1", &["a"]).await;
+    let stats = rest.get(&format!("{topics}/p/partitioned-stats")).await;
+    assert_eq!((&stats["msgInCounter"], &stats["msgDropRate"]), (&json!(1), &json!(0.0)));
+    assert_eq!(stats["partitions"].as_object().unwrap().len(), 2);
+    rest.expect("DELETE", &format!("{topics}/p-partition-0"), NONE, 204).await;
+    let stats = rest.get(&format!("{topics}/p/partitioned-stats")).await;
+    assert_eq!(stats["partitions"].as_object().unwrap().len(), 1, "a partition that is gone is left out");
+    rest.expect("PUT", &format!("{topics}/p/subscription/s"), NONE, 204).await;
+    assert_eq!(rest.get(&format!("{topics}/p/subscriptions")).await, json!(["s"]));
+    let stats = rest.get(&format!("{topics}/p/partitioned-stats")).await;
+    assert_eq!(stats["partitions"].as_object().unwrap().len(), 2, "and comes back with its first use");
 }
