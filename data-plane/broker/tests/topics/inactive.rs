@@ -13,12 +13,12 @@ use crate::fixture::{self, Client, eventually, name, publish};
 
 const NAMESPACE: &str = "public/default";
 /// Rounds of housekeeping to wait for when nothing is to happen.
-const ROUNDS: u32 = 20;
+const ROUNDS: u32 = 60;
 
 fn config() -> BrokerConfig {
     BrokerConfig {
         housekeeping_interval: Duration::from_millis(5),
-        max_topic_inactivity: Duration::from_millis(30),
+        max_topic_inactivity: Duration::from_millis(200),
         ..BrokerConfig::default()
     }
 }
