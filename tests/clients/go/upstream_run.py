@@ -17,7 +17,7 @@ import time
 
 # Two consumers of random names share three keys, and the test wants both to get some. In 44 of 100 runs one consumer gets all,
 # on Apache Pulsar too, whose hash ring this is: chance is given more attempts than a busy machine.
-BY_CHANCE = {"TestConsumerKeySharedWithOrderingKey", "TestConsumerKeySharedWithDelayedMessages"}
+BY_CHANCE = {"TestConsumerKeySharedWithOrderingKey", "TestConsumerKeySharedWithDelayedMessages", "TestKeyBasedBatchProducerConsumerKeyShared"}
 ATTEMPTS_BY_CHANCE = 12
 ATTEMPTS = 2
 # `go test` runs the tests of one package one after the other, and those of this one set policies of the same namespace.
