@@ -1,6 +1,17 @@
-//! A growable buffer whose first byte lies on a block boundary in memory, as direct I/O wants it.
+//! Buffers whose first byte lies on a block boundary in memory, as direct I/O wants it: one that grows, and one for large
+//! reads, of a fixed size and used again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::format::BLOCK_BYTES;
+
+/// Size of a buffer for large reads: a piece of 1 MiB, what comes with it at both ends included.
+pub const READ_BUFFER_BYTES: usize = (1 << 20) + (256 << 10);
+/// Buffers that are kept for the next reads.
+const KEPT: usize = 8;
 
 /// Keeps its memory when cleared.
 #[derive(Default)]
@@ -73,6 +84,79 @@ impl AlignedBuffer {
     }
 }
 
+/// Read buffers that are free. Memory that is used again needs neither be zeroed nor mapped by the kernel anew. Clones share
+/// the pool.
+#[derive(Clone, Default)]
+pub struct ReadBuffers {
+    pool: Arc<Mutex<Pool>>,
+}
+
+#[derive(Default)]
+struct Pool {
+    free: Vec<AlignedBuffer>,
+    /// The fewest that were free since the pool was last trimmed.
+    spare: usize,
+}
+
+impl ReadBuffers {
+    /// [`READ_BUFFER_BYTES`] of whatever was there before.
+    pub fn take(&self) -> ReadBuffer {
+        let mut pool = self.pool.lock();
+        let buffer = pool.free.pop();
+        pool.spare = pool.spare.min(pool.free.len());
+        drop(pool);
+        let buffer = buffer.unwrap_or_else(|| {
+            let mut buffer = AlignedBuffer::with_capacity(READ_BUFFER_BYTES);
+            buffer.extend_zeros(READ_BUFFER_BYTES);
+            buffer
+        });
+        ReadBuffer { buffer, start: 0, end: 0, home: self.clone() }
+    }
+
+    /// Frees what nobody has used since the last call.
+    pub fn trim(&self) {
+        let mut pool = self.pool.lock();
+        let left = pool.free.len() - pool.spare;
+        pool.free.truncate(left);
+        pool.spare = left;
+    }
+}
+
+/// Goes back to its pool when dropped, with the last slice of [`ReadBuffer::freeze`].
+pub struct ReadBuffer {
+    buffer: AlignedBuffer,
+    start: usize,
+    end: usize,
+    home: ReadBuffers,
+}
+
+impl ReadBuffer {
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.buffer.as_mut_slice()
+    }
+
+    /// These bytes of it, without a copy.
+    pub fn freeze(mut self, range: std::ops::Range<usize>) -> Bytes {
+        (self.start, self.end) = (range.start, range.end);
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for ReadBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer.as_slice()[self.start..self.end]
+    }
+}
+
+impl Drop for ReadBuffer {
+    fn drop(&mut self) {
+        let mut pool = self.home.pool.lock();
+        if pool.free.len() < KEPT {
+            pool.free.push(std::mem::take(&mut self.buffer));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +173,24 @@ mod tests {
         assert_eq!(buffer.len(), 20_480);
         buffer.clear();
         assert!(buffer.is_empty() && buffer.capacity() > 20_000);
+    }
+
+    #[test]
+    fn a_read_buffer_comes_back_with_its_last_slice() {
+        let pool = ReadBuffers::default();
+        let mut buffer = pool.take();
+        assert_eq!(buffer.as_mut_slice().len(), READ_BUFFER_BYTES);
+        buffer.as_mut_slice()[5000] = 7;
+        let all = buffer.freeze(4096..8192);
+        let slice = all.slice(904..905);
+        drop(all);
+        assert!(pool.pool.lock().free.is_empty());
+        assert_eq!(&slice[..], [7]);
+        drop(slice);
+        assert_eq!(pool.take().as_mut_slice()[5000], 7, "the same memory");
+        pool.trim();
+        assert_eq!(pool.pool.lock().free.len(), 1, "it was in use meanwhile");
+        pool.trim();
+        assert!(pool.pool.lock().free.is_empty());
     }
 }

@@ -48,6 +48,7 @@ pub(crate) fn run(shared: &Shared) {
         report("write zeros ahead", zeroed.map(drop));
         if space_checked.elapsed() >= SPACE_CHECK {
             engine.check_space();
+            engine.trim_read_buffers();
             space_checked = Instant::now();
         }
         reclaim_round(shared, &mut reclaim);

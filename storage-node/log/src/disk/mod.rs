@@ -31,6 +31,9 @@ pub trait DiskFile: Send + Sync + 'static {
     fn length(&self) -> io::Result<u64>;
     /// Fills as much of `buffer` as the file has; fewer bytes only at its end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// The same for a large piece, past the page cache where the file system can: `buffer` is aligned in memory, and `offset`
+    /// and length are multiples of a block.
+    fn read_blocks_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// `bytes` are aligned in memory, and `offset` and length are multiples of a block. Durable after `sync_data`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes every write that returned before the call durable. After an error it is unknown which of them are.

@@ -1,7 +1,7 @@
 //! A folder of a mounted file system.
 //!
-//! Writes are direct where the file system can (docs/formats.md has the figures). Reads go through the page cache:
-//! they only ever touch blocks that were written once and synced, and several readers of one backlog share them.
+//! Writes and large reads are direct where the file system can (docs/formats.md has the figures). Small reads go through the
+//! page cache: they only ever touch blocks that were written once and synced.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,6 +14,7 @@ use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 
 use super::{Disk, DiskFile, Space};
 use crate::error::OpenError;
+use crate::format::BLOCK_BYTES;
 
 const LOCK_NAME: &str = "lock";
 /// A process that was killed holds its lock until its last write has returned.
@@ -150,20 +151,12 @@ impl DiskFile for RealFile {
         Ok(self.read.metadata()?.len())
     }
 
-    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
-        let wanted = buffer.len();
-        while !buffer.is_empty() {
-            match self.read.read_at(buffer, offset) {
-                Ok(0) => break,
-                Ok(count) => {
-                    offset += count as u64;
-                    buffer = &mut buffer[count..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(wanted - buffer.len())
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        fill(&self.read, buffer, offset, 1)
+    }
+
+    fn read_blocks_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.direct { fill(&self.write, buffer, offset, BLOCK_BYTES) } else { self.read_at(buffer, offset) }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -186,4 +179,23 @@ impl DiskFile for RealFile {
     fn overlaps(&self) -> bool {
         self.direct
     }
+}
+
+/// Reads until the buffer is full or the file ends: at a read of nothing, or of what is no multiple of `unit`.
+fn fill(file: &File, buffer: &mut [u8], offset: u64, unit: usize) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => {
+                filled += count;
+                if !filled.is_multiple_of(unit) {
+                    break;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }

@@ -283,6 +283,12 @@ impl DiskFile for SimFile {
         Ok(count)
     }
 
+    fn read_blocks_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        assert!(offset.is_multiple_of(4096) && buffer.len().is_multiple_of(4096), "large reads are whole blocks");
+        assert_eq!(buffer.as_ptr().align_offset(4096), 0, "large reads go to aligned memory");
+        self.read_at(buffer, offset)
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let state = &mut *self.state.lock();
         assert!(offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "writes are whole blocks");

@@ -9,7 +9,7 @@ use std::io;
 use super::batch::{Append, Batch, Done, Request};
 use super::catalog::{IndexState, Placement, SegmentEntry};
 use super::maintain::write_footer;
-use super::read::{Stretch, read_stretch};
+use super::read::{Found, Stretch, read_stretch};
 use super::{Engine, SharedSegment, segment_name};
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
@@ -190,10 +190,10 @@ impl<D: Disk> Engine<D> {
                 continue;
             }
             let stretch = Stretch { segment: source.clone(), runs: rest[..rest.len().min(RUNS_TOGETHER)].to_vec() };
-            let mut entries = Vec::new();
-            read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &mut 0, &mut entries)?;
+            let mut found = Found::default();
+            read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &self.read_buffers, &mut found)?;
             let mut bytes = 0;
-            for (entry, body) in entries {
+            for (entry, body) in found.entries {
                 bytes += body.len() as u64;
                 next = entry + 1;
                 output.batch.add_entry(&Append {

@@ -151,6 +151,11 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// Frees memory of reads that are over.
+    pub fn trim_read_buffers(&self) {
+        self.read_buffers.trim();
+    }
+
     /// Bytes of all commits since the log was opened.
     pub fn committed_bytes(&self) -> u64 {
         self.writer.lock().committed_bytes

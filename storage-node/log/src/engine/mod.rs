@@ -24,6 +24,7 @@ pub use commit::{Begin, Commit, Outcome};
 pub use compact::CompactionPlan;
 pub use recovery::RecoveryReport;
 
+use crate::buffer::ReadBuffers;
 use crate::disk::Disk;
 use crate::index::cache::IndexCache;
 use crate::options::LogOptions;
@@ -43,6 +44,7 @@ pub struct Engine<D: Disk> {
     /// Only the reserve is left.
     full: AtomicBool,
     pending: maintain::Pending<D::File>,
+    read_buffers: ReadBuffers,
 }
 
 /// A segment file, as long as anyone reads or writes it.

@@ -1,5 +1,7 @@
 //! Reading entries. Nothing here changes the log; reads run in the callers' threads, beside the writer.
 
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,14 +9,17 @@ use bytes::Bytes;
 use super::catalog::{IndexState, Placement};
 use super::scan::{find_record, scan};
 use super::{Engine, SharedSegment};
+use crate::buffer::{READ_BUFFER_BYTES, ReadBuffers};
 use crate::disk::{Disk, DiskFile};
 use crate::error::ReadError;
-use crate::format::{RECORD_HEADER_BYTES, RecordHeader, RecordKind};
+use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::index::footer::decode_section;
 use crate::index::{Run, Runs};
 
 /// Runs are read together up to this size.
 const READ_BYTES: u64 = 4 << 20;
+/// From this size on, the page cache costs more than it saves.
+const LARGE_BYTES: usize = 256 << 10;
 /// A gap between two runs that is cheaper to read than to skip.
 const GAP_BYTES: u64 = 64 << 10;
 /// How many runs of a segment that is being written are copied for one read.
@@ -24,6 +29,13 @@ const RUNS_COPIED: usize = 64;
 pub(super) struct Stretch<F> {
     pub segment: SharedSegment<F>,
     pub runs: Vec<Run>,
+}
+
+/// What a read has found so far.
+#[derive(Default)]
+pub(super) struct Found {
+    pub entries: Vec<(u64, Bytes)>,
+    pub bytes: usize,
 }
 
 impl<D: Disk> Engine<D> {
@@ -41,21 +53,20 @@ impl<D: Disk> Engine<D> {
         last: u64,
         max_bytes: usize,
     ) -> Result<Vec<(u64, Bytes)>, ReadError> {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
+        let mut found = Found::default();
         let mut next = first;
         let last = last.min(self.last_readable(ledger, first)?);
-        while next <= last && (entries.is_empty() || bytes < max_bytes) {
-            let read = self
-                .locate(ledger, next, max_bytes.saturating_sub(bytes))
-                .and_then(|stretch| read_stretch(&stretch, ledger, next, last, max_bytes, &mut bytes, &mut entries));
+        while next <= last && (found.entries.is_empty() || found.bytes < max_bytes) {
+            let read = self.locate(ledger, next, max_bytes.saturating_sub(found.bytes)).and_then(|stretch| {
+                read_stretch(&stretch, ledger, next, last, max_bytes, &self.read_buffers, &mut found)
+            });
             match read {
-                Ok(()) => next = entries.last().map_or(next, |(entry, _): &(u64, Bytes)| entry + 1),
-                Err(error) if entries.is_empty() => return Err(error),
+                Ok(()) => next = found.entries.last().map_or(next, |(entry, _)| entry + 1),
+                Err(error) if found.entries.is_empty() => return Err(error),
                 Err(_) => break,
             }
         }
-        Ok(entries)
+        Ok(found.entries)
     }
 
     /// The last entry that is durable, `None` for a ledger without one.
@@ -171,11 +182,11 @@ pub(super) fn read_stretch<F: DiskFile>(
     mut next: u64,
     last: u64,
     max_bytes: usize,
-    bytes: &mut usize,
-    entries: &mut Vec<(u64, Bytes)>,
+    buffers: &ReadBuffers,
+    into: &mut Found,
 ) -> Result<(), ReadError> {
     let first = stretch.runs[0];
-    let wanted = (max_bytes.saturating_sub(*bytes) as u64).clamp(1, READ_BYTES);
+    let wanted = (max_bytes.saturating_sub(into.bytes) as u64).clamp(1, READ_BYTES);
     let mut joined = 1;
     let mut end = first.span_end();
     for (before, run) in stretch.runs.iter().zip(&stretch.runs[1..]) {
@@ -188,16 +199,13 @@ pub(super) fn read_stretch<F: DiskFile>(
         joined += 1;
         end = run.span_end();
     }
-    let mut buffer = vec![0; (end - u64::from(first.offset)) as usize];
-    let count = stretch.segment.file.read_at(&mut buffer, u64::from(first.offset)).map_err(io_error)?;
-    buffer.truncate(count);
-    let buffer = Bytes::from(buffer);
+    let buffer = read_piece(&stretch.segment.file, u64::from(first.offset)..end, buffers).map_err(io_error)?;
     let mut found = Vec::new();
     let mut result = Ok(());
     for run in &stretch.runs[..joined] {
         let walk = Walk { buffer: &buffer, base: u64::from(first.offset), segment: stretch.segment.id, ledger };
-        result = walk.run(run, &mut next, last, max_bytes, bytes, &mut found);
-        if result.is_err() || next > last || *bytes >= max_bytes {
+        result = walk.run(run, &mut next, last, max_bytes, &mut into.bytes, &mut found);
+        if result.is_err() || next > last || into.bytes >= max_bytes {
             break;
         }
     }
@@ -209,8 +217,25 @@ pub(super) fn read_stretch<F: DiskFile>(
     if useful * 2 < buffer.len() {
         found.iter_mut().for_each(|(_, entry)| *entry = Bytes::copy_from_slice(entry));
     }
-    entries.append(&mut found);
+    into.entries.append(&mut found);
     Ok(())
+}
+
+/// A part of a file, or what there is of it. Large parts bypass the page cache, into memory that is used again.
+fn read_piece<F: DiskFile>(file: &F, range: Range<u64>, buffers: &ReadBuffers) -> io::Result<Bytes> {
+    let (block, length) = (BLOCK_BYTES as u64, (range.end - range.start) as usize);
+    let from = range.start / block * block;
+    let whole = (range.end.next_multiple_of(block) - from) as usize;
+    if length < LARGE_BYTES || whole > READ_BUFFER_BYTES {
+        let mut buffer = vec![0; length];
+        let count = file.read_at(&mut buffer, range.start)?;
+        buffer.truncate(count);
+        return Ok(Bytes::from(buffer));
+    }
+    let mut buffer = buffers.take();
+    let count = file.read_blocks_at(&mut buffer.as_mut_slice()[..whole], from)?;
+    let start = (range.start - from) as usize;
+    Ok(buffer.freeze(start.min(count)..(start + length).min(count)))
 }
 
 /// Walks the records of a piece of a segment.

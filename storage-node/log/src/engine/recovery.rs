@@ -88,6 +88,7 @@ impl<D: Disk> Engine<D> {
             zeroed: parking_lot::Condvar::new(),
             full: false.into(),
             pending: Default::default(),
+            read_buffers: Default::default(),
         };
         engine.make_durable(&proven).map_err(failed("syncing what was recovered"))?;
         // After that, as the manifest that calls them unused must not be lost; before anything is sealed, so that none
