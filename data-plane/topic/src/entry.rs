@@ -71,6 +71,16 @@ pub struct Entry {
     pub data: Bytes,
 }
 
+/// Held per entry beside its payload.
+const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 48;
+
+impl Entry {
+    /// Bytes that a cache counts for it.
+    pub fn cost(&self) -> usize {
+        self.data.len() + ENTRY_OVERHEAD
+    }
+}
+
 /// Outcome of [`EntryReader::read_ready`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ready {

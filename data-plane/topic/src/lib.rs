@@ -5,6 +5,7 @@
 //! - [`dedup`]: which messages were stored before.
 //! - [`rate_limit`]: how much may pass in a time.
 //! - [`tail_cache`]: the latest entries, for consumers that keep up.
+//! - [`read_cache`]: entries read back from storage, for consumers that do not.
 //!
 //! The broker feeds events in (flow, acknowledgement, consumer gone) and calls [`Subscription::dispatch`], which takes entries
 //! from an [`EntryReader`] and says why it stopped. Everything that waits can say for what: [`Subscription::explain`].
@@ -16,6 +17,7 @@ mod entry;
 pub mod hash;
 pub mod producers;
 pub mod rate_limit;
+pub mod read_cache;
 mod subscription;
 pub mod tail_cache;
 

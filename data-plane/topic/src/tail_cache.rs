@@ -10,18 +10,11 @@ use geminga_model::Position;
 
 use crate::entry::Entry;
 
-/// Held per entry beside its payload.
-const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 48;
-
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct TailCache {
     entries: VecDeque<Entry>,
     bytes: usize,
-}
-
-fn cost(entry: &Entry) -> usize {
-    entry.data.len() + ENTRY_OVERHEAD
 }
 
 /// Whether `next` can be the entry after `last`: entry ids are consecutive, and a ledger starts at 0.
@@ -43,7 +36,7 @@ impl TailCache {
         if self.entries.back().is_some_and(|last| !follows(last.position, entry.position)) {
             self.clear();
         }
-        self.bytes += cost(&entry);
+        self.bytes += entry.cost();
         self.entries.push_back(entry);
     }
 
@@ -142,7 +135,7 @@ impl TailCache {
 
     fn pop(&mut self) -> bool {
         let Some(entry) = self.entries.pop_front() else { return false };
-        self.bytes -= cost(&entry);
+        self.bytes -= entry.cost();
         true
     }
 
@@ -184,7 +177,7 @@ mod tests {
         assert_eq!(cache.range(Position::new(5, 0), Position::LATEST, 10, 15, &mut out), 2);
         assert_eq!(cache.get(Position::new(9, 0)).map(|e| e.position), Some(Position::new(9, 0)));
         assert!(cache.get(Position::new(4, 0)).is_none());
-        let each = cost(&entry(0, 0));
+        let each = entry(0, 0).cost();
         assert_eq!(cache.bytes(), 5 * each);
         assert_eq!(cache.evict_below(Position::new(4, 0)), 2 * each);
         assert_eq!(cache.evict_bytes(1), each);

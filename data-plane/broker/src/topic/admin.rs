@@ -105,7 +105,7 @@ impl Topic {
             let TopicState { subscriptions, ledger, .. } = &mut *state;
             let sub = subscriptions.get_mut(&name).ok_or_else(|| self.not_found(subscription))?;
             sub.core.reset(position, ledger.list());
-            sub.read_ahead.clear(&self.shared.memory.read_ahead);
+            sub.replay.clear(&self.shared.memory.read_ahead);
             if let Some(batch_size) = batch_size {
                 let ack = IndividualAck { position, ack_set: ack_set.to_vec(), batch_size: Some(batch_size) };
                 // No consumer does it: key 0 is nobody's.
@@ -139,7 +139,7 @@ impl Topic {
             let mut state = topic.state.lock();
             let unused = state.subscriptions.get(&name).is_some_and(|s| s.ephemeral && !s.core.has_consumers());
             if unused && let Some(mut sub) = state.subscriptions.remove(&name) {
-                sub.read_ahead.clear(&topic.shared.memory.read_ahead);
+                sub.replay.clear(&topic.shared.memory.read_ahead);
             }
         });
     }
@@ -421,7 +421,7 @@ impl Topic {
         let mut value =
             serde_json::to_value(explanation).map_err(|error| BrokerError::BadRequest(error.to_string()))?;
         value["topic"] = self.name.as_str().into();
-        value["readFailure"] = sub.read_ahead.failure.clone().into();
+        value["readFailure"] = sub.read_failure.clone().into();
         Ok(value)
     }
 

@@ -116,10 +116,11 @@ impl Topic {
         for name in names {
             self.disconnect_consumers(&mut state, &name, None, &mut flushes);
             if let Some(sub) = state.subscriptions.get_mut(&name) {
-                sub.read_ahead.clear(&self.shared.memory.read_ahead);
+                sub.replay.clear(&self.shared.memory.read_ahead);
             }
         }
         self.shared.memory.tail_cache.give_back(state.cache.clear() as u64);
+        state.read_back.clear(&self.shared.memory.read_ahead);
         drop(state);
         self.changed.notify_waiters();
         flushes.run();
@@ -159,13 +160,14 @@ impl Topic {
     fn give_back_spare(&self) {
         let mut state = self.state.lock();
         state.cache.give_back_spare();
+        state.read_back.give_back_spare(&self.shared.memory.read_ahead);
         shrink_empty(&mut state.producer_handles);
         shrink_empty(&mut state.joining);
         shrink_empty(&mut state.consumers);
         shrink_empty(&mut state.subscriptions);
         for sub in state.subscriptions.values_mut() {
             sub.core.give_back_spare();
-            sub.read_ahead.give_back_spare();
+            sub.replay.give_back_spare();
         }
     }
 }

@@ -51,13 +51,26 @@ impl Topic {
                 }
             };
             sub.core.limit_messages(messages);
-            let mut reader =
-                Reader { cache: &state.cache, read_ahead: &mut sub.read_ahead, ledgers: state.ledger.list() };
+            let mut reader = Reader {
+                tail: &state.cache,
+                read_back: &mut state.read_back,
+                replay: &mut sub.replay,
+                ledgers: state.ledger.list(),
+                ahead: None,
+            };
             let wait = sub.core.dispatch(now, &mut reader, DISPATCH_BYTES.min(bytes as usize), &mut deliveries);
-            sub.read_ahead.give_back(&self.shared.memory.read_ahead);
+            let ahead = reader.ahead;
+            sub.replay.give_back(&self.shared.memory.read_ahead);
+            let passed = ahead.is_some_and(|end| sub.core.read_position() >= end);
             if !deliveries.is_empty() {
                 self.deliver(state, name, &mut deliveries, flushes);
                 self.shared.stages.dispatch.record(started.elapsed());
+            }
+            if let Some(end) = ahead {
+                self.read_ahead(state, end);
+            }
+            if passed {
+                self.trim_read_back(state);
             }
             match wait {
                 DispatchWait::MoreWork if round < DISPATCH_ROUNDS => continue,
@@ -224,13 +237,7 @@ impl Topic {
         if state.cache.bytes() == 0 {
             return;
         }
-        let needed = state
-            .subscriptions
-            .values()
-            .filter(|sub| sub.core.has_consumers())
-            .map(|sub| sub.core.read_position())
-            .min();
-        let freed = match needed {
+        let freed = match state.first_needed() {
             Some(position) => state.cache.evict_below(position),
             None => state.cache.clear(),
         };

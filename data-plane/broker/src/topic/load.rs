@@ -50,6 +50,7 @@ impl Topic {
             entries_since_snapshot: 0,
             dedup_cursor: None,
             cache: TailCache::new(),
+            read_back: Default::default(),
             subscriptions: Default::default(),
             consumers: Default::default(),
             last_entry: None,

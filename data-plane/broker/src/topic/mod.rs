@@ -5,7 +5,7 @@
 //!
 //! 1. [`Topic::publish`] (publish.rs) checks, numbers and appends: positions are assigned and the batch goes to storage;
 //! 2. storage calls back when the batch is durable (completion.rs): the last confirmed position moves, receipts go out;
-//! 3. each subscription dispatches (dispatch.rs) from the tail cache, or asks for a read (reading.rs);
+//! 3. each subscription dispatches (dispatch.rs) from the tail cache, or asks for a read (reading.rs, replaying.rs);
 //! 4. acknowledgements change the cursor and are written to the cursor log (acks.rs).
 //!
 //! A message of a non-persistent topic takes a shorter way (non_persistent.rs): from 1 to the connections, at once.
@@ -26,6 +26,7 @@ mod non_persistent;
 mod producing;
 mod publish;
 mod reading;
+mod replaying;
 mod stats;
 mod subscribing;
 mod throttle;
@@ -100,6 +101,7 @@ struct TopicState {
     entries_since_snapshot: u64,
     dedup_cursor: Option<u64>,
     cache: TailCache,
+    read_back: reading::ReadBack,
     /// Boxed: a table of the large ones would be mostly empty.
     subscriptions: FxHashMap<Arc<str>, Box<Sub>>,
     consumers: FxHashMap<ConsumerKey, Arc<ConsumerHandle>>,
@@ -140,7 +142,11 @@ struct Sub {
     /// Mark-delete position it was created with.
     initial: Position,
     properties: std::collections::BTreeMap<String, String>,
-    read_ahead: reading::ReadAhead,
+    replay: replaying::Replay,
+    /// It can go on when a read of the topic has returned.
+    awaits_read: bool,
+    /// Why the last read failed, until one succeeds.
+    read_failure: Option<String>,
     /// Acknowledgements wait to be written to the cursor log.
     dirty: bool,
     /// A timer for delayed messages is set for this time, in ms since the epoch.
@@ -233,11 +239,27 @@ impl Topic {
 }
 
 impl TopicState {
+    /// The first position that a connected subscription has still to read; `None` when none is connected.
+    fn first_needed(&self) -> Option<Position> {
+        let connected = self.subscriptions.values().filter(|sub| sub.core.has_consumers());
+        connected.map(|sub| sub.core.read_position()).min()
+    }
+
     fn check_serving(&self, name: &TopicName) -> Result<()> {
         match self.life {
             Life::Serving => Ok(()),
             Life::Closing | Life::Closed => Err(BrokerError::ServiceNotReady(format!("topic {name} is being closed"))),
         }
+    }
+}
+
+impl Sub {
+    /// Nothing is skipped: what cannot be read stays unacknowledged until it can be, or an operator decides.
+    fn note_read(&mut self, topic: &TopicName, failure: &Option<String>) {
+        if let (Some(error), None) = (failure, &self.read_failure) {
+            tracing::error!(%topic, %error, "entries could not be read; trying again");
+        }
+        self.read_failure.clone_from(failure);
     }
 }
 

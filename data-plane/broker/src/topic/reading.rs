@@ -1,6 +1,8 @@
-//! Reading behind the tail cache: large sequential reads ahead of a subscription, and single entries for redelivery.
+//! Reading behind the tail cache: large sequential reads, which all subscriptions of a topic share.
+//!
+//! A subscription that needs an entry waits for the read that covers it, its own or another's. While one goes through what
+//! was read, the next piece is read ahead.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,75 +10,72 @@ use bytes::Bytes;
 use geminga_ledger::ledger_list::LedgerList;
 use geminga_ledger_client::{LedgerError, StoredEntry};
 use geminga_model::Position;
+use geminga_topic::read_cache::ReadCache;
 use geminga_topic::tail_cache::TailCache;
 use geminga_topic::{Entry, EntryReader, Ready};
-use rustc_hash::FxHashMap;
 
+use super::replaying::Replay;
 use super::{Flushes, Topic, TopicState};
 use crate::entry_meta::read_entry;
 use crate::memory::Budget;
 
-/// One read ahead, in bytes.
-const READ_BYTES: usize = 1 << 20;
+/// One read, in bytes.
+pub(super) const READ_BYTES: usize = 1 << 20;
 /// The same while the budget for read-ahead is used up: progress, slowly.
-const READ_BYTES_SCARCE: usize = 64 << 10;
+pub(super) const READ_BYTES_SCARCE: usize = 64 << 10;
 /// Pause after a read that failed before it is tried again.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
-/// Entries read for one subscription and not yet dispatched.
+/// What a topic has read back from storage and is reading.
 #[derive(Default)]
-pub(super) struct ReadAhead {
-    /// Consecutive entries from the subscription's read position on.
-    run: VecDeque<Entry>,
-    /// Entries to be delivered again.
-    replay: FxHashMap<Position, Entry>,
-    /// Bytes taken from the budget and still held here.
-    held: usize,
-    /// Bytes dispatched since the budget was last told.
-    released: usize,
-    reading: bool,
-    replaying: bool,
-    /// Why the last read failed, until one succeeds.
-    pub(super) failure: Option<String>,
+pub(super) struct ReadBack {
+    cache: ReadCache,
+    under_way: Vec<UnderWay>,
 }
 
-impl ReadAhead {
-    fn add(&mut self, entry: &Entry, budget: &Budget) {
-        self.held += entry.data.len();
-        budget.take(entry.data.len() as u64);
+/// A read that has not returned, with what it is expected to cover.
+struct UnderWay {
+    ledger_id: u64,
+    first: u64,
+    last: u64,
+}
+
+impl ReadBack {
+    fn covers(&self, position: Position) -> bool {
+        self.under_way.iter().any(|read| {
+            read.ledger_id == position.ledger_id && (read.first..=read.last).contains(&(position.entry_id as u64))
+        })
     }
 
-    fn remove(&mut self, entry: &Entry) {
-        self.held -= entry.data.len();
-        self.released += entry.data.len();
-    }
-
-    /// Tells the budget what has been dispatched.
-    pub(super) fn give_back(&mut self, budget: &Budget) {
-        budget.give_back(std::mem::take(&mut self.released) as u64);
-    }
-
-    pub(super) fn give_back_spare(&mut self) {
-        if self.run.is_empty() {
-            self.run.shrink_to_fit();
-        }
-        super::closing::shrink_empty(&mut self.replay);
-    }
-
-    /// Drops what was read, for a reset or when the subscription goes.
+    /// Drops everything.
     pub(super) fn clear(&mut self, budget: &Budget) {
-        self.run.clear();
-        self.replay.clear();
-        self.released += std::mem::take(&mut self.held);
-        self.give_back(budget);
+        budget.give_back(self.cache.clear() as u64);
+    }
+
+    /// Drops what was not used for a while.
+    pub(super) fn give_back_spare(&mut self, budget: &Budget) {
+        budget.give_back(self.cache.evict_unused() as u64);
+    }
+
+    fn insert(&mut self, entries: Vec<Entry>, budget: &Budget) {
+        if budget.exhausted() {
+            let bytes = entries.iter().map(Entry::cost).sum();
+            budget.give_back(self.cache.evict_bytes(bytes) as u64);
+        }
+        let before = self.cache.bytes();
+        self.cache.insert(entries);
+        budget.take((self.cache.bytes() - before) as u64);
     }
 }
 
 /// What a dispatcher may read without waiting.
 pub(super) struct Reader<'a> {
-    pub cache: &'a TailCache,
-    pub read_ahead: &'a mut ReadAhead,
+    pub tail: &'a TailCache,
+    pub read_back: &'a mut ReadBack,
+    pub replay: &'a mut Replay,
     pub ledgers: &'a LedgerList,
+    /// Set to where the piece ends from which the dispatcher has read last, for reading on from there.
+    pub ahead: Option<Position>,
 }
 
 impl EntryReader for Reader<'_> {
@@ -93,35 +92,20 @@ impl EntryReader for Reader<'_> {
         if from > last {
             return Ready::CaughtUp;
         }
-        while let Some(stale) = self.read_ahead.run.pop_front_if(|entry| entry.position < from) {
-            self.read_ahead.remove(&stale);
+        if self.tail.range(from, last, max_entries, max_bytes, out) > 0 {
+            return Ready::Entries;
         }
-        if self.read_ahead.run.front().is_some_and(|entry| entry.position == from) {
-            let mut bytes = 0;
-            while out.len() < max_entries && bytes < max_bytes {
-                let Some(entry) = self.read_ahead.run.pop_front() else { break };
-                self.read_ahead.remove(&entry);
-                bytes += entry.data.len();
-                out.push(entry);
+        match self.read_back.cache.range(from, max_entries, max_bytes, out) {
+            Some(end) => {
+                self.ahead = Some(end);
+                Ready::Entries
             }
-            return Ready::Entries;
+            None => Ready::NeedRead(from),
         }
-        if self.cache.range(from, last, max_entries, max_bytes, out) > 0 {
-            return Ready::Entries;
-        }
-        // The dispatcher went elsewhere (a rewind): what was read ahead is of no use.
-        while let Some(stale) = self.read_ahead.run.pop_front() {
-            self.read_ahead.remove(&stale);
-        }
-        Ready::NeedRead(from)
     }
 
     fn get(&mut self, at: Position) -> Option<Entry> {
-        if let Some(entry) = self.read_ahead.replay.remove(&at) {
-            self.read_ahead.remove(&entry);
-            return Some(entry);
-        }
-        self.cache.get(at).cloned()
+        self.replay.take(at).or_else(|| self.tail.get(at).or_else(|| self.read_back.cache.get(at)).cloned())
     }
 
     fn ledgers(&self) -> &LedgerList {
@@ -130,139 +114,111 @@ impl EntryReader for Reader<'_> {
 }
 
 impl Topic {
-    /// Starts reading from a position on for a subscription, unless it is under way.
+    /// Sees to it that the entry at a position is read for a subscription.
     pub(super) fn read_from(&self, state: &mut TopicState, name: &Arc<str>, from: Position, max_entries: usize) {
-        let list = state.ledger.list();
-        let Some(span) = list.get(from.ledger_id).filter(|span| span.entries > 0) else { return };
-        let last = span.entries - 1;
         let Some(sub) = state.subscriptions.get_mut(name) else { return };
-        if sub.read_ahead.reading {
-            return;
+        sub.awaits_read = true;
+        if !state.read_back.covers(from) {
+            self.start_reading(state, from, max_entries);
         }
-        sub.read_ahead.reading = true;
-        let last = last.min(from.entry_id as u64 + max_entries.max(1) as u64 - 1);
-        let bytes = if self.shared.memory.read_ahead.exhausted() { READ_BYTES_SCARCE } else { READ_BYTES };
-        let read = self.shared.ledgers.read(from.ledger_id, from.entry_id as u64, last, bytes);
-        let (topic, name) = (self.arc(), name.clone());
+    }
+
+    /// Reads the next piece before it is asked for, if memory allows.
+    pub(super) fn read_ahead(&self, state: &mut TopicState, from: Position) {
+        let budget = &self.shared.memory.read_ahead;
+        let list = state.ledger.list();
+        let from = match list.contains(from) {
+            true => Some(from),
+            false => list.next_after(from.previous()),
+        };
+        let Some(from) = from else { return };
+        let held =
+            state.read_back.cache.next_held(from) == Some(from) || state.cache.first().is_some_and(|at| at <= from);
+        if !held && !state.read_back.covers(from) && budget.used() < budget.limit() / 2 {
+            self.start_reading(state, from, usize::MAX);
+        }
+    }
+
+    /// Reads up to what is in memory already. Not more than `max_entries` when memory is scarce.
+    fn start_reading(&self, state: &mut TopicState, from: Position, max_entries: usize) {
+        let Some(span) = state.ledger.list().get(from.ledger_id).filter(|span| span.entries > 0) else { return };
+        let first = from.entry_id as u64;
+        let (mut last, mut bytes) = (span.entries - 1, READ_BYTES);
+        if self.shared.memory.read_ahead.exhausted() {
+            last = last.min(first.saturating_add(max_entries.max(1) as u64 - 1));
+            bytes = READ_BYTES_SCARCE;
+        }
+        for known in [state.read_back.cache.next_held(from), state.cache.first()].into_iter().flatten() {
+            if known.ledger_id == from.ledger_id && known > from {
+                last = last.min(known.entry_id as u64 - 1);
+            }
+        }
+        let expected = (bytes as u64 / (span.size / span.entries).max(1)).max(1);
+        state.read_back.under_way.push(UnderWay { ledger_id: from.ledger_id, first, last: last.min(first + expected) });
+        let read = self.shared.ledgers.read(from.ledger_id, first, last, bytes);
+        let topic = self.arc();
         tokio::spawn(async move {
             let started = Instant::now();
             let result = read.await;
             topic.shared.stages.read.record(started.elapsed());
-            topic.read_done(&name, from.ledger_id, result);
+            topic.read_done(from, result);
         });
     }
 
-    fn read_done(&self, name: &Arc<str>, ledger_id: u64, result: Result<Vec<StoredEntry>, LedgerError>) {
+    fn read_done(&self, from: Position, result: Result<Vec<StoredEntry>, LedgerError>) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
-        let Some(sub) = state.subscriptions.get_mut(name) else { return };
-        sub.read_ahead.reading = false;
-        let retry = self.keep(&mut sub.read_ahead, ledger_id, result, |read_ahead, entry| {
-            read_ahead.run.push_back(entry);
-        });
-        match retry {
-            None => self.dispatch(&mut state, name, &mut flushes),
-            Some(after) => self.dispatch_soon(name, after),
-        }
-        drop(state);
-        flushes.run();
-    }
-
-    /// Starts reading single entries for redelivery.
-    pub(super) fn read_entries(&self, state: &mut TopicState, name: &Arc<str>, mut positions: Vec<Position>) {
-        let Some(sub) = state.subscriptions.get_mut(name) else { return };
-        if sub.read_ahead.replaying || positions.is_empty() {
-            return;
-        }
-        sub.read_ahead.replaying = true;
-        positions.sort_unstable();
-        let (topic, name) = (self.arc(), name.clone());
-        tokio::spawn(async move {
-            let mut budget = if topic.shared.memory.read_ahead.exhausted() { READ_BYTES_SCARCE } else { READ_BYTES };
-            let mut reads = Vec::new();
-            for run in consecutive_runs(&positions) {
-                let (first, last) = (run[0], run[run.len() - 1]);
-                let result = topic
-                    .shared
-                    .ledgers
-                    .read(first.ledger_id, first.entry_id as u64, last.entry_id as u64, budget)
-                    .await;
-                let bytes: usize = result.iter().flatten().map(|entry| entry.data.len()).sum();
-                reads.push((first.ledger_id, result));
-                budget = budget.saturating_sub(bytes);
-                if budget == 0 {
-                    break;
-                }
+        state.read_back.under_way.retain(|read| (read.ledger_id, read.first) != (from.ledger_id, from.entry_id as u64));
+        let (entries, failure) = self.decode(from.ledger_id, result);
+        state.read_back.insert(entries, &self.shared.memory.read_ahead);
+        let waiting: Vec<Arc<str>> =
+            state.subscriptions.iter().filter(|(_, sub)| sub.awaits_read).map(|(name, _)| name.clone()).collect();
+        for name in waiting {
+            if let Some(sub) = state.subscriptions.get_mut(&name) {
+                sub.awaits_read = false;
+                sub.note_read(&self.name, &failure);
             }
-            topic.replay_done(&name, reads);
-        });
-    }
-
-    fn replay_done(&self, name: &Arc<str>, reads: Vec<(u64, Result<Vec<StoredEntry>, LedgerError>)>) {
-        let mut flushes = Flushes::default();
-        let mut state = self.state.lock();
-        let Some(sub) = state.subscriptions.get_mut(name) else { return };
-        sub.read_ahead.replaying = false;
-        let mut retry = None;
-        for (ledger_id, result) in reads {
-            let again = self.keep(&mut sub.read_ahead, ledger_id, result, |read_ahead, entry| {
-                if let Some(old) = read_ahead.replay.insert(entry.position, entry) {
-                    read_ahead.remove(&old);
-                }
-            });
-            retry = retry.or(again);
+            match failure {
+                None => self.dispatch(&mut state, &name, &mut flushes),
+                Some(_) => self.dispatch_soon(&name, RETRY),
+            }
         }
-        match retry {
-            None => self.dispatch(&mut state, name, &mut flushes),
-            Some(after) => self.dispatch_soon(name, after),
-        }
+        self.trim_read_back(&mut state);
         drop(state);
         flushes.run();
     }
 
-    /// Puts entries that were read where the dispatcher finds them; says when to try again if they could not be read.
-    fn keep(
+    /// Forgets entries that every connected subscription has passed.
+    pub(super) fn trim_read_back(&self, state: &mut TopicState) {
+        let budget = &self.shared.memory.read_ahead;
+        match state.first_needed() {
+            Some(position) => budget.give_back(state.read_back.cache.evict_below(position) as u64),
+            None => state.read_back.clear(budget),
+        }
+    }
+
+    /// What was read, up to the first entry that cannot be understood, and what went wrong.
+    pub(super) fn decode(
         &self,
-        read_ahead: &mut ReadAhead,
         ledger_id: u64,
         result: Result<Vec<StoredEntry>, LedgerError>,
-        mut put: impl FnMut(&mut ReadAhead, Entry),
-    ) -> Option<Duration> {
-        let entries = match result {
-            Ok(entries) => entries,
-            Err(error) => {
-                // Nothing is skipped: what cannot be read stays unacknowledged until it can be, or an operator decides.
-                if read_ahead.failure.is_none() {
-                    tracing::error!(topic = %self.name, ledger_id, %error, "entries could not be read; trying again");
-                }
-                read_ahead.failure = Some(error.to_string());
-                return Some(RETRY);
-            }
+    ) -> (Vec<Entry>, Option<String>) {
+        let stored = match result {
+            Ok(stored) => stored,
+            Err(error) => return (Vec::new(), Some(error.to_string())),
         };
-        read_ahead.failure = None;
-        for stored in entries {
-            match decode_stored(ledger_id, stored.entry_id, stored.data) {
-                Ok(entry) => {
-                    read_ahead.add(&entry, &self.shared.memory.read_ahead);
-                    put(read_ahead, entry);
-                }
-                Err(error) => {
-                    tracing::error!(topic = %self.name, ledger_id, entry_id = stored.entry_id, %error, "entry is unreadable");
-                    read_ahead.failure = Some(error);
-                    return Some(RETRY);
-                }
+        let mut entries = Vec::with_capacity(stored.len());
+        for StoredEntry { entry_id, data } in stored {
+            match decode_stored(ledger_id, entry_id, data) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => return (entries, Some(error)),
             }
         }
-        None
+        (entries, None)
     }
 }
 
 pub(super) fn decode_stored(ledger_id: u64, entry_id: u64, data: Bytes) -> Result<Entry, String> {
     let position = Position { ledger_id, entry_id: entry_id as i64 };
     read_entry(position, data).map_err(|error| format!("{position}: {error}"))
-}
-
-/// Splits sorted positions into runs that one read covers.
-fn consecutive_runs(positions: &[Position]) -> impl Iterator<Item = &[Position]> {
-    positions.chunk_by(|a, b| a.ledger_id == b.ledger_id && a.entry_id + 1 == b.entry_id)
 }

@@ -11,7 +11,6 @@ use geminga_model::Position;
 use geminga_topic::{ConsumerSpec, SubscribeError, Subscription, SubscriptionOptions};
 
 use super::liveness::Refusal;
-use super::reading::ReadAhead;
 use super::{ConsumerHandle, Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::peer::Peer;
@@ -59,7 +58,9 @@ impl Sub {
             cursor_id: None,
             ephemeral,
             properties: BTreeMap::new(),
-            read_ahead: ReadAhead::default(),
+            replay: Default::default(),
+            awaits_read: false,
+            read_failure: None,
             dirty: false,
             timer_at: 0,
             dispatch_limit: None,
@@ -208,7 +209,7 @@ impl Topic {
                 sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
                 sub.unused_since = now_ms();
                 if sub.ephemeral && !sub.core.has_consumers() {
-                    sub.read_ahead.clear(&self.shared.memory.read_ahead);
+                    sub.replay.clear(&self.shared.memory.read_ahead);
                     subscriptions.remove(name);
                 } else {
                     self.flush_cursor(&mut state, name, None);
@@ -300,7 +301,7 @@ impl Topic {
         state.last_active_at = now_ms();
         self.disconnect_consumers(&mut state, name, by, &mut flushes);
         if let Some(mut sub) = state.subscriptions.remove(name) {
-            sub.read_ahead.clear(&self.shared.memory.read_ahead);
+            sub.replay.clear(&self.shared.memory.read_ahead);
         }
         if let Some(id) = cursor_id {
             self.shared.cursors.drop_cursor(id);

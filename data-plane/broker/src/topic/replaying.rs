@@ -1,0 +1,115 @@
+//! Reading single entries that are to be delivered again, or were skipped over.
+
+use std::sync::Arc;
+
+use geminga_ledger_client::{LedgerError, StoredEntry};
+use geminga_model::Position;
+use geminga_topic::Entry;
+use rustc_hash::FxHashMap;
+
+use super::reading::{READ_BYTES, READ_BYTES_SCARCE, RETRY};
+use super::{Flushes, Topic, TopicState};
+use crate::memory::Budget;
+
+/// Entries read for one subscription and not yet dispatched.
+#[derive(Default)]
+pub(super) struct Replay {
+    entries: FxHashMap<Position, Entry>,
+    /// Bytes taken from the budget and still held here.
+    held: usize,
+    /// Bytes dispatched since the budget was last told.
+    released: usize,
+    reading: bool,
+}
+
+impl Replay {
+    /// The entry, if it was read. It is forgotten.
+    pub(super) fn take(&mut self, at: Position) -> Option<Entry> {
+        let entry = self.entries.remove(&at)?;
+        self.held -= entry.cost();
+        self.released += entry.cost();
+        Some(entry)
+    }
+
+    fn put(&mut self, entry: Entry, budget: &Budget) {
+        self.take(entry.position);
+        self.held += entry.cost();
+        budget.take(entry.cost() as u64);
+        self.entries.insert(entry.position, entry);
+    }
+
+    /// Tells the budget what has been dispatched.
+    pub(super) fn give_back(&mut self, budget: &Budget) {
+        budget.give_back(std::mem::take(&mut self.released) as u64);
+    }
+
+    pub(super) fn give_back_spare(&mut self) {
+        super::closing::shrink_empty(&mut self.entries);
+    }
+
+    /// Drops what was read, for a reset or when the subscription goes.
+    pub(super) fn clear(&mut self, budget: &Budget) {
+        self.entries.clear();
+        self.released += std::mem::take(&mut self.held);
+        self.give_back(budget);
+    }
+}
+
+impl Topic {
+    /// Starts reading single entries for a subscription, unless it is under way.
+    pub(super) fn read_entries(&self, state: &mut TopicState, name: &Arc<str>, mut positions: Vec<Position>) {
+        let Some(sub) = state.subscriptions.get_mut(name) else { return };
+        if sub.replay.reading || positions.is_empty() {
+            return;
+        }
+        sub.replay.reading = true;
+        positions.sort_unstable();
+        let (topic, name) = (self.arc(), name.clone());
+        tokio::spawn(async move {
+            let mut budget = if topic.shared.memory.read_ahead.exhausted() { READ_BYTES_SCARCE } else { READ_BYTES };
+            let mut reads = Vec::new();
+            for run in consecutive_runs(&positions) {
+                let (first, last) = (run[0], run[run.len() - 1]);
+                let result = topic
+                    .shared
+                    .ledgers
+                    .read(first.ledger_id, first.entry_id as u64, last.entry_id as u64, budget)
+                    .await;
+                let bytes: usize = result.iter().flatten().map(|entry| entry.data.len()).sum();
+                reads.push((first.ledger_id, result));
+                budget = budget.saturating_sub(bytes);
+                if budget == 0 {
+                    break;
+                }
+            }
+            topic.replay_done(&name, reads);
+        });
+    }
+
+    fn replay_done(&self, name: &Arc<str>, reads: Vec<(u64, Result<Vec<StoredEntry>, LedgerError>)>) {
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        let Some(sub) = state.subscriptions.get_mut(name) else { return };
+        sub.replay.reading = false;
+        let mut failure = None;
+        for (ledger_id, result) in reads {
+            let (entries, failed) = self.decode(ledger_id, result);
+            for entry in entries {
+                sub.replay.put(entry, &self.shared.memory.read_ahead);
+            }
+            failure = failure.or(failed);
+        }
+        sub.note_read(&self.name, &failure);
+        match failure {
+            None => self.dispatch(&mut state, name, &mut flushes),
+            Some(_) => self.dispatch_soon(name, RETRY),
+        }
+        drop(state);
+        flushes.run();
+    }
+}
+
+/// Splits sorted positions into runs that one read covers.
+fn consecutive_runs(positions: &[Position]) -> impl Iterator<Item = &[Position]> {
+    positions.chunk_by(|a, b| a.ledger_id == b.ledger_id && a.entry_id + 1 == b.entry_id)
+}
