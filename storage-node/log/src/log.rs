@@ -274,7 +274,8 @@ fn write_commits(shared: &Shared) {
         queue.finished += 1;
         queue.under_way -= 1;
         queue.must_wait = false;
-        let someone_waits = queue.idle_writers > 0 || queue.under_way > 0 || queue.closed;
+        // For its turn to finish, or the end. What else is queued this thread takes itself.
+        let someone_waits = queue.under_way > 0 || queue.closed;
         drop(queue);
         if someone_waits {
             shared.work.notify_all();

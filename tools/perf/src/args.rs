@@ -51,7 +51,7 @@ pub struct ProduceArgs {
     /// Bytes in a batch.
     #[arg(long, default_value = "128KiB", value_parser = parse_bytes)]
     pub batching_max_bytes: u64,
-    /// How long the first message of a batch waits for others (at a fixed rate).
+    /// How long the first message of a batch waits for others while earlier ones have no receipt yet (at a fixed rate).
     #[arg(long, default_value = "1ms", value_parser = parse_duration)]
     pub batching_max_delay: Duration,
     /// Bound of what is in flight: messages of each producer (1000), or bytes of all of them together (64MiB)
@@ -112,7 +112,7 @@ pub struct ConsumeArgs {
     pub warmup: Duration,
     #[arg(long, value_enum, default_value_t = AckMode::Individual)]
     pub ack: AckMode,
-    /// How long acknowledgements are gathered into one command, of at most 1000.
+    /// How long acknowledgements are gathered into one command: at most 1000, for 10,000 messages.
     #[arg(long, default_value = "100ms", value_parser = parse_duration)]
     pub ack_delay: Duration,
     /// Where a new subscription starts.

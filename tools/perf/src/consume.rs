@@ -259,7 +259,7 @@ impl Round<'_> {
         if let Some(message_permits) = consumer.received(count) {
             out.command(proto::CommandFlow { consumer_id: message.consumer_id, message_permits });
         }
-        if consumer.note(&message.message_id)
+        if consumer.note(&message.message_id, count)
             && let Some(ack) = consumer.take_ack(message.consumer_id)
         {
             out.command(ack);

@@ -8,6 +8,8 @@ use crate::template::INTERVAL_PROPERTY;
 
 /// Acknowledgements in one command.
 const MAX_ACKS: usize = 1000;
+/// Messages that these may be for: brokers hold a Shared consumer back at 50,000 without acknowledgement.
+const MAX_ACKED_MESSAGES: u32 = 10_000;
 
 /// Event times from here on are our producer's nanoseconds; as milliseconds they would lie in the year 5138.
 const NANOSECONDS_FROM: u64 = 100_000_000_000_000;
@@ -17,11 +19,12 @@ pub(crate) struct Consumer {
     used: u32,
     mode: AckMode,
     pending: Vec<proto::MessageIdData>,
+    pending_messages: u32,
 }
 
 impl Consumer {
     pub(crate) fn new(queue: u32, mode: AckMode) -> Self {
-        Self { queue, used: 0, mode, pending: Vec::new() }
+        Self { queue, used: 0, mode, pending: Vec::new(), pending_messages: 0 }
     }
 
     /// `count` messages came: the permits to give, once half of the queue is used.
@@ -30,8 +33,8 @@ impl Consumer {
         (self.used >= (self.queue / 2).max(1)).then(|| std::mem::take(&mut self.used))
     }
 
-    /// To be acknowledged; true if that should happen now.
-    pub(crate) fn note(&mut self, id: &proto::MessageIdData) -> bool {
+    /// An entry of so many messages is to be acknowledged; true if that should happen now.
+    pub(crate) fn note(&mut self, id: &proto::MessageIdData, count: u32) -> bool {
         let id = proto::MessageIdData {
             ledger_id: id.ledger_id,
             entry_id: id.entry_id,
@@ -46,7 +49,8 @@ impl Consumer {
                 self.pending.push(id);
             }
         }
-        self.pending.len() >= MAX_ACKS
+        self.pending_messages = self.pending_messages.saturating_add(count);
+        self.pending.len() >= MAX_ACKS || self.pending_messages >= MAX_ACKED_MESSAGES
     }
 
     /// All that is to be acknowledged, as one command.
@@ -54,6 +58,7 @@ impl Consumer {
         if self.pending.is_empty() {
             return None;
         }
+        self.pending_messages = 0;
         let kind = if self.mode == AckMode::Cumulative { AckType::Cumulative } else { AckType::Individual };
         Some(proto::CommandAck {
             consumer_id,
@@ -117,10 +122,18 @@ mod tests {
             [(AckMode::Individual, Some(vec![5, 6])), (AckMode::Cumulative, Some(vec![6])), (AckMode::None, None)]
         {
             let mut consumer = Consumer::new(10, mode);
-            assert!(!consumer.note(&id(5)) && !consumer.note(&id(6)));
+            assert!(!consumer.note(&id(5), 1) && !consumer.note(&id(6), 2));
             assert_eq!(consumer.take_ack(0).map(entries), expected);
             assert_eq!(consumer.take_ack(0), None);
         }
+    }
+
+    #[test]
+    fn acknowledgements_go_before_a_broker_waits_for_them() {
+        let mut consumer = Consumer::new(10, AckMode::Individual);
+        let id = proto::MessageIdData::default();
+        assert!(!consumer.note(&id, 9_999) && consumer.note(&id, 1));
+        assert!(consumer.take_ack(0).is_some() && !consumer.note(&id, 9_999));
     }
 
     #[test]

@@ -219,11 +219,13 @@ struct Slot {
     id: u64,
     metadata: proto::MessageMetadata,
     blocked: bool,
+    /// The time for which it is in the timers.
+    timer: Option<u64>,
 }
 
 impl Slot {
     fn new(producer: Producer, link: usize, id: u64, metadata: proto::MessageMetadata) -> Self {
-        Self { producer, link, id, metadata, blocked: false }
+        Self { producer, link, id, metadata, blocked: false, timer: None }
     }
 }
 
@@ -291,7 +293,11 @@ impl Worker {
                 break;
             }
             self.timers.pop();
-            self.ready[self.slots[slot].link].push_back(slot);
+            // One that was called before is in the timers in vain.
+            if self.slots[slot].timer == Some(time) {
+                self.slots[slot].timer = None;
+                self.ready[self.slots[slot].link].push_back(slot);
+            }
         }
     }
 
@@ -323,7 +329,10 @@ impl Worker {
                     shared.template.send(slot.id, sequence_id, count, &mut slot.metadata, out);
                     self.ready[link].push_back(index);
                 }
-                Turn::At(time) => self.timers.push(Reverse((time, index))),
+                Turn::At(time) => {
+                    slot.timer = Some(time);
+                    self.timers.push(Reverse((time, index)));
+                }
                 Turn::Blocked => slot.blocked = true,
                 Turn::Done => self.done += 1,
             }
@@ -352,7 +361,10 @@ impl Worker {
                     None => {}
                 }
             }
-            if std::mem::take(&mut slot.blocked) {
+            // A batch that others gather in may go now.
+            let may_go = slot.timer.is_some() && matches!(slot.producer.turn(now), Turn::Send { .. });
+            if std::mem::take(&mut slot.blocked) || may_go {
+                slot.timer = None;
                 ready.push_back(at);
             }
             Ok::<_, anyhow::Error>(())

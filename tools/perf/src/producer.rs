@@ -82,7 +82,7 @@ impl Producer {
             None if first_ns > now => return Turn::At(first_ns),
             None => u64::MAX,
             Some(interval) => {
-                let ready = self.ready_at(first_ns, interval);
+                let ready = if self.in_flight.is_empty() { first_ns } else { self.ready_at(first_ns, interval) };
                 if now < ready {
                     return Turn::At(ready);
                 }
@@ -95,7 +95,7 @@ impl Producer {
         Turn::Send { count: count as u32, first_ns }
     }
 
-    /// When the next batch is full or its first message has waited long enough.
+    /// While others are in flight: when the next batch is full or its first message has waited long enough.
     fn ready_at(&self, first_ns: u64, interval: f64) -> u64 {
         let last = self.next + u64::from(self.limits.batch_count) - 1;
         self.scheduled(last, interval).min(first_ns + self.limits.batch_delay_ns)
@@ -167,13 +167,21 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_goes_when_full_or_when_its_first_message_waited_long_enough() {
-        let p = Producer::new(PACE, Limits { batch_count: 4, batch_delay_ns: 1000, ..FREE });
-        assert_eq!(p.turn(240), Turn::At(250));
-        assert_eq!(p.turn(250), Turn::Send { count: 4, first_ns: 100 });
-        let p = Producer::new(PACE, Limits { batch_count: 400, batch_delay_ns: 120, ..FREE });
-        assert_eq!(p.turn(200), Turn::At(220));
-        assert_eq!(p.turn(220), Turn::Send { count: 3, first_ns: 100 });
+    fn a_batch_goes_when_full_or_nothing_is_in_flight_or_it_waited_long_enough() {
+        let sent_one = |batch_count, batch_delay_ns| {
+            let mut p = Producer::new(PACE, Limits { batch_count, batch_delay_ns, ..FREE });
+            assert_eq!(p.turn(100), Turn::Send { count: 1, first_ns: 100 });
+            p.sent(1, 100, 10);
+            p
+        };
+        let p = sent_one(4, 1000);
+        assert_eq!(p.turn(290), Turn::At(300));
+        assert_eq!(p.turn(300), Turn::Send { count: 4, first_ns: 150 });
+        let mut p = sent_one(400, 120);
+        assert_eq!(p.turn(200), Turn::At(270));
+        assert_eq!(p.turn(270), Turn::Send { count: 3, first_ns: 150 });
+        p.answered(0);
+        assert_eq!(p.turn(200), Turn::Send { count: 2, first_ns: 150 }, "nothing is in flight");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Topics of a broker on metadata and ledgers in memory, as connections see them.
 
+mod backlog;
 mod events;
 mod fixture;
 mod inactive;
