@@ -159,6 +159,13 @@ impl Topic {
     /// Frees what traffic that is over has left behind.
     fn give_back_spare(&self) {
         let mut state = self.state.lock();
+        let needed = state.first_needed();
+        let stuck = std::mem::replace(&mut state.was_needed, needed) == needed;
+        let budget = &self.shared.memory.tail_cache;
+        if stuck && budget.used() > budget.limit() / 2 {
+            // Somebody does not read on: topics where everybody does have more use for the memory.
+            budget.give_back(state.cache.clear() as u64);
+        }
         state.cache.give_back_spare();
         state.read_back.give_back_spare(&self.shared.memory.read_ahead);
         shrink_empty(&mut state.producer_handles);

@@ -51,6 +51,7 @@ impl Topic {
             dedup_cursor: None,
             cache: TailCache::new(),
             read_back: Default::default(),
+            was_needed: None,
             subscriptions: Default::default(),
             consumers: Default::default(),
             last_entry: None,

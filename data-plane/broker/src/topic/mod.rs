@@ -102,6 +102,8 @@ struct TopicState {
     dedup_cursor: Option<u64>,
     cache: TailCache,
     read_back: reading::ReadBack,
+    /// [`TopicState::first_needed`] at the last upkeep.
+    was_needed: Option<Position>,
     /// Boxed: a table of the large ones would be mostly empty.
     subscriptions: FxHashMap<Arc<str>, Box<Sub>>,
     consumers: FxHashMap<ConsumerKey, Arc<ConsumerHandle>>,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_ledger_client::{
@@ -86,6 +87,30 @@ async fn subscriptions_side_by_side_share_reads() {
     assert!((8..=20).contains(&reads), "{reads} reads of 1 MiB for 8 MiB");
     assert_eq!(broker.memory().read_ahead.used(), 0, "everybody has passed everything");
     clients.iter().for_each(|client| client.leave());
+}
+
+#[tokio::test]
+async fn a_consumer_that_does_not_read_on_keeps_no_memory_from_others() {
+    let config = BrokerConfig {
+        memory_limit: 8 << 20,
+        housekeeping_interval: Duration::from_millis(20),
+        ..BrokerConfig::default()
+    };
+    let broker = fixture::broker_with(config).await;
+    let topic = fixture::topic(&broker, NAME).await;
+    let client = Client::new();
+    let consumer = client.consume(&topic, "s", Exclusive).await.unwrap();
+    let publisher = Client::new();
+    let producer = publisher.produce(&topic, "p").await.unwrap();
+    for number in 0..100 {
+        fixture::publish(&publisher, &producer, &[&text_of(number)]).await;
+    }
+    let used = || std::future::ready(broker.memory().tail_cache.used() < broker.memory().tail_cache.limit() / 2);
+    fixture::eventually("the cache is given up", used).await;
+    topic.flow(&consumer, 100);
+    for expected in 0..100 {
+        assert_eq!(fixture::text(&client.message().await), text_of(expected));
+    }
 }
 
 #[tokio::test]
