@@ -57,6 +57,49 @@ def test_versions(admin, namespace, client):
     assert versions[0] == versions[2] != versions[1]
 
 
+class Defaulted(Record):
+    name = String()
+    age = Integer()
+    tags = Array(String())
+    extra = Integer(default=None, required_default=True)
+
+
+class Required(Record):
+    name = String()
+    age = Integer()
+    tags = Array(String())
+    extra = Integer(required=True)
+
+
+@pytest.mark.parametrize("strategy,wider,back", [
+    ("BACKWARD", False, True),
+    ("FORWARD", True, False),
+    ("FULL", False, False),
+    ("BACKWARD_TRANSITIVE", False, True),
+    ("FORWARD_TRANSITIVE", True, False),
+    ("FULL_TRANSITIVE", False, False),
+])
+@pytest.mark.parametrize("kind", [AvroSchema, JsonSchema], ids=["avro", "json"])
+def test_strategies(admin, namespace, client, strategy, wider, back, kind):
+    """`wider`: a field without default may be added; `back`: it may be left out again."""
+    admin.put(f"namespaces/{namespace}/schemaCompatibilityStrategy", strategy)
+    for first, second, allowed in [(Person, Required, wider), (Required, Person, back), (Person, Defaulted, True)]:
+        topic = f"persistent://{namespace}/{first.__name__}-{second.__name__}"
+        client.create_producer(topic, schema=kind(first)).close()
+        if allowed:
+            client.create_producer(topic, schema=kind(second)).close()
+        else:
+            with pytest.raises(pulsar.IncompatibleSchema):
+                client.create_producer(topic, schema=kind(second))
+
+
+def test_a_consumer_must_read_what_comes(client, topic):
+    client.create_producer(topic, schema=AvroSchema(Person)).close()
+    with pytest.raises(pulsar.IncompatibleSchema):
+        client.subscribe(topic, "s", schema=AvroSchema(Required))
+    client.subscribe(topic, "s", schema=AvroSchema(Defaulted))
+
+
 def test_another_type_is_refused(client, topic):
     client.create_producer(topic, schema=JsonSchema(Person)).send(Person(name="a", age=1, tags=[]))
     with pytest.raises(pulsar.IncompatibleSchema):
