@@ -187,6 +187,8 @@ impl Producers {
                 self.become_exclusive(spec)
             }
             AccessMode::WaitForExclusive if occupied || !self.waiting.is_empty() => {
+                // One that has been the exclusive producer, and was fenced, is not to come back by waiting.
+                self.check_epoch(&spec)?;
                 self.waiting.push_back(spec);
                 Ok(Admission::Queued)
             }
@@ -232,7 +234,8 @@ impl Producers {
     }
 
     fn check_epoch(&self, spec: &ProducerSpec) -> Result<(), ProducerError> {
-        match (spec.topic_epoch, self.topic_epoch) {
+        let storing = self.exclusive.as_ref().and_then(|exclusive| exclusive.storing.as_ref());
+        match (spec.topic_epoch, self.topic_epoch.max(storing.map(|(epoch, _)| *epoch))) {
             (Some(given), Some(current)) if given < current => Err(ProducerError::EpochMoved { current, given }),
             _ => Ok(()),
         }
@@ -348,6 +351,8 @@ mod tests {
         producers.remove(3);
         let late = ProducerSpec { topic_epoch: Some(7), ..spec(4, "a", AccessMode::Exclusive) };
         assert_eq!(producers.add(late), Err(ProducerError::EpochMoved { current: 8, given: 7 }));
+        let late = ProducerSpec { topic_epoch: Some(7), ..spec(4, "a", AccessMode::WaitForExclusive) };
+        assert_eq!(producers.add(late), Err(ProducerError::EpochMoved { current: 8, given: 7 }));
         let same = ProducerSpec { topic_epoch: Some(8), ..spec(5, "c", AccessMode::Exclusive) };
         assert_eq!(producers.add(same), Ok(Admission::StoreEpoch { epoch: 8 }));
         assert_eq!(producers.epoch_stored(5, false), Some(Err(ProducerError::NotStored)));
@@ -375,6 +380,13 @@ mod tests {
         assert_eq!(actions(&mut producers), [Action::Fail { key: 5 }, Action::Fail { key: 3 }]);
         assert_eq!(producers.epoch_stored(3, true), None);
         assert_eq!(producers.epoch_stored(6, true), Some(Ok(Admission::Ready { topic_epoch: Some(1) })));
-        assert_eq!((producers.len(), producers.waiting()), (1, 0));
+        // One that was fenced while the epoch of its successor was being stored does not come back by waiting.
+        assert_eq!(
+            producers.add(spec(7, "g", AccessMode::ExclusiveWithFencing)),
+            Ok(Admission::StoreEpoch { epoch: 2 })
+        );
+        let fenced = ProducerSpec { topic_epoch: Some(1), ..spec(8, "f", AccessMode::WaitForExclusive) };
+        assert_eq!(producers.add(fenced), Err(ProducerError::EpochMoved { current: 2, given: 1 }));
+        assert_eq!(producers.waiting(), 0);
     }
 }
