@@ -259,6 +259,16 @@ impl Broker {
         self.policies(name).await.map(|_| ())
     }
 
+    /// Whether the topic is there, or would come into being if a client asked for it.
+    pub async fn is_reachable(&self, name: &TopicName) -> Result<bool> {
+        let policies = self.policies(name).await?;
+        let metadata = &self.shared.metadata;
+        Ok(self.auto_creation(&policies).allowed
+            || metadata.get_topic(name).await?.is_some()
+            || metadata.get_partitioned_topic(name).await?.is_some()
+            || self.is_known_partition(name).await?)
+    }
+
     /// Names of a namespace's topics, partitions as topics of their own, sorted.
     pub async fn topics(&self, namespace: &NamespaceName, domains: &[TopicDomain]) -> Result<Vec<String>> {
         if self.shared.metadata.get_namespace(namespace).await?.is_none() {

@@ -28,6 +28,7 @@ pub use dynamic::DYNAMIC_SETTINGS;
 pub use entry_meta::{entry_meta, read_entry};
 pub use error::{BrokerError, Result};
 pub use memory::{Budget, Memory};
+pub use namespaces::DEFAULT_BUNDLES;
 pub use peer::{Alive, Peer, Receipt};
 pub use policies::{EffectivePolicies, QuotaAction};
 pub use schema::{is_valid_schema, schema_type_name, schema_type_number, schema_version_bytes, schema_version_of};

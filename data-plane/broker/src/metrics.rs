@@ -9,6 +9,7 @@ use geminga_observe::{Histogram, Labels, family, sample, sample_histogram};
 
 use crate::broker::Broker;
 use crate::topic::TopicFigures;
+use crate::topic::writes::{LATENCIES, SIZES};
 
 /// Topics that are shown whatever the configuration says.
 const TOP_TOPICS: usize = 10;
@@ -86,6 +87,10 @@ pub fn render(broker: &Broker, page: &mut String) {
     family(page, "pulsar_version_info", "gauge", "Version of this broker");
     let version = concat!("Geminga-", env!("CARGO_PKG_VERSION"));
     sample(page, "pulsar_version_info", &[("cluster", cluster), ("version", version)], 1);
+    family(page, "geminga_build_info", "gauge", "What this server was built from");
+    let version = env!("CARGO_PKG_VERSION");
+    let build = if cfg!(debug_assertions) { "development" } else { "release" };
+    sample(page, "geminga_build_info", &[("version", version), ("build", build)], 1);
     topics_count(page, cluster, &figures);
     if broker.config().metrics_per_topic {
         for figure in FIGURES {
@@ -95,6 +100,8 @@ pub fn render(broker: &Broker, page: &mut String) {
                 sample(page, figure.name, labels, (figure.of)(of_topic));
             }
         }
+        let writes = figures.iter().map(|(namespace, topic, of)| (namespace.as_str(), Some(topic.as_str()), of));
+        write_figures(page, cluster, &writes.collect::<Vec<_>>());
         subscriptions(page, cluster, &topics);
     } else {
         let mut namespaces: BTreeMap<&str, TopicFigures> = BTreeMap::new();
@@ -107,10 +114,39 @@ pub fn render(broker: &Broker, page: &mut String) {
                 sample(page, figure.name, &[("cluster", cluster), ("namespace", namespace)], (figure.of)(sum));
             }
         }
+        let writes: Vec<_> = namespaces.iter().map(|(namespace, sum)| (*namespace, None, sum)).collect();
+        write_figures(page, cluster, &writes);
     }
     broker_level(page, cluster, broker, &figures);
     top_topics(page, cluster, figures);
     stages(page, cluster, broker);
+}
+
+/// Entries by size and by the time until they were durable. As in Pulsar each bucket is a gauge of its own, and counts only
+/// what is above the bound before it.
+fn write_figures(page: &mut String, cluster: &str, all: &[(&str, Option<&str>, &TopicFigures)]) {
+    let mut one = |name: &str, help: &str, of: &dyn Fn(&TopicFigures) -> f64| {
+        family(page, name, "gauge", help);
+        for (namespace, topic, figures) in all {
+            let labels = [("cluster", cluster), ("namespace", *namespace), ("topic", topic.unwrap_or_default())];
+            let shown = if topic.is_some() { 3 } else { 2 };
+            sample(page, name, &labels[..shown], of(figures));
+        }
+    };
+    const LATENCY: &str = "pulsar_storage_write_latency";
+    const LATENCY_HELP: &str = "Entries by the milliseconds until they were durable";
+    for (index, bucket) in LATENCIES.iter().map(|(name, _)| *name).chain(["overflow"]).enumerate() {
+        one(&format!("{LATENCY}_{bucket}"), LATENCY_HELP, &|of| of.write_latencies.buckets[index] as f64);
+    }
+    one(&format!("{LATENCY}_count"), LATENCY_HELP, &|of| of.write_latencies.count() as f64);
+    one(&format!("{LATENCY}_sum"), LATENCY_HELP, &|of| of.write_latencies.sum as f64 / 1000.0);
+    const SIZE: &str = "pulsar_entry_size";
+    const SIZE_HELP: &str = "Entries by their size in bytes";
+    for (index, bucket) in SIZES.iter().map(|(name, _)| *name).chain(["le_overflow"]).enumerate() {
+        one(&format!("{SIZE}_{bucket}"), SIZE_HELP, &|of| of.entry_sizes.buckets[index] as f64);
+    }
+    one(&format!("{SIZE}_count"), SIZE_HELP, &|of| of.entry_sizes.count() as f64);
+    one(&format!("{SIZE}_sum"), SIZE_HELP, &|of| of.entry_sizes.sum as f64);
 }
 
 fn topics_count(page: &mut String, cluster: &str, figures: &[(String, String, TopicFigures)]) {
@@ -147,7 +183,10 @@ fn broker_level(page: &mut String, cluster: &str, broker: &Broker, figures: &[(S
     for (_, _, of_topic) in figures {
         sum.add(of_topic);
     }
-    let of_broker: [(&str, &str, f64); 7] = [
+    let of_broker: [(&str, &str, f64); 10] = [
+        ("pulsar_broker_subscriptions_count", "Subscriptions", sum.subscriptions as f64),
+        ("pulsar_broker_throughput_in", "Bytes per second coming in", sum.throughput_in),
+        ("pulsar_broker_throughput_out", "Bytes per second going out", sum.throughput_out),
         ("pulsar_broker_topics_count", "Topics that are loaded", figures.len() as f64),
         ("pulsar_broker_producers_count", "Connected producers", sum.producers as f64),
         ("pulsar_broker_consumers_count", "Connected consumers", sum.consumers as f64),
@@ -226,6 +265,8 @@ impl TopicFigures {
         self.backlog += other.backlog;
         self.storage_bytes += other.storage_bytes;
         self.backlog_bytes += other.backlog_bytes;
+        self.write_latencies.add(&other.write_latencies);
+        self.entry_sizes.add(&other.entry_sizes);
         self.backlog_quota_bytes = self.backlog_quota_bytes.max(other.backlog_quota_bytes);
     }
 }

@@ -8,7 +8,7 @@ use crate::broker::Broker;
 use crate::error::{BrokerError, Result};
 
 /// Bundles of a namespace that is created without saying how many (Pulsar's `defaultNumberOfNamespaceBundles`).
-const BUNDLES: u32 = 4;
+pub const DEFAULT_BUNDLES: u32 = 4;
 /// More bundles than any namespace needs.
 const BUNDLES_MAX: u32 = 1024;
 
@@ -79,6 +79,11 @@ impl Broker {
     }
 
     async fn check_tenant(&self, info: &TenantInfo) -> Result<()> {
+        if info.admin_roles.iter().any(|role| role.trim() != role) {
+            return Err(BrokerError::PreconditionFailed(
+                "AdminRoles contains whitespace in the beginning or end.".into(),
+            ));
+        }
         if info.allowed_clusters.is_empty() || info.allowed_clusters.iter().any(|name| name.trim().is_empty()) {
             return Err(BrokerError::PreconditionFailed("Clusters cannot be empty or blank".into()));
         }
@@ -131,7 +136,7 @@ impl Broker {
                 )));
             }
         }
-        let bundles = policies.bundles.as_ref().map_or(BUNDLES, |bundles| bundles.bundle_count);
+        let bundles = policies.bundles.as_ref().map_or(DEFAULT_BUNDLES, |bundles| bundles.bundle_count);
         if bundles == 0 || bundles > BUNDLES_MAX {
             return Err(BrokerError::BadRequest(format!(
                 "Invalid number of bundles. Number of bundles has to be in the range of (0, {BUNDLES_MAX}]."

@@ -13,7 +13,9 @@ use crate::topic::InitialPosition;
 impl Broker {
     /// Creates a topic that is not partitioned.
     pub async fn create_topic(&self, name: &TopicName, properties: BTreeMap<String, String>) -> Result<()> {
-        self.check_new_topic(name, 1).await?;
+        let policies = self.check_new_topic(name).await?;
+        let limit = self.check_topic_limit(&policies, name, 1).await;
+        limit.map_err(|error| BrokerError::Conflict(error.to_string()))?;
         if name.is_partition() && !self.is_known_partition(name).await? {
             return Err(BrokerError::PreconditionFailed(format!(
                 "Can't create topic {} with \"-partition-\" followed by numeric value if there isn't a partitioned \
@@ -41,12 +43,13 @@ impl Broker {
         partitions: u32,
         properties: BTreeMap<String, String>,
     ) -> Result<()> {
-        self.check_new_topic(name, partitions as usize).await?;
+        let policies = self.check_new_topic(name).await?;
+        self.check_topic_limit(&policies, name, partitions as usize).await?;
         self.create_partitioned(name, partitions, properties).await
     }
 
-    /// Refuses a name that is taken, and topics above the namespace's limit.
-    async fn check_new_topic(&self, name: &TopicName, more: usize) -> Result<()> {
+    /// Refuses a name that is taken; answers what applies to the namespace.
+    async fn check_new_topic(&self, name: &TopicName) -> Result<Policies> {
         let policies = self.namespace_policies(name.namespace()).await?;
         if policies.deleted {
             return Err(BrokerError::NotAllowed(format!("namespace {} is being deleted", name.namespace())));
@@ -55,7 +58,7 @@ impl Broker {
         if metadata.get_partitioned_topic(name).await?.is_some() || metadata.get_topic(name).await?.is_some() {
             return Err(already_exists());
         }
-        self.check_topic_limit(&policies, name, more).await
+        Ok(policies)
     }
 
     /// Refuses `more` topics above the namespace's limit.

@@ -188,6 +188,13 @@ impl EffectivePolicies {
         own.map_or(Rate::default(), |policy| dispatch_rate(policy, publishing))
     }
 
+    /// What may be delivered of subscriptions that have a rate of their own.
+    pub fn single_dispatch_rates(&self, publishing: [f64; 2]) -> Vec<(String, Rate)> {
+        let own = self.topic.subscription_policies.iter();
+        let rates = own.filter_map(|(name, policies)| Some((name, policies.dispatch_rate.as_ref()?)));
+        rates.map(|(name, rate)| (name.clone(), dispatch_rate(rate, publishing))).collect()
+    }
+
     /// How often one consumer may subscribe.
     pub fn subscribe_rate(&self, cluster: &str) -> Rate {
         let own = self.topic.subscribe_rate.as_ref().or_else(|| self.namespace.cluster_subscribe_rate.get(cluster));

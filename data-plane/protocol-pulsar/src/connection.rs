@@ -70,6 +70,7 @@ pub struct Connection {
 pub(crate) struct ClientInfo {
     pub version: String,
     pub protocol_version: i32,
+    pub partial_producer: bool,
     pub broker_entry_metadata: bool,
 }
 

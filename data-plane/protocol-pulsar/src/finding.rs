@@ -19,6 +19,7 @@ impl Connection {
         let info = ClientInfo {
             version: connect.client_version,
             protocol_version: connect.protocol_version.unwrap_or(0),
+            partial_producer: flags.supports_partial_producer.unwrap_or(false),
             broker_entry_metadata: flags.supports_broker_entry_metadata.unwrap_or(false),
         };
         let version = info.protocol_version.min(PROTOCOL_VERSION);

@@ -183,6 +183,7 @@ impl Connection {
             schema_version,
             metadata: command.metadata.iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect(),
             client_version: self.client.get().map(|client| client.version.clone()).unwrap_or_default(),
+            supports_partial: self.client.get().is_some_and(|client| client.partial_producer),
             encrypted: command.encrypted.unwrap_or(false),
         };
         Ok((topic, request))

@@ -57,6 +57,11 @@ pub struct BacklogAnalysis {
     pub filter_rescheduled_messages: u64,
     /// There is more than was looked at.
     pub aborted: bool,
+    /// As `ledger:entry`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_message_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_message_id: Option<String>,
 }
 
 /// Resolves when what was stored for it is durable.
@@ -74,8 +79,10 @@ async fn stored(waiting: Stored) -> Result<()> {
 impl Topic {
     /// Starts delivery again at the first message published at or after a time, in milliseconds since the epoch.
     pub async fn reset_to_time(&self, subscription: &str, time_ms: u64) -> Result<()> {
-        self.needs_storage("Reset-cursor")?;
         self.key_of(&self.state.lock(), subscription)?;
+        if !self.name.is_persistent() {
+            return Ok(());
+        }
         let target = self.position_at_time(time_ms).await?;
         self.seek(subscription, target, &[]).await
     }
@@ -92,9 +99,11 @@ impl Topic {
     }
 
     /// Starts delivery again at `position`, which is delivered next. With an `ack_set` (a bit for each message that is not
-    /// acknowledged) the earlier messages of that batch stay acknowledged.
+    /// acknowledged) the earlier messages of that batch stay acknowledged. A topic that keeps nothing has nothing to do.
     pub async fn seek(&self, subscription: &str, position: Position, ack_set: &[i64]) -> Result<()> {
-        self.needs_storage("Reset-cursor")?;
+        if !self.name.is_persistent() {
+            return self.key_of(&self.state.lock(), subscription).map(drop);
+        }
         let batch_size = self.batch_size(position, ack_set).await?;
         let mut flushes = Flushes::default();
         let waiting = {
@@ -168,16 +177,25 @@ impl Topic {
             return Ok(0);
         }
         let first_kept = self.position_at_time(cut).await?;
-        self.advance(subscription, |cursor, list| match list.previous(first_kept) {
+        let expired = self.advance(subscription, |cursor, list| match list.previous(first_kept) {
             Some(last) => unacked_through(cursor, list, last),
             None => 0,
-        })
-        .await
+        });
+        Ok(self.count_expired(subscription, expired.await?))
+    }
+
+    fn count_expired(&self, subscription: &str, entries: u64) -> u64 {
+        if let Some(sub) = self.state.lock().subscriptions.get_mut(subscription) {
+            sub.expired += entries;
+            sub.expired_at = now_ms();
+        }
+        entries
     }
 
     /// Acknowledges everything up to and including a position; answers how many entries that were.
     pub async fn expire_through(&self, subscription: &str, position: Position) -> Result<u64> {
-        self.advance(subscription, |cursor, list| unacked_through(cursor, list, position)).await
+        let expired = self.advance(subscription, |cursor, list| unacked_through(cursor, list, position)).await?;
+        Ok(self.count_expired(subscription, expired))
     }
 
     /// Acknowledges as many of the next unacknowledged entries as `count` says.
@@ -327,6 +345,8 @@ impl Topic {
                 let entry = super::reading::decode_stored(at.ledger_id, stored.entry_id, stored.data)
                     .map_err(BrokerError::Metadata)?;
                 if !cursor.is_acked(at) {
+                    analysis.first_message_id.get_or_insert_with(|| at.to_string());
+                    analysis.last_message_id = Some(at.to_string());
                     analysis.entries += 1;
                     analysis.messages += u64::from(entry.meta.num_messages);
                 }

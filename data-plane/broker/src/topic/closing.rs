@@ -51,10 +51,8 @@ impl Topic {
         state.check_serving(&self.name)?;
         if !force && (!state.producer_handles.is_empty() || !state.consumers.is_empty()) {
             return Err(BrokerError::PreconditionFailed(format!(
-                "Topic has active producers/subscriptions: {} has {} producers and {} consumers",
-                self.name,
-                state.producer_handles.len(),
-                state.consumers.len()
+                "Topic has {} connected producers/consumers",
+                state.producer_handles.len() + state.consumers.len()
             )));
         }
         state.life = Life::Closing;

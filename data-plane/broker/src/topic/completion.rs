@@ -22,7 +22,9 @@ impl Topic {
         let mut state = self.state.lock();
         for completion in completions {
             let entries = completion.written.len() as u64;
-            stages.append.record_many(completion.finished - completion.started, entries);
+            let latency = completion.finished - completion.started;
+            stages.append.record_many(latency, entries);
+            self.writes.durable(latency, entries);
             finished.push((completion.finished, entries));
             self.written_one(&mut state, completion, &mut receipts, &mut flushes);
         }
@@ -74,6 +76,7 @@ impl Topic {
             let origin = written.origin;
             freed += written.bytes;
             messages += u64::from(written.meta.num_messages);
+            self.writes.entry(written.bytes);
             if let Some(dedup) = &mut state.dedup {
                 dedup.persisted(&origin.producer.name, origin.highest_sequence_id, position);
             }

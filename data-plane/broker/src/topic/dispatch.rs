@@ -43,7 +43,7 @@ impl Topic {
         for round in 0.. {
             let started = Instant::now();
             let Some(sub) = state.subscriptions.get_mut(name) else { return };
-            let (messages, bytes) = match allowance(&mut state.limits, sub, now) {
+            let (messages, bytes) = match allowance(&mut state.limits, name, sub, now) {
                 Ok(room) => room,
                 Err(wait_ms) => {
                     self.set_timer(state, name, now + wait_ms, now);

@@ -70,6 +70,7 @@ impl Topic {
             asked_at: Default::default(),
             changed: tokio::sync::Notify::new(),
             counters: Default::default(),
+            writes: Default::default(),
             rates: Default::default(),
         });
         topic.refresh_limits(&mut topic.state.lock());

@@ -30,6 +30,7 @@ mod replaying;
 mod stats;
 mod subscribing;
 mod throttle;
+pub(crate) mod writes;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -74,6 +75,7 @@ pub struct Topic {
     /// The topic's life has changed: it was closed, or its termination is stored.
     changed: tokio::sync::Notify,
     counters: Counters,
+    writes: writes::Writes,
     rates: stats::Rates,
 }
 
@@ -159,6 +161,9 @@ struct Sub {
     unused_since: u64,
     /// Messages that no consumer could take (non-persistent topics).
     dropped: u64,
+    /// Entries that were acknowledged for their age, since it was loaded, and when that was last tried.
+    expired: u64,
+    expired_at: u64,
 }
 
 /// One entry on its way to storage.
@@ -202,6 +207,7 @@ pub struct ProducerHandle {
     schema_version: Option<Vec<u8>>,
     metadata: std::collections::BTreeMap<String, String>,
     client_version: String,
+    supports_partial: bool,
     connected_at: u64,
     access_mode: geminga_topic::producers::AccessMode,
     in_flight: AtomicUsize,

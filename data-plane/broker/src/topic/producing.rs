@@ -28,6 +28,8 @@ pub struct ProducerRequest {
     pub schema_version: Option<Vec<u8>>,
     pub metadata: BTreeMap<String, String>,
     pub client_version: String,
+    /// The client numbers its producers on partitions as parts of one.
+    pub supports_partial: bool,
     pub encrypted: bool,
 }
 
@@ -173,6 +175,7 @@ impl Topic {
             schema_version: request.schema_version,
             metadata: request.metadata,
             client_version: request.client_version,
+            supports_partial: request.supports_partial,
             connected_at: now_ms(),
             access_mode: request.access_mode,
             in_flight: Default::default(),
@@ -272,7 +275,7 @@ impl Topic {
             return Err(BrokerError::TopicTerminated(self.name.to_string()));
         }
         if state.policies.encryption_required() && !request.encrypted {
-            return Err(BrokerError::NotAllowed(format!("encryption is required in {}", self.name.namespace())));
+            return Err(BrokerError::PreconditionFailed(format!("Encryption is required in {}", self.name)));
         }
         if let Some(error) = self.backlog_refusal(state) {
             return Err(error);

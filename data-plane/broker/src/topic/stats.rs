@@ -20,6 +20,7 @@ use geminga_topic::producers::AccessMode;
 
 use self::rates::{Consumed, Published, Sample};
 use super::admin::backlog_size;
+use super::writes::{Latencies, Sizes};
 use super::{ConsumerHandle, ProducerHandle, Sub, Topic, TopicState};
 use crate::error::Result;
 use crate::policies::QuotaAction;
@@ -54,6 +55,8 @@ pub(crate) struct TopicFigures {
     pub backlog_bytes: u64,
     /// -1 without one.
     pub backlog_quota_bytes: i64,
+    pub write_latencies: Latencies,
+    pub entry_sizes: Sizes,
 }
 
 impl Topic {
@@ -90,6 +93,7 @@ impl Topic {
 
     fn collect(&self, state: &TopicState, options: &StatsOptions) -> (TopicStats, Vec<(String, Position)>) {
         let list = state.ledger.list();
+        let persistent = self.name.is_persistent();
         let [messages_in, bytes_in, messages_out, bytes_out] = self.published();
         let rates = self.rates.topic();
         let mut stats = TopicStats {
@@ -104,12 +108,13 @@ impl Topic {
             average_msg_size: if rates[0] > 0.0 { rates[1] / rates[0] } else { 0.0 },
             storage_size: list.total_size(),
             backlog_size: backlog_size(state),
-            backlog_quota_limit_size: quota_bytes(state),
-            backlog_quota_limit_time: -1,
-            oldest_backlog_message_age_seconds: -1,
+            backlog_quota_limit_size: if persistent { quota_bytes(state) } else { 0 },
+            backlog_quota_limit_time: -i64::from(persistent),
+            oldest_backlog_message_age_seconds: -i64::from(persistent),
             publish_rate_limited_times: state.publish_throttled,
             waiting_publishers: state.joining.len() as u64,
-            deduplication_status: Some(if state.dedup.is_some() { "Enabled" } else { "Disabled" }.to_owned()),
+            deduplication_status: persistent
+                .then(|| if state.dedup.is_some() { "Enabled" } else { "Disabled" }.to_owned()),
             topic_epoch: state.record.current.epoch,
             owner_broker: Some(self.shared.config.advertised_http.clone()),
             msg_drop_rate: self.drop_rate(0.0),
@@ -158,7 +163,8 @@ impl Topic {
             address: format!("/{}", producer.peer.address()),
             connected_since: iso_date(producer.connected_at),
             client_version: producer.client_version.clone(),
-            metadata: producer.metadata.clone(),
+            supports_partial_producer: producer.supports_partial,
+            metadata: Some(producer.metadata.clone()),
             msg_drop_rate: self.drop_rate(0.0),
             ..PublisherStats::default()
         }
@@ -177,6 +183,9 @@ impl Topic {
             msg_out_counter: known.msg_out_counter,
             bytes_out_counter: known.bytes_out_counter,
             msg_backlog: known.msg_backlog,
+            total_msg_expired: sub.expired,
+            last_expire_timestamp: sub.expired_at,
+            last_mark_delete_advanced_timestamp: known.last_mark_delete_advanced_timestamp,
             backlog_size: list.size_between(cursor.mark_delete(), list.last_position()) as i64,
             msg_backlog_no_delayed: known.msg_backlog - delayed,
             blocked_subscription_on_unacked_msgs: known.blocked_subscription_on_unacked_msgs,
@@ -274,7 +283,10 @@ impl Topic {
         let list = state.ledger.list();
         let [messages_in, bytes_in, messages_out, bytes_out] = self.published();
         let rates = self.rates.topic();
+        let (write_latencies, entry_sizes) = self.writes.read();
         TopicFigures {
+            write_latencies,
+            entry_sizes,
             producers: state.producer_handles.len() as u64,
             consumers: state.consumers.len() as u64,
             subscriptions: state.subscriptions.len() as u64,

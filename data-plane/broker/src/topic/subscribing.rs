@@ -66,6 +66,8 @@ impl Sub {
             dispatch_limit: None,
             unused_since: now_ms(),
             dropped: 0,
+            expired: 0,
+            expired_at: 0,
         }
     }
 }
@@ -90,6 +92,8 @@ impl Topic {
         let is_new = {
             let mut state = self.state.lock();
             self.check_may_subscribe(&mut state, &consumer)?;
+            // Before the subscription comes into being for nothing.
+            self.check_consumer_limits(&state, &subscription)?;
             !state.subscriptions.contains_key(&subscription)
         };
         if is_new && rollback_ms > 0 && self.name.is_persistent() {
@@ -357,7 +361,7 @@ impl Topic {
         let lasting = state.subscriptions.values().filter(|sub| !sub.ephemeral).count();
         match state.policies.max_subscriptions_per_topic() {
             Some(max) if lasting >= max => Err(BrokerError::NotAllowed(format!(
-                "topic {} has reached its limit of {max} subscriptions",
+                "Exceed the maximum number of subscriptions of the topic: {}",
                 self.name
             ))),
             _ => Ok(()),

@@ -17,6 +17,8 @@ pub(super) struct Limits {
     publish: Option<RateLimit>,
     dispatch: Option<RateLimit>,
     subscription_dispatch: Rate,
+    /// Rates of single subscriptions, before the one of all.
+    single_dispatch: Vec<(String, Rate)>,
     subscribe: Rate,
     /// Consumers that subscribed lately.
     subscribers: FxHashMap<String, RateLimit>,
@@ -46,8 +48,9 @@ impl Topic {
         let subscription_dispatch = policies.subscription_dispatch_rate(cluster, [messages_in, bytes_in]);
         let (publish, subscribe) = (policies.publish_rate(cluster), policies.subscribe_rate(cluster));
         let (max_message_bytes, max_delay_ms) = (policies.max_message_bytes(), policies.max_delay_ms());
+        let single_dispatch = policies.single_dispatch_rates([messages_in, bytes_in]);
         let limited = [publish, dispatch, subscription_dispatch, subscribe].iter().any(Rate::is_limited);
-        if !limited && max_message_bytes.is_none() && max_delay_ms.is_none() {
+        if !limited && single_dispatch.is_empty() && max_message_bytes.is_none() && max_delay_ms.is_none() {
             state.limits = None;
             return;
         }
@@ -58,6 +61,7 @@ impl Topic {
             publish: adapted(old_publish, publish),
             dispatch: adapted(old_dispatch, dispatch),
             subscription_dispatch,
+            single_dispatch,
             subscribe,
             subscribers,
             max_message_bytes,
@@ -120,11 +124,13 @@ fn adapted(old: Option<RateLimit>, rate: Rate) -> Option<RateLimit> {
 /// Messages and bytes that a subscription may deliver now, or the milliseconds until it may deliver some.
 pub(super) fn allowance(
     limits: &mut Option<Box<Limits>>,
+    name: &str,
     sub: &mut Sub,
     now: u64,
 ) -> std::result::Result<(u64, u64), u64> {
     let Some(limits) = limits else { return Ok((u64::MAX, u64::MAX)) };
-    let own = limits.subscription_dispatch;
+    let single = limits.single_dispatch.iter().find(|(known, _)| known == name);
+    let own = single.map_or(limits.subscription_dispatch, |(_, rate)| *rate);
     if sub.dispatch_limit.as_ref().map_or(Rate::default(), |limit| limit.rate()) != own {
         sub.dispatch_limit = adapted(sub.dispatch_limit.take().map(|limit| *limit), own).map(Box::new);
     }

@@ -113,6 +113,7 @@ impl Client {
             schema_version: None,
             metadata: Default::default(),
             client_version: "test".into(),
+            supports_partial: false,
             encrypted: false,
         };
         let ProducerGrant { handle, .. } = topic.add_producer(request, self.clone(), || ()).await?;

@@ -41,6 +41,8 @@ pub(crate) struct Totals {
     pub last_acked_at: u64,
     pub last_flow_at: u64,
     pub active_changed_at: u64,
+    /// When the mark-delete position last moved.
+    pub mark_delete_moved_at: u64,
 }
 
 #[derive(Debug)]

@@ -247,6 +247,7 @@ impl Subscription {
         list: &LedgerList,
         now: u64,
     ) -> Result<AckSummary, AckError> {
+        let mark_delete = self.core.cursor.mark_delete();
         let summary = match request {
             AckRequest::Individual(acks) => {
                 let mut summary = AckSummary::default();
@@ -260,6 +261,9 @@ impl Subscription {
         self.core.totals.acked += summary.messages;
         self.core.totals.last_acked_at = now;
         self.core.now = now;
+        if self.core.cursor.mark_delete() != mark_delete {
+            self.core.totals.mark_delete_moved_at = now;
+        }
         if let Some(consumer) = self.consumer_mut(key) {
             consumer.acked += summary.messages;
             consumer.last_acked_at = now;
@@ -415,6 +419,9 @@ impl Subscription {
     /// Acknowledges the next `count` unacknowledged entries.
     pub fn skip(&mut self, count: u64, list: &LedgerList) -> Advance {
         let advance = self.core.cursor.skip(list, count);
+        if advance.entries_acked > 0 {
+            self.core.totals.mark_delete_moved_at = self.core.now;
+        }
         self.settle_unwanted(list);
         advance
     }

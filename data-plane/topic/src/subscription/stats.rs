@@ -80,6 +80,7 @@ pub struct SubscriptionStats {
     pub last_consumed_timestamp: u64,
     pub last_consumed_flow_timestamp: u64,
     pub last_active_changed_timestamp: u64,
+    pub last_mark_delete_advanced_timestamp: u64,
     pub draining_hashes_count: u64,
     pub draining_hashes_unacked_messages: u64,
     pub draining_hashes_cleared_total: u64,
@@ -107,6 +108,7 @@ impl Subscription {
             last_consumed_timestamp: totals.last_consumed_at,
             last_consumed_flow_timestamp: totals.last_flow_at,
             last_active_changed_timestamp: totals.active_changed_at,
+            last_mark_delete_advanced_timestamp: totals.mark_delete_moved_at,
             consumers: core.consumers.iter().map(|(_, consumer)| self.consumer_stats(consumer)).collect(),
             ..SubscriptionStats::default()
         };

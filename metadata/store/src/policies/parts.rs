@@ -97,6 +97,16 @@ pub struct DispatchRate {
     pub extra: Extra,
 }
 
+/// What a topic's policies say about one of its subscriptions.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct SubscriptionPolicies {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dispatch_rate: Option<DispatchRate>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct SubscribeRate {
@@ -152,6 +162,7 @@ pub struct DelayedDeliveryPolicies {
 #[serde(default, rename_all = "camelCase")]
 pub struct InactiveTopicPolicies {
     /// `delete_when_no_subscriptions` or `delete_when_subscriptions_caught_up`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub inactive_topic_delete_mode: Option<String>,
     pub max_inactive_duration_seconds: i64,
     pub delete_while_inactive: bool,

@@ -72,7 +72,10 @@ pub struct TopicPolicies {
     pub entry_filters: Option<EntryFilters>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispatcher_pause_on_ack_state_persistent_enabled: Option<bool>,
-    /// Everything else, per-subscription policies among it.
+    /// By name of the subscription.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub subscription_policies: BTreeMap<String, SubscriptionPolicies>,
+    /// Everything else.
     #[serde(flatten)]
     pub extra: Extra,
 }

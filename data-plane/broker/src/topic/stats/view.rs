@@ -70,6 +70,7 @@ pub struct CompactionStats {
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublisherStats {
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub access_mode: String,
     pub msg_rate_in: f64,
     pub msg_throughput_in: f64,
@@ -77,11 +78,17 @@ pub struct PublisherStats {
     pub chunked_message_rate: f64,
     pub producer_id: u64,
     pub supports_partial_producer: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub producer_name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub address: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub connected_since: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub client_version: String,
-    pub metadata: Properties,
+    /// `None` where producers of several partitions are added up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Properties>,
     /// Of a non-persistent topic; always 0: producers are held back, not robbed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_drop_rate: Option<f64>,
@@ -227,10 +234,48 @@ impl TopicStats {
         self.delayed_message_index_size_in_bytes += other.delayed_message_index_size_in_bytes;
         let earliest = [self.earliest_msg_publish_time_in_backlogs, other.earliest_msg_publish_time_in_backlogs];
         self.earliest_msg_publish_time_in_backlogs = earliest.into_iter().filter(|time| *time > 0).min().unwrap_or(0);
-        self.publishers.extend(other.publishers.iter().cloned());
+        for (index, publisher) in other.publishers.iter().enumerate() {
+            self.add_publisher(index, publisher);
+        }
         for (name, sub) in &other.subscriptions {
             self.subscriptions.entry(name.clone()).or_default().add(sub);
         }
+    }
+}
+
+impl TopicStats {
+    /// Adds up the parts of one producer by its name; those of clients that don't say so by place, as in Pulsar.
+    fn add_publisher(&mut self, index: usize, publisher: &PublisherStats) {
+        let partial = publisher.supports_partial_producer;
+        let known = match partial {
+            true => self.publishers.iter_mut().find(|known| known.producer_name == publisher.producer_name),
+            false => self.publishers.iter_mut().filter(|known| !known.supports_partial_producer).nth(index),
+        };
+        match known {
+            Some(known) => known.add(publisher),
+            None => self.publishers.push(PublisherStats {
+                producer_name: if partial { publisher.producer_name.clone() } else { String::new() },
+                access_mode: String::new(),
+                address: String::new(),
+                connected_since: String::new(),
+                client_version: String::new(),
+                producer_id: 0,
+                metadata: None,
+                ..publisher.clone()
+            }),
+        }
+    }
+}
+
+impl PublisherStats {
+    fn add(&mut self, other: &PublisherStats) {
+        let parts = self.msg_rate_in + other.msg_rate_in;
+        if parts > 0.0 {
+            let sizes = self.average_msg_size * self.msg_rate_in + other.average_msg_size * other.msg_rate_in;
+            self.average_msg_size = sizes / parts;
+        }
+        self.msg_rate_in = parts;
+        self.msg_throughput_in += other.msg_throughput_in;
     }
 }
 
