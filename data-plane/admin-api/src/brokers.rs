@@ -25,6 +25,8 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             check_metadata(broker).await?;
             Ok(Answer::Text("ok".into()))
         }
+        // Quotas are looked after all the time.
+        ("GET", ["backlog-quota-check"]) => Ok(Answer::Nothing),
         ("GET", ["version"]) => Ok(Answer::Text(env!("CARGO_PKG_VERSION").into())),
         ("GET", ["configuration"]) => Ok(Answer::Json(json!(DYNAMIC_SETTINGS))),
         ("GET", ["configuration", "values"]) => Answer::json(broker.metadata().dynamic_configuration().await?),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::Query;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use geminga_broker::Broker;
@@ -35,6 +36,7 @@ pub(crate) enum Answer {
     /// A value that is not set: 200 without a body, as Pulsar answers `null`.
     Unset,
     Json(Value),
+    /// Bare text, which Pulsar labels as JSON too.
     Text(String),
     Response(Response),
 }
@@ -67,12 +69,20 @@ impl Call {
     }
 
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        if self.body.is_empty() {
+            return Err(ApiError::bad_request("The request entity cannot be empty."));
+        }
         serde_json::from_slice(&self.body).map_err(|error| ApiError::bad_request(format!("malformed body: {error}")))
     }
 
     /// The body, or the default when there is none.
     pub fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T> {
         if self.body.is_empty() || &self.body[..] == b"null" { Ok(T::default()) } else { self.json() }
+    }
+
+    /// The body as it is.
+    pub fn text(&self) -> Result<&str> {
+        std::str::from_utf8(&self.body).map_err(|_| ApiError::bad_request("the body is not UTF-8"))
     }
 
     /// For whatever no resource serves.
@@ -100,7 +110,7 @@ impl IntoResponse for Answer {
             Self::Nothing => StatusCode::NO_CONTENT.into_response(),
             Self::Unset => StatusCode::OK.into_response(),
             Self::Json(value) => Json(value).into_response(),
-            Self::Text(text) => text.into_response(),
+            Self::Text(text) => ([(CONTENT_TYPE, "application/json")], text).into_response(),
             Self::Response(response) => response,
         }
     }

@@ -5,8 +5,11 @@
 //! (clusters.rs, tenants.rs, namespaces.rs, topics.rs and so on) match on its method and path segments.
 
 mod brokers;
+mod bundles;
 mod call;
+mod cluster_parts;
 mod clusters;
+mod compression;
 mod error;
 mod header_case;
 mod lookup;
@@ -14,6 +17,7 @@ mod messages;
 mod namespace_policies;
 mod namespaces;
 mod partitioned;
+mod policy_checks;
 mod schemas;
 mod subscriptions;
 mod tenants;
@@ -97,8 +101,39 @@ async fn serve(call: &Call) -> Result<Answer> {
         ["admin", "v2", "broker-stats", rest @ ..] => brokers::stats(call, rest).await,
         ["admin", "v2", "bookies", rest @ ..] => brokers::bookies(call, rest),
         ["admin", "v2", "resourcegroups"] if call.method() == "GET" => Ok(Answer::Json(serde_json::json!([]))),
-        ["admin", ..] => call.unsupported(),
+        ["admin", "v2", "resource-quotas", ..] if call.method() == "GET" => Ok(Answer::Json(default_quota())),
+        ["admin", _, group, ..] => match absent(group) {
+            Some((status, reason)) => Err(ApiError::new(status, reason)),
+            None => call.unsupported(),
+        },
         ["lookup", "v2", rest @ ..] => lookup::serve(call, rest).await,
         _ => Err(ApiError::not_found(format!("{} is not served here", call.path))),
     }
+}
+
+/// What a Pulsar answers that has these services switched off.
+fn absent(group: &str) -> Option<(StatusCode, &'static str)> {
+    Some(match group {
+        "functions" | "sources" | "sinks" | "source" | "sink" | "worker" | "worker-stats" => (
+            StatusCode::CONFLICT,
+            "Pulsar Function Worker is not enabled, probably functionsWorkerEnabled is set to false",
+        ),
+        "transactions" => {
+            (StatusCode::SERVICE_UNAVAILABLE, "This Broker is not configured with transactionCoordinatorEnabled=true.")
+        }
+        "packages" => (StatusCode::SERVICE_UNAVAILABLE, "Package Management Service is not enabled in the broker."),
+        _ => return None,
+    })
+}
+
+/// Pulsar's figures for a bundle about which nobody has said anything. They matter where bundles are placed on brokers.
+fn default_quota() -> serde_json::Value {
+    serde_json::json!({
+        "msgRateIn": 40.0,
+        "msgRateOut": 120.0,
+        "bandwidthIn": 100_000.0,
+        "bandwidthOut": 300_000.0,
+        "memory": 80.0,
+        "dynamic": true,
+    })
 }

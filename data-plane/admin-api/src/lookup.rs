@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::namespaces;
+use crate::{bundles, namespaces};
 
 /// Pulsar's port where nobody says otherwise.
 const DEFAULT_PORT: u16 = 6650;
@@ -25,6 +25,9 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     }
     match (call.method(), rest) {
         ("GET", []) => {
+            if !call.broker.is_reachable(&name).await? {
+                return Err(ApiError::not_found("Topic not found"));
+            }
             let native = pulsar_url(call).await?;
             Ok(Answer::Json(json!({
                 "brokerUrl": native,
@@ -65,26 +68,11 @@ fn host_only(host: &str) -> &str {
     }
 }
 
-/// The hash range that the topic is in, by the CRC-32 of its name, as in Pulsar.
+/// The hash range that the topic is in.
 async fn bundle(call: &Call, name: &TopicName) -> Result<Answer> {
-    let bundles = call.broker.namespace_policies(name.namespace()).await?.bundles;
-    let boundaries = bundles.map(|bundles| bundles.boundaries).unwrap_or_default();
-    let hash = u64::from(crc32(name.as_str().as_bytes()));
-    let parse = |text: &String| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or(0);
-    let range = boundaries.windows(2).find(|pair| {
-        let (low, high) = (parse(&pair[0]), parse(&pair[1]));
-        // The last range includes its end.
-        hash >= low && (hash < high || (high == 0xffff_ffff && hash == high))
-    });
-    let range = range.ok_or_else(|| ApiError::not_found("the namespace has no bundle for this topic"))?;
-    Ok(Answer::Text(format!("{}_{}", range[0], range[1])))
-}
-
-/// CRC-32 (ISO-HDLC), bit by bit: names are short.
-fn crc32(data: &[u8]) -> u32 {
-    !data.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
-    })
+    let policies = call.broker.namespace_policies(name.namespace()).await?;
+    let bundle = bundles::of_topic(&policies, name.as_str());
+    bundle.map(Answer::Text).ok_or_else(|| ApiError::not_found("the namespace has no bundle for this topic"))
 }
 
 #[cfg(test)]
@@ -96,12 +84,5 @@ mod tests {
         for (host, name) in [("h:80", "h"), ("h", "h"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]")] {
             assert_eq!(host_only(host), name);
         }
-    }
-
-    #[test]
-    fn the_hash_is_crc_32() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-        // Apache Pulsar 4.0.8 places this one into 0xc0000000_0xffffffff.
-        assert!(crc32(b"persistent://public/default/a") >= 0xc000_0000);
     }
 }

@@ -1,6 +1,6 @@
 //! Single messages, as Pulsar's admin API hands them out: the payload as the body, everything else in headers.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
@@ -10,8 +10,11 @@ use geminga_wire_pulsar::proto;
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::header_case;
 use crate::topics::{existing, partitions};
+use crate::{compression, header_case};
+
+/// What Pulsar counts to the size of a batch beside its payload: the marks and lengths before an entry's metadata.
+const ENTRY_FRAME_BYTES: usize = 10;
 
 pub(crate) async fn by_id(call: &Call, name: &TopicName, position: Position) -> Result<Answer> {
     if partitions(call, name).await? > 0 {
@@ -48,13 +51,14 @@ pub(crate) async fn answer(message: PeekedMessage) -> Result<Answer> {
     headers.set_some("Broker-Entry-METADATA-index", message.index);
     headers.set_some("num-batch-message", metadata.num_messages_in_batch);
     if metadata.num_messages_in_batch.is_some() {
-        headers.set("batch-size", message.payload.len());
+        headers.set("batch-size", message.payload.len() + ENTRY_FRAME_BYTES);
     }
     headers.set("Is-Encrypted", !metadata.encryption_keys.is_empty());
     headers.set("producer-name", &metadata.producer_name);
     headers.set("sequence-id", metadata.sequence_id);
     headers.set_some("replicated-from", metadata.replicated_from.as_ref());
     headers.set_some("partition-key", metadata.partition_key.as_ref());
+    headers.set_some("Base64-ordering-key", metadata.ordering_key.as_ref().map(|key| base64(key)));
     headers.set_some("partition-key-b64-encoded", metadata.partition_key_b64_encoded);
     headers.set_some("highest-sequence-id", metadata.highest_sequence_id);
     headers.set_some("marker-type", metadata.marker_type);
@@ -68,12 +72,38 @@ pub(crate) async fn answer(message: PeekedMessage) -> Result<Answer> {
     headers.set_some("compression", compression(metadata));
     headers.set("txn-uncommitted", false);
     headers.map.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    let mut response = (StatusCode::OK, headers.map, Body::from(message.payload)).into_response();
+    let payload = payload(message.payload, &message.metadata);
+    let mut response = (StatusCode::OK, headers.map, Body::from(payload)).into_response();
     response.extensions_mut().extend(header_case::exact(&headers.names).await);
     Ok(Answer::Response(response))
 }
 
-/// The codec of a compressed payload, which is handed out as it is stored.
+/// What a consumer would see, unless it is encrypted: nobody here can read that.
+fn payload(stored: Bytes, metadata: &proto::MessageMetadata) -> Bytes {
+    let codec = proto::CompressionType::try_from(metadata.compression.unwrap_or(0)).ok();
+    match codec {
+        Some(codec) if codec != proto::CompressionType::None && metadata.encryption_keys.is_empty() => {
+            let size = metadata.uncompressed_size.unwrap_or(0);
+            compression::uncompressed(codec, &stored, size).unwrap_or(stored)
+        }
+        _ => stored,
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for digit in 0..4 {
+            let shown = digit <= group.len();
+            text.push(if shown { DIGITS[(bits >> (18 - 6 * digit) & 63) as usize] as char } else { '=' });
+        }
+    }
+    text
+}
+
+/// The codec of a compressed payload.
 fn compression(metadata: &proto::MessageMetadata) -> Option<&'static str> {
     match proto::CompressionType::try_from(metadata.compression.unwrap_or(0)) {
         Ok(proto::CompressionType::None) => None,
@@ -116,13 +146,14 @@ impl Headers {
 
     /// All properties as one JSON object, and one by one for clients before 3.1.
     fn properties(&mut self, metadata: &proto::MessageMetadata) -> Result<()> {
-        let all: std::collections::BTreeMap<&str, &str> =
-            metadata.properties.iter().map(|pair| (pair.key.as_str(), pair.value.as_str())).collect();
+        let pairs = metadata.properties.iter();
+        let all: serde_json::Map<String, serde_json::Value> =
+            pairs.map(|pair| (pair.key.clone(), pair.value.clone().into())).collect();
         let json = serde_json::to_string(&all)
             .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         self.set("PROPERTY", ascii(&json));
-        for (key, value) in all {
-            self.set(&format!("PROPERTY-{key}"), value);
+        for pair in &metadata.properties {
+            self.set(&format!("PROPERTY-{}", pair.key), &pair.value);
         }
         Ok(())
     }
@@ -151,6 +182,12 @@ mod tests {
     #[test]
     fn properties_become_ascii_json() {
         assert_eq!(ascii(r#"{"k":"ü😀"}"#), r#"{"k":"\u00fc\ud83d\ude00"}"#);
+    }
+
+    #[test]
+    fn bytes_become_base64() {
+        let all: Vec<String> = ["", "o", "ok", "key", "keys"].iter().map(|text| base64(text.as_bytes())).collect();
+        assert_eq!(all, ["", "bw==", "b2s=", "a2V5", "a2V5cw=="]);
     }
 
     #[tokio::test]

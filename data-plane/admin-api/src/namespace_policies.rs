@@ -1,14 +1,16 @@
 //! The policies of a namespace, one path each. Most get, set and clear one field of the stored policies: a table says
 //! which. A field that is not set is answered by an empty body, as Pulsar does.
 
+use axum::http::StatusCode;
 use geminga_broker::BrokerError;
 use geminga_metadata::Policies;
-use geminga_metadata::policies::{BACKLOG_QUOTA_SIZE, BacklogQuota};
+use geminga_metadata::policies::{BACKLOG_QUOTA_AGE, BACKLOG_QUOTA_SIZE, BacklogQuota};
 use geminga_model::NamespaceName;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
+use crate::policy_checks::*;
 
 /// One path below a namespace.
 pub(crate) struct Policy {
@@ -45,7 +47,7 @@ static POLICIES: &[Policy] = &[
     checked("messageTTL", "message_ttl_in_seconds", check_ttl),
     checked("subscriptionExpirationTime", "subscription_expiration_time_minutes", check_expiration),
     value("deduplication", "deduplicationEnabled"),
-    value("deduplicationSnapshotInterval", "deduplicationSnapshotIntervalSeconds"),
+    checked("deduplicationSnapshotInterval", "deduplicationSnapshotIntervalSeconds", check_interval),
     checked("autoTopicCreation", "autoTopicCreationOverride", check_auto_creation),
     value("autoSubscriptionCreation", "autoSubscriptionCreationOverride"),
     checked("persistence", "persistence", check_persistence),
@@ -76,7 +78,7 @@ static POLICIES: &[Policy] = &[
     value("offloadThreshold", "offload_threshold"),
     value("offloadThresholdInSeconds", "offload_threshold_in_seconds"),
     value("offloadDeletionLagMs", "offload_deletion_lag_ms"),
-    value("offloadPolicies", "offload_policies"),
+    checked("offloadPolicies", "offload_policies", check_offload),
     value("schemaAutoUpdateCompatibilityStrategy", "schema_auto_update_compatibility_strategy"),
     value("schemaCompatibilityStrategy", "schema_compatibility_strategy"),
     Policy {
@@ -86,7 +88,7 @@ static POLICIES: &[Policy] = &[
         check: anything,
     },
     value("schemaValidationEnforced", "schema_validation_enforced"),
-    value("subscriptionTypesEnabled", "subscription_types_enabled"),
+    checked("subscriptionTypesEnabled", "subscription_types_enabled", check_subscription_types),
     value("resourcegroup", "resource_group_name"),
     value("properties", "properties"),
     checked("entryFilters", "entryFilters", no_entry_filter),
@@ -137,14 +139,20 @@ pub(crate) fn note_effect(of: &dyn std::fmt::Display, path: &str, wanted: Option
 
 pub(crate) async fn serve(call: &Call, name: &NamespaceName, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
-        ("GET", ["persistence", "bookieAffinity"]) => get(call, name, &BOOKIE_AFFINITY).await,
+        ("GET", ["persistence", "bookieAffinity"]) => Ok(or_nothing(get(call, name, &BOOKIE_AFFINITY).await?)),
+        ("GET", [path @ "schemaAutoUpdateCompatibilityStrategy"]) => {
+            Ok(or_nothing(get(call, name, find(path)?).await?))
+        }
         ("POST", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, Some(call.json()?)).await,
         ("DELETE", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, None).await,
-        ("GET", ["antiAffinity"]) => {
-            call.broker.namespace_policies(name).await?;
-            Ok(Answer::Nothing)
-        }
         ("POST", ["replication"]) => set_replication(call, name).await,
+        ("POST", ["allowedClusters"]) => set_allowed_clusters(call, name).await,
+        ("PUT", ["properties"]) => add_properties(call, name).await,
+        ("PUT", [path @ "offloadThresholdInSeconds"]) => {
+            change(call, name, find(path)?, Some(call.json()?)).await?;
+            Ok(Answer::Unset)
+        }
+        ("POST", ["resourcegroup", _]) => Err(ApiError::precondition("ResourceGroup does not exist")),
         (_, ["backlogQuotaMap" | "backlogQuota"]) => backlog_quota(call, name).await,
         (_, ["property", key, rest @ ..]) => property(call, name, key, rest).await,
         ("DELETE", ["removeOffloadPolicies"]) => change(call, name, find("offloadPolicies")?, None).await,
@@ -200,12 +208,14 @@ async fn change(call: &Call, name: &NamespaceName, policy: &Policy, wanted: Opti
             let mut fields = to_fields(policies).map_err(|error| BrokerError::BadRequest(error.reason))?;
             match (policy.kind, &wanted) {
                 (Kind::OfCluster, wanted) => set_of_cluster(&mut fields, policy.field, &cluster, wanted.clone()),
-                (_, Some(wanted)) => drop(fields.insert(policy.field.to_owned(), normalized(policy, wanted.clone()))),
+                (_, Some(wanted)) => {
+                    drop(fields.insert(policy.field.to_owned(), normalized(policy.path, wanted.clone())))
+                }
                 (_, None) => drop(fields.remove(policy.field)),
             }
             *policies = serde_json::from_value(Value::Object(fields))
                 .map_err(|error| BrokerError::BadRequest(format!("{}: {error}", policy.path)))?;
-            Ok(())
+            if policy.path == "retention" { check_quota_fits(policies) } else { Ok(()) }
         })
         .await?;
     note_effect(name, policy.path, wanted.as_ref());
@@ -221,28 +231,6 @@ fn set_of_cluster(fields: &mut Map<String, Value>, field: &str, cluster: &str, w
     }
 }
 
-pub(crate) const SCHEMA_STRATEGIES: &[&str] = &[
-    "UNDEFINED",
-    "ALWAYS_INCOMPATIBLE",
-    "ALWAYS_COMPATIBLE",
-    "BACKWARD",
-    "FORWARD",
-    "FULL",
-    "BACKWARD_TRANSITIVE",
-    "FORWARD_TRANSITIVE",
-    "FULL_TRANSITIVE",
-];
-
-/// An unknown strategy counts as undefined, as in Pulsar.
-fn normalized(policy: &Policy, wanted: Value) -> Value {
-    if policy.path == "schemaCompatibilityStrategy"
-        && !wanted.as_str().is_some_and(|strategy| SCHEMA_STRATEGIES.contains(&strategy))
-    {
-        return json!("UNDEFINED");
-    }
-    wanted
-}
-
 fn to_fields(policies: &Policies) -> Result<Map<String, Value>> {
     match serde_json::to_value(policies) {
         Ok(Value::Object(fields)) => Ok(fields),
@@ -253,9 +241,12 @@ fn to_fields(policies: &Policies) -> Result<Map<String, Value>> {
 
 async fn set_replication(call: &Call, name: &NamespaceName) -> Result<Answer> {
     let clusters: Vec<String> = call.json()?;
+    if clusters.is_empty() {
+        return Err(ApiError::precondition("ClusterIds should not be null or empty"));
+    }
     for cluster in &clusters {
         if call.broker.metadata().get_cluster(cluster).await?.is_none() {
-            return Err(ApiError::new(axum::http::StatusCode::FORBIDDEN, format!("Invalid cluster id: {cluster}")));
+            return Err(ApiError::new(StatusCode::FORBIDDEN, format!("Invalid cluster id: {cluster}")));
         }
     }
     call.broker
@@ -267,13 +258,57 @@ async fn set_replication(call: &Call, name: &NamespaceName) -> Result<Answer> {
     Ok(Answer::Unset)
 }
 
+async fn set_allowed_clusters(call: &Call, name: &NamespaceName) -> Result<Answer> {
+    let clusters: std::collections::BTreeSet<String> = call.json()?;
+    let tenant = call.broker.metadata().get_tenant(name.tenant()).await?;
+    let tenant = tenant.map(|tenant| tenant.value.allowed_clusters).unwrap_or_default();
+    let policies = call.broker.namespace_policies(name).await?;
+    if let Some(cluster) = clusters.iter().find(|cluster| !tenant.contains(*cluster)) {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            format!("Cluster [{cluster}] is not in the list of allowed clusters list for tenant [{}]", name.tenant()),
+        ));
+    }
+    if let Some(cluster) = policies.replication_clusters.iter().find(|cluster| !clusters.contains(*cluster)) {
+        return Err(ApiError::bad_request(format!(
+            "Allowed clusters do not contain the replication cluster [{cluster}]. Please remove the replication cluster \
+             if the cluster is not allowed for this namespace"
+        )));
+    }
+    change(call, name, find("allowedClusters")?, Some(json!(clusters))).await?;
+    Ok(Answer::Unset)
+}
+
+/// Properties that are there already stay.
+async fn add_properties(call: &Call, name: &NamespaceName) -> Result<Answer> {
+    let more: std::collections::BTreeMap<String, String> = call.json()?;
+    call.broker
+        .update_namespace_policies(name, |policies| {
+            policies.properties.extend(more.clone());
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
+}
+
+/// A value that is not set as 204, which some paths answer.
+fn or_nothing(answer: Answer) -> Answer {
+    match answer {
+        Answer::Unset => Answer::Nothing,
+        other => other,
+    }
+}
+
 /// The kind of quota that a request is about.
-pub(crate) fn quota_type(call: &Call) -> &str {
-    call.query("backlogQuotaType").unwrap_or(BACKLOG_QUOTA_SIZE)
+pub(crate) fn quota_type(call: &Call) -> Result<&str> {
+    match call.query("backlogQuotaType").unwrap_or(BACKLOG_QUOTA_SIZE) {
+        kind @ (BACKLOG_QUOTA_SIZE | BACKLOG_QUOTA_AGE) => Ok(kind),
+        other => Err(ApiError::not_found(format!("there is no backlog quota type '{other}'"))),
+    }
 }
 
 /// A quota with the fields that clients expect; `limit` is the old name of `limitSize`.
-pub(crate) fn parse_quota(call: &Call) -> Result<BacklogQuota> {
+pub(crate) fn parse_quota(call: &Call, name: &NamespaceName) -> Result<BacklogQuota> {
     let mut quota: BacklogQuota = call.json()?;
     let size = quota.limit_size.or(quota.limit);
     quota.limit_size = size.or(Some(0));
@@ -281,15 +316,18 @@ pub(crate) fn parse_quota(call: &Call) -> Result<BacklogQuota> {
     quota.limit_time.get_or_insert(0);
     match quota.policy.as_deref() {
         Some("producer_request_hold" | "producer_exception" | "consumer_backlog_eviction") => Ok(quota),
-        other => Err(ApiError::bad_request(format!("unknown backlog quota policy {other:?}"))),
+        _ => Err(ApiError::bad_request(format!(
+            "Set namespace[{name}] backlog quota failed because the data validation failed. the attribute policy cannot \
+             be null"
+        ))),
     }
 }
 
 async fn backlog_quota(call: &Call, name: &NamespaceName) -> Result<Answer> {
-    let kind = quota_type(call).to_owned();
+    let kind = quota_type(call)?.to_owned();
     let wanted = match call.method() {
         "GET" => return Answer::json(call.broker.namespace_policies(name).await?.backlog_quota_map),
-        "POST" => Some(parse_quota(call)?),
+        "POST" => Some(parse_quota(call, name)?),
         "DELETE" => None,
         _ => return call.unsupported(),
     };
@@ -321,6 +359,16 @@ fn exceeds(retention: &geminga_metadata::policies::RetentionPolicies, quota: &Ba
     retention.retention_size_in_mb > 0 && size >= 0 && size >= retention.retention_size_in_mb << 20
 }
 
+fn check_quota_fits(policies: &Policies) -> geminga_broker::Result<()> {
+    let Some(retention) = &policies.retention_policies else { return Ok(()) };
+    match policies.backlog_quota_map.get(BACKLOG_QUOTA_SIZE) {
+        Some(quota) if exceeds(retention, quota) => Err(BrokerError::PreconditionFailed(
+            "Retention Quota must exceed configured backlog quota for namespace.".into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 async fn property(call: &Call, name: &NamespaceName, key: &str, rest: &[&str]) -> Result<Answer> {
     let change = match (call.method(), rest) {
         ("GET", []) => {
@@ -345,99 +393,5 @@ async fn property(call: &Call, name: &NamespaceName, key: &str, rest: &[&str]) -
         (None, Some(removed)) => Ok(Answer::Text(removed)),
         (None, None) => Ok(Answer::Unset),
         _ => Ok(Answer::Nothing),
-    }
-}
-
-fn anything(_: &Value) -> Result<()> {
-    Ok(())
-}
-
-pub(crate) fn not_negative(what: &str, value: &Value) -> Result<()> {
-    match value.as_i64() {
-        Some(number) if number < 0 => Err(ApiError::precondition(format!("{what} must be 0 or more"))),
-        Some(_) => Ok(()),
-        None => Err(ApiError::bad_request(format!("{what} is a number"))),
-    }
-}
-
-fn check_ttl(value: &Value) -> Result<()> {
-    match value.as_i64() {
-        Some(ttl) if ttl < 0 => Err(ApiError::precondition("Invalid value for message TTL, message TTL must >= 0")),
-        _ => Ok(()),
-    }
-}
-
-fn check_expiration(value: &Value) -> Result<()> {
-    match value.as_i64() {
-        Some(minutes) if minutes < 0 => Err(ApiError::precondition("Invalid value for subscription expiration time")),
-        _ => Ok(()),
-    }
-}
-
-pub(crate) fn check_retention(value: &Value) -> Result<()> {
-    let limit = |field: &str| value.get(field).and_then(Value::as_i64).unwrap_or(0);
-    let (time, size) = (limit("retentionTimeInMinutes"), limit("retentionSizeInMB"));
-    let refuse = |reason: &str| Err(ApiError::bad_request(format!("Invalid retention policy: {reason}")));
-    if size < -1 {
-        return refuse("size limit must be >= -1");
-    }
-    if time < -1 {
-        return refuse("time limit must be >= -1");
-    }
-    if (size == 0) != (time == 0) {
-        return refuse(
-            "Setting a single time or size limit to 0 is invalid when one of the limits has a non-zero value. \
-             Use the value of -1 instead of 0 to ignore a specific limit. To disable retention both limits must be \
-             set to 0.",
-        );
-    }
-    Ok(())
-}
-
-pub(crate) fn check_persistence(value: &Value) -> Result<()> {
-    let field = |name: &str| value.get(name).and_then(Value::as_i64).unwrap_or(0);
-    let (ensemble, write, ack) =
-        (field("bookkeeperEnsemble"), field("bookkeeperWriteQuorum"), field("bookkeeperAckQuorum"));
-    if ensemble <= 0 || write <= 0 || ack <= 0 {
-        return Err(ApiError::bad_request("Bookkeeper Ensemble, WriteQuorum and AckQuorum must be greater than 0"));
-    }
-    if ensemble < write || write < ack {
-        return Err(ApiError::bad_request(format!(
-            "Bookkeeper Ensemble ({ensemble}) >= WriteQuorum ({write}) >= AckQuorum ({ack})"
-        )));
-    }
-    Ok(())
-}
-
-/// There are none to name: Pulsar's are Java classes beside the broker.
-pub(crate) fn no_entry_filter(value: &Value) -> Result<()> {
-    let names = value.get("entryFilterNames").and_then(Value::as_str).unwrap_or_default();
-    match names.split(',').map(str::trim).find(|name| !name.is_empty()) {
-        Some(name) => {
-            Err(ApiError::bad_request(format!("Entry filter '{name}' not found: entry filters are not supported")))
-        }
-        None => Err(ApiError::bad_request(
-            "entryFilterNames can't be empty. To remove entry filters use the remove method.",
-        )),
-    }
-}
-
-fn check_auto_creation(value: &Value) -> Result<()> {
-    let refuse = |detail: &str| {
-        Err(ApiError::precondition(format!(
-            "Invalid configuration for autoTopicCreationOverride. the detail is {detail}"
-        )))
-    };
-    if value.get("allowAutoTopicCreation").and_then(Value::as_bool) != Some(true) {
-        return Ok(());
-    }
-    let partitions = value.get("defaultNumPartitions").and_then(Value::as_i64);
-    match (value.get("topicType").and_then(Value::as_str), partitions) {
-        (Some("partitioned"), None) => refuse("[defaultNumPartitions] cannot be null when the type is partitioned."),
-        (Some("partitioned"), Some(partitions)) if partitions <= 0 => {
-            refuse("[defaultNumPartitions] cannot be less than 1 for partition type.")
-        }
-        (Some("partitioned" | "non-partitioned"), _) => Ok(()),
-        (other, _) => refuse(&format!("Unknown topic type [{}]", other.unwrap_or_default())),
     }
 }

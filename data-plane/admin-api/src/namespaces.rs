@@ -1,13 +1,17 @@
 //! `/admin/v2/namespaces`: namespaces themselves; namespace_policies.rs has their policies one by one.
 
+use std::sync::Arc;
+
 use axum::http::StatusCode;
+use geminga_broker::{BrokerError, Topic};
 use geminga_metadata::Policies;
-use geminga_model::{NamespaceName, TopicDomain};
+use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use serde_json::{Value, json};
 
+use crate::bundles::{self, Bundle};
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::namespace_policies;
+use crate::{namespace_policies, policy_checks};
 
 pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
@@ -18,7 +22,7 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             let name = name(tenant, local)?;
             let policies = new_policies(call)?;
             match broker.create_namespace(&name, policies).await {
-                Err(geminga_broker::BrokerError::NotAllowed(reason)) => {
+                Err(BrokerError::NotAllowed(reason)) => {
                     return Err(ApiError::new(StatusCode::FORBIDDEN, reason));
                 }
                 other => other?,
@@ -35,18 +39,66 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
                 ["topics"] if call.method() == "GET" => topics(call, &name).await,
                 ["permissions", rest @ ..] => permissions(call, &name, rest).await,
                 ["bundles"] if call.method() == "GET" => Answer::json(broker.namespace_policies(&name).await?.bundles),
-                ["unload"] | [_, "unload"] if call.method() == "PUT" => unload(call, &name).await,
-                ["clearBacklog", ..] | [_, "clearBacklog", ..] if call.method() == "POST" => {
-                    clear_backlog(call, &name, rest.last().copied().filter(|last| *last != "clearBacklog")).await
+                [bundle, rest @ ..] if bundles::is_bundle(bundle) => {
+                    let policies = broker.namespace_policies(&name).await?;
+                    let bundle = bundles::named(&policies, &name, bundle)?;
+                    of_bundle(call, &name, Some(bundle), rest).await
                 }
-                ["unsubscribe", subscription] if call.method() == "POST" => {
-                    unsubscribe(call, &name, subscription).await
-                }
+                ["unload" | "clearBacklog" | "unsubscribe", ..] => of_bundle(call, &name, None, rest).await,
+                ["antiAffinity"] => anti_affinity(call, &name).await,
                 _ => namespace_policies::serve(call, &name, rest).await,
             }
         }
         _ => call.unsupported(),
     }
+}
+
+/// What concerns the topics of a namespace, or of one of its bundles.
+async fn of_bundle(call: &Call, name: &NamespaceName, bundle: Option<Bundle>, path: &[&str]) -> Result<Answer> {
+    match (call.method(), path, bundle) {
+        ("PUT", ["unload"], _) => unload(call, name, bundle).await,
+        ("PUT", ["split"], Some(bundle)) => {
+            call.broker
+                .update_namespace_policies(name, |policies| match &mut policies.bundles {
+                    Some(bundles) => bundles::split(bundles, bundle),
+                    None => Ok(()),
+                })
+                .await?;
+            Ok(Answer::Nothing)
+        }
+        ("POST", ["clearBacklog"], _) => clear_backlog(call, name, bundle, None).await,
+        ("POST", ["clearBacklog", subscription], _) => clear_backlog(call, name, bundle, Some(subscription)).await,
+        ("POST", ["unsubscribe", subscription], _) => unsubscribe(call, name, bundle, subscription).await,
+        _ => call.unsupported(),
+    }
+}
+
+/// A group of namespaces that should be on different brokers: kept, as there is one broker.
+async fn anti_affinity(call: &Call, name: &NamespaceName) -> Result<Answer> {
+    const FIELD: &str = "antiAffinityGroup";
+    let group = match call.method() {
+        "GET" => {
+            let mut policies = call.broker.namespace_policies(name).await?;
+            let group = policies.extra.remove(FIELD).filter(|group| !group.is_null());
+            return Ok(group.map_or(Answer::Nothing, |group| match group.as_str() {
+                Some(text) => Answer::Text(text.to_owned()),
+                None => Answer::Json(group),
+            }));
+        }
+        "POST" => Some(call.text()?.to_owned()),
+        "DELETE" => None,
+        _ => return call.unsupported(),
+    };
+    call.broker
+        .update_namespace_policies(name, |policies| {
+            match &group {
+                Some(group) => drop(policies.extra.insert(FIELD.to_owned(), json!(group))),
+                None => drop(policies.extra.remove(FIELD)),
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
 }
 
 pub(crate) fn name(tenant: &str, local: &str) -> Result<NamespaceName> {
@@ -61,7 +113,10 @@ fn new_policies(call: &Call) -> Result<Policies> {
     }
     if let Some(bundles) = body.get_mut("bundles").and_then(Value::as_object_mut) {
         bundles.entry("boundaries").or_insert_with(|| json!([]));
-        bundles.entry("numBundles").or_insert_with(|| json!(0));
+        // Without a number that makes sense the default holds.
+        if bundles.get("numBundles").and_then(Value::as_i64).is_none_or(|count| count <= 0) {
+            bundles.insert("numBundles".to_owned(), json!(geminga_broker::DEFAULT_BUNDLES));
+        }
         if bundles["boundaries"].is_null() {
             bundles["boundaries"] = json!([]);
         }
@@ -69,12 +124,16 @@ fn new_policies(call: &Call) -> Result<Policies> {
     if let Some(fields) = body.as_object_mut() {
         fields.retain(|_, value| !value.is_null());
     }
+    policy_checks::check_new(&body)?;
     serde_json::from_value(body).map_err(|error| ApiError::bad_request(format!("malformed policies: {error}")))
 }
 
 /// Policies as they are shown: with the default of what clients expect to be there.
 fn described(mut policies: Policies) -> Policies {
     policies.is_allow_auto_update_schema.get_or_insert(true);
+    if let (1, Some(only)) = (policies.replication_clusters.len(), policies.replication_clusters.first()) {
+        policies.extra.insert("clusterThatCanDeleteNamespace".to_owned(), json!(only));
+    }
     policies.extra.remove(namespace_policies::BOOKIE_AFFINITY.field);
     policies
 }
@@ -84,18 +143,35 @@ async fn topics(call: &Call, name: &NamespaceName) -> Result<Answer> {
         "PERSISTENT" => &[TopicDomain::Persistent],
         "NON_PERSISTENT" => &[TopicDomain::NonPersistent],
         "ALL" => &TopicDomain::ALL,
-        other => return Err(ApiError::bad_request(format!("unknown mode '{other}'"))),
+        other => return Err(ApiError::not_found(format!("unknown mode '{other}'"))),
     };
     list(call, name, domains).await
 }
 
 /// Topics of a namespace; those that Pulsar uses for itself only when asked for.
 pub(crate) async fn list(call: &Call, name: &NamespaceName, domains: &[TopicDomain]) -> Result<Answer> {
+    let bundle = match call.query("bundle") {
+        Some(bundle) => Some(bundles::named(&call.broker.namespace_policies(name).await?, name, bundle)?),
+        None => None,
+    };
     let mut topics = call.broker.topics(name, domains).await?;
+    topics.retain(|topic| is_in(bundle, topic));
     if !call.flag("includeSystemTopic") {
         topics.retain(|topic| !topic.rsplit('/').next().is_some_and(|local| local.starts_with("__")));
     }
     Answer::json(topics)
+}
+
+/// Topics of a bundle that the path names.
+pub(crate) async fn list_bundle(
+    call: &Call,
+    name: &NamespaceName,
+    domain: TopicDomain,
+    bundle: &str,
+) -> Result<Answer> {
+    let bundle = bundles::named(&call.broker.namespace_policies(name).await?, name, bundle)?;
+    let topics = call.broker.topics(name, &[domain]).await?;
+    Answer::json(topics.into_iter().filter(|topic| bundle.contains(topic)).collect::<Vec<_>>())
 }
 
 /// Grants are kept and shown; they are enforced once authorization is on.
@@ -153,20 +229,38 @@ async fn permissions(call: &Call, name: &NamespaceName, path: &[&str]) -> Result
     }
 }
 
-async fn unload(call: &Call, name: &NamespaceName) -> Result<Answer> {
+async fn unload(call: &Call, name: &NamespaceName, bundle: Option<Bundle>) -> Result<Answer> {
     call.broker.namespace_policies(name).await?;
     for topic in call.broker.loaded_topics() {
-        if topic.name().namespace() == name {
+        if topic.name().namespace() == name && is_in(bundle, topic.name().as_str()) {
             call.broker.unload(topic.name()).await?;
         }
     }
     Ok(Answer::Nothing)
 }
 
-async fn clear_backlog(call: &Call, name: &NamespaceName, subscription: Option<&str>) -> Result<Answer> {
+fn is_in(bundle: Option<Bundle>, topic: &str) -> bool {
+    bundle.is_none_or(|bundle| bundle.contains(topic))
+}
+
+/// The persistent topics of a namespace, or of one of its bundles, loaded.
+async fn loaded(call: &Call, name: &NamespaceName, bundle: Option<Bundle>) -> Result<Vec<Arc<Topic>>> {
+    let mut topics = Vec::new();
     for topic in call.broker.topics(name, &[TopicDomain::Persistent]).await? {
-        let topic = geminga_model::TopicName::parse(&topic)?;
-        let topic = call.broker.topic(&topic, false).await?;
+        if is_in(bundle, &topic) {
+            topics.push(call.broker.topic(&TopicName::parse(&topic)?, false).await?);
+        }
+    }
+    Ok(topics)
+}
+
+async fn clear_backlog(
+    call: &Call,
+    name: &NamespaceName,
+    bundle: Option<Bundle>,
+    subscription: Option<&str>,
+) -> Result<Answer> {
+    for topic in loaded(call, name, bundle).await? {
         for existing in topic.subscription_names() {
             if subscription.is_none_or(|wanted| wanted == &*existing) {
                 topic.clear_backlog(&existing).await?;
@@ -176,12 +270,10 @@ async fn clear_backlog(call: &Call, name: &NamespaceName, subscription: Option<&
     Ok(Answer::Nothing)
 }
 
-async fn unsubscribe(call: &Call, name: &NamespaceName, subscription: &str) -> Result<Answer> {
-    for topic in call.broker.topics(name, &[TopicDomain::Persistent]).await? {
-        let topic = geminga_model::TopicName::parse(&topic)?;
-        let topic = call.broker.topic(&topic, false).await?;
+async fn unsubscribe(call: &Call, name: &NamespaceName, bundle: Option<Bundle>, subscription: &str) -> Result<Answer> {
+    for topic in loaded(call, name, bundle).await? {
         match topic.delete_subscription(subscription, None, false).await {
-            Ok(()) | Err(geminga_broker::BrokerError::SubscriptionNotFound { .. }) => {}
+            Ok(()) | Err(BrokerError::SubscriptionNotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -22,13 +22,18 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Resul
         ("PUT", ["partitions"]) => create(call, name).await,
         ("POST", ["partitions"]) => grow(call, name).await,
         ("DELETE", ["partitions"]) => {
+            if partitions(call, name).await? == 0 && call.broker.metadata().get_topic(name).await?.is_some() {
+                return Err(ApiError::conflict(format!(
+                    "{name} is a non-partitioned topic. Instead of calling delete-partitioned-topic please call delete."
+                )));
+            }
             call.broker.delete_partitioned(name, call.flag("force")).await?;
             Ok(Answer::Nothing)
         }
         ("POST", ["createMissedPartitions"]) => {
             let count = partitions(call, name).await?;
             if count == 0 {
-                return Err(ApiError::not_found(format!("Topic {name} not found")));
+                return Err(ApiError::not_found(format!("Topic {name} does not exist")));
             }
             call.broker.create_partitioned(name, count, BTreeMap::new()).await?;
             Ok(Answer::Nothing)
@@ -126,15 +131,15 @@ async fn create(call: &Call, name: &TopicName) -> Result<Answer> {
 }
 
 async fn grow(call: &Call, name: &TopicName) -> Result<Answer> {
-    let wanted = checked(call.json()?)?;
+    let wanted: i64 = call.json()?;
     let current = partitions(call, name).await?;
-    if current > 0 && wanted < current {
+    if current > 0 && wanted < i64::from(current) {
         return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             format!("Desired partitions {wanted} can't be less than the current partitions {current}."),
         ));
     }
-    call.broker.grow_partitioned(name, wanted).await?;
+    call.broker.grow_partitioned(name, checked(wanted)?).await?;
     Ok(Answer::Nothing)
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::call::{Answer, Call, number};
 use crate::error::{ApiError, Result};
-use crate::topics::{existing, partitions};
+use crate::topics::{existing, partitions, single};
 use crate::{messages, partitioned};
 
 /// A message id in a body (Pulsar's `MessageIdImpl` and `ResetCursorData`).
@@ -20,6 +20,9 @@ pub(crate) struct MessageId {
     entry_id: i64,
     #[serde(default = "no_index")]
     batch_index: i64,
+    /// Start behind the message rather than at it.
+    #[serde(default)]
+    excluded: bool,
     #[serde(default)]
     properties: Option<BTreeMap<String, String>>,
 }
@@ -37,10 +40,19 @@ impl MessageId {
         Position::from_wire(self.ledger_id as u64, self.entry_id as u64)
     }
 
-    /// The earlier messages of the batch that the id points into, as an acknowledgement set (a bit for each that is not
-    /// acknowledged).
+    /// Where a subscription starts that is reset to the id: its position, or the one behind it.
+    fn start(&self) -> Position {
+        let mut start = self.position();
+        if self.excluded && self.batch_index < 0 && start != Position::EARLIEST && start != Position::LATEST {
+            start.entry_id += 1;
+        }
+        start
+    }
+
+    /// The messages of the batch that are not to be delivered, as an acknowledgement set (a bit for each that is).
     fn ack_set(&self) -> Vec<i64> {
-        let Ok(index @ 1..) = u32::try_from(self.batch_index) else { return Vec::new() };
+        let first = self.batch_index + i64::from(self.excluded && self.batch_index >= 0);
+        let Ok(index @ 1..) = u32::try_from(first) else { return Vec::new() };
         let mut words = vec![0i64; (index / 64) as usize];
         words.push(-1i64 << (index % 64));
         words
@@ -66,7 +78,7 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
         ("POST", ["resetcursor"]) => {
             single(call, name, "Reset-cursor at position is not allowed for partitioned-topic").await?;
             let id = MessageId::from_call(call)?;
-            existing(call, name).await?.seek(subscription, id.position(), &id.ack_set()).await?;
+            existing(call, name).await?.seek(subscription, id.start(), &id.ack_set()).await?;
             Ok(Answer::Nothing)
         }
         ("POST", ["resetcursor", time]) => {
@@ -102,21 +114,24 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
         (_, ["properties"]) => properties(call, name, subscription).await,
         ("GET", ["replicatedSubscriptionStatus"]) => {
             let topics = partitioned::each(call, name).await?;
+            for topic in &topics {
+                topic.subscription_properties(subscription)?;
+            }
             let status = topics.iter().map(|topic| (topic.name().to_string(), Value::Bool(false)));
             Ok(Answer::Json(Value::Object(status.collect())))
         }
         ("POST", ["analyzeBacklog"]) => {
-            single(call, name, "Analyze backlog on a partitioned topic is not allowed").await?;
+            single(
+                call,
+                name,
+                "Analyze backlog on a partitioned topic is not allowed, please try do it on specific topic partition",
+            )
+            .await?;
             Answer::json(existing(call, name).await?.analyze_backlog(subscription).await?)
         }
         ("GET", ["explain"]) => explain(call, name, subscription).await,
         _ => call.unsupported(),
     }
-}
-
-/// Refuses what a partitioned topic cannot do as a whole.
-async fn single(call: &Call, name: &TopicName, refusal: &str) -> Result<()> {
-    if partitions(call, name).await? > 0 { Err(ApiError::not_allowed(refusal)) } else { Ok(()) }
 }
 
 pub(crate) async fn list(call: &Call, name: &TopicName) -> Result<Answer> {
@@ -130,6 +145,11 @@ pub(crate) async fn list(call: &Call, name: &TopicName) -> Result<Answer> {
 /// Creates a subscription that starts at the message in the body, or behind the last one. The topic comes into being
 /// where that is allowed.
 async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
+    if !name.is_persistent() {
+        return Err(ApiError::bad_request(
+            "Create subscription on non-persistent topic can only be done through client",
+        ));
+    }
     let id: Option<MessageId> = call.json_or_default()?;
     let initial = match id.as_ref().map(MessageId::position) {
         None | Some(Position::LATEST) => InitialPosition::Latest,
@@ -137,7 +157,13 @@ async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
         Some(start) => InitialPosition::After(Position { entry_id: start.entry_id - 1, ..start }),
     };
     let properties = id.and_then(|id| id.properties).unwrap_or_default();
-    let names: Vec<TopicName> = match call.broker.partitions(name, true).await? {
+    let partitions = match call.broker.partitions(name, true).await {
+        Err(BrokerError::TopicNotFound(_)) => {
+            return Err(ApiError::precondition("Topic does not exist and cannot be auto-created"));
+        }
+        other => other?,
+    };
+    let names: Vec<TopicName> = match partitions {
         0 => vec![name.clone()],
         count => (0..count).map(|index| name.partition(index)).collect(),
     };
@@ -147,6 +173,7 @@ async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
         match topic.create_subscription(&subscription.into(), initial, properties.clone(), true).await {
             Ok(()) => created += 1,
             Err(BrokerError::AlreadyExists(_)) => {}
+            Err(BrokerError::NotAllowed(reason)) => return Err(ApiError::conflict(reason)),
             Err(error) => return Err(error.into()),
         }
     }
@@ -228,10 +255,15 @@ mod tests {
 
     #[test]
     fn a_batch_index_acknowledges_what_is_before_it() {
-        let set = |index| MessageId { ledger_id: 1, entry_id: 2, batch_index: index, properties: None }.ack_set();
+        let id =
+            |index, excluded| MessageId { ledger_id: 1, entry_id: 2, batch_index: index, excluded, properties: None };
+        let set = |index| id(index, false).ack_set();
         assert_eq!(set(-1), Vec::<i64>::new());
         assert_eq!(set(0), Vec::<i64>::new());
         assert_eq!(set(3), vec![-8]);
         assert_eq!(set(64), vec![0, -1]);
+        assert_eq!(id(2, true).ack_set(), vec![-8]);
+        assert_eq!(id(-1, true).ack_set(), Vec::<i64>::new());
+        assert_eq!([id(-1, true), id(-1, false), id(2, true)].map(|id| id.start().entry_id), [3, 2, 2]);
     }
 }

@@ -2,16 +2,15 @@
 //! topic's own, else its namespace's, else the broker's default.
 
 use geminga_broker::BrokerError;
-use geminga_metadata::policies::{BACKLOG_QUOTA_AGE, BACKLOG_QUOTA_SIZE, BacklogQuota};
+use geminga_metadata::policies::{BACKLOG_QUOTA_AGE, BACKLOG_QUOTA_SIZE, BacklogQuota, SubscriptionPolicies};
 use geminga_metadata::{Policies, TopicPolicies};
 use geminga_model::TopicName;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::namespace_policies::{
-    check_persistence, check_retention, no_entry_filter, not_negative, note_effect, parse_quota, quota_type,
-};
+use crate::namespace_policies::{note_effect, parse_quota, quota_type};
+use crate::policy_checks::*;
 
 struct Policy {
     path: &'static str,
@@ -69,20 +68,20 @@ static POLICIES: &[Policy] = &[
         .checked(|v| not_negative("maxConsumers", v)),
     policy("maxConsumersPerSubscription", "maxConsumersPerSubscription", "max_consumers_per_subscription", "null")
         .no_content()
-        .checked(|v| not_negative("maxConsumersPerSubscription", v)),
+        .checked(|v| not_below_0("Invalid value for maxConsumersPerSubscription", v)),
     policy("maxSubscriptionsPerTopic", "maxSubscriptionsPerTopic", "max_subscriptions_per_topic", "null")
         .no_content()
         .checked(|v| not_negative("maxSubscriptionsPerTopic", v)),
     policy("maxUnackedMessagesOnConsumer", "maxUnackedMessagesOnConsumer", "max_unacked_messages_per_consumer", "50000")
-        .checked(|v| not_negative("maxUnackedMessagesOnConsumer", v)),
+        .checked(|v| not_negative("maxUnackedNum", v)),
     policy(
         "maxUnackedMessagesOnSubscription",
         "maxUnackedMessagesOnSubscription",
         "max_unacked_messages_per_subscription",
         "200000",
     )
-    .checked(|v| not_negative("maxUnackedMessagesOnSubscription", v)),
-    policy("maxMessageSize", "maxMessageSize", "", "null").no_content().checked(|v| not_negative("maxMessageSize", v)),
+    .checked(|v| not_negative("maxUnackedNum", v)),
+    policy("maxMessageSize", "maxMessageSize", "", "null").no_content().checked(check_message_size),
     policy("messageTTL", "messageTTLInSeconds", "message_ttl_in_seconds", "0").checked(check_ttl),
     policy("deduplicationEnabled", "deduplicationEnabled", "deduplicationEnabled", "false"),
     policy("deduplication", "deduplicationEnabled", "deduplicationEnabled", "false"),
@@ -91,7 +90,8 @@ static POLICIES: &[Policy] = &[
         "deduplicationSnapshotIntervalSeconds",
         "deduplicationSnapshotIntervalSeconds",
         "null",
-    ),
+    )
+    .checked(|v| not_negative("interval", v)),
     policy(
         "inactiveTopicPolicies",
         "inactiveTopicPolicies",
@@ -110,12 +110,13 @@ static POLICIES: &[Policy] = &[
     )
     .by_cluster(),
     policy("compactionThreshold", "compactionThreshold", "compaction_threshold", "0")
-        .checked(|v| not_negative("compactionThreshold", v)),
-    policy("offloadPolicies", "offloadPolicies", "offload_policies", "null"),
+        .checked(|v| not_below_0("Invalid value for compactionThreshold", v)),
+    policy("offloadPolicies", "offloadPolicies", "offload_policies", "null").checked(check_offload),
     policy("replication", "replicationClusters", "replication_clusters", "null"),
     policy("schemaCompatibilityStrategy", "schemaCompatibilityStrategy", "schema_compatibility_strategy", "\"FULL\""),
     policy("schemaValidationEnforced", "schemaValidationEnforced", "schema_validation_enforced", "false"),
-    policy("subscriptionTypesEnabled", "subscriptionTypesEnabled", "subscription_types_enabled", "null").no_content(),
+    policy("subscriptionTypesEnabled", "subscriptionTypesEnabled", "subscription_types_enabled", "[]")
+        .checked(check_subscription_types),
     policy("entryFilters", "entryFilters", "entryFilters", r#"{"entryFilterNames":""}"#).checked(no_entry_filter),
     policy(
         "autoSubscriptionCreation",
@@ -136,6 +137,10 @@ static POLICIES: &[Policy] = &[
 const FLAGS: &[&str] = &["schemaValidationEnforced", "dispatcherPauseOnAckStatePersistent"];
 
 pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
+    if let [subscription, "dispatchRate"] = path {
+        check_topic(call, name).await?;
+        return dispatch_rate_of(call, name, subscription).await;
+    }
     let [path] = path else { return call.unsupported() };
     let known = POLICIES.iter().find(|policy| policy.path == *path);
     if known.is_none() && !["backlogQuotaMap", "backlogQuota", "delayedDelivery"].contains(path) {
@@ -183,6 +188,7 @@ async fn get(call: &Call, name: &TopicName, policy: &Policy) -> Result<Answer> {
     }
     Ok(match value {
         Some(value) => Answer::Json(value),
+        None if policy.path == "subscriptionTypesEnabled" => Answer::Json(json!([])),
         None if FLAGS.contains(&policy.path) => Answer::Json(json!(false)),
         None if policy.no_content => Answer::Nothing,
         None => Answer::Unset,
@@ -213,7 +219,11 @@ async fn applied(call: &Call, name: &TopicName, policy: &Policy) -> Result<Optio
 async fn change(call: &Call, name: &TopicName, policy: &Policy, wanted: Option<Value>) -> Result<Answer> {
     if let Some(wanted) = &wanted {
         (policy.check)(wanted)?;
+        if policy.path == "replication" {
+            check_replication(wanted, &call.broker.config().cluster)?;
+        }
     }
+    let wanted = wanted.map(|wanted| normalized(policy.path, wanted));
     let namespace = call.broker.namespace_policies(name.namespace()).await?;
     call.broker
         .update_topic_policies(name, |policies| {
@@ -246,8 +256,49 @@ fn check_quota_fits(policies: &TopicPolicies, namespace: &Policies) -> geminga_b
     Ok(())
 }
 
+/// The rate of one subscription, before that of all.
+async fn dispatch_rate_of(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
+    let wanted = match call.method() {
+        "GET" => {
+            let mut own = call.broker.topic_policies(name).await?;
+            let rate = own.subscription_policies.remove(subscription).and_then(|policies| policies.dispatch_rate);
+            if rate.is_none() && call.flag("applied") {
+                let all = POLICIES.iter().find(|policy| policy.path == "subscriptionDispatchRate");
+                return match all {
+                    Some(policy) => get(call, name, policy).await,
+                    None => call.unsupported(),
+                };
+            }
+            return Answer::optional(rate);
+        }
+        "POST" => Some(call.json()?),
+        "DELETE" => None,
+        _ => return call.unsupported(),
+    };
+    call.broker
+        .update_topic_policies(name, |policies| {
+            let all = &mut policies.subscription_policies;
+            all.entry(subscription.to_owned()).or_default().dispatch_rate.clone_from(&wanted);
+            all.retain(|_, policies| *policies != SubscriptionPolicies::default());
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
+}
+
+/// The local cluster is among those of a topic here.
+fn check_replication(wanted: &Value, local: &str) -> Result<()> {
+    match wanted.as_array() {
+        Some(clusters) if clusters.iter().any(|cluster| cluster == local) => Ok(()),
+        Some(clusters) if !clusters.is_empty() => Err(ApiError::precondition(
+            "Can not remove local cluster from the local topic-level replication clusters policy",
+        )),
+        _ => Err(ApiError::precondition("ClusterIds should not be null or empty")),
+    }
+}
+
 async fn backlog_quota(call: &Call, name: &TopicName) -> Result<Answer> {
-    let kind = quota_type(call).to_owned();
+    let kind = quota_type(call)?.to_owned();
     let namespace = call.broker.namespace_policies(name.namespace()).await?;
     let wanted = match call.method() {
         "GET" => {
@@ -262,7 +313,7 @@ async fn backlog_quota(call: &Call, name: &TopicName) -> Result<Answer> {
             }
             return Answer::json(quotas);
         }
-        "POST" => Some(parse_quota(call)?),
+        "POST" => Some(parse_quota(call, name.namespace())?),
         "DELETE" => None,
         _ => return call.unsupported(),
     };

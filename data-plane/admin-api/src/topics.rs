@@ -1,16 +1,17 @@
 //! `/admin/v2/persistent` and `/admin/v2/non-persistent`: topics. Their partitions, subscriptions, messages and policies
 //! are in partitioned.rs, subscriptions.rs, messages.rs and topic_policies.rs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use geminga_broker::{BrokerError, Topic};
 use geminga_model::{Position, TopicDomain, TopicName};
 use serde_json::{Value, json};
 
 use crate::call::{Answer, Call, number};
 use crate::error::{ApiError, Result};
-use crate::{messages, namespaces, partitioned, subscriptions, topic_policies};
+use crate::{bundles, messages, namespaces, partitioned, subscriptions, topic_policies};
 
 pub(crate) async fn serve(call: &Call, domain: &str, path: &[&str]) -> Result<Answer> {
     let domain: TopicDomain = domain.parse()?;
@@ -18,6 +19,10 @@ pub(crate) async fn serve(call: &Call, domain: &str, path: &[&str]) -> Result<An
         ("GET", [tenant, local]) => namespaces::list(call, &namespaces::name(tenant, local)?, &[domain]).await,
         ("GET", [tenant, local, "partitioned"]) => {
             partitioned::list(call, &namespaces::name(tenant, local)?, domain).await
+        }
+        ("GET", [tenant, local, bundle]) if bundles::is_bundle(bundle) => {
+            let namespace = namespaces::name(tenant, local)?;
+            namespaces::list_bundle(call, &namespace, domain, bundle).await
         }
         (_, [tenant, local, topic, rest @ ..]) => {
             let namespace = namespaces::name(tenant, local)?;
@@ -39,10 +44,11 @@ async fn of_topic(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer
         ("GET", ["lastMessageId"]) => last_message_id(call, name).await,
         ("GET", ["backlog"]) => backlog(call, name).await,
         ("PUT", ["backlogSize"]) => {
+            single(call, name, "calculate backlog size is not allowed for partitioned-topic").await?;
             let position = subscriptions::MessageId::from_call(call)?.position();
             Answer::json(existing(call, name).await?.backlog_size_after(position))
         }
-        ("GET", ["permissions"]) => permissions(call, name).await,
+        (_, ["permissions", rest @ ..]) => permissions(call, name, rest).await,
         (_, ["properties"]) => properties(call, name).await,
         ("GET", ["compaction"]) => {
             existing(call, name).await?;
@@ -71,6 +77,13 @@ async fn of_topic(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer
             Ok(Answer::Unset)
         }
         ("GET", ["messageid", time]) => {
+            single(
+                call,
+                name,
+                "Get message ID by timestamp on a partitioned topic is not allowed, please try do it on specific topic \
+                 partition",
+            )
+            .await?;
             let position = existing(call, name).await?.position_at_time(number(time)?).await?;
             Ok(Answer::Json(message_id(position, name.partition_index(), None)))
         }
@@ -111,6 +124,19 @@ pub(crate) async fn existing(call: &Call, name: &TopicName) -> Result<Arc<Topic>
 pub(crate) async fn partitions(call: &Call, name: &TopicName) -> Result<u32> {
     let record = call.broker.metadata().get_partitioned_topic(name).await?;
     Ok(record.map_or(0, |record| record.value.partitions))
+}
+
+/// Refuses what a partitioned topic cannot do as a whole.
+pub(crate) async fn single(call: &Call, name: &TopicName, refusal: &str) -> Result<()> {
+    if partitions(call, name).await? > 0 { Err(ApiError::not_allowed(refusal)) } else { Ok(()) }
+}
+
+/// Refuses what only a persistent topic can do.
+fn must_persist(name: &TopicName) -> Result<()> {
+    if name.is_persistent() {
+        return Ok(());
+    }
+    Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "Need to provide a persistent topic name"))
 }
 
 pub(crate) fn stats_options(call: &Call) -> geminga_broker::StatsOptions {
@@ -163,9 +189,8 @@ async fn unload(call: &Call, name: &TopicName) -> Result<Answer> {
 }
 
 async fn terminate(call: &Call, name: &TopicName) -> Result<Answer> {
-    if partitions(call, name).await? > 0 {
-        return Err(ApiError::not_allowed("Termination of a partitioned topic is not allowed"));
-    }
+    must_persist(name)?;
+    single(call, name, "Termination of a partitioned topic is not allowed").await?;
     let end = existing(call, name).await?.terminate().await?;
     Ok(Answer::Json(message_id(end, None, None)))
 }
@@ -173,7 +198,14 @@ async fn terminate(call: &Call, name: &TopicName) -> Result<Answer> {
 async fn last_message_id(call: &Call, name: &TopicName) -> Result<Answer> {
     let (position, meta) = existing(call, name).await?.last_entry().await?;
     let batch = meta.filter(|meta| meta.is_batch()).map(|meta| meta.num_messages);
-    Ok(Answer::Json(message_id(position, name.partition_index(), batch)))
+    let mut id = message_id(position, name.partition_index(), None);
+    if let Some(size) = batch {
+        // Pulsar names the last message of the batch, but not the size.
+        id["batchIndex"] = json!(i64::from(size) - 1);
+        id["outstandingAcksInSameBatch"] = json!(0);
+        id["originalBatchSize"] = json!(0);
+    }
+    Ok(Answer::Json(id))
 }
 
 /// A message id as Pulsar's admin API shows it; of a batch, that of its last message.
@@ -188,12 +220,39 @@ pub(crate) fn message_id(position: Position, partition: Option<u32>, batch_size:
     })
 }
 
-async fn permissions(call: &Call, name: &TopicName) -> Result<Answer> {
-    if partitions(call, name).await? == 0 {
+/// Grants of a topic are kept beside those of its namespace, and shown together with them; partitions have their topic's.
+async fn permissions(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
+    let base = name.partitioned_base();
+    if partitions(call, &base).await? == 0 {
         existing(call, name).await?;
     }
-    let policies = call.broker.namespace_policies(name.namespace()).await?;
-    Answer::json(policies.auth_policies.namespace_auth)
+    let key = base.to_string();
+    let role = match (call.method(), path) {
+        ("GET", []) => {
+            let mut auth = call.broker.namespace_policies(name.namespace()).await?.auth_policies;
+            let mut all = auth.namespace_auth;
+            for (role, actions) in auth.destination_auth.remove(&key).unwrap_or_default() {
+                all.entry(role).or_default().extend(actions);
+            }
+            return Answer::json(all);
+        }
+        ("POST" | "DELETE", [role]) => (*role).to_owned(),
+        _ => return call.unsupported(),
+    };
+    let actions: Option<BTreeSet<String>> = if call.method() == "POST" { Some(call.json()?) } else { None };
+    call.broker
+        .update_namespace_policies(name.namespace(), |policies| {
+            let all = &mut policies.auth_policies.destination_auth;
+            let roles = all.entry(key.clone()).or_default();
+            match &actions {
+                Some(actions) => drop(roles.insert(role.clone(), actions.clone())),
+                None => drop(roles.remove(&role)),
+            }
+            all.retain(|_, roles| !roles.is_empty());
+            Ok(())
+        })
+        .await?;
+    Ok(Answer::Nothing)
 }
 
 async fn properties(call: &Call, name: &TopicName) -> Result<Answer> {

@@ -1,165 +1,13 @@
-//! The router before a broker on metadata and ledgers in memory.
+//! The admin API as its tools call it.
 
-use std::sync::Arc;
+mod bundles;
+mod fixture;
+mod refusals;
 
-use axum::body::{Body, to_bytes};
-use axum::http::{Request, StatusCode};
-use geminga_broker::{
-    Broker, BrokerConfig, BrokerError, Peer, ProducerGrant, ProducerRequest, Publish, Receipt, Topic,
-};
-use geminga_ledger_client::MemoryLedgers;
-use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
-use geminga_model::TopicName;
-use geminga_topic::Delivery;
-use geminga_topic::producers::AccessMode;
-use geminga_wire_pulsar::proto;
+use axum::body::to_bytes;
+use axum::http::StatusCode;
+use fixture::{NONE, Rest, TOPICS, subscribe};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tower::ServiceExt;
-
-struct Rest {
-    broker: Arc<Broker>,
-    router: axum::Router,
-}
-
-impl Rest {
-    async fn start() -> Self {
-        let metadata = Metadata::new(Arc::new(MemoryStore::default()));
-        metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
-        let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
-        metadata.create_tenant("public", &tenant).await.unwrap();
-        let policies = Policies::new_namespace("standalone", 4);
-        metadata.create_namespace(&"public/default".parse().unwrap(), &policies).await.unwrap();
-        let broker =
-            Broker::start(BrokerConfig::default(), metadata, Arc::new(MemoryLedgers::default())).await.unwrap();
-        let router = geminga_admin_api::router(broker.clone());
-        Self { broker, router }
-    }
-
-    async fn raw(&self, method: &str, path: &str, body: &str) -> axum::response::Response {
-        let request = Request::builder().method(method).uri(path).body(Body::from(body.to_owned())).unwrap();
-        self.router.clone().oneshot(request).await.unwrap()
-    }
-
-    /// Status and body; a body that is not JSON comes as a string, no body as null.
-    async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let response = self.raw(method, &format!("/admin/v2{path}"), &body).await;
-        let status = response.status().as_u16();
-        let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let value = match serde_json::from_str(&text) {
-            Ok(value) => value,
-            Err(_) if text.is_empty() => Value::Null,
-            Err(_) => Value::String(text),
-        };
-        (status, value)
-    }
-
-    async fn get(&self, path: &str) -> Value {
-        let (status, value) = self.call("GET", path, Value::Null).await;
-        assert_eq!(status, 200, "GET {path}: {value}");
-        value
-    }
-
-    async fn expect(&self, method: &str, path: &str, body: Value, status: u16) -> Value {
-        let (actual, value) = self.call(method, path, body).await;
-        assert_eq!(actual, status, "{method} {path}: {value}");
-        value
-    }
-
-    async fn publish(&self, topic: &str, messages: &[&str]) {
-        let name = TopicName::parse(topic).unwrap();
-        let topic = self.broker.topic(&name, true).await.unwrap();
-        let (peer, mut receipts) = Client::connect();
-        let ProducerGrant { handle, .. } = topic.add_producer(request(), peer, || ()).await.unwrap();
-        let mut batch = messages.iter().zip(0..).map(|(text, sequence_id)| publish(text, sequence_id)).collect();
-        topic.publish(&handle, &mut batch);
-        for _ in messages {
-            receipts.recv().await.unwrap().unwrap();
-        }
-        topic.remove_producer(&handle);
-    }
-
-    async fn topic(&self, name: &str) -> Arc<Topic> {
-        self.broker.topic(&TopicName::parse(name).unwrap(), false).await.unwrap()
-    }
-}
-
-fn request() -> ProducerRequest {
-    ProducerRequest {
-        producer_id: 1,
-        name: "producer".into(),
-        user_provided_name: true,
-        epoch: 0,
-        access_mode: AccessMode::Shared,
-        topic_epoch: None,
-        schema_version: None,
-        metadata: Default::default(),
-        client_version: "test".into(),
-        encrypted: false,
-    }
-}
-
-fn publish(text: &str, sequence_id: u64) -> Publish {
-    let metadata = proto::MessageMetadata {
-        producer_name: "producer".into(),
-        sequence_id,
-        publish_time: 1_700_000_000_000 + sequence_id,
-        properties: vec![proto::KeyValue { key: "k".into(), value: "v".into() }],
-        ..Default::default()
-    };
-    let payload = geminga_wire_pulsar::frame_payload(&metadata, text.as_bytes());
-    let meta = geminga_broker::entry_meta(&geminga_wire_pulsar::parse_payload(&payload).unwrap());
-    Publish { sequence_id, highest_sequence_id: sequence_id, meta, payload, inner_chunk: false }
-}
-
-/// A connection that only wants its receipts.
-struct Client {
-    receipts: mpsc::UnboundedSender<Result<Receipt, String>>,
-}
-
-impl Client {
-    fn connect() -> (Arc<dyn Peer>, mpsc::UnboundedReceiver<Result<Receipt, String>>) {
-        let (receipts, receiver) = mpsc::unbounded_channel();
-        (Arc::new(Self { receipts }), receiver)
-    }
-}
-
-impl Peer for Client {
-    fn connection_id(&self) -> u64 {
-        1
-    }
-    fn address(&self) -> &str {
-        "127.0.0.1:1"
-    }
-    fn receipts(&self, receipts: &[Receipt]) {
-        for receipt in receipts {
-            self.receipts.send(Ok(*receipt)).unwrap();
-        }
-    }
-    fn send_failed(&self, _: u64, _: u64, error: &BrokerError) {
-        self.receipts.send(Err(error.to_string())).unwrap();
-    }
-    fn deliver(&self, _: u64, _: i32, deliveries: &mut dyn Iterator<Item = Delivery>) {
-        deliveries.for_each(drop);
-    }
-    fn flush(&self) {}
-    fn writable(&self) -> bool {
-        true
-    }
-    fn check_alive(&self) -> geminga_broker::Alive<'_> {
-        Box::pin(std::future::ready(true))
-    }
-    fn active_consumer_changed(&self, _: u64, _: bool) {}
-    fn end_of_topic(&self, _: u64) {}
-    fn close_producer(&self, _: u64) {}
-    fn close_consumer(&self, _: u64) {}
-    fn acknowledged(&self, _: u64, _: u64, _: Result<(), BrokerError>) {}
-}
-
-const NONE: Value = Value::Null;
-const TOPICS: &str = "/persistent/public/default";
 
 #[tokio::test]
 async fn clusters_tenants_and_namespaces() {
@@ -372,8 +220,10 @@ async fn health_lookup_metrics_and_what_is_not_served() {
     let lookup = rest.raw("GET", "/lookup/v2/topic/persistent/public/default/a", "").await;
     let lookup: Value = serde_json::from_slice(&to_bytes(lookup.into_body(), usize::MAX).await.unwrap()).unwrap();
     assert_eq!(lookup["brokerUrl"], "pulsar://127.0.0.1:6650");
-    let refused = rest.expect("GET", "/sinks/x", NONE, 501).await;
-    assert_eq!(refused["reason"], "GET /admin/v2/sinks/x is not supported");
+    let refused = rest.expect("GET", "/nonsense/x", NONE, 501).await;
+    assert_eq!(refused["reason"], "GET /admin/v2/nonsense/x is not supported");
+    rest.expect("GET", "/sinks/x", NONE, 409).await;
+    assert_eq!(rest.raw("GET", "/admin/v3/transactions/coordinators", "").await.status(), 503);
     assert_eq!(rest.raw("GET", "/nonsense", "").await.status(), StatusCode::NOT_FOUND);
     let malformed = rest.raw("PUT", "/admin/v2/tenants/t", "{bad").await;
     assert_eq!(malformed.status(), StatusCode::BAD_REQUEST);
@@ -390,7 +240,8 @@ async fn non_persistent_topics() {
     rest.publish("non-persistent://public/default/t", &["a", "b"]).await;
     assert_eq!(rest.get(topics).await, json!(["non-persistent://public/default/t"]));
     assert_eq!(rest.get(TOPICS).await, json!([]));
-    rest.expect("PUT", &format!("{topics}/t/subscription/s"), NONE, 204).await;
+    rest.expect("PUT", &format!("{topics}/t/subscription/s"), NONE, 400).await;
+    subscribe(&rest, "non-persistent://public/default/t").await;
     let stats = rest.get(&format!("{topics}/t/stats")).await;
     assert_eq!((&stats["msgInCounter"], &stats["storageSize"]), (&json!(2), &json!(0)));
     assert_eq!((&stats["msgDropRate"], &stats["subscriptions"]["s"]["msgDropRate"]), (&json!(0.0), &json!(0.0)));
@@ -406,7 +257,7 @@ async fn non_persistent_topics() {
     rest.expect("DELETE", &format!("{topics}/p-partition-0"), NONE, 204).await;
     let stats = rest.get(&format!("{topics}/p/partitioned-stats")).await;
     assert_eq!(stats["partitions"].as_object().unwrap().len(), 1, "a partition that is gone is left out");
-    rest.expect("PUT", &format!("{topics}/p/subscription/s"), NONE, 204).await;
+    subscribe(&rest, "non-persistent://public/default/p-partition-0").await;
     assert_eq!(rest.get(&format!("{topics}/p/subscriptions")).await, json!(["s"]));
     let stats = rest.get(&format!("{topics}/p/partitioned-stats")).await;
     assert_eq!(stats["partitions"].as_object().unwrap().len(), 2, "and comes back with its first use");
