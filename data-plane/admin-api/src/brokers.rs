@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use geminga_broker::{Broker, DYNAMIC_SETTINGS, StatsOptions};
+use geminga_broker::{Broker, StatsOptions, dynamic_settings};
 use serde_json::{Map, Value, json};
 
 use crate::call::{Answer, Call};
@@ -28,7 +28,7 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
         // Quotas are looked after all the time.
         ("GET", ["backlog-quota-check"]) => Ok(Answer::Nothing),
         ("GET", ["version"]) => Ok(Answer::Text(env!("CARGO_PKG_VERSION").into())),
-        ("GET", ["configuration"]) => Ok(Answer::Json(json!(DYNAMIC_SETTINGS))),
+        ("GET", ["configuration"]) => Ok(Answer::Json(json!(dynamic_settings().collect::<Vec<_>>()))),
         ("GET", ["configuration", "values"]) => Answer::json(broker.metadata().dynamic_configuration().await?),
         ("GET", ["configuration", "runtime"]) => Answer::json(runtime_configuration(broker)),
         ("POST", ["configuration", name, value]) => {

@@ -1,17 +1,24 @@
 //! Settings that may change while the broker runs: kept in metadata, so that they outlive it, and looked up in memory.
+//! Those of Pulsar's that mean nothing here are kept for the tools that set them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::broker::Broker;
 use crate::config::BrokerConfig;
+use crate::dynamic_names::WITHOUT_EFFECT;
 use crate::error::{BrokerError, Result};
 
 const CREATE_TOPICS: &str = "allowAutoTopicCreation";
 const CREATE_SUBSCRIPTIONS: &str = "allowAutoSubscriptionCreation";
 
-/// Their names, which are Pulsar's.
-pub const DYNAMIC_SETTINGS: &[&str] = &[CREATE_SUBSCRIPTIONS, CREATE_TOPICS];
+/// Those that have an effect.
+const SETTINGS: &[&str] = &[CREATE_SUBSCRIPTIONS, CREATE_TOPICS];
+
+/// Names of all settings that can be set, which are Pulsar's.
+pub fn dynamic_settings() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().chain(WITHOUT_EFFECT).copied()
+}
 
 pub(crate) struct DynamicSettings {
     pub create_topics: AtomicBool,
@@ -22,7 +29,7 @@ impl DynamicSettings {
     /// What is stored, else what the broker was started with.
     pub fn new(config: &BrokerConfig, stored: &BTreeMap<String, String>) -> Self {
         let settings = Self { create_topics: AtomicBool::new(true), create_subscriptions: AtomicBool::new(true) };
-        for name in DYNAMIC_SETTINGS {
+        for name in SETTINGS {
             settings.apply(config, name, stored.get(*name).map(String::as_str));
         }
         settings
@@ -49,8 +56,12 @@ impl DynamicSettings {
 impl Broker {
     /// Changes a setting for good, or without a value returns it to what the broker was started with.
     pub async fn set_dynamic(&self, name: &str, value: Option<&str>) -> Result<()> {
-        if !DYNAMIC_SETTINGS.contains(&name) {
-            return Err(BrokerError::PreconditionFailed("Can't update non-dynamic configuration".into()));
+        if !dynamic_settings().any(|known| known == name) {
+            let verb = if value.is_some() { "update" } else { "delete" };
+            return Err(BrokerError::PreconditionFailed(format!("Can't {verb} non-dynamic configuration")));
+        }
+        if value.is_some() && WITHOUT_EFFECT.contains(&name) {
+            tracing::warn!(name, "dynamic setting is kept but has no effect");
         }
         match value {
             Some(value) => self.shared.metadata.set_dynamic_configuration(name, value).await?,
@@ -74,6 +85,12 @@ impl Broker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_there_once() {
+        let names: std::collections::BTreeSet<_> = dynamic_settings().collect();
+        assert_eq!(names.len(), dynamic_settings().count());
+    }
 
     #[test]
     fn what_is_stored_goes_before_the_configuration() {

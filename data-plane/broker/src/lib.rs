@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod cursors;
 mod dynamic;
+mod dynamic_names;
 mod entry_meta;
 mod error;
 mod health;
@@ -24,7 +25,7 @@ mod upkeep;
 
 pub use broker::Broker;
 pub use config::BrokerConfig;
-pub use dynamic::DYNAMIC_SETTINGS;
+pub use dynamic::dynamic_settings;
 pub use entry_meta::{entry_meta, read_entry};
 pub use error::{BrokerError, Result};
 pub use memory::{Budget, Memory};

@@ -119,3 +119,19 @@ async fn grants_of_topics_are_shown_with_those_of_the_namespace() {
     assert_eq!(rest.get(&path).await, json!({ "all": ["consume"] }));
     rest.expect("POST", &format!("{TOPICS}/none/permissions/one"), json!(["produce"]), 404).await;
 }
+
+#[tokio::test]
+async fn settings_of_pulsar_are_kept_and_others_refused() {
+    let rest = Rest::start().await;
+    let names = rest.get("/brokers/configuration").await;
+    let names: Vec<&str> = names.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for name in ["allowAutoTopicCreation", "forceDeleteNamespaceAllowed"] {
+        assert!(names.contains(&name), "{name}");
+        rest.expect("POST", &format!("/brokers/configuration/{name}/true"), NONE, 200).await;
+        assert_eq!(rest.get("/brokers/configuration/values").await[name], "true");
+        rest.expect("DELETE", &format!("/brokers/configuration/{name}"), NONE, 200).await;
+    }
+    assert_eq!(rest.get("/brokers/configuration/values").await, json!({}));
+    rest.expect("POST", "/brokers/configuration/nonsense/1", NONE, 412).await;
+    rest.expect("DELETE", "/brokers/configuration/nonsense", NONE, 412).await;
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_ledger::cursor::{AckKind, Cursor};
+use geminga_ledger::cursor::Cursor;
 use geminga_ledger::ledger_list::{LedgerList, TimeSeek};
 use geminga_model::Position;
 use geminga_topic::{AckRequest, EntryMeta, IndividualAck};
@@ -16,9 +16,8 @@ use geminga_wire_pulsar::{parse_payload, proto};
 use tokio::sync::oneshot;
 
 use super::subscribing::InitialPosition;
-use super::{Flushes, Sub, Topic, TopicState};
+use super::{Flushes, Topic, TopicState};
 use crate::error::{BrokerError, Result};
-use crate::policies::{EffectivePolicies, QuotaAction};
 use crate::shared::now_ms;
 
 /// Positions that one request may step over while it looks for a message behind holes.
@@ -163,43 +162,12 @@ impl Topic {
         self.advance(subscription, |_, _| u64::MAX).await.map(drop)
     }
 
-    /// Acknowledges what is older than so many seconds; answers how many entries that were.
-    pub async fn expire(&self, subscription: &str, seconds: u64) -> Result<u64> {
-        self.needs_storage("Expire messages")?;
-        let oldest = {
-            let state = self.state.lock();
-            let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
-            sub.core.cursor().next_unacked(state.ledger.list(), sub.core.cursor().mark_delete())
-        };
-        let Some(oldest) = oldest else { return Ok(0) };
-        let cut = now_ms().saturating_sub(seconds.saturating_mul(1000));
-        if entry_time(&self.read_one(oldest).await?.meta) >= cut {
-            return Ok(0);
-        }
-        let first_kept = self.position_at_time(cut).await?;
-        let expired = self.advance(subscription, |cursor, list| match list.previous(first_kept) {
-            Some(last) => unacked_through(cursor, list, last),
-            None => 0,
-        });
-        Ok(self.count_expired(subscription, expired.await?))
-    }
-
-    fn count_expired(&self, subscription: &str, entries: u64) -> u64 {
-        if let Some(sub) = self.state.lock().subscriptions.get_mut(subscription) {
-            sub.expired += entries;
-            sub.expired_at = now_ms();
-        }
-        entries
-    }
-
-    /// Acknowledges everything up to and including a position; answers how many entries that were.
-    pub async fn expire_through(&self, subscription: &str, position: Position) -> Result<u64> {
-        let expired = self.advance(subscription, |cursor, list| unacked_through(cursor, list, position)).await?;
-        Ok(self.count_expired(subscription, expired))
-    }
-
     /// Acknowledges as many of the next unacknowledged entries as `count` says.
-    async fn advance(&self, subscription: &str, count: impl FnOnce(&Cursor, &LedgerList) -> u64) -> Result<u64> {
+    pub(super) async fn advance(
+        &self,
+        subscription: &str,
+        count: impl FnOnce(&Cursor, &LedgerList) -> u64,
+    ) -> Result<u64> {
         self.needs_storage("Skip messages")?;
         let mut flushes = Flushes::default();
         let (entries, waiting) = {
@@ -485,123 +453,10 @@ impl Topic {
         }
         Ok(())
     }
-
-    /// Why producers are refused: the backlog is over its quota. Costs two lookups where there is no quota.
-    pub(super) fn backlog_refusal(&self, state: &TopicState) -> Option<BrokerError> {
-        if state.backlog_too_old {
-            return Some(BrokerError::QuotaExceeded(format!(
-                "Cannot create producer on topic with backlog quota exceeded: a message of {} is older than the quota allows",
-                self.name
-            )));
-        }
-        let (limit, QuotaAction::RefuseProducers) = state.policies.backlog_quota()? else { return None };
-        let size = backlog_size(state);
-        (size > limit).then(|| {
-            BrokerError::QuotaExceeded(format!(
-                "Cannot create producer on topic with backlog quota exceeded: {} holds {size} bytes, the quota is {limit}",
-                self.name
-            ))
-        })
-    }
-
-    /// What policies expire: messages beyond their time to live, backlogs over a quota that evicts.
-    pub(super) fn expire_by_policy(&self) {
-        let (expiry, subscriptions) = {
-            let mut state = self.state.lock();
-            let expiry = Expiry::of(&state.policies);
-            if expiry == Expiry::default() {
-                return;
-            }
-            let list = state.ledger.list();
-            let behind = |sub: &Sub| sub.core.cursor().unacked_entries(list) > 0;
-            let names = state.subscriptions.iter().filter(|(_, sub)| behind(sub)).map(|(name, _)| name.clone());
-            let names: Vec<Arc<str>> = names.collect();
-            if names.is_empty() {
-                state.backlog_too_old = false;
-                return;
-            }
-            (expiry, names)
-        };
-        let topic = self.arc();
-        tokio::spawn(async move {
-            for name in &subscriptions {
-                if let Err(error) = topic.expire_one(name, expiry.ttl_ms, expiry.max_bytes).await {
-                    tracing::warn!(topic = %topic.name, subscription = %name, %error, "could not expire messages");
-                }
-            }
-            if let Some(seconds) = expiry.refuse_after_s
-                && let Err(error) = topic.check_backlog_age(seconds).await
-            {
-                tracing::warn!(topic = %topic.name, %error, "could not read the oldest message of the backlog");
-            }
-        });
-    }
-
-    /// Producers are refused while a message of a backlog is older than so many seconds.
-    async fn check_backlog_age(&self, seconds: u64) -> Result<()> {
-        let oldest = {
-            let state = self.state.lock();
-            let list = state.ledger.list();
-            let first = |sub: &Sub| sub.core.cursor().next_unacked(list, sub.core.cursor().mark_delete());
-            state.subscriptions.values().filter(|sub| !sub.ephemeral).filter_map(|sub| first(sub)).min()
-        };
-        let too_old = match oldest {
-            Some(position) => {
-                let limit = now_ms().saturating_sub(seconds.saturating_mul(1000));
-                entry_time(&self.read_one(position).await?.meta) < limit
-            }
-            None => false,
-        };
-        self.state.lock().backlog_too_old = too_old;
-        Ok(())
-    }
-
-    async fn expire_one(&self, name: &str, ttl_ms: Option<u64>, quota: Option<u64>) -> Result<()> {
-        if let Some(ttl_ms) = ttl_ms {
-            let expired = self.expire(name, ttl_ms / 1000).await?;
-            if expired > 0 {
-                tracing::debug!(topic = %self.name, subscription = name, expired, "messages outlived their time");
-            }
-        }
-        if let Some(limit) = quota {
-            let evicted = self.advance(name, |cursor, list| over_quota(cursor, list, limit)).await?;
-            if evicted > 0 {
-                tracing::info!(topic = %self.name, subscription = name, evicted, limit, "backlog over its quota was evicted");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What policies let messages outlive, or not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Expiry {
-    ttl_ms: Option<u64>,
-    max_bytes: Option<u64>,
-    /// Producers are refused while the backlog holds an older message.
-    refuse_after_s: Option<u64>,
-}
-
-impl Expiry {
-    fn of(policies: &EffectivePolicies) -> Self {
-        let mut expiry = Self { ttl_ms: policies.message_ttl_ms(), ..Self::default() };
-        if let Some((limit, QuotaAction::EvictBacklog)) = policies.backlog_quota() {
-            expiry.max_bytes = Some(limit);
-        }
-        match policies.backlog_age_quota() {
-            Some((seconds, QuotaAction::EvictBacklog)) => {
-                let age_ms = seconds.saturating_mul(1000);
-                expiry.ttl_ms = Some(expiry.ttl_ms.map_or(age_ms, |ttl| ttl.min(age_ms)));
-            }
-            Some((seconds, QuotaAction::RefuseProducers)) => expiry.refuse_after_s = Some(seconds),
-            None => {}
-        }
-        expiry
-    }
 }
 
 /// When an entry was published, by the broker's clock where it is known, as Pulsar compares.
-fn entry_time(meta: &EntryMeta) -> u64 {
+pub(super) fn entry_time(meta: &EntryMeta) -> u64 {
     if meta.broker_timestamp > 0 { meta.broker_timestamp } else { meta.publish_time }
 }
 
@@ -611,15 +466,6 @@ pub(super) fn backlog_size(state: &TopicState) -> u64 {
     let slowest = durable.map(|sub| sub.core.cursor().mark_delete()).min();
     let list = state.ledger.list();
     slowest.map_or(0, |mark| list.size_between(mark, list.last_position()))
-}
-
-/// Unacknowledged entries up to and including `last`.
-fn unacked_through(cursor: &Cursor, list: &LedgerList, last: Position) -> u64 {
-    if list.entries_between(cursor.mark_delete(), last) == 0 {
-        return 0;
-    }
-    let mut copy = Cursor::from_snapshot(cursor.snapshot());
-    copy.ack_cumulative(list, last.min(list.last_position()), AckKind::Entry).entries_acked
 }
 
 /// The `nth` entry that is not acknowledged.
@@ -642,15 +488,4 @@ fn nth_unacked(cursor: &Cursor, list: &LedgerList, nth: u64) -> Result<Option<Po
         at = at.and_then(|position| list.next_after(position)).and_then(|next| cursor.next_unacked(list, next));
     }
     Ok(at)
-}
-
-/// Entries to acknowledge so that what is left takes nine tenths of `limit` bytes, by the average entry.
-fn over_quota(cursor: &Cursor, list: &LedgerList, limit: u64) -> u64 {
-    let size = list.size_between(cursor.mark_delete(), list.last_position());
-    if size <= limit {
-        return 0;
-    }
-    let keep = u128::from(limit) * 9 / 10;
-    let entries = u128::from(cursor.unacked_entries(list));
-    (entries - entries * keep / u128::from(size)) as u64
 }

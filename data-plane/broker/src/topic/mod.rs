@@ -11,13 +11,14 @@
 //! A message of a non-persistent topic takes a shorter way (non_persistent.rs): from 1 to the connections, at once.
 //!
 //! ledger_io.rs carries out what the managed ledger asks for besides writing; load.rs and closing.rs begin and end a
-//! topic's life in this broker; admin.rs and stats.rs serve operators.
+//! topic's life in this broker; admin.rs and stats.rs serve operators, expiry.rs their policies.
 
 mod acks;
 mod admin;
 mod closing;
 mod completion;
 mod dispatch;
+mod expiry;
 mod inactive;
 mod ledger_io;
 mod liveness;
