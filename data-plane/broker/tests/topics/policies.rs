@@ -86,6 +86,8 @@ async fn a_namespace_takes_only_so_many_topics() {
     let refused = broker.topic(&name("c"), true).await.err();
     assert!(matches!(refused, Some(BrokerError::NotAllowed(_))), "{refused:?}");
     let refused = broker.create_topic(&name("c"), Default::default()).await.err();
+    assert!(matches!(refused, Some(BrokerError::Conflict(_))), "{refused:?}");
+    let refused = broker.create_new_partitioned(&name("c"), 1, Default::default()).await.err();
     assert!(matches!(refused, Some(BrokerError::PreconditionFailed(_))), "{refused:?}");
     fixture::topic(&broker, "a").await;
     assert_eq!(broker.topics(&namespace, &TopicDomain::ALL).await.unwrap().len(), 2);
