@@ -44,6 +44,12 @@ impl Broker {
         properties: BTreeMap<String, String>,
     ) -> Result<()> {
         let policies = self.check_new_topic(name).await?;
+        for index in 0..partitions {
+            // Somebody has taken the name of a partition for a topic of its own.
+            if self.shared.metadata.get_topic(&name.partition(index)).await?.is_some() {
+                return Err(already_exists());
+            }
+        }
         self.check_topic_limit(&policies, name, partitions as usize).await?;
         self.create_partitioned(name, partitions, properties).await
     }

@@ -7,7 +7,7 @@ use geminga_ledger::ledger_list::LedgerList;
 use geminga_model::Position;
 
 use super::admin::{backlog_size, entry_time};
-use super::{Sub, Topic, TopicState};
+use super::{Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::policies::{EffectivePolicies, QuotaAction};
 use crate::shared::now_ms;
@@ -48,7 +48,8 @@ impl Topic {
         Ok(self.count_expired(subscription, expired))
     }
 
-    /// Why producers are refused: the backlog is over its quota. Costs two lookups where there is no quota.
+    /// Why producers are refused: the backlog is over its quota. As in Pulsar that is looked at when one joins and from time
+    /// to time, not with each message. Costs two lookups where there is no quota.
     pub(super) fn backlog_refusal(&self, state: &TopicState) -> Option<BrokerError> {
         if state.backlog_too_old {
             return Some(BrokerError::QuotaExceeded(format!(
@@ -66,8 +67,20 @@ impl Topic {
         })
     }
 
+    /// Sends producers away that would not be let in now.
+    fn close_refused_producers(&self) {
+        let mut flushes = Flushes::default();
+        let mut state = self.state.lock();
+        if !state.producer_handles.is_empty() && self.backlog_refusal(&state).is_some() {
+            self.close_producers(&mut state, &mut flushes);
+        }
+        drop(state);
+        flushes.run();
+    }
+
     /// What policies expire: messages beyond their time to live, backlogs over a quota that evicts.
     pub(super) fn expire_by_policy(&self) {
+        self.close_refused_producers();
         let (expiry, subscriptions) = {
             let mut state = self.state.lock();
             let expiry = Expiry::of(&state.policies);

@@ -114,7 +114,7 @@ impl Topic {
                 producer.name, self.name
             )));
         }
-        self.backlog_refusal(state)
+        None
     }
 
     /// Does what the managed ledger asks for. Writes are handed to storage under the topic's lock, so that they reach

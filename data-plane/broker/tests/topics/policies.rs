@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use geminga_broker::{Broker, BrokerConfig, BrokerError, SubscribeRequest, Topic};
 use geminga_metadata::TopicPolicies;
-use geminga_metadata::policies::{BACKLOG_QUOTA_AGE, BacklogQuota, DispatchRate, PublishRate, SubscribeRate};
+use geminga_metadata::policies::{
+    BACKLOG_QUOTA_AGE, BACKLOG_QUOTA_SIZE, BacklogQuota, DispatchRate, PublishRate, SubscribeRate,
+};
 use geminga_model::TopicDomain;
 use geminga_topic::SubscriptionType::{Exclusive, Failover, KeyShared, Shared};
 
@@ -212,6 +214,23 @@ async fn delays_are_ignored_where_they_are_switched_off() {
     client.receipt().await;
     topic.flow(&consumer, 1);
     assert_eq!(fixture::text(&client.message().await), "later");
+}
+
+#[tokio::test]
+async fn a_backlog_over_its_quota_refuses_producers_that_join() {
+    let quota =
+        BacklogQuota { limit_size: Some(1000), policy: Some("producer_exception".into()), ..Default::default() };
+    let policies =
+        TopicPolicies { backlog_quota_map: [(BACKLOG_QUOTA_SIZE.to_owned(), quota)].into(), ..Default::default() };
+    let (_broker, topic) = topic_with(policies).await;
+    let client = Client::new();
+    let producer = client.produce(&topic, "p").await.unwrap();
+    client.consume(&topic, "s", Shared).await.unwrap();
+    let text = "x".repeat(200);
+    // One that is there may go on until it is looked after.
+    publish(&client, &producer, &[&*text; 20]).await;
+    let refused = client.produce(&topic, "q").await.err();
+    assert!(matches!(refused, Some(BrokerError::QuotaExceeded(_))), "{refused:?}");
 }
 
 #[tokio::test]
