@@ -58,9 +58,10 @@ pub(crate) fn drop_unknown_mode(policy: &mut Value) {
 
 /// Refuses the policies of a new namespace that its own paths would refuse.
 pub(crate) fn check_new(policies: &Value) -> Result<()> {
-    let checks: [(&str, fn(&Value) -> Result<()>); 2] =
-        [("retention_policies", check_retention), ("persistence", check_persistence)];
-    checks.into_iter().filter_map(|(field, check)| policies.get(field).map(check)).collect()
+    if let Some(retention) = policies.get("retention_policies") {
+        check_retention(retention)?;
+    }
+    policies.get("persistence").map_or(Ok(()), check_persistence)
 }
 
 pub(crate) fn anything(_: &Value) -> Result<()> {
