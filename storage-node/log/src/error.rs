@@ -8,6 +8,8 @@ pub enum AppendError {
     DiskFull,
     #[error("the ledger is fenced or deleted")]
     Fenced,
+    #[error("an earlier append to the ledger failed: it takes no more")]
+    GivenUp,
     #[error("too many bytes wait to be written")]
     Overloaded,
     #[error("{bytes} bytes in one call are more than a log segment can hold")]

@@ -10,10 +10,10 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
-use rustc_hash::FxHashSet;
 
 use super::batch::{Append, Batch, Class, Done, FenceDone, Request};
 use super::catalog::{Catalog, IndexState, SegmentEntry};
+use super::closing::Closing;
 use super::{Engine, SharedSegment, segment_name};
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Disk, DiskFile};
@@ -61,9 +61,7 @@ pub(super) struct Writer<F> {
     /// How far the log is durable.
     pub durable: (u32, u64),
     pub in_flight: usize,
-    /// Ledgers whose fence or tombstone is on its way, or of which a write failed or was refused: they take no more
-    /// entries, so that there is never a gap before an acknowledged one. A fence or deletion settles it.
-    closing: FxHashSet<u64>,
+    closing: Closing,
     buffers: Vec<AlignedBuffer>,
     next_ticket: u64,
     finished_ticket: u64,
@@ -85,7 +83,7 @@ impl<F> Writer<F> {
             next_segment,
             durable: (0, 0),
             in_flight: 0,
-            closing: FxHashSet::default(),
+            closing: Closing::default(),
             buffers: Vec::new(),
             next_ticket: 0,
             finished_ticket: 0,
@@ -259,7 +257,7 @@ impl<D: Disk> Engine<D> {
                 let allowed = self.allow_append(writer, &entries);
                 match allowed {
                     Ok(()) => entries.iter().for_each(|entry| batch.add_entry(entry)),
-                    Err(_) => writer.closing.extend(entries.iter().map(|entry| entry.ledger)),
+                    Err(_) => writer.closing.fail(entries.iter().map(|entry| entry.ledger)),
                 }
                 commit.completions.push(Completion::Append(done, allowed));
             }
@@ -284,7 +282,7 @@ impl<D: Disk> Engine<D> {
                 commit.completions.push(Completion::Append(done, allowed));
             }
             Request::Refused { ledgers, done, error } => {
-                writer.closing.extend(ledgers);
+                writer.closing.fail(ledgers);
                 commit.completions.push(Completion::Append(done, Err(error)));
             }
             Request::Mark => (),
@@ -319,7 +317,8 @@ impl<D: Disk> Engine<D> {
             if checked.replace(entry.ledger) == Some(entry.ledger) {
                 continue;
             }
-            if writer.closing.contains(&entry.ledger) || catalog.takes_no_entries(entry.ledger) {
+            writer.closing.check(entry.ledger)?;
+            if catalog.takes_no_entries(entry.ledger) {
                 return Err(AppendError::Fenced);
             }
         }
@@ -333,7 +332,7 @@ impl<D: Disk> Engine<D> {
         if known.is_some_and(|known| known.fence.is_some()) || catalog.graves.contains_key(&ledger) {
             return;
         }
-        writer.closing.insert(ledger);
+        writer.closing.end(ledger);
         if catalog.last_is_uncertain(ledger) {
             return;
         }
@@ -347,10 +346,10 @@ impl<D: Disk> Engine<D> {
             // Also of one of which only a failed write is known: its writer may not have noticed yet.
             let exists = catalog.ledgers.contains_key(&ledger)
                 || batch.last_of(ledger).is_some()
-                || writer.closing.contains(&ledger);
+                || writer.closing.contains(ledger);
             if exists || (catalog.damaged && !catalog.graves.contains_key(&ledger)) {
                 batch.add_control(Control::Tombstone { ledger });
-                writer.closing.insert(ledger);
+                writer.closing.end(ledger);
             }
         }
     }
@@ -368,14 +367,14 @@ impl<D: Disk> Engine<D> {
         let closing = &mut writer.closing;
         let refused = |request| match request {
             Request::Append { entries, done } => {
-                closing.extend(entries.iter().map(|entry| entry.ledger));
+                closing.fail(entries.iter().map(|entry| entry.ledger));
                 Some(Completion::Append(done, Err(error.clone())))
             }
             Request::Delete { done, .. } | Request::Housekeeping { done, .. } => {
                 Some(Completion::Append(done, Err(error.clone())))
             }
             Request::Refused { ledgers, done, error } => {
-                closing.extend(ledgers);
+                closing.fail(ledgers);
                 Some(Completion::Append(done, Err(error)))
             }
             Request::Fence { ledger, done } => Some(Completion::Fence(ledger, done, Err(error.clone()))),
@@ -511,12 +510,12 @@ impl<D: Disk> Engine<D> {
             Some((segment, batch)) => {
                 let result = self.conclude(&mut writer, &segment, &batch, written);
                 if result.is_err() {
-                    writer.closing.extend(batch.runs.iter().map(|run| run.ledger));
+                    writer.closing.fail(batch.runs.iter().map(|run| run.ledger));
                 } else {
                     self.apply(&batch, &commit);
                     batch.controls.iter().for_each(|control| {
                         let (Control::Fence { ledger, .. } | Control::Tombstone { ledger }) = control;
-                        writer.closing.remove(ledger);
+                        writer.closing.settled(*ledger);
                     });
                 }
                 self.keep_buffer(&mut writer, batch.buffer);

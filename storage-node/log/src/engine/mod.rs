@@ -6,6 +6,7 @@
 
 mod batch;
 mod catalog;
+mod closing;
 mod commit;
 mod compact;
 mod maintain;
