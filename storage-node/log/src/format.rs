@@ -12,6 +12,8 @@ pub const DATA_AT: u64 = 2 * BLOCK_BYTES as u64;
 pub const RECORD_HEADER_BYTES: usize = 32;
 pub const RECORD_ALIGNMENT: usize = 8;
 pub const VERSION: u16 = 1;
+/// Offsets in a segment fit into 32 bits.
+const OFFSET_MAX: u64 = u32::MAX as u64;
 /// The longest body that a record header can state.
 pub const BODY_BYTES_MAX: usize = (1 << 28) - 1;
 
@@ -201,7 +203,8 @@ impl Seal {
             directory_bytes: u32_at(bytes, 32),
             directory_crc: u32_at(bytes, 36),
         };
-        if seal.segment != segment || seal.data_end < DATA_AT { Err(BadBlock::Damaged) } else { Ok(seal) }
+        let plausible = seal.segment == segment && (DATA_AT..=OFFSET_MAX).contains(&seal.data_end);
+        if plausible { Ok(seal) } else { Err(BadBlock::Damaged) }
     }
 }
 
@@ -246,7 +249,8 @@ pub fn decode_manifest(bytes: &[u8]) -> Option<Vec<ManifestLine>> {
             1 => SegmentKind::Compacted,
             _ => return None,
         };
-        Some(ManifestLine { segment: u32_at(line, 0), kind, data_end: u64_at(line, 8) })
+        let data_end = u64_at(line, 8);
+        (data_end <= OFFSET_MAX).then(|| ManifestLine { segment: u32_at(line, 0), kind, data_end })
     };
     bytes.chunks_exact(MANIFEST_LINE_BYTES).map(line).collect()
 }
@@ -259,6 +263,36 @@ pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
 /// The eight bytes at `at`, which the caller knows to be there.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Any bytes with the magic, the segment and the checksum that each format wants.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod sealed {
+    use super::*;
+
+    pub fn record(data: &[u8], segment: u32, offset: u64) -> Option<[u8; RECORD_HEADER_BYTES]> {
+        let mut bytes = *data.first_chunk()?;
+        bytes[12..16].copy_from_slice(&segment.to_le_bytes());
+        let crc = header_crc(&bytes, offset);
+        bytes[0..4].copy_from_slice(&crc.to_le_bytes());
+        Some(bytes)
+    }
+
+    pub fn segment_header(data: &[u8]) -> Option<[u8; 32]> {
+        block(data, &HEADER_MAGIC)
+    }
+
+    pub fn seal(data: &[u8]) -> Option<[u8; SEAL_BYTES]> {
+        block(data, &SEAL_MAGIC)
+    }
+
+    fn block<const N: usize>(data: &[u8], magic: &[u8; 8]) -> Option<[u8; N]> {
+        let mut bytes = *data.first_chunk::<N>()?;
+        bytes[..8].copy_from_slice(magic);
+        let crc = crc32c(&bytes[..N - 4]);
+        bytes[N - 4..].copy_from_slice(&crc.to_le_bytes());
+        Some(bytes)
+    }
 }
 
 #[cfg(test)]

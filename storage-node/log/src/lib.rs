@@ -19,6 +19,8 @@ pub mod disk;
 pub mod engine;
 mod error;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod housekeeping;
 mod index;
 mod log;

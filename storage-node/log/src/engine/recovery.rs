@@ -111,7 +111,9 @@ impl<D: Disk> Engine<D> {
         for (id, proven) in proven {
             let entry = &catalog.segments[id];
             let from = proven / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-            let length = super::maintain::footer_at(entry.data_end).saturating_sub(from);
+            // No more than there is, whatever a manifest says.
+            let end = super::maintain::footer_at(entry.data_end).min(entry.segment.file.length()?);
+            let length = end.saturating_sub(from);
             let mut buffer = AlignedBuffer::default();
             buffer.extend_zeros(length as usize);
             let count = entry.segment.file.read_at(buffer.as_mut_slice(), from)?;
