@@ -199,7 +199,7 @@ impl Cursor {
         if let Some((ack_set, batch_size)) = partial {
             already &= self.ack(list, pos, AckKind::Batch { ack_set, batch_size }).already;
         }
-        Advance { entries_acked: before - self.unacked_entries(list), already, unknown: false }
+        Advance { entries_acked: before.saturating_sub(self.unacked_entries(list)), already, unknown: false }
     }
 
     /// The first existing entry at or after `from` that is not (completely) acknowledged.
@@ -216,7 +216,8 @@ impl Cursor {
 
     /// The backlog: entries that exist and are not (completely) acknowledged.
     pub fn unacked_entries(&self, list: &LedgerList) -> u64 {
-        list.entries_between(self.mark_delete(), list.last_position()) - self.acked_in(list)
+        // Saturates: a state that was read from disk may name entries that do not exist.
+        list.entries_between(self.mark_delete(), list.last_position()).saturating_sub(self.acked_in(list))
     }
 
     /// Entries of the list that are acknowledged above the mark-delete position: all, unless ledgers were removed since.
@@ -268,7 +269,7 @@ impl Cursor {
         let mut target = None;
         let mut from = list.next_after(self.mark_delete());
         while let Some(start) = from.filter(|_| left > 0).and_then(|from| self.next_unacked(list, from)) {
-            let take = self.gap_len(list, start).min(left);
+            let take = self.gap_len(list, start).clamp(1, left);
             left -= take;
             let last = Position { entry_id: start.entry_id + (take - 1) as i64, ..start };
             target = Some(last);
@@ -277,7 +278,7 @@ impl Cursor {
         if let Some(target) = target {
             self.advance_to(list, target);
         }
-        let entries_acked = before - self.unacked_entries(list);
+        let entries_acked = before.saturating_sub(self.unacked_entries(list));
         Advance { entries_acked, already: entries_acked == 0, unknown: false }
     }
 
@@ -290,7 +291,7 @@ impl Cursor {
             iter.advance_to(entry);
             iter.next().map(u64::from)
         });
-        next.unwrap_or(end).min(end) - start.entry_id as u64
+        next.unwrap_or(end).min(end).saturating_sub(start.entry_id as u64)
     }
 
     /// Forgets acknowledgements in ledgers that were removed from the front of the list, and takes in what is contiguous now.

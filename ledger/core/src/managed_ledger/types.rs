@@ -67,6 +67,25 @@ pub struct ManagedLedgerRecord {
     pub terminated: Option<Position>,
 }
 
+impl ManagedLedgerRecord {
+    /// Whether it can be a record of ours. One that is not must not be served: what it says of the ledgers is not known.
+    pub fn check(&self) -> Result<(), String> {
+        let mut totals = (0u64, 0u64);
+        for (at, span) in self.spans.iter().enumerate() {
+            if at > 0 && self.spans[at - 1].ledger_id >= span.ledger_id {
+                return Err(format!("ledger {} does not come after the one before it", span.ledger_id));
+            }
+            let sum = totals.0.checked_add(span.entries).zip(totals.1.checked_add(span.size));
+            let possible = span.entries <= 1 << 32 && span.ledger_id <= i64::MAX as u64;
+            let Some(sum) = sum.filter(|_| possible) else {
+                return Err(format!("ledger {} has {} entries and {} bytes", span.ledger_id, span.entries, span.size));
+            };
+            totals = sum;
+        }
+        Ok(())
+    }
+}
+
 /// Why a write failed, as far as that changes what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {

@@ -326,3 +326,18 @@ fn an_ack_in_a_batch_of_unknown_size_is_kept() {
     assert_eq!(cursor.remaining_set(pos(3, 4)), Some(vec![0b1]));
     assert!(cursor.ack(&list, pos(3, 4), AckKind::Batch { ack_set: &[0b1110], batch_size: 0 }).entry_completed);
 }
+
+/// A state that was read from disk may name entries that the list does not have.
+#[test]
+fn acknowledgements_beyond_the_list_do_no_harm() {
+    let long = list_of(&[(3, 50), (4, 2)]);
+    let mut cursor = Cursor::new(pos(3, -1));
+    (0..48).for_each(|entry| drop(cursor.ack(&long, pos(3, entry), AckKind::Entry)));
+    cursor.reset(&long, pos(3, 0));
+    (1..48).for_each(|entry| drop(cursor.ack(&long, pos(3, entry), AckKind::Entry)));
+    let short = list_of(&[(3, 20), (4, 2)]);
+    let mut cursor = Cursor::from_snapshot(cursor.snapshot());
+    assert_eq!(cursor.unacked_entries(&short), 0);
+    cursor.skip(&short, 2);
+    assert_eq!(cursor.next_unacked(&short, pos(3, 0)), Some(pos(4, 1)));
+}

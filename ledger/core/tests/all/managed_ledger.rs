@@ -210,3 +210,15 @@ fn closes_by_time_without_a_successor() {
     assert_eq!(actions(&mut ml), [Action::Seal { ledger_id: 7, last_entry: 0 }, Action::SaveRecord]);
     assert_eq!(ml.record().spans[0].timestamp_ms, 1000);
 }
+
+#[test]
+fn records_that_cannot_be_ours_are_noticed() {
+    let span = |ledger_id, entries| LedgerSpan { ledger_id, entries, size: 1, timestamp_ms: 0, first_index: 0 };
+    let record = |spans: &[LedgerSpan]| ManagedLedgerRecord { spans: spans.to_vec(), ..Default::default() };
+    assert_eq!(record(&[span(1, 5), span(3, 0)]).check(), Ok(()));
+    for bad in [[span(3, 5), span(1, 5)], [span(3, 5), span(3, 5)], [span(1, u64::MAX), span(2, 1)]] {
+        assert!(record(&bad).check().is_err(), "{bad:?}");
+    }
+    let huge = LedgerSpan { size: u64::MAX, ..span(1, 1) };
+    assert!(record(&[huge, span(2, 1)]).check().is_err());
+}
