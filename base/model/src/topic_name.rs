@@ -197,7 +197,8 @@ impl TopicName {
         let Some((base, _)) = split_partition(&self.full) else {
             return self.clone();
         };
-        if base.len() <= self.local_start as usize {
+        // No topic has a blank name.
+        if base.get(self.local_start as usize..).is_none_or(|local| local.trim().is_empty()) {
             return self.clone();
         }
         TopicName {
@@ -347,15 +348,20 @@ mod tests {
         assert_eq!(nested.partition_index(), Some(2));
         assert_eq!(nested.partitioned_base(), topic("a-partition-1"));
         assert_eq!(nested.partitioned_base().partition_index(), Some(1));
+        for blank in ["-partition-3", "\t-partition-47"] {
+            assert_eq!(topic(blank).partitioned_base(), topic(blank));
+        }
     }
 
     proptest! {
         #[test]
-        fn parsing_never_panics_and_is_stable(text in "\\PC{0,40}|(non-)?persistent://[a-c/]{0,8}[a-z0-9-]{0,20}") {
+        fn parsing_never_panics_and_is_stable(text in "\\PC{0,40}|(non-)?persistent://[a-c/]{0,8}[a-z0-9-]{0,20}|[ a]{0,2}-partition-[0-9]{1,2}") {
             if let Ok(name) = TopicName::parse(&text) {
                 prop_assert_eq!(TopicName::parse(name.as_str()).unwrap(), name.clone());
                 prop_assert_eq!(TopicName::parse(name.partition(7).as_str()).unwrap().partition_index(), Some(7));
                 prop_assert_eq!(name.partition(7).domain(), name.domain());
+                let base = name.partitioned_base();
+                prop_assert_eq!(TopicName::parse(base.as_str()).unwrap(), base);
             }
         }
     }
