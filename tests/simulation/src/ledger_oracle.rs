@@ -60,7 +60,7 @@ pub struct TopicOracle {
 impl TopicOracle {
     /// Every acknowledged entry that was not trimmed is in the list and can be read, in order, with continuous indexes.
     /// Entries that are in the list only are added: after a crash they may be there.
-    pub fn check(&mut self, list: &LedgerList, ledgers: &Ledgers, loading: bool) -> Check {
+    pub fn check(&mut self, list: &LedgerList, ledgers: &dyn Ledgers, loading: bool) -> Check {
         let kept = |pos: &Position| self.trimmed_to.is_none_or(|trimmed| *pos > trimmed);
         if let Some((missing, _)) = self.confirmed.iter().find(|(pos, _)| kept(pos) && !list.contains(**pos)) {
             return Err(format!("{missing} was acknowledged and is not in the list"));
@@ -71,9 +71,10 @@ impl TopicOracle {
                 return Err(format!("index of ledger {} is {}, not {next_index:?}", span.ledger_id, span.first_index));
             }
             next_index = Some(span.first_index);
+            let stored = ledgers.read_first(span.ledger_id, span.entries)?;
             for entry_id in 0..span.entries {
                 let pos = Position { ledger_id: span.ledger_id, entry_id: entry_id as i64 };
-                let Some(bytes) = ledgers.read(span.ledger_id, entry_id) else {
+                let Some(bytes) = stored.get(entry_id as usize) else {
                     return Err(format!("{pos} is in the list and cannot be read"));
                 };
                 let entry = Entry::from_bytes(bytes);

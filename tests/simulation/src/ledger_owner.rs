@@ -29,6 +29,10 @@ pub enum Plant {
     NoFence,
     /// After a failed write the ledger is used on as if nothing had happened.
     IgnoreWriteError,
+    /// Storage answers before it has written. Of the engine only.
+    AckBeforeSync,
+    /// Storage takes a failed write or sync for a good one. Of the engine only.
+    IgnoreSyncError,
 }
 
 /// Small enough that every limit is met within a few hundred steps.
@@ -87,7 +91,7 @@ pub struct Owner {
 
 /// What storage and metadata an owner works on.
 pub struct Backend {
-    pub ledgers: Ledgers,
+    pub ledgers: Box<dyn Ledgers>,
     pub metadata: Metadata,
     pub now_ms: u64,
 }
@@ -134,13 +138,16 @@ impl Owner {
         for ledger in &record.value {
             let entries = match ledger.entries {
                 Some(entries) => entries,
-                None if self.plant == Plant::NoFence => count(&backend.ledgers, ledger.ledger_id),
-                None => backend.ledgers.recover(ledger.ledger_id),
+                None if self.plant == Plant::NoFence => count(&*backend.ledgers, ledger.ledger_id)?,
+                None => backend.ledgers.recover(ledger.ledger_id)?,
             };
             self.log.replay_ledger(ledger.ledger_id);
-            for entry in 0..entries {
-                let id = ledger.ledger_id;
-                let bytes = backend.ledgers.read(id, entry).ok_or(format!("cursor log entry {id}:{entry} is lost"))?;
+            let id = ledger.ledger_id;
+            let stored = backend.ledgers.read_first(id, entries)?;
+            if (stored.len() as u64) < entries {
+                return Err(format!("cursor log entry {id}:{} is lost", stored.len()));
+            }
+            for (entry, bytes) in stored.iter().enumerate() {
                 self.log.replay_entry(bytes).map_err(|error| format!("cursor log entry {id}:{entry}: {error}"))?;
             }
         }
@@ -154,11 +161,14 @@ impl Owner {
         let mut ledger = ManagedLedger::new(record.value.clone(), LEDGER);
         if let Some(id) = ledger.needs_recovery() {
             let entries = match self.plant {
-                Plant::NoFence => count(&backend.ledgers, id),
-                _ => backend.ledgers.recover(id),
+                Plant::NoFence => count(&*backend.ledgers, id)?,
+                _ => backend.ledgers.recover(id)?,
             };
-            let read = |entry| backend.ledgers.read(id, entry).map(|bytes| Entry::from_bytes(bytes));
-            let next_index = entries.checked_sub(1).and_then(read).map(|last| last.index + u64::from(last.messages));
+            let last = match entries.checked_sub(1) {
+                Some(last) => backend.ledgers.read(id, last)?.map(|bytes| Entry::from_bytes(&bytes)),
+                None => None,
+            };
+            let next_index = last.map(|last| last.index + u64::from(last.messages));
             ledger.recovered(backend.now_ms, id, entries as i64 - 1, entries * 100, next_index);
         }
         let mut cursors = BTreeMap::new();
@@ -193,7 +203,7 @@ impl Owner {
         let topic = &mut self.topics[at];
         match action {
             Action::CreateLedger => {
-                let id = backend.ledgers.allocate();
+                let id = backend.metadata.allocate_ledger();
                 let record = topic.ledger.record_with(id, backend.now_ms);
                 backend.metadata.put_topic(self.id, at, topic.version, record, Some(id));
             }
@@ -226,8 +236,8 @@ impl Owner {
 
     fn run_log_action(&mut self, action: cursor_log::Action, backend: &mut Backend) -> Check {
         match action {
-            cursor_log::Action::CreateLedger if backend.ledgers.full => self.log.ledger_create_failed(),
-            cursor_log::Action::CreateLedger => self.log.ledger_created(backend.ledgers.allocate()),
+            cursor_log::Action::CreateLedger if backend.ledgers.is_full() => self.log.ledger_create_failed(),
+            cursor_log::Action::CreateLedger => self.log.ledger_created(backend.metadata.allocate_ledger()),
             cursor_log::Action::SaveRecord(record) => backend.metadata.put_log(self.id, self.log_version, record),
             cursor_log::Action::Write { ledger_id, first_entry, entries } => {
                 if entries.iter().any(|entry| entry.len() > LOG.max_entry_bytes) {
@@ -331,8 +341,8 @@ impl Owner {
     }
 }
 
-fn count(ledgers: &Ledgers, ledger: u64) -> u64 {
-    (0..).take_while(|entry| ledgers.read(ledger, *entry).is_some()).count() as u64
+fn count(ledgers: &dyn Ledgers, ledger: u64) -> Result<u64, String> {
+    Ok(ledgers.read_first(ledger, u64::MAX)?.len() as u64)
 }
 
 fn delete(ids: Vec<u64>, count: &mut u64, backend: &mut Backend) -> Check {

@@ -7,6 +7,8 @@
 //! - after a crash each subscription is found in the state after one of its records, none older than the last confirmed one;
 //! - no ledger is deleted that a saved record names;
 //! - when faults stop, everything that waits ends, and the topic takes messages again.
+//!
+//! Storage is either the contract of ledgers as a model, or the storage engine on a simulated disk.
 
 use geminga_ledger::cursor::{AckKind, Cursor};
 use geminga_ledger::cursor_log::Record;
@@ -15,9 +17,10 @@ use geminga_model::Position;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::ledger_engine::EngineLedgers;
 use crate::ledger_oracle::{Acks, BATCH, Check, Entry, SubOracle, TopicOracle, positions};
 use crate::ledger_owner::{Backend, Confirmed, Owner, Plant};
-use crate::ledger_store::{Ledgers, Metadata, Versioned};
+use crate::ledger_store::{Ledgers, Metadata, ModelLedgers, Versioned};
 use std::collections::BTreeMap;
 
 /// An owner that was replaced and does not know it yet.
@@ -60,26 +63,50 @@ pub struct Seen {
     pub trimmed: u64,
     pub deleted_ledgers: u64,
     pub deleted_log_ledgers: u64,
+    /// Crashes in the middle of what the disk did.
+    pub torn: u64,
+    /// Turned bits that storage found, which ended the run.
+    pub noticed_damage: u64,
+}
+
+/// What stores the ledgers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    Model,
+    Engine,
 }
 
 /// Runs one seed. `Err` says what was violated.
-pub fn run(seed: u64, plant: Plant) -> Result<Seen, String> {
-    let mut world = World::new(seed, plant)?;
+pub fn run(seed: u64, storage: Storage, plant: Plant) -> Result<Seen, String> {
+    let mut world = World::new(seed, storage, plant)?;
     let steps = world.rng.random_range(100..700);
+    let mut result = Ok(());
     for _ in 0..steps {
-        world.step()?;
+        result = world.step();
+        if result.is_err() {
+            break;
+        }
     }
-    world.finish()?;
+    match result.and_then(|()| world.finish()) {
+        // There is one copy: what is damaged is lost, and it was told so.
+        Err(_) if world.backend.ledgers.noticed_damage() => world.seen.noticed_damage += 1,
+        result => result?,
+    }
+    world.record(7, world.backend.ledgers.digest());
     Ok(Seen { digest: world.trace, ..world.seen })
 }
 
 impl World {
-    fn new(seed: u64, plant: Plant) -> Result<World, String> {
+    fn new(seed: u64, storage: Storage, plant: Plant) -> Result<World, String> {
         let mut rng = SmallRng::seed_from_u64(seed);
+        let ledgers: Box<dyn Ledgers> = match storage {
+            Storage::Model => Box::new(ModelLedgers::default()),
+            Storage::Engine => Box::new(EngineLedgers::new(&mut rng, plant)),
+        };
         let topics = rng.random_range(1..=2);
         let mut metadata = Metadata::default();
         metadata.topics.extend((0..topics).map(|_| Versioned::<ManagedLedgerRecord>::default()));
-        let mut backend = Backend { ledgers: Ledgers::default(), metadata, now_ms: 1000 };
+        let mut backend = Backend { ledgers, metadata, now_ms: 1000 };
         let mut world = World {
             owner: Owner::load(1, &mut backend, plant)?,
             backend,
@@ -123,10 +150,15 @@ impl World {
             970..974 => self.truncate(),
             974..980 => self.subscribe(),
             980..984 => self.unsubscribe(),
-            984..988 => self.backend.ledgers.full = true,
-            988..995 => self.crash()?,
+            984..988 => self.backend.ledgers.fill(&mut self.rng),
+            988..993 => self.crash()?,
+            993..995 => self.crash_soon()?,
             995..999 => self.take_over()?,
             _ => self.terminate(),
+        }
+        if self.backend.ledgers.needs_restart() {
+            self.seen.torn += 1;
+            self.crash()?;
         }
         self.owner.run(&mut self.backend)?;
         self.confirm_acks();
@@ -305,7 +337,9 @@ impl World {
 
     fn time_passes(&mut self) {
         self.backend.now_ms += self.rng.random_range(1..2000);
-        self.backend.ledgers.full &= self.rng.random_bool(0.6);
+        if self.backend.ledgers.is_full() && self.rng.random_bool(0.4) {
+            self.backend.ledgers.make_room();
+        }
         self.owner.topics.iter_mut().for_each(|topic| topic.ledger.tick(self.backend.now_ms));
         self.owner.log.tick();
     }
@@ -386,31 +420,59 @@ impl World {
     }
 
     fn crash(&mut self) -> Check {
-        self.backend.ledgers.crash(&mut self.rng);
-        self.backend.metadata.crash(&mut self.rng);
+        self.restart()?;
         self.load()?;
         self.zombies.clear();
+        Ok(())
+    }
+
+    /// In the middle of a write, if the disk can do that.
+    fn crash_soon(&mut self) -> Check {
+        self.backend.ledgers.crash_soon(&mut self.rng);
+        Ok(())
+    }
+
+    fn restart(&mut self) -> Check {
+        self.backend.ledgers.restart(&mut self.rng)?;
+        self.backend.metadata.crash(&mut self.rng);
         Ok(())
     }
 
     /// Another owner takes over while this one lives on.
     fn take_over(&mut self) -> Check {
         let lost = self.load()?;
-        self.zombies.last_mut().expect("the old owner was just added").lost = lost;
+        // None is left if the machine crashed meanwhile.
+        if let Some(old) = self.zombies.last_mut() {
+            old.lost = lost;
+        }
         Ok(())
     }
 
     fn load(&mut self) -> Result<Vec<(u64, u64)>, String> {
         let id = self.next_owner;
         self.next_owner += 1;
-        let new = Owner::load(id, &mut self.backend, self.plant)?;
+        let mut crashed = false;
+        let new = loop {
+            match Owner::load(id, &mut self.backend, self.plant) {
+                Err(_) if self.backend.ledgers.needs_restart() => {
+                    crashed = true;
+                    self.seen.torn += 1;
+                    self.restart()?;
+                }
+                loaded => break loaded?,
+            }
+        };
         let old = std::mem::replace(&mut self.owner, new);
         self.seen.deleted_ledgers += old.deleted[0];
         self.seen.deleted_log_ledgers += old.deleted[1];
-        self.zombies.push(Zombie { owner: old, lost: Vec::new() });
+        if crashed {
+            self.zombies.clear();
+        } else {
+            self.zombies.push(Zombie { owner: old, lost: Vec::new() });
+        }
         let mut lost = Vec::new();
         for (at, topic) in self.owner.topics.iter().enumerate() {
-            self.topics[at].check(topic.ledger.list(), &self.backend.ledgers, true)?;
+            self.topics[at].check(topic.ledger.list(), &*self.backend.ledgers, true)?;
             if self.topics[at].terminated.is_some() && topic.ledger.terminated() != self.topics[at].terminated {
                 return Err(format!("topic {at} is no longer terminated"));
             }
@@ -429,7 +491,7 @@ impl World {
 
     fn check(&mut self) -> Check {
         for (at, topic) in self.owner.topics.iter().enumerate() {
-            self.topics[at].check(topic.ledger.list(), &self.backend.ledgers, false)?;
+            self.topics[at].check(topic.ledger.list(), &*self.backend.ledgers, false)?;
             self.topics[at].terminated = self.topics[at].terminated.or(topic.ledger.terminated());
             for (id, cursor) in &topic.cursors {
                 let list = topic.ledger.list();
@@ -447,7 +509,7 @@ impl World {
     /// Faults stop: everything ends, and works again. And a last crash.
     fn finish(&mut self) -> Check {
         self.faults = false;
-        self.backend.ledgers.full = false;
+        self.backend.ledgers.end_faults();
         self.settle()?;
         let before = self.topics.iter().map(|topic| topic.confirmed.len()).sum::<usize>();
         let open = self.owner.topics.iter().filter(|topic| topic.ledger.terminated().is_none()).count();
@@ -468,6 +530,9 @@ impl World {
 
     fn settle(&mut self) -> Check {
         for _ in 0..10_000 {
+            if self.backend.ledgers.needs_restart() {
+                self.crash()?;
+            }
             self.owner.run(&mut self.backend)?;
             self.confirm_acks();
             let busy = self.backend.ledgers.has_queued()

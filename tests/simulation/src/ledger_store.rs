@@ -1,5 +1,7 @@
 //! What the managed-ledger simulation stores in: ledgers written through one pipeline, and a metadata store with
 //! compare-and-set. Both outlive the owners that use them, and fail in all the ways that their contracts allow.
+//!
+//! [`ModelLedgers`] is the contract itself; ledger_engine.rs has the storage engine in its place.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -44,36 +46,85 @@ struct Ledger {
 }
 
 /// Ledgers, written in the order of submission.
+pub trait Ledgers {
+    fn submit(&mut self, owner: u32, part: Part, ledger: u64, first: i64, entries: Vec<Bytes>);
+
+    /// Whether anything waits to be written.
+    fn has_queued(&self) -> bool;
+
+    fn has_done(&self) -> bool;
+
+    /// Some progress of what was submitted, which may fail.
+    fn store_next(&mut self, rng: &mut SmallRng, failures: bool);
+
+    /// The end of one write.
+    fn next_done(&mut self, rng: &mut SmallRng) -> Option<WriteDone>;
+
+    /// Makes the machine crash in the middle of one of its next steps, where that is possible.
+    fn crash_soon(&mut self, rng: &mut SmallRng);
+
+    /// Whether the machine has crashed by itself or takes nothing more: it has to be started again.
+    fn needs_restart(&self) -> bool;
+
+    /// The process dies, and starts again. Of what was submitted some may be stored; nobody is told.
+    fn restart(&mut self, rng: &mut SmallRng) -> Result<(), String>;
+
+    /// Fences a ledger; how many entries it has, up to the first that is missing.
+    fn recover(&mut self, ledger: u64) -> Result<u64, String>;
+
+    /// An entry, if it exists.
+    fn read(&self, ledger: u64, entry: u64) -> Result<Option<Bytes>, String>;
+
+    /// The first `count` entries, or as many of them as there are.
+    fn read_first(&self, ledger: u64, count: u64) -> Result<Vec<Bytes>, String>;
+
+    fn delete(&mut self, ledger: u64);
+
+    /// Whether messages are refused; cursor logs may use the reserve.
+    fn is_full(&self) -> bool;
+
+    fn fill(&mut self, rng: &mut SmallRng);
+
+    fn make_room(&mut self);
+
+    /// Nothing fails any more.
+    fn end_faults(&mut self);
+
+    /// The last error was about bytes that the disk has changed, which storage noticed.
+    fn noticed_damage(&self) -> bool {
+        false
+    }
+
+    /// Of everything that is stored.
+    fn digest(&self) -> u64 {
+        0
+    }
+}
+
+/// Ledgers as their contract has them.
 #[derive(Debug, Default)]
-pub struct Ledgers {
+pub struct ModelLedgers {
     ledgers: BTreeMap<u64, Ledger>,
     queue: VecDeque<Queued>,
     done: Vec<WriteDone>,
-    last_id: u64,
-    /// Messages are refused; cursor logs may use the reserve.
-    pub full: bool,
+    full: bool,
 }
 
-impl Ledgers {
-    pub fn allocate(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
-    }
-
-    pub fn submit(&mut self, owner: u32, part: Part, ledger: u64, first: i64, entries: Vec<Bytes>) {
+impl Ledgers for ModelLedgers {
+    fn submit(&mut self, owner: u32, part: Part, ledger: u64, first: i64, entries: Vec<Bytes>) {
         self.queue.push_back(Queued { owner, part, ledger, first: first as u64, entries });
     }
 
-    pub fn has_queued(&self) -> bool {
+    fn has_queued(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    pub fn has_done(&self) -> bool {
+    fn has_done(&self) -> bool {
         !self.done.is_empty()
     }
 
     /// The next write reaches the disk, or fails; a failed one may be on the disk all the same.
-    pub fn store_next(&mut self, rng: &mut SmallRng, failures: bool) {
+    fn store_next(&mut self, rng: &mut SmallRng, failures: bool) {
         let Some(write) = self.queue.pop_front() else { return };
         let count = write.entries.len() as u64;
         let ledger = self.ledgers.entry(write.ledger).or_default();
@@ -102,7 +153,7 @@ impl Ledgers {
     }
 
     /// One completion; now and then not the oldest.
-    pub fn next_done(&mut self, rng: &mut SmallRng) -> Option<WriteDone> {
+    fn next_done(&mut self, rng: &mut SmallRng) -> Option<WriteDone> {
         if self.done.is_empty() {
             return None;
         }
@@ -110,8 +161,14 @@ impl Ledgers {
         Some(self.done.remove(at))
     }
 
-    /// The process dies: of what was submitted some prefix is on the disk, the last write perhaps in part; nobody is told.
-    pub fn crash(&mut self, rng: &mut SmallRng) {
+    fn crash_soon(&mut self, _: &mut SmallRng) {}
+
+    fn needs_restart(&self) -> bool {
+        false
+    }
+
+    /// Some prefix of what was submitted is on the disk, the last write perhaps in part.
+    fn restart(&mut self, rng: &mut SmallRng) -> Result<(), String> {
         let stored = rng.random_range(0..=self.queue.len());
         for (at, write) in std::mem::take(&mut self.queue).into_iter().enumerate() {
             let ledger = self.ledgers.entry(write.ledger).or_default();
@@ -122,22 +179,43 @@ impl Ledgers {
             }
         }
         self.done.clear();
+        Ok(())
     }
 
-    /// Fences a ledger; how many entries it has, up to the first that is missing.
-    pub fn recover(&mut self, ledger: u64) -> u64 {
+    fn recover(&mut self, ledger: u64) -> Result<u64, String> {
         let ledger = self.ledgers.entry(ledger).or_default();
         ledger.fenced = true;
-        (0..).take_while(|entry| ledger.entries.contains_key(entry)).count() as u64
+        Ok((0..).take_while(|entry| ledger.entries.contains_key(entry)).count() as u64)
     }
 
-    pub fn read(&self, ledger: u64, entry: u64) -> Option<&Bytes> {
-        self.ledgers.get(&ledger)?.entries.get(&entry)
+    fn read(&self, ledger: u64, entry: u64) -> Result<Option<Bytes>, String> {
+        Ok(self.ledgers.get(&ledger).and_then(|ledger| ledger.entries.get(&entry)).cloned())
+    }
+
+    fn read_first(&self, ledger: u64, count: u64) -> Result<Vec<Bytes>, String> {
+        let Some(ledger) = self.ledgers.get(&ledger) else { return Ok(Vec::new()) };
+        Ok((0..count).map_while(|entry| ledger.entries.get(&entry).cloned()).collect())
     }
 
     /// A deleted ledger stays fenced: a deposed owner that still writes to it must not succeed.
-    pub fn delete(&mut self, ledger: u64) {
+    fn delete(&mut self, ledger: u64) {
         self.ledgers.insert(ledger, Ledger { entries: BTreeMap::new(), fenced: true });
+    }
+
+    fn is_full(&self) -> bool {
+        self.full
+    }
+
+    fn fill(&mut self, _: &mut SmallRng) {
+        self.full = true;
+    }
+
+    fn make_room(&mut self) {
+        self.full = false;
+    }
+
+    fn end_faults(&mut self) {
+        self.full = false;
     }
 }
 
@@ -196,9 +274,16 @@ pub struct Metadata {
     /// Subscriptions: topic and where they started.
     pub subscriptions: BTreeMap<u64, (usize, Position)>,
     puts: Vec<Put>,
+    last_ledger: u64,
 }
 
 impl Metadata {
+    /// A ledger id that was never given.
+    pub fn allocate_ledger(&mut self) -> u64 {
+        self.last_ledger += 1;
+        self.last_ledger
+    }
+
     pub fn put_topic(
         &mut self,
         owner: u32,

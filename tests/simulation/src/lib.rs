@@ -3,6 +3,7 @@
 pub mod dispatch_oracle;
 pub mod dispatch_simulation;
 pub mod dispatch_topic;
+pub mod ledger_engine;
 pub mod ledger_oracle;
 pub mod ledger_owner;
 pub mod ledger_simulation;

@@ -2,71 +2,96 @@
 //! ledger one_seed` runs that one alone, `LEDGER_SEEDS=n` sets how many the large run takes.
 
 use geminga_simulation::ledger_owner::Plant;
-use geminga_simulation::ledger_simulation::{Seen, run};
+use geminga_simulation::ledger_simulation::{Seen, Storage, run};
 
 fn seeds(default: u64) -> u64 {
     std::env::var("LEDGER_SEEDS").map_or(default, |text| text.parse().expect("LEDGER_SEEDS is a number"))
 }
 
 /// The first seed that finds something.
-fn first_failure(seeds: u64, plant: Plant) -> Option<(u64, String)> {
+fn first_failure(seeds: u64, storage: Storage, plant: Plant) -> Option<(u64, String)> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     std::thread::scope(|scope| {
         let part = |thread| {
-            move || (thread..seeds).step_by(threads as usize).find_map(|seed| Some((seed, run(seed, plant).err()?)))
+            move || {
+                (thread..seeds)
+                    .step_by(threads as usize)
+                    .find_map(|seed| Some((seed, run(seed, storage, plant).err()?)))
+            }
         };
         let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(part(thread))).collect();
         parts.into_iter().filter_map(|part| part.join().expect("the simulation panicked, see above")).min()
     })
 }
 
+fn check_seeds(storage: Storage) {
+    if let Some((seed, wrong)) = first_failure(seeds(10_000), storage, Plant::None) {
+        panic!("LEDGER_SEED={seed} on {storage:?}: {wrong}");
+    }
+}
+
 #[test]
 fn many_seeds_keep_every_promise() {
-    if let Some((seed, wrong)) = first_failure(seeds(10_000), Plant::None) {
-        panic!("LEDGER_SEED={seed}: {wrong}");
-    }
+    check_seeds(Storage::Model);
+}
+
+#[test]
+fn many_seeds_keep_every_promise_on_the_storage_engine() {
+    check_seeds(Storage::Engine);
 }
 
 #[test]
 fn one_seed() {
     let seed = std::env::var("LEDGER_SEED").map_or(1, |text| text.parse().expect("LEDGER_SEED is a number"));
-    if let Err(wrong) = run(seed, Plant::None) {
-        panic!("LEDGER_SEED={seed}: {wrong}");
+    for storage in [Storage::Model, Storage::Engine] {
+        if let Err(wrong) = run(seed, storage, Plant::None) {
+            panic!("LEDGER_SEED={seed} on {storage:?}: {wrong}");
+        }
     }
 }
 
 #[test]
 fn a_seed_gives_the_same_trace_twice() {
     for seed in 0..50 {
-        assert_eq!(run(seed, Plant::None), run(seed, Plant::None), "seed {seed}");
+        for storage in [Storage::Model, Storage::Engine] {
+            assert_eq!(run(seed, storage, Plant::None), run(seed, storage, Plant::None), "seed {seed} on {storage:?}");
+        }
     }
+}
+
+fn total(runs: &[Seen], what: fn(&Seen) -> u64) -> u64 {
+    runs.iter().map(what).sum()
 }
 
 /// A simulation that does not reach the interesting states proves nothing.
 #[test]
 fn seeds_reach_what_they_are_for() {
-    let runs: Vec<Seen> =
-        (0..200).map(|seed| run(seed, Plant::None).expect("a seed fails, see the other test")).collect();
-    let total = |what: fn(&Seen) -> u64| runs.iter().map(what).sum::<u64>();
-    let counts = [
-        ("confirmed entries", total(|seen| seen.confirmed), 10_000),
-        ("entries confirmed by a deposed owner", total(|seen| seen.confirmed_by_deposed), 20),
-        ("failed writes", total(|seen| seen.failed_writes), 500),
-        ("loads", total(|seen| seen.loads), 500),
-        ("lost records", total(|seen| seen.lost_records), 100),
-        ("trimmed entries", total(|seen| seen.trimmed), 500),
-        ("deleted ledgers", total(|seen| seen.deleted_ledgers), 200),
-        ("deleted log ledgers", total(|seen| seen.deleted_log_ledgers), 200),
-    ];
-    println!("{counts:?}");
-    for (what, count, least) in counts {
-        assert!(count >= least, "{what}: {count}");
+    for storage in [Storage::Model, Storage::Engine] {
+        let run = |seed| run(seed, storage, Plant::None).expect("a seed fails, see the other test");
+        let runs: Vec<Seen> = (0..200).map(run).collect();
+        let engine = u64::from(storage == Storage::Engine);
+        let counts = [
+            ("confirmed entries", total(&runs, |seen| seen.confirmed), 5_000),
+            ("entries confirmed by a deposed owner", total(&runs, |seen| seen.confirmed_by_deposed), 20),
+            ("failed writes", total(&runs, |seen| seen.failed_writes), 500),
+            ("loads", total(&runs, |seen| seen.loads), 500),
+            ("lost records", total(&runs, |seen| seen.lost_records), 100),
+            ("trimmed entries", total(&runs, |seen| seen.trimmed), 500),
+            ("deleted ledgers", total(&runs, |seen| seen.deleted_ledgers), 200),
+            ("deleted log ledgers", total(&runs, |seen| seen.deleted_log_ledgers), 200),
+            ("crashes in a write", total(&runs, |seen| seen.torn), 50 * engine),
+            ("turned bits that were found", total(&runs, |seen| seen.noticed_damage), engine),
+        ];
+        println!("{storage:?}: {counts:?}");
+        for (what, count, least) in counts {
+            assert!(count >= least, "{storage:?}, {what}: {count}");
+        }
     }
 }
 
 #[test]
 fn planted_bugs_are_found() {
-    let plants = [
+    let everywhere = [
         Plant::SeekStoresReadPosition,
         Plant::AckBeforeDurable,
         Plant::TrimByMemory,
@@ -74,9 +99,11 @@ fn planted_bugs_are_found() {
         Plant::NoFence,
         Plant::IgnoreWriteError,
     ];
-    for plant in plants {
-        let found = first_failure(1000, plant);
-        let (seed, wrong) = found.unwrap_or_else(|| panic!("{plant:?} is not found"));
-        println!("{plant:?}: seed {seed}: {wrong}");
+    let plants = everywhere.iter().flat_map(|plant| [(Storage::Model, *plant), (Storage::Engine, *plant)]);
+    let of_engine = [Plant::AckBeforeSync, Plant::IgnoreSyncError].map(|plant| (Storage::Engine, plant));
+    for (storage, plant) in plants.chain(of_engine) {
+        let found = first_failure(1000, storage, plant);
+        let (seed, wrong) = found.unwrap_or_else(|| panic!("{plant:?} is not found on {storage:?}"));
+        println!("{plant:?} on {storage:?}: seed {seed}: {wrong}");
     }
 }
