@@ -40,7 +40,7 @@ pub struct Broker {
 impl Broker {
     /// Starts on metadata and ledgers that are there; replays the cursor log. Needs a tokio runtime.
     pub async fn start(config: BrokerConfig, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
-        let cursors = Cursors::open(&config.cluster, metadata.clone(), ledgers.clone()).await?;
+        let cursors = Cursors::open(&config, metadata.clone(), ledgers.clone()).await?;
         let lanes = std::thread::available_parallelism().map_or(2, usize::from);
         let shared = Arc::new(Shared {
             memory: Arc::new(Memory::divide(config.memory_limit)),
@@ -105,6 +105,14 @@ impl Broker {
         let mut topics = self.topics.lock();
         if topics.get(name).is_some_and(|current| Arc::ptr_eq(current, slot)) {
             topics.remove(name);
+        }
+    }
+
+    /// Forgets a topic that has closed by itself and that nobody has asked for since.
+    pub(crate) fn forget_closed(&self, topic: &Arc<Topic>) {
+        let slot = self.topics.lock().get(topic.name()).cloned();
+        if let Some(slot) = slot.filter(|slot| slot.get().is_some_and(|known| Arc::ptr_eq(known, topic))) {
+            self.forget(topic.name(), &slot);
         }
     }
 

@@ -29,6 +29,9 @@ pub struct BrokerConfig {
     pub deduplication_snapshot_entries: u64,
     /// How long unreceipted acknowledgements may wait to be written together.
     pub ack_flush_interval: Duration,
+    /// Acknowledgements that may wait to become durable, in bytes; beyond, those whose receipt was asked for are refused, and
+    /// the others stay in their cursors.
+    pub max_pending_ack_bytes: u64,
     /// A ledger is closed and the next one begun at this size, in bytes.
     pub max_ledger_bytes: u64,
     /// … or at this age.
@@ -68,6 +71,7 @@ impl Default for BrokerConfig {
             deduplication: false,
             deduplication_snapshot_entries: 1000,
             ack_flush_interval: Duration::from_millis(20),
+            max_pending_ack_bytes: 64 << 20,
             max_ledger_bytes: 1 << 30,
             max_ledger_age: Duration::from_secs(4 * 3600),
             max_unacked_per_consumer: 50_000,

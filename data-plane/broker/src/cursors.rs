@@ -14,6 +14,7 @@ use geminga_model::Position;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::config::BrokerConfig;
 use crate::error::{BrokerError, Result};
 
 /// Called when an acknowledgement is durable, or will not be.
@@ -23,14 +24,13 @@ pub type CursorDone = Box<dyn FnOnce(std::result::Result<(), BrokerError>) + Sen
 const RETRY: Duration = Duration::from_millis(200);
 /// Bytes read at once in replay.
 const REPLAY_BYTES: usize = 4 << 20;
-/// Bytes of acknowledgements that may wait to become durable; beyond, see [`Cursors::is_overloaded`].
-const PENDING_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) struct Cursors {
     name: String,
     metadata: Metadata,
     ledgers: Arc<dyn LedgerClient>,
     me: Weak<Cursors>,
+    max_pending_bytes: u64,
     state: Mutex<State>,
     /// Something became durable.
     progress: Notify,
@@ -46,8 +46,9 @@ struct State {
 }
 
 impl Cursors {
-    /// Replays the log named `name`. Whoever wrote to it before is fenced.
-    pub async fn open(name: &str, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
+    /// Replays the log of this cluster. Whoever wrote to it before is fenced.
+    pub async fn open(config: &BrokerConfig, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
+        let name = &config.cluster;
         let mut log = CursorLog::new(CursorLogConfig::default());
         let record = metadata.get_cursor_log::<Vec<LogLedger>>(name).await?;
         let record_version = record.as_ref().map(|record| record.version);
@@ -61,7 +62,8 @@ impl Cursors {
         }
         let state = State { log, waiting: VecDeque::new(), last_sequence: 0, record_version, retry_set: false };
         Ok(Arc::new_cyclic(|me| Self {
-            name: name.to_owned(),
+            name: name.clone(),
+            max_pending_bytes: config.max_pending_ack_bytes,
             metadata,
             ledgers,
             me: me.clone(),
@@ -91,9 +93,9 @@ impl Cursors {
         self.add(Record::Dropped { cursor_id }, None);
     }
 
-    /// Keeps bytes under a cursor's id; the latest win.
-    pub fn put_blob(&self, key: u64, bytes: Bytes) {
-        self.add(Record::Blob { key, bytes }, None);
+    /// Keeps bytes under a cursor's id; the latest win. `done` is called when they are durable.
+    pub fn put_blob(&self, key: u64, bytes: Bytes, done: CursorDone) {
+        self.add(Record::Blob { key, bytes }, Some(done));
     }
 
     pub fn blob(&self, key: u64) -> Option<Bytes> {
@@ -113,7 +115,7 @@ impl Cursors {
     /// Whether so much waits to become durable that acknowledgements whose receipt was asked for are refused, and others
     /// stay in their cursors until the log has caught up.
     pub fn is_overloaded(&self) -> bool {
-        self.state.lock().log.pending_bytes() > PENDING_BYTES_MAX
+        self.state.lock().log.pending_bytes() > self.max_pending_bytes
     }
 
     /// Waits until all that was appended is durable, or nothing can be.

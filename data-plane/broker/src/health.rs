@@ -16,12 +16,11 @@ impl Broker {
     /// Writes a record through storage and waits until it is durable.
     pub async fn check_storage(&self) -> Result<()> {
         let (sender, durable) = oneshot::channel();
-        let cursors = &self.shared.cursors;
-        cursors.put_blob(PROBE_KEY, now_ms().to_be_bytes().to_vec().into());
-        cursors.after_queued(Box::new(move |result| {
+        let done = Box::new(move |result| {
             // Whoever asked may have lost patience.
             let _ = sender.send(result);
-        }));
+        });
+        self.shared.cursors.put_blob(PROBE_KEY, now_ms().to_be_bytes().to_vec().into(), done);
         match tokio::time::timeout(PATIENCE, durable).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(BrokerError::ServiceNotReady("the broker is shutting down".into())),

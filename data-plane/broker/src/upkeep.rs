@@ -34,6 +34,10 @@ impl Broker {
                 ticks.tick().await;
                 let Some(broker) = weak.upgrade() else { return };
                 for topic in broker.loaded_topics() {
+                    if topic.is_closed() {
+                        broker.forget_closed(&topic);
+                        continue;
+                    }
                     topic.housekeeping();
                     if topic.close_if_inactive() {
                         broker.delete_inactive(&topic).await;

@@ -338,17 +338,22 @@ impl Topic {
         }
         flushes.run();
         let ended = tokio::time::timeout(TERMINATE_TIMEOUT, self.terminated()).await;
-        ended.map_err(|_| {
-            BrokerError::ServiceNotReady(format!("the termination of topic {} could not be stored in time", self.name))
+        ended.unwrap_or_else(|_| {
+            let reason = format!("the termination of topic {} could not be stored in time", self.name);
+            Err(BrokerError::ServiceNotReady(reason))
         })
     }
 
-    /// Waits until the termination is stored.
-    async fn terminated(&self) -> Position {
+    /// Waits until the termination is stored, or cannot be.
+    async fn terminated(&self) -> Result<Position> {
         loop {
             let changed = self.changed.notified();
-            if let Some(last) = self.state.lock().ledger.terminated() {
-                return last;
+            {
+                let state = self.state.lock();
+                if let Some(last) = state.ledger.terminated() {
+                    return Ok(last);
+                }
+                state.check_serving(&self.name)?;
             }
             // Looks again from time to time: the first of several changes may not be the one.
             let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
@@ -361,6 +366,7 @@ impl Topic {
         for name in self.subscription_names() {
             self.clear_backlog(&name).await?;
         }
+        self.store_deduplication().await?;
         let mut flushes = Flushes::default();
         {
             let mut state = self.state.lock();

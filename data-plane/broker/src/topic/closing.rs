@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use geminga_metadata::TopicRecord;
 
-use super::{Flushes, Life, Topic};
+use super::{Flushes, Life, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::policies::EffectivePolicies;
 
 impl Topic {
     pub fn is_serving(&self) -> bool {
         self.state.lock().life == Life::Serving
+    }
+
+    /// Nothing in this broker but its map knows the topic any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().life == Life::Closed
     }
 
     pub fn policies(&self) -> Arc<EffectivePolicies> {
@@ -69,7 +74,7 @@ impl Topic {
         self.tell_closed();
         let cursor_ids: Vec<u64> = {
             let state = self.state.lock();
-            state.subscriptions.values().filter_map(|sub| sub.cursor_id).chain(state.dedup_cursor).collect()
+            state.subscriptions.values().filter_map(|sub| sub.cursor_id).chain(state.dedup_stored.cursor_id).collect()
         };
         for id in cursor_ids {
             self.shared.cursors.drop_cursor(id);
@@ -98,6 +103,17 @@ impl Topic {
         for name in names {
             self.flush_cursor(&mut state, &name, None);
         }
+    }
+
+    /// Somebody else has written the topic: what this broker knows of it is old. Closes it, so that the next lookup loads
+    /// it again.
+    pub(super) fn leave(&self, state: &mut TopicState) {
+        state.life = Life::Closing;
+        let topic = self.arc();
+        tokio::spawn(async move {
+            topic.close().await;
+            topic.tell_closed();
+        });
     }
 
     /// Sends the clients away to look the topic up again.

@@ -93,11 +93,10 @@ impl Topic {
                 flushes,
             );
         }
-        state.entries_since_snapshot += count;
         self.counters.messages_in.fetch_add(messages, Ordering::Relaxed);
         self.counters.bytes_in.fetch_add(freed, Ordering::Relaxed);
         self.shared.memory.publishing.give_back(freed);
-        self.snapshot_deduplication(state);
+        self.count_for_deduplication(state, count);
     }
 
     /// Answers entries that will not become durable. What comes while the topic is being terminated gets no answer of its own:

@@ -70,7 +70,7 @@ impl Topic {
         });
     }
 
-    /// Somebody else has written the topic's record: nothing is acknowledged here any more.
+    /// Somebody else has written the topic's record: nothing is acknowledged here any more, and the topic closes.
     fn deposed(&self, state: &mut TopicState, error: &MetadataError) {
         tracing::error!(topic = %self.name, %error, "another broker has taken over the topic");
         state.ledger.fence();
@@ -141,7 +141,18 @@ impl Topic {
 
     /// Changes other fields of the topic's record durably.
     pub(super) async fn change_record(&self, change: impl FnOnce(&mut TopicRecord) + Send) -> Result<(), BrokerError> {
-        self.write_record(|record, _| change(record)).await.map_err(BrokerError::from)
+        let result = self.write_record(|record, _| change(record)).await;
+        if let Err(error) = &result
+            && error.is_conflict()
+        {
+            let mut flushes = Flushes::default();
+            let mut state = self.state.lock();
+            self.deposed(&mut state, error);
+            self.carry_out(&mut state, &mut flushes);
+            drop(state);
+            flushes.run();
+        }
+        result.map_err(BrokerError::from)
     }
 
     /// Fences a ledger that was given up; its end is in the record already, so a failure costs nothing but a line.
@@ -175,9 +186,10 @@ impl Topic {
         let mut state = self.state.lock();
         state.ledger.tick(now_ms());
         let slowest = self.slowest_durable(&state);
+        let limit = self.trim_limit(&mut state, slowest);
         let retention = state.policies.retention();
         let TopicState { ledger, subscriptions, .. } = &mut *state;
-        if ledger.trim(now_ms(), slowest, retention) > 0 {
+        if ledger.trim(now_ms(), limit, retention) > 0 {
             for sub in subscriptions.values_mut() {
                 sub.core.on_trimmed(ledger.list());
             }

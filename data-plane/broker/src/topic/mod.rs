@@ -17,6 +17,7 @@ mod acks;
 mod admin;
 mod closing;
 mod completion;
+mod deduplication;
 mod dispatch;
 mod expiry;
 mod inactive;
@@ -101,8 +102,7 @@ struct TopicState {
     /// When somebody was last seen to use the topic, in ms since the epoch.
     last_active_at: u64,
     dedup: Option<Deduplication>,
-    entries_since_snapshot: u64,
-    dedup_cursor: Option<u64>,
+    dedup_stored: deduplication::Stored,
     cache: TailCache,
     read_back: reading::ReadBack,
     /// [`TopicState::first_needed`] at the last upkeep.

@@ -135,6 +135,9 @@ impl Topic {
                 Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
             }
         }
+        if state.ledger.is_fenced() && state.life == Life::Serving {
+            self.leave(state);
+        }
     }
 
     fn write(

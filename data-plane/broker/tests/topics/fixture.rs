@@ -8,11 +8,11 @@ use geminga_broker::{
     Alive, Broker, BrokerConfig, BrokerError, ConsumerHandle, InitialPosition, Peer, ProducerGrant, ProducerHandle,
     ProducerRequest, Publish, Receipt, SubscribeRequest, Topic,
 };
-use geminga_ledger_client::MemoryLedgers;
+use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerClient, MemoryLedgers, Pending, StoredEntry};
 use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
-use geminga_model::TopicName;
+use geminga_model::{Position, TopicName};
 use geminga_topic::producers::AccessMode;
-use geminga_topic::{ConsumerSpec, Delivery, SubscriptionType};
+use geminga_topic::{AckRequest, ConsumerSpec, Delivery, IndividualAck, SubscriptionType};
 use geminga_wire_pulsar::proto;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -36,6 +36,62 @@ pub async fn broker() -> Arc<Broker> {
 
 pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
     Broker::start(config, metadata().await, Arc::new(MemoryLedgers::default())).await.unwrap()
+}
+
+type Held = (u64, u64, Vec<EntryParts>, AppendDone);
+
+/// Ledgers in memory that can keep the cursor log's writes from becoming durable.
+#[derive(Clone, Default)]
+pub struct HeldLedgers {
+    stored: MemoryLedgers,
+    held: Arc<Mutex<Option<Vec<Held>>>>,
+}
+
+impl HeldLedgers {
+    pub fn hold_acknowledgements(&self) {
+        *self.held.lock() = Some(Vec::new());
+    }
+
+    pub fn release_acknowledgements(&self) {
+        for (ledger, first, entries, done) in self.held.lock().take().unwrap_or_default() {
+            self.stored.append(ledger, first, entries, AppendClass::Reserved, done);
+        }
+    }
+
+    pub fn held_bytes(&self) -> usize {
+        let held = self.held.lock();
+        held.iter().flatten().flat_map(|held| &held.2).map(|parts| parts[0].len() + parts[1].len()).sum()
+    }
+
+    /// What is left when the process dies.
+    pub fn after_crash(&self) -> HeldLedgers {
+        HeldLedgers { stored: self.stored.clone(), held: Arc::default() }
+    }
+}
+
+impl LedgerClient for HeldLedgers {
+    fn append(&self, ledger: u64, first: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone) {
+        match &mut *self.held.lock() {
+            Some(held) if class == AppendClass::Reserved => held.push((ledger, first, entries, done)),
+            _ => self.stored.append(ledger, first, entries, class, done),
+        }
+    }
+
+    fn read(&self, ledger: u64, first: u64, last: u64, max_bytes: usize) -> Pending<Vec<StoredEntry>> {
+        self.stored.read(ledger, first, last, max_bytes)
+    }
+
+    fn recover(&self, ledger: u64) -> Pending<Option<u64>> {
+        self.stored.recover(ledger)
+    }
+
+    fn delete(&self, ledgers: Vec<u64>) -> Pending<()> {
+        self.stored.delete(ledgers)
+    }
+
+    fn size(&self, ledger: u64) -> u64 {
+        self.stored.size(ledger)
+    }
 }
 
 pub fn name(text: &str) -> TopicName {
@@ -202,6 +258,11 @@ pub fn request(subscription: &str, sub_type: SubscriptionType) -> SubscribeReque
         properties: Default::default(),
         may_create: true,
     }
+}
+
+/// Acknowledges one entry.
+pub fn ack(position: Position) -> AckRequest {
+    AckRequest::Individual(vec![IndividualAck { position, ack_set: Vec::new(), batch_size: None }])
 }
 
 /// Single messages with these texts as keys and payloads.

@@ -1,9 +1,12 @@
 //! Topics of a broker on metadata and ledgers in memory, as connections see them.
 
 mod backlog;
+mod deduplication;
+mod deposed;
 mod events;
 mod fixture;
 mod inactive;
 mod liveness;
 mod non_persistent;
+mod overload;
 mod policies;

@@ -1,0 +1,77 @@
+//! What deduplication knows survives crashes, wherever it was stored by then.
+
+use std::sync::Arc;
+
+use geminga_broker::{Broker, BrokerConfig, Topic};
+use geminga_metadata::Metadata;
+use geminga_topic::SubscriptionType::Shared;
+
+use crate::fixture::{self, Client, HeldLedgers};
+
+const NAME: &str = "persistent://public/default/t";
+
+async fn broker(metadata: &Metadata, ledgers: &HeldLedgers) -> Arc<Broker> {
+    let config = BrokerConfig { deduplication: true, max_ledger_bytes: 200, ..BrokerConfig::default() };
+    Broker::start(config, metadata.clone(), Arc::new(ledgers.clone())).await.unwrap()
+}
+
+/// Sends a message with this sequence id; whether it was stored.
+async fn send(client: &Arc<Client>, topic: &Arc<Topic>, producer: &str, sequence_id: u64) -> bool {
+    let producer = client.produce(topic, producer).await.unwrap();
+    topic.publish(&producer, &mut vec![fixture::message("a text of some length, so that ledgers fill", sequence_id)]);
+    let stored = client.receipt().await.position.is_some();
+    topic.remove_producer(&producer);
+    stored
+}
+
+/// The topic's first snapshot may be lost with the end of the cursor log: then all that is stored counts.
+#[tokio::test]
+async fn without_a_first_snapshot_everything_is_read() {
+    let (metadata, ledgers) = (fixture::metadata().await, HeldLedgers::default());
+    let client = Client::new();
+    let first = broker(&metadata, &ledgers).await;
+    ledgers.hold_acknowledgements();
+    let topic = fixture::topic(&first, NAME).await;
+    for sequence_id in 0..4 {
+        assert!(send(&client, &topic, "p", sequence_id).await);
+    }
+    // A crash.
+    let second = broker(&metadata, &ledgers.after_crash()).await;
+    let topic = fixture::topic(&second, NAME).await;
+    for sequence_id in 0..4 {
+        assert!(!send(&client, &topic, "p", sequence_id).await, "{sequence_id} was stored twice");
+    }
+    assert!(send(&client, &topic, "p", 4).await);
+}
+
+/// Entries that no snapshot takes account of are all that tells a message from its repetition.
+#[tokio::test]
+async fn trimming_waits_for_a_snapshot() {
+    let (metadata, ledgers) = (fixture::metadata().await, HeldLedgers::default());
+    let client = Client::new();
+    let first = broker(&metadata, &ledgers).await;
+    let topic = fixture::topic(&first, NAME).await;
+    let consumer = client.consume(&topic, "s", Shared).await.unwrap();
+    assert!(send(&client, &topic, "early", 0).await);
+    for sequence_id in 0..10 {
+        assert!(send(&client, &topic, "late", sequence_id).await);
+    }
+    topic.flow(&consumer, 100);
+    for _ in 0..11 {
+        let position = client.message().await.entry.position;
+        topic.acknowledge(&consumer, fixture::ack(position), None);
+    }
+    let ledgers_left = async || topic.internal_stats().ledgers.len();
+    let before = ledgers_left().await;
+    fixture::eventually("the topic is trimmed", || {
+        topic.trim_now();
+        async { ledgers_left().await < before.min(3) }
+    })
+    .await;
+    // A crash.
+    let second = broker(&metadata, &ledgers.after_crash()).await;
+    let topic = fixture::topic(&second, NAME).await;
+    assert!(!send(&client, &topic, "early", 0).await, "it was stored, and was trimmed since");
+    assert!(!send(&client, &topic, "late", 9).await);
+    assert!(send(&client, &topic, "late", 10).await);
+}
