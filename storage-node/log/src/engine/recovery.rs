@@ -111,9 +111,7 @@ impl<D: Disk> Engine<D> {
         for (id, proven) in proven {
             let entry = &catalog.segments[id];
             let from = proven / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-            // No more than there is, whatever a manifest says.
-            let end = super::maintain::footer_at(entry.data_end).min(entry.segment.file.length()?);
-            let length = end.saturating_sub(from);
+            let length = super::maintain::footer_at(entry.data_end).saturating_sub(from);
             let mut buffer = AlignedBuffer::default();
             buffer.extend_zeros(length as usize);
             let count = entry.segment.file.read_at(buffer.as_mut_slice(), from)?;
@@ -246,7 +244,8 @@ fn with_itself(mut lines: Vec<ManifestLine>, segment: u32, data_end: Option<u64>
 
 /// `None` if it is damaged.
 pub(super) fn read_directory<F: DiskFile>(file: &F, seal: &Seal) -> io::Result<Option<Directory>> {
-    if u64::from(seal.directory_bytes) > file.length()? {
+    let length = file.length()?;
+    if u64::from(seal.directory_bytes) > length || seal.data_end > length {
         return Ok(None);
     }
     let mut bytes = vec![0; seal.directory_bytes as usize];

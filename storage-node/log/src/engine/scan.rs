@@ -75,8 +75,9 @@ pub(super) fn scan<F: DiskFile>(file: &F, segment: u32, end: Option<u64>) -> io:
         Some(end) => end,
         None => proven_by_commits(file, segment, length)?,
     };
+    let proven = proven.min(length);
     let mut scan = Scan { data_end: DATA_AT, proven, ..Scan::default() };
-    let limit = end.unwrap_or(length);
+    let limit = end.unwrap_or(length).min(length);
     let mut window = Window::new(file);
     let mut at = DATA_AT;
     while at < limit {
@@ -96,6 +97,10 @@ pub(super) fn scan<F: DiskFile>(file: &F, segment: u32, end: Option<u64>) -> io:
             scan.torn = header.is_some();
             break;
         }
+    }
+    // A file that is shorter than it was has lost records.
+    if let Some(end) = end.filter(|end| *end > length) {
+        scan.holes.push(Hole { offset: at, bytes: end - at });
     }
     scan.data_end = at;
     Ok(scan)
