@@ -155,7 +155,7 @@ impl PartialEq for CursorSnapshot {
             && a.entries == b.entries
             && a.batches == b.batches
             && a.acked.len() == b.acked.len()
-            && a.acked.iter().zip(&b.acked).all(|(x, y)| x.0 == y.0 && x.1.iter().eq(y.1.iter()))
+            && a.acked.iter().zip(&b.acked).all(|(x, y)| x.0 == y.0 && runs(x.1).eq(runs(y.1)))
     }
 }
 
@@ -224,6 +224,11 @@ pub(crate) fn run_end(bitmap: &RoaringBitmap, entry: u32) -> Option<u32> {
     iter.advance_to(entry);
     let run = iter.next_range()?;
     (*run.start() == entry).then_some(*run.end())
+}
+
+fn runs(bitmap: &RoaringBitmap) -> impl Iterator<Item = std::ops::RangeInclusive<u32>> {
+    let mut iter = bitmap.iter();
+    std::iter::from_fn(move || iter.next_range())
 }
 
 fn encode_parts(out: &mut Vec<u8>, mark_delete: Position, acked: &Acked, batches: &Batches) {
