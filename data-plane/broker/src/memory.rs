@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use geminga_topic::DelayedBudget;
 use tokio::sync::Notify;
 
 /// A bound in bytes shared by many holders.
@@ -79,6 +80,8 @@ pub struct Memory {
     pub read_ahead: Arc<Budget>,
     /// Bytes queued towards clients.
     pub outbound: Arc<Budget>,
+    /// Indexes of messages whose time has not come. What is beyond is read from storage again when it is due.
+    pub delayed: Arc<DelayedBudget>,
 }
 
 impl Memory {
@@ -90,6 +93,7 @@ impl Memory {
             tail_cache: Budget::new(limit / 4),
             read_ahead: Budget::new(limit / 8),
             outbound: Budget::new(limit / 8),
+            delayed: DelayedBudget::new((limit / 32) as usize),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod read_cache;
 mod subscription;
 pub mod tail_cache;
 
+pub use delayed::DelayedBudget;
 pub use dispatch::explain::{ConsumerExplanation, Explanation, HashBlock, RangeExplanation};
 pub use entry::{BlockReason, Delivery, DispatchWait, Entry, EntryFlags, EntryMeta, EntryReader, Ready};
 pub use subscription::{

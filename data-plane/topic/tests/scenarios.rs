@@ -4,9 +4,9 @@ use bytes::Bytes;
 use geminga_ledger::{Cursor, LedgerList, LedgerSpan};
 use geminga_model::Position;
 use geminga_topic::{
-    AckError, AckRequest, BlockReason, ConsumerSpec, Delivery, DispatchWait, Entry, EntryMeta, EntryReader, Event,
-    IndividualAck, KeySharedMode, KeySharedSpec, Ready, SubscribeError, Subscription, SubscriptionOptions,
-    SubscriptionType, hash,
+    AckError, AckRequest, BlockReason, ConsumerSpec, DelayedBudget, Delivery, DispatchWait, Entry, EntryMeta,
+    EntryReader, Event, IndividualAck, KeySharedMode, KeySharedSpec, Ready, SubscribeError, Subscription,
+    SubscriptionOptions, SubscriptionType, hash,
 };
 
 use SubscriptionType::{Exclusive, Failover, KeyShared, Shared};
@@ -300,7 +300,8 @@ fn all_chunks_of_a_message_go_to_one_consumer() {
 #[test]
 fn delayed_messages_wait_for_their_time_even_beyond_the_index() {
     for delayed_index_bytes in [1 << 20, 100] {
-        let mut topic = Topic::new(SubscriptionOptions { delayed_index_bytes, ..Default::default() });
+        let delayed_budget = DelayedBudget::new(delayed_index_bytes);
+        let mut topic = Topic::new(SubscriptionOptions { delayed_budget, ..Default::default() });
         let delayed = |deliver_at| EntryMeta { deliver_at, ..EntryMeta::default() };
         topic.append([5000, 0, 3000, 4000, 2000, 3000, 999].map(delayed));
         topic.join(1, Shared, 100);

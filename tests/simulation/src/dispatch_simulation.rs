@@ -4,8 +4,8 @@
 use geminga_ledger::Cursor;
 use geminga_model::Position;
 use geminga_topic::{
-    AckRequest, ConsumerSpec, DispatchWait, EntryFlags, EntryMeta, Event, IndividualAck, KeySharedMode, KeySharedSpec,
-    Subscription, SubscriptionOptions, SubscriptionType,
+    AckRequest, ConsumerSpec, DelayedBudget, DispatchWait, EntryFlags, EntryMeta, Event, IndividualAck, KeySharedMode,
+    KeySharedSpec, Subscription, SubscriptionOptions, SubscriptionType,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -59,7 +59,7 @@ impl World {
             partition_index: rng.random_bool(0.5).then(|| rng.random_range(0..5)),
             topic: "persistent://public/default/simulated".into(),
             failover_delay_ms: rng.random_range(0..3) * 50,
-            delayed_index_bytes: if small { 200 } else { 1 << 20 },
+            delayed_budget: DelayedBudget::new(if small { 200 } else { 1 << 20 }),
             look_ahead_bytes: if small { 500 } else { 1 << 20 },
             ..SubscriptionOptions::default()
         };

@@ -353,6 +353,7 @@ impl Topic {
             delayed_delivery: state.policies.delayed_delivery(),
             partition_index: self.name.partition_index(),
             topic: self.name.shared(),
+            delayed_budget: self.shared.memory.delayed.clone(),
             ..Default::default()
         }
     }

@@ -72,7 +72,7 @@ impl Core {
         Core {
             name,
             feed: Feed::new(cursor.mark_delete()),
-            delayed: DelayedIndex::new(options.delayed_index_bytes),
+            delayed: DelayedIndex::new(options.delayed_budget.clone()),
             options,
             cursor,
             consumers: Consumers::default(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use geminga_model::Position;
 
+use crate::delayed::DelayedBudget;
+
 /// Unique among the consumers of a broker process.
 pub type ConsumerKey = u64;
 
@@ -87,8 +89,8 @@ pub struct SubscriptionOptions {
     pub round_robin_batch: u32,
     /// Whether messages that ask for it are held back until their time has come.
     pub delayed_delivery: bool,
-    /// Bound on the index of messages whose time has not come.
-    pub delayed_index_bytes: usize,
+    /// Bound on the indexes of messages whose time has not come, shared with other subscriptions.
+    pub delayed_budget: Arc<DelayedBudget>,
     /// Bound on the positions of entries that were read but wait for the consumers of their keys.
     pub look_ahead_bytes: usize,
 }
@@ -105,7 +107,7 @@ impl Default for SubscriptionOptions {
             failover_delay_ms: 1000,
             round_robin_batch: 20,
             delayed_delivery: true,
-            delayed_index_bytes: 16 << 20,
+            delayed_budget: DelayedBudget::new(16 << 20),
             look_ahead_bytes: 16 << 20,
         }
     }
