@@ -1,6 +1,6 @@
 //! What every backend of [`MetadataStore`] must do, as functions that a backend's tests call.
 //!
-//! Each function wants an empty store and panics on the first difference. [`persistence`] wants to be given the same
+//! Each function wants an empty store and panics on the first difference: it is a test, whatever it unwraps. [`persistence`] wants to be given the same
 //! store again after it was closed.
 
 use std::collections::{BTreeMap, BTreeSet};
