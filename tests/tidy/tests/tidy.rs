@@ -64,7 +64,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
 
 const MAX_LINES: usize = 900;
 /// Written by a program or by cargo.
-const GENERATED: [&str; 2] = ["wire/pulsar/src/proto.rs", "Cargo.lock"];
+const GENERATED: [&str; 3] = ["wire/pulsar/src/proto.rs", "Cargo.lock", "tests/fuzz/Cargo.lock"];
 
 /// The packages that each crate names: for its build, and for its tests.
 fn dependencies() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
