@@ -27,6 +27,9 @@ use crate::signals;
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 
+/// Frames say their sizes in 32 bits, and the log takes records of less than 256 MiB.
+const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
+
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved) -> anyhow::Result<()> {
     let options = &resolved.options;
@@ -49,6 +52,15 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     if options.memory_limit.bytes() < MEMORY_LIMIT_MIN.bytes() {
         bail!("memory limit {} is too small, {MEMORY_LIMIT_MIN} is the least (--memory-limit)", options.memory_limit);
     }
+    if options.housekeeping_interval.get().is_zero() {
+        bail!("the interval of housekeeping must be longer than nothing (--housekeeping-interval)");
+    }
+    if options.max_message_size.bytes() > MESSAGE_SIZE_MAX.bytes().min(options.memory_limit.bytes() / 8) {
+        bail!(
+            "messages of {} are too large: {MESSAGE_SIZE_MAX} and an eighth of the memory limit are the most (--max-message-size)",
+            options.max_message_size
+        );
+    }
     let data_dir = DataDir::open(&options.data_dir)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
@@ -61,18 +73,9 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     bootstrap(&metadata, &options.cluster, &advertised.http_url(), &advertised.pulsar_url()).await?;
 
     let log = open_log(&data_dir, options.memory_limit.bytes())?;
-    let broker = Broker::start(
-        BrokerConfig {
-            cluster: options.cluster.clone(),
-            advertised_pulsar: advertised.pulsar_for_lookups(),
-            advertised_http: advertised.http.clone(),
-            memory_limit: options.memory_limit.bytes(),
-            ..BrokerConfig::default()
-        },
-        metadata,
-        Arc::new(EmbeddedLedgers::new(log.clone())),
-    )
-    .await?;
+    let broker =
+        Broker::start(broker_config(options, &advertised), metadata, Arc::new(EmbeddedLedgers::new(log.clone())))
+            .await?;
     let serving_pulsar = tokio::spawn(geminga_protocol_pulsar::serve(
         TcpListener::from_std(pulsar_listener)?,
         broker.clone(),
@@ -100,6 +103,32 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     store.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn broker_config(options: &StandaloneOptions, advertised: &Advertised) -> BrokerConfig {
+    BrokerConfig {
+        cluster: options.cluster.clone(),
+        advertised_pulsar: advertised.pulsar_for_lookups(),
+        advertised_http: advertised.http.clone(),
+        memory_limit: options.memory_limit.bytes(),
+        max_message_bytes: options.max_message_size.bytes() as usize,
+        auto_create_topics: options.auto_create_topics,
+        auto_create_partitions: options.auto_create_partitions,
+        auto_create_subscriptions: options.auto_create_subscriptions,
+        deduplication: options.deduplication,
+        max_pending_ack_bytes: options.max_pending_acks.bytes(),
+        max_ledger_bytes: options.max_ledger_size.bytes(),
+        max_ledger_age: options.max_ledger_age.get(),
+        max_unacked_per_consumer: options.max_unacked_per_consumer,
+        max_unacked_per_subscription: options.max_unacked_per_subscription,
+        delete_inactive_topics: options.delete_inactive_topics,
+        max_topic_inactivity: options.inactive_topics_after.get(),
+        delete_inactive_partitioned_topics: options.delete_inactive_partitioned_topics,
+        housekeeping_interval: options.housekeeping_interval.get(),
+        liveness_timeout: options.liveness_timeout.get(),
+        metrics_per_topic: options.metrics_per_topic,
+        ..BrokerConfig::default()
+    }
 }
 
 /// Every connection and every segment of the log takes descriptors; the usual soft limit of 1,024 is far below what the

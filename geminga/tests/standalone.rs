@@ -170,10 +170,11 @@ fn damaged_config_is_refused() {
 fn layers_and_their_sources() {
     let folder = folder();
     let config = folder.path().join("geminga.toml");
-    let text = "memory_limit = \"1GB\"\nhttp_addr = \"127.0.0.1:1\"\ncluster = \"file\"\nfrom_the_future = 1\n";
+    let text = "memory_limit = \"1GB\"\nhttp_addr = \"127.0.0.1:1\"\ncluster = \"file\"\nfrom_the_future = 1\n\
+                inactive_topics_after = \"2h\"\nauto_create_topics = false\n";
     std::fs::write(&config, text).unwrap();
     let output = geminga()
-        .args(["config", "--cluster", "argument"])
+        .args(["config", "--cluster", "argument", "--deduplication", "true", "--max-ledger-age", "5m"])
         .env("GEMINGA_CONFIG", &config)
         .env("GEMINGA_HTTP_ADDR", "127.0.0.1:2")
         .env("GEMINGA_CLUSTER", "environment")
@@ -187,6 +188,11 @@ fn layers_and_their_sources() {
         "http_addr = \"127.0.0.1:2\" # environment variable GEMINGA_HTTP_ADDR".to_owned(),
         "cluster = \"argument\" # argument --cluster".to_owned(),
         "# ready_file is not set".to_owned(),
+        "deduplication = true # argument --deduplication".to_owned(),
+        "max_ledger_age = \"5m\" # argument --max-ledger-age".to_owned(),
+        format!("inactive_topics_after = \"2h\" # config file {}", config.display()),
+        format!("auto_create_topics = false # config file {}", config.display()),
+        "max_ledger_size = \"1GiB\" # default".to_owned(),
     ] {
         assert!(shown.lines().any(|have| have == line), "no line '{line}' in\n{shown}");
     }
