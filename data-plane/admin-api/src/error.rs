@@ -59,7 +59,7 @@ impl IntoResponse for ApiError {
 impl From<BrokerError> for ApiError {
     fn from(error: BrokerError) -> Self {
         let status = match &error {
-            BrokerError::InvalidName(_) | BrokerError::PreconditionFailed(_) | BrokerError::QuotaExceeded(_) => {
+            BrokerError::InvalidName(_) | BrokerError::PreconditionFailed(_) | BrokerError::QuotaExceeded { .. } => {
                 StatusCode::PRECONDITION_FAILED
             }
             BrokerError::TenantNotFound(_) => return Self::not_found("Tenant does not exist"),

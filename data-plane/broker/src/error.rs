@@ -46,8 +46,9 @@ pub enum BrokerError {
     IncompatibleSchema(String),
     #[error("message checksum does not match its content")]
     Checksum,
-    #[error("{0}")]
-    QuotaExceeded(String),
+    /// `hold`: the client is to try again by itself.
+    #[error("{message}")]
+    QuotaExceeded { message: String, hold: bool },
     #[error("storage could not take the message: {0}")]
     Persistence(#[from] LedgerError),
     #[error("metadata: {0}")]

@@ -24,7 +24,9 @@ pub struct EffectivePolicies {
 /// What happens to producers when a topic's backlog is over its quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuotaAction {
-    /// Producers are refused until there is room (`producer_request_hold` and `producer_exception`).
+    /// Producers are refused until there is room, and told to try again (`producer_request_hold`).
+    HoldProducers,
+    /// Producers are refused until there is room, and told that this is an error (`producer_exception`).
     RefuseProducers,
     /// The slowest subscriptions skip what is over.
     EvictBacklog,
@@ -244,7 +246,8 @@ impl EffectivePolicies {
 fn quota_action(quota: &BacklogQuota) -> QuotaAction {
     match quota.policy.as_deref() {
         Some("consumer_backlog_eviction") => QuotaAction::EvictBacklog,
-        _ => QuotaAction::RefuseProducers,
+        Some("producer_exception") => QuotaAction::RefuseProducers,
+        _ => QuotaAction::HoldProducers,
     }
 }
 

@@ -48,7 +48,8 @@ pub(crate) fn server_error(error: &BrokerError) -> ServerError {
         }
         BrokerError::IncompatibleSchema(_) => ServerError::IncompatibleSchema,
         BrokerError::Checksum => ServerError::ChecksumError,
-        BrokerError::QuotaExceeded(_) => ServerError::ProducerBlockedQuotaExceededException,
+        BrokerError::QuotaExceeded { hold: true, .. } => ServerError::ProducerBlockedQuotaExceededError,
+        BrokerError::QuotaExceeded { hold: false, .. } => ServerError::ProducerBlockedQuotaExceededException,
         BrokerError::Persistence(_) => ServerError::PersistenceError,
         BrokerError::Metadata(_) => ServerError::MetadataError,
     }

@@ -52,19 +52,24 @@ impl Topic {
     /// to time, not with each message. Costs two lookups where there is no quota.
     pub(super) fn backlog_refusal(&self, state: &TopicState) -> Option<BrokerError> {
         if state.backlog_too_old {
-            return Some(BrokerError::QuotaExceeded(format!(
+            let hold =
+                state.policies.backlog_age_quota().is_none_or(|(_, action)| action == QuotaAction::HoldProducers);
+            let message = format!(
                 "Cannot create producer on topic with backlog quota exceeded: a message of {} is older than the quota allows",
                 self.name
-            )));
+            );
+            return Some(BrokerError::QuotaExceeded { message, hold });
         }
-        let (limit, QuotaAction::RefuseProducers) = state.policies.backlog_quota()? else { return None };
+        let (limit, action) = state.policies.backlog_quota()?;
         let size = backlog_size(state);
-        (size > limit).then(|| {
-            BrokerError::QuotaExceeded(format!(
-                "Cannot create producer on topic with backlog quota exceeded: {} holds {size} bytes, the quota is {limit}",
-                self.name
-            ))
-        })
+        if action == QuotaAction::EvictBacklog || size <= limit {
+            return None;
+        }
+        let message = format!(
+            "Cannot create producer on topic with backlog quota exceeded: {} holds {size} bytes, the quota is {limit}",
+            self.name
+        );
+        Some(BrokerError::QuotaExceeded { message, hold: action == QuotaAction::HoldProducers })
     }
 
     /// Sends producers away that would not be let in now.
@@ -168,7 +173,9 @@ impl Expiry {
                 let age_ms = seconds.saturating_mul(1000);
                 expiry.ttl_ms = Some(expiry.ttl_ms.map_or(age_ms, |ttl| ttl.min(age_ms)));
             }
-            Some((seconds, QuotaAction::RefuseProducers)) => expiry.refuse_after_s = Some(seconds),
+            Some((seconds, QuotaAction::HoldProducers | QuotaAction::RefuseProducers)) => {
+                expiry.refuse_after_s = Some(seconds)
+            }
             None => {}
         }
         expiry

@@ -23,7 +23,6 @@ use super::admin::backlog_size;
 use super::writes::{Latencies, Sizes};
 use super::{ConsumerHandle, ProducerHandle, Sub, Topic, TopicState};
 use crate::error::Result;
-use crate::policies::QuotaAction;
 use crate::shared::now_ms;
 
 /// What a request for statistics wants beside the usual.
@@ -321,12 +320,7 @@ impl Topic {
 }
 
 fn quota_bytes(state: &TopicState) -> i64 {
-    match state.policies.backlog_quota() {
-        Some((bytes, QuotaAction::RefuseProducers | QuotaAction::EvictBacklog)) => {
-            i64::try_from(bytes).unwrap_or(i64::MAX)
-        }
-        None => -1,
-    }
+    state.policies.backlog_quota().map_or(-1, |(bytes, _)| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
 /// Totals of everybody on a topic.

@@ -198,7 +198,7 @@ async fn backlogs_over_their_quota_are_evicted_or_hold_producers_back() {
     policies(&broker, |policies| drop(policies.backlog_quota_map.insert(BACKLOG_QUOTA_SIZE.into(), hold.clone())))
         .await;
     let refused = client.produce(&topic, "q").await.err();
-    assert!(matches!(refused, Some(BrokerError::QuotaExceeded(_))), "{refused:?}");
+    assert!(matches!(refused, Some(BrokerError::QuotaExceeded { hold: true, .. })), "{refused:?}");
     assert_eq!(topic.backlogs()[0].1, 20);
 
     let evict = quota("consumer_backlog_eviction");

@@ -230,7 +230,7 @@ async fn a_backlog_over_its_quota_refuses_producers_that_join() {
     // One that is there may go on until it is looked after.
     publish(&client, &producer, &[&*text; 20]).await;
     let refused = client.produce(&topic, "q").await.err();
-    assert!(matches!(refused, Some(BrokerError::QuotaExceeded(_))), "{refused:?}");
+    assert!(matches!(refused, Some(BrokerError::QuotaExceeded { hold: false, .. })), "{refused:?}");
 }
 
 #[tokio::test]
@@ -252,7 +252,7 @@ async fn an_old_backlog_holds_producers_back_or_is_evicted() {
     eventually("producers are refused", || async {
         matches!(
             client.produce(&topic, "r").await.map(|producer| topic.remove_producer(&producer)),
-            Err(BrokerError::QuotaExceeded(_))
+            Err(BrokerError::QuotaExceeded { hold: false, .. })
         )
     })
     .await;
