@@ -1,6 +1,7 @@
 //! `src/proto.rs` is what `proto/PulsarApi.proto` generates: `UPDATE_PROTO=1` writes it, otherwise this test compares.
 
-use std::{env, fs, path::Path, path::PathBuf};
+use std::path::PathBuf;
+use std::{env, fs};
 
 #[test]
 fn proto_rs_is_up_to_date() {
