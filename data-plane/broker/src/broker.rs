@@ -32,6 +32,7 @@ pub struct Broker {
     changes: broadcast::Sender<NamespaceName>,
     /// What it does by itself from time to time.
     pub(crate) housekeeping: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    pub(crate) housekeeping_rounds: AtomicU64,
     shared_policies: SharedPolicies,
     names: AtomicU64,
     started_at: u64,
@@ -58,6 +59,7 @@ impl Broker {
             topics: Mutex::default(),
             changes: broadcast::channel(TOPIC_CHANGES).0,
             housekeeping: Mutex::default(),
+            housekeeping_rounds: AtomicU64::new(0),
             shared_policies: SharedPolicies::default(),
             names: AtomicU64::new(0),
             started_at: now_ms(),

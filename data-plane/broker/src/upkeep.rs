@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 
@@ -47,9 +48,15 @@ impl Broker {
                     tracing::warn!(%error, "could not look for inactive topics");
                 }
                 broker.sweep_garbage().await;
+                broker.housekeeping_rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
         *self.housekeeping.lock() = Some(task);
+    }
+
+    /// How often upkeep has been through since the start.
+    pub fn housekeeping_rounds(&self) -> u64 {
+        self.housekeeping_rounds.load(Ordering::Relaxed)
     }
 
     /// What is under way is given up, which is as safe as a crash.

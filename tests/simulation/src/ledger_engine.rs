@@ -169,21 +169,9 @@ impl EngineLedgers {
         if self.flips_left == 0 || rng.random_bool(0.2) {
             return;
         }
-        let files = self.disk.contents();
-        let proven: Vec<(&String, u64)> = files
-            .iter()
-            .filter_map(|(name, bytes)| match segment_id(name)? {
-                id if id < self.proven.0 => Some((name, bytes.len() as u64)),
-                id if id == self.proven.0 => Some((name, self.proven.1.min(bytes.len() as u64))),
-                _ => None,
-            })
-            .filter(|(_, bytes)| *bytes > 8192)
-            .collect();
-        if proven.is_empty() {
+        if self.disk.flip_proven_bit(self.proven, rng).is_none() {
             return;
         }
-        let (name, bytes) = proven[rng.random_range(0..proven.len())];
-        self.disk.flip_bit(name, rng.random_range(0..bytes), rng.random_range(0..8));
         self.flips_left -= 1;
         self.flips += 1;
     }

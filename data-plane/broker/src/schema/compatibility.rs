@@ -118,20 +118,8 @@ fn length_prefixed(data: &[u8]) -> Option<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
+    use super::super::tests::schema;
     use super::*;
-
-    fn schema(kind: Type, data: &[u8]) -> SchemaRecord {
-        SchemaRecord {
-            schema_type: kind as i32,
-            data: data.into(),
-            properties: BTreeMap::new(),
-            timestamp: 0,
-            user: String::new(),
-            deleted: false,
-        }
-    }
 
     fn record(fields: &str) -> SchemaRecord {
         schema(Type::Avro, format!(r#"{{"type":"record","name":"R","fields":[{fields}]}}"#).as_bytes())

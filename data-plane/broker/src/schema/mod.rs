@@ -261,10 +261,10 @@ pub fn is_valid_schema(schema: &SchemaRecord) -> bool {
 mod tests {
     use super::*;
 
-    fn schema(kind: Type, data: &str) -> SchemaRecord {
+    pub(super) fn schema(kind: Type, data: impl AsRef<[u8]>) -> SchemaRecord {
         SchemaRecord {
             schema_type: kind as i32,
-            data: data.into(),
+            data: data.as_ref().into(),
             properties: BTreeMap::new(),
             timestamp: 0,
             user: String::new(),

@@ -4,6 +4,7 @@
 //! unsynced writes survive, and how many of the changes of names. A failed sync loses some of the writes for good,
 //! although readers still see them and a later sync succeeds, as Linux does it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::{Disk, DiskFile, Space};
+use crate::engine::segment_id;
+use crate::format::DATA_AT;
 
 const SECTOR_BYTES: usize = 512;
 
@@ -187,6 +190,32 @@ impl SimDisk {
                 *byte ^= 1 << (bit % 8);
             }
         }
+    }
+
+    /// Turns a bit at random where the log is known to have been durable: in a segment before the one that `proven` names, or
+    /// in so many bytes of that one. Answers the file, the byte and the bit; `None` if no segment holds more than its head there.
+    pub fn flip_proven_bit(&self, proven: (u32, u64), rng: &mut SmallRng) -> Option<(String, u64, u8)> {
+        let mut candidates: Vec<(String, u64)> = {
+            let state = self.state.lock();
+            let segments = state.names.iter().filter_map(|(name, file)| Some((name, segment_id(name)?, file)));
+            let proven_bytes = segments.filter_map(|(name, id, file)| {
+                let length = state.files[file].seen.len() as u64;
+                let bytes = match id.cmp(&proven.0) {
+                    Ordering::Less => length,
+                    Ordering::Equal => length.min(proven.1),
+                    Ordering::Greater => 0,
+                };
+                (bytes > DATA_AT).then(|| (name.clone(), bytes))
+            });
+            proven_bytes.collect()
+        };
+        if candidates.is_empty() {
+            return None;
+        }
+        let (name, bytes) = candidates.swap_remove(rng.random_range(0..candidates.len()));
+        let (byte, bit) = (rng.random_range(0..bytes), rng.random_range(0..8));
+        self.flip_bit(&name, byte, bit);
+        Some((name, byte, bit))
     }
 
     /// Every file as a reader sees it.

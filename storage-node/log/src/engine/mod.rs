@@ -61,7 +61,7 @@ fn segment_name(id: u32) -> String {
     format!("segment-{id:08x}")
 }
 
-fn segment_id(name: &str) -> Option<u32> {
+pub(crate) fn segment_id(name: &str) -> Option<u32> {
     id_after("segment-", name)
 }
 

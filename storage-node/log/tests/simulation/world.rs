@@ -437,22 +437,7 @@ impl World {
         if self.flips_left == 0 || self.rng.random_bool(0.6) {
             return;
         }
-        let files = self.disk.contents();
-        let proven: Vec<(&String, u64)> = files
-            .iter()
-            .filter_map(|(name, bytes)| match segment_id(name)? {
-                id if id < self.proven.0 => Some((name, bytes.len() as u64)),
-                id if id == self.proven.0 => Some((name, self.proven.1.min(bytes.len() as u64))),
-                _ => None,
-            })
-            .filter(|(_, bytes)| *bytes > 8192)
-            .collect();
-        if proven.is_empty() {
-            return;
-        }
-        let (name, bytes) = proven[self.rng.random_range(0..proven.len())];
-        let (byte, bit) = (self.rng.random_range(0..bytes), self.rng.random_range(0..8));
-        self.disk.flip_bit(name, byte, bit);
+        let Some((name, byte, bit)) = self.disk.flip_proven_bit(self.proven, &mut self.rng) else { return };
         self.flips_left -= 1;
         self.model.flips += 1;
         self.note(format_args!("turned bit {bit} of byte {byte} in {name}"));
