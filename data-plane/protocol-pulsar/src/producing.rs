@@ -30,6 +30,9 @@ impl Connection {
             Ok(publish) => gathered.batch.push(publish),
             Err(error) => {
                 gathered.hand_over();
+                if let (BrokerError::Checksum, Some(producer)) = (&error, &gathered.producer) {
+                    producer.topic.damaged(producer);
+                }
                 self.send_error(send.producer_id, send.sequence_id, &error);
             }
         }

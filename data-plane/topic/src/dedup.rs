@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use geminga_ledger::ledger_list::LedgerList;
 use geminga_model::Position;
 use rustc_hash::FxHashMap;
 
@@ -227,6 +228,12 @@ impl Deduplication {
             false => Err(SnapshotError::Damaged),
         }
     }
+}
+
+/// Whether the first ledger of a topic is kept only because the last `durable` snapshot is older than its end.
+pub fn snapshot_holds_up_trimming(list: &LedgerList, slowest: Option<Position>, durable: Position) -> bool {
+    let first = list.spans().next().map(|span| span.last_position());
+    list.len() > 1 && first.is_some_and(|last| durable < last && slowest.is_none_or(|slowest| last <= slowest))
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], SnapshotError> {

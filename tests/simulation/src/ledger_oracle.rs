@@ -24,6 +24,17 @@ pub struct Entry {
     pub messages: u32,
     /// Given when it is written.
     pub index: u64,
+    /// Of those that are deduplicated.
+    pub origin: Option<Origin>,
+}
+
+/// Who sent an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub producer: u64,
+    /// Of its first message.
+    pub sequence: u64,
+    pub connection: u64,
 }
 
 impl EntryBytes for Entry {
@@ -38,12 +49,20 @@ impl EntryBytes for Entry {
 
 impl Entry {
     pub fn to_bytes(&self) -> Bytes {
-        [self.id, u64::from(self.messages), self.index].iter().flat_map(|n| n.to_le_bytes()).collect()
+        let origin = self.origin.map(|origin| [origin.producer, origin.sequence, origin.connection]);
+        let numbers = [self.id, u64::from(self.messages), self.index];
+        numbers.iter().chain(origin.iter().flatten()).flat_map(|n| n.to_le_bytes()).collect()
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Entry {
         let number = |at: usize| u64::from_le_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
-        Entry { id: number(0), messages: number(1) as u32, index: number(2) }
+        let origin = || Origin { producer: number(3), sequence: number(4), connection: number(5) };
+        let origin = (bytes.len() > 24).then(origin);
+        Entry { id: number(0), messages: number(1) as u32, index: number(2), origin }
+    }
+
+    pub fn highest_sequence(&self) -> u64 {
+        self.origin.map_or(0, |origin| origin.sequence + u64::from(self.messages) - 1)
     }
 }
 
@@ -52,12 +71,30 @@ impl Entry {
 pub struct TopicOracle {
     /// Acknowledged to its producer, or found after a crash.
     pub confirmed: BTreeMap<Position, Entry>,
+    /// Where each deduplicated message is, by producer and sequence id.
+    stored: BTreeMap<(u64, u64), Position>,
     /// Entries up to here may be gone.
     pub trimmed_to: Option<Position>,
     pub terminated: Option<Position>,
 }
 
 impl TopicOracle {
+    pub fn confirm(&mut self, pos: Position, entry: Entry) -> Check {
+        if let Some(origin) = entry.origin {
+            let first = *self.stored.entry((origin.producer, origin.sequence)).or_insert(pos);
+            if first != pos {
+                return Err(format!("{pos} is a duplicate of {first}: {entry:?}"));
+            }
+        }
+        self.confirmed.insert(pos, entry);
+        Ok(())
+    }
+
+    /// Whether a message was ever confirmed, or found after a crash.
+    pub fn has_stored(&self, origin: Origin) -> bool {
+        self.stored.contains_key(&(origin.producer, origin.sequence))
+    }
+
     /// Every acknowledged entry that was not trimmed is in the list and can be read, in order, with continuous indexes.
     /// Entries that are in the list only are added: after a crash they may be there.
     pub fn check(&mut self, list: &LedgerList, ledgers: &dyn Ledgers, loading: bool) -> Check {
@@ -66,6 +103,7 @@ impl TopicOracle {
             return Err(format!("{missing} was acknowledged and is not in the list"));
         }
         let (mut last_id, mut next_index) = (None, None);
+        let mut last_sequences = BTreeMap::new();
         for span in list.spans() {
             if next_index.is_some_and(|next| next != span.first_index) {
                 return Err(format!("index of ledger {} is {}, not {next_index:?}", span.ledger_id, span.first_index));
@@ -83,6 +121,11 @@ impl TopicOracle {
                 }
                 if next_index != Some(entry.index) {
                     return Err(format!("{pos} has index {}, not {next_index:?}", entry.index));
+                }
+                if let Some(origin) = entry.origin
+                    && last_sequences.insert(origin.producer, origin.sequence).is_some_and(|l| l >= origin.sequence)
+                {
+                    return Err(format!("{pos} is out of its producer's order: {entry:?}"));
                 }
                 last_id = Some(entry.id);
                 next_index = Some(entry.index + u64::from(entry.messages));
@@ -103,10 +146,7 @@ impl TopicOracle {
         match self.confirmed.get(&pos) {
             Some(known) if *known == entry => Ok(()),
             Some(known) => Err(format!("{pos} holds {entry:?}, not {known:?}")),
-            None if loading => {
-                self.confirmed.insert(pos, entry);
-                Ok(())
-            }
+            None if loading => self.confirm(pos, entry),
             None => Err(format!("{pos} is in the list and was not confirmed")),
         }
     }

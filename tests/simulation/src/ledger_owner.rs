@@ -1,7 +1,7 @@
 //! A broker as the managed-ledger simulation has it: drives the state machines of a few topics and of the cursor log that
 //! they share, and carries their actions out on storage and metadata.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
@@ -9,8 +9,10 @@ use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::{self, CursorLog, CursorLogConfig, Record};
 use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig, Retention};
 use geminga_model::Position;
+use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
 
-use crate::ledger_oracle::{Check, Entry};
+use crate::ledger_oracle::{Check, Entry, positions};
+use crate::ledger_producers::{Answer, name, replay};
 use crate::ledger_store::{Ledgers, Metadata, Part, PutDone, PutResult, WriteDone};
 
 /// A bug to be planted, to see that the simulation finds it.
@@ -33,6 +35,14 @@ pub enum Plant {
     AckBeforeSync,
     /// Storage takes a failed write or sync for a good one. Of the engine only.
     IgnoreSyncError,
+    /// Deduplication does not hear of what was stored after its snapshot.
+    NoReplay,
+    /// Trimming does not mind from where deduplication would replay.
+    TrimAheadOfSnapshot,
+    /// A message whose first sending is not durable yet gets a receipt.
+    UnknownIsDuplicate,
+    /// After a message has failed, those sent behind it on the same connection are taken.
+    LaterMessagesPass,
 }
 
 /// Small enough that every limit is met within a few hundred steps.
@@ -46,6 +56,10 @@ const LOG: CursorLogConfig = CursorLogConfig {
     max_writes: 2,
     max_old_ledgers: 2,
 };
+/// Keys of deduplication's snapshots in the cursor log; above those of subscriptions.
+const SNAPSHOT_KEYS: u64 = 1 << 32;
+/// Confirmed entries between snapshots of deduplication.
+const SNAPSHOT_ENTRIES: u64 = 15;
 
 pub struct Topic {
     pub ledger: ManagedLedger<Entry>,
@@ -55,6 +69,20 @@ pub struct Topic {
     last_appended: u64,
     /// Entries from an id that failed to the last one appended before that was reported: none may be confirmed any more.
     void: Vec<RangeInclusive<u64>>,
+    pub dedup: Deduplication,
+    snapshots: Snapshots,
+    /// Connections of producers on which a message failed: nothing more is taken from them.
+    broken: BTreeSet<u64>,
+}
+
+/// Where deduplication would replay from after a crash.
+struct Snapshots {
+    /// Key in the cursor log.
+    key: u64,
+    entries_since: u64,
+    durable: Position,
+    /// Sequence number in the cursor log, position.
+    under_way: VecDeque<(u64, Position)>,
 }
 
 impl Topic {
@@ -63,8 +91,33 @@ impl Topic {
         self.ledger.append(now_ms, entries);
     }
 
-    fn failed(&mut self, first: Option<&Entry>) {
-        self.void.extend(first.map(|first| first.id..=self.last_appended));
+    /// These entries will not become durable; together with everything behind the first.
+    fn failed(&mut self, entries: &[Entry]) {
+        self.void.extend(entries.first().map(|first| first.id..=self.last_appended));
+        for origin in entries.iter().filter_map(|entry| entry.origin) {
+            self.dedup.failed(&name(origin.producer));
+            self.broken.insert(origin.connection);
+        }
+    }
+
+    pub fn is_broken(&self, connection: u64) -> bool {
+        self.broken.contains(&connection)
+    }
+
+    fn is_new(&mut self, entry: &Entry, plant: Plant) -> Answer {
+        let Some(origin) = entry.origin else { return Answer::Taken };
+        if self.is_broken(origin.connection) && plant != Plant::LaterMessagesPass {
+            return Answer::Refused;
+        }
+        match self.dedup.check(&name(origin.producer), origin.sequence, entry.highest_sequence(), false) {
+            Verdict::New => Answer::Taken,
+            Verdict::Duplicate => Answer::Receipt,
+            Verdict::Unknown if plant == Plant::UnknownIsDuplicate => Answer::Receipt,
+            Verdict::Unknown => {
+                self.broken.insert(origin.connection);
+                Answer::Refused
+            }
+        }
     }
 
     fn check_confirmed(&self, entry: &Entry) -> Check {
@@ -86,6 +139,8 @@ pub struct Owner {
     pub deposed: bool,
     /// Ledgers of topics, of the log.
     pub deleted: [u64; 2],
+    /// Entries that deduplication read while loading.
+    pub replayed: u64,
     plant: Plant,
 }
 
@@ -114,6 +169,7 @@ impl Owner {
             log_version: 0,
             deposed: false,
             deleted: [0; 2],
+            replayed: 0,
             plant,
         };
         owner.load_log(backend)?;
@@ -179,7 +235,66 @@ impl Owner {
             };
             cursors.insert(id, cursor);
         }
-        Ok(Topic { ledger, cursors, in_flight: BTreeMap::new(), version, last_appended: 0, void: Vec::new() })
+        let key = SNAPSHOT_KEYS + topic as u64;
+        let (mut dedup, durable) = match self.log.blob(key) {
+            Some(bytes) => {
+                Deduplication::decode(bytes, backend.now_ms).map_err(|error| format!("snapshot: {error}"))?
+            }
+            None => (Deduplication::new(), Position::EARLIEST),
+        };
+        let mut entries_since = 0;
+        for pos in positions(ledger.list()).filter(|pos| *pos > durable && self.plant != Plant::NoReplay) {
+            let bytes = backend.ledgers.read(pos.ledger_id, pos.entry_id as u64)?;
+            let bytes = bytes.ok_or_else(|| format!("{pos} is lost, which deduplication has to know"))?;
+            replay(&mut dedup, &Entry::from_bytes(&bytes), pos, backend.now_ms);
+            entries_since += 1;
+        }
+        self.replayed += entries_since;
+        Ok(Topic {
+            ledger,
+            cursors,
+            in_flight: BTreeMap::new(),
+            version,
+            last_appended: 0,
+            void: Vec::new(),
+            dedup,
+            snapshots: Snapshots { key, entries_since, durable, under_way: VecDeque::new() },
+            broken: BTreeSet::new(),
+        })
+    }
+
+    /// A producer sends one message, which is to be appended if it is taken.
+    pub fn check(&mut self, at: usize, entry: &Entry) -> Answer {
+        self.topics[at].is_new(entry, self.plant)
+    }
+
+    fn snapshot(&mut self, at: usize) {
+        let topic = &mut self.topics[at];
+        let position = topic.ledger.last_confirmed();
+        topic.snapshots.entries_since = 0;
+        let record = Record::Blob { key: topic.snapshots.key, bytes: topic.dedup.encode(position).into() };
+        self.append(record);
+        self.topics[at].snapshots.under_way.push_back((self.sequence, position));
+    }
+
+    /// The last entry that deduplication would not replay after a crash.
+    fn snapshot_durable(&mut self, at: usize) -> Position {
+        let snapshots = &mut self.topics[at].snapshots;
+        let durable_up_to = self.log.durable_up_to();
+        while let Some((_, position)) = snapshots.under_way.pop_front_if(|(sequence, _)| *sequence <= durable_up_to) {
+            snapshots.durable = position;
+        }
+        snapshots.durable
+    }
+
+    /// Whether deduplication needs nothing of what is in the list; if it does, a snapshot is on its way.
+    pub fn may_truncate(&mut self, at: usize) -> bool {
+        let last = self.topics[at].ledger.last_confirmed();
+        let may = self.snapshot_durable(at) >= last;
+        if !may {
+            self.snapshot(at);
+        }
+        may
     }
 
     pub fn append(&mut self, record: Record) {
@@ -221,7 +336,7 @@ impl Owner {
                 }
                 backend.ledgers.submit(self.id, Part::Topic(at), ledger_id, first_entry, bytes);
             }
-            Action::Fail { entries, .. } => topic.failed(entries.first()),
+            Action::Fail { entries, .. } => topic.failed(&entries),
             Action::Seal { ledger_id, last_entry } => {
                 let record = topic.ledger.record();
                 let span = record.spans.iter().find(|span| span.ledger_id == ledger_id);
@@ -267,7 +382,7 @@ impl Owner {
                 .take_while(|pos| pos.ledger_id == from.ledger_id)
                 .collect();
             let failed: Vec<Entry> = void.iter().filter_map(|pos| topic.in_flight.remove(pos)).collect();
-            topic.failed(failed.first());
+            topic.failed(&failed);
         }
         let mut entries = Vec::new();
         while let Some(first) = topic.in_flight.first_entry().filter(|first| Some(*first.key()) <= written.lac) {
@@ -275,6 +390,15 @@ impl Owner {
         }
         entries.iter().try_for_each(|(_, entry)| topic.check_confirmed(entry))?;
         debug_assert_eq!(entries.len() as u64, written.confirmed);
+        for (position, entry) in &entries {
+            if let Some(origin) = entry.origin {
+                topic.dedup.persisted(&name(origin.producer), entry.highest_sequence(), *position);
+            }
+        }
+        topic.snapshots.entries_since += written.confirmed;
+        if topic.snapshots.entries_since >= SNAPSHOT_ENTRIES {
+            self.snapshot(at);
+        }
         Ok(Confirmed { topic: at, entries })
     }
 
@@ -318,6 +442,7 @@ impl Owner {
 
     /// Trims one topic. Returns the ids that a planted bug deletes too early.
     pub fn trim(&mut self, at: usize, backend: &Backend, retention: Retention) -> Vec<u64> {
+        let snapshot = self.snapshot_durable(at);
         let topic = &mut self.topics[at];
         let marks = backend.metadata.subscriptions.iter().filter(|(_, sub)| sub.0 == at).map(|(id, sub)| {
             match topic.cursors.get(id) {
@@ -326,10 +451,18 @@ impl Owner {
             }
         });
         let slowest = marks.min();
+        let held_up = snapshot_holds_up_trimming(topic.ledger.list(), slowest, snapshot);
+        let slowest = match self.plant {
+            Plant::TrimAheadOfSnapshot => slowest,
+            _ => Some(slowest.map_or(snapshot, |slowest| slowest.min(snapshot))),
+        };
         let before: Vec<u64> = topic.ledger.list().spans().map(|span| span.ledger_id).collect();
         let count = topic.ledger.trim(backend.now_ms, slowest, retention);
         for cursor in topic.cursors.values_mut() {
             cursor.on_trimmed(topic.ledger.list());
+        }
+        if held_up && topic.snapshots.entries_since > 0 {
+            self.snapshot(at);
         }
         if self.plant == Plant::DeleteBeforeSave { before[..count].to_vec() } else { Vec::new() }
     }

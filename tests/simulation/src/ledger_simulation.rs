@@ -6,6 +6,7 @@
 //!   every state that a crash may bring back, has acknowledged it;
 //! - after a crash each subscription is found in the state after one of its records, none older than the last confirmed one;
 //! - no ledger is deleted that a saved record names;
+//! - a message that its producer sends again is stored once, in the producer's order, and none gets a receipt that is not stored;
 //! - when faults stop, everything that waits ends, and the topic takes messages again.
 //!
 //! Storage is either the contract of ledgers as a model, or the storage engine on a simulated disk.
@@ -20,6 +21,7 @@ use rand::{Rng, SeedableRng};
 use crate::ledger_engine::EngineLedgers;
 use crate::ledger_oracle::{Acks, BATCH, Check, Entry, SubOracle, TopicOracle, positions};
 use crate::ledger_owner::{Backend, Confirmed, Owner, Plant};
+use crate::ledger_producers::{Answer, Producer};
 use crate::ledger_store::{Ledgers, Metadata, ModelLedgers, Versioned};
 use std::collections::BTreeMap;
 
@@ -37,6 +39,8 @@ struct World {
     zombies: Vec<Zombie>,
     topics: Vec<TopicOracle>,
     subscriptions: BTreeMap<u64, SubOracle>,
+    producers: Vec<Producer>,
+    next_connection: u64,
     next_owner: u32,
     next_subscription: u64,
     next_entry: u64,
@@ -60,6 +64,11 @@ pub struct Seen {
     pub loads: u64,
     /// Records of acknowledgements that were not confirmed and not found after a crash.
     pub lost_records: u64,
+    /// Messages that were known to be stored, and those of which that was open.
+    pub duplicates: u64,
+    pub refused: u64,
+    /// Entries that deduplication read while loading.
+    pub replayed: u64,
     pub trimmed: u64,
     pub deleted_ledgers: u64,
     pub deleted_log_ledgers: u64,
@@ -113,6 +122,8 @@ impl World {
             zombies: Vec::new(),
             topics: (0..topics).map(|_| TopicOracle::default()).collect(),
             subscriptions: BTreeMap::new(),
+            producers: Vec::new(),
+            next_connection: 1,
             next_owner: 2,
             next_subscription: 1,
             next_entry: 1,
@@ -127,6 +138,10 @@ impl World {
         for _ in 0..world.rng.random_range(1..4) {
             world.subscribe();
         }
+        for number in 0..world.rng.random_range(0..=3) {
+            let topic = world.any_topic();
+            world.producers.push(Producer::new(number, topic));
+        }
         Ok(world)
     }
 
@@ -138,7 +153,8 @@ impl World {
         let choice = self.rng.random_range(0..1000);
         self.record(1, choice);
         match choice {
-            0..200 => self.publish(),
+            0..100 => self.publish(),
+            100..200 => self.produce()?,
             200..420 => self.acknowledge(),
             420..430 => self.seek(),
             430..436 => self.skip(),
@@ -160,12 +176,17 @@ impl World {
             self.seen.torn += 1;
             self.crash()?;
         }
-        self.owner.run(&mut self.backend)?;
+        self.run_owners()?;
         self.confirm_acks();
         if choice % 16 == 0 {
             self.check()?;
         }
         Ok(())
+    }
+
+    fn run_owners(&mut self) -> Check {
+        self.owner.run(&mut self.backend)?;
+        self.zombies.iter_mut().try_for_each(|zombie| zombie.owner.run(&mut self.backend))
     }
 
     fn any_topic(&mut self) -> usize {
@@ -177,7 +198,8 @@ impl World {
         let count = self.rng.random_range(1..4);
         let mut entries = Vec::new();
         for _ in 0..count {
-            entries.push(Entry { id: self.next_entry, messages: self.rng.random_range(1..=BATCH), index: 0 });
+            let messages = self.rng.random_range(1..=BATCH);
+            entries.push(Entry { id: self.next_entry, messages, index: 0, origin: None });
             self.next_entry += 1;
         }
         let now = self.backend.now_ms;
@@ -186,6 +208,84 @@ impl World {
             self.zombies[zombie].owner.topics[at].append(now, entries);
         } else {
             self.owner.topics[at].append(now, entries);
+        }
+    }
+
+    /// A producer with deduplication writes something, or nothing, and sends what it has to.
+    fn produce(&mut self) -> Check {
+        if self.producers.is_empty() {
+            return Ok(());
+        }
+        let number = self.rng.random_range(0..self.producers.len());
+        match self.rng.random_range(0..20) {
+            0 => self.connect(number),
+            1..4 => {}
+            _ => self.producers[number].write(&mut self.rng),
+        }
+        self.send(number)
+    }
+
+    /// To the present owner.
+    fn connect(&mut self, number: usize) {
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        self.producers[number].connected(self.owner.id, connection);
+    }
+
+    /// Sends what was not sent on this connection; on a new one, if the old one has ended. An error is heard of some time after it
+    /// was sent.
+    fn send(&mut self, number: usize) -> Check {
+        let at = self.producers[number].topic;
+        let (id, connection) = (self.producers[number].owner, self.producers[number].connection);
+        let broken = |owner: &Owner| owner.topics[at].is_broken(connection);
+        let ended = match self.owner_mut(id) {
+            Some(owner) if broken(owner) => self.rng.random_bool(0.7),
+            Some(_) => false,
+            None => true,
+        };
+        if ended {
+            self.connect(number);
+        }
+        let mut entries = Vec::new();
+        while let Some(entry) = self.producers[number].unsent(self.next_entry) {
+            let owner = self.owner_mut(self.producers[number].owner).expect("it is connected");
+            let answer = owner.check(at, &entry);
+            self.producers[number].answered(answer);
+            self.record(8, entry.id << 2 | answer as u64);
+            match answer {
+                Answer::Taken => {
+                    self.next_entry += 1;
+                    entries.push(entry);
+                }
+                Answer::Refused => self.seen.refused += 1,
+                Answer::Receipt => {
+                    self.seen.duplicates += 1;
+                    let stored = entry.origin.is_some_and(|origin| self.topics[at].has_stored(origin));
+                    if !stored {
+                        return Err(format!("it is taken for a duplicate and is not stored: {entry:?}"));
+                    }
+                }
+            }
+        }
+        if !entries.is_empty() {
+            let now = self.backend.now_ms;
+            let owner = self.owner_mut(self.producers[number].owner).expect("it is connected");
+            owner.topics[at].append(now, entries);
+        }
+        self.run_owners()
+    }
+
+    fn owner_mut(&mut self, id: u32) -> Option<&mut Owner> {
+        match self.owner.id == id {
+            true => Some(&mut self.owner),
+            false => self.zombies.iter_mut().map(|zombie| &mut zombie.owner).find(|owner| owner.id == id),
+        }
+    }
+
+    /// Producers hear of what is durable.
+    fn send_receipts(&mut self, confirmed: &Confirmed) {
+        for origin in confirmed.entries.iter().filter_map(|(_, entry)| entry.origin) {
+            self.producers[origin.producer as usize].receipt(origin);
         }
     }
 
@@ -296,13 +396,13 @@ impl World {
             self.seen.failed_writes += u64::from(done.result.is_err());
             let confirmed = self.owner.written(done)?;
             self.seen.confirmed += confirmed.entries.len() as u64;
-            self.topics[confirmed.topic].confirmed.extend(confirmed.entries);
-            return Ok(());
+            self.send_receipts(&confirmed);
+            let topic = &mut self.topics[confirmed.topic];
+            return confirmed.entries.into_iter().try_for_each(|(pos, entry)| topic.confirm(pos, entry));
         }
         let Some(zombie) = self.zombies.iter_mut().find(|zombie| zombie.owner.id == done.owner) else { return Ok(()) };
         let confirmed = zombie.owner.written(done)?;
         self.seen.confirmed_by_deposed += confirmed.entries.len() as u64;
-        zombie.owner.run(&mut self.backend)?;
         let durable = zombie.owner.log.durable_up_to();
         if let Some((id, lost)) = zombie.lost.iter().find(|(_, lost)| durable >= *lost) {
             return Err(format!("record {lost} of subscription {id} is durable at a deposed owner, and was not found"));
@@ -311,6 +411,7 @@ impl World {
     }
 
     fn confirmed_by_zombie(&mut self, confirmed: Confirmed) -> Check {
+        self.send_receipts(&confirmed);
         let topic = &self.topics[confirmed.topic];
         for (pos, entry) in confirmed.entries {
             if topic.confirmed.get(&pos) != Some(&entry) {
@@ -340,8 +441,11 @@ impl World {
         if self.backend.ledgers.is_full() && self.rng.random_bool(0.4) {
             self.backend.ledgers.make_room();
         }
-        self.owner.topics.iter_mut().for_each(|topic| topic.ledger.tick(self.backend.now_ms));
-        self.owner.log.tick();
+        let zombies = self.zombies.iter_mut().map(|zombie| &mut zombie.owner);
+        for owner in zombies.chain([&mut self.owner]) {
+            owner.topics.iter_mut().for_each(|topic| topic.ledger.tick(self.backend.now_ms));
+            owner.log.tick();
+        }
     }
 
     /// Acks that have become durable are confirmed to their consumers.
@@ -378,7 +482,7 @@ impl World {
     /// As Pulsar does it: all cursors go to the end first.
     fn truncate(&mut self) {
         let at = self.any_topic();
-        if !self.owner.topics[at].in_flight.is_empty() {
+        if !self.owner.topics[at].in_flight.is_empty() || !self.owner.may_truncate(at) {
             return;
         }
         let last = self.owner.topics[at].ledger.last_confirmed();
@@ -485,6 +589,7 @@ impl World {
         }
         self.record(6, lost.len() as u64);
         self.seen.loads += 1;
+        self.seen.replayed += self.owner.replayed;
         self.seen.lost_records += lost.len() as u64;
         Ok(lost)
     }
@@ -514,7 +619,7 @@ impl World {
         let before = self.topics.iter().map(|topic| topic.confirmed.len()).sum::<usize>();
         let open = self.owner.topics.iter().filter(|topic| topic.ledger.terminated().is_none()).count();
         for at in 0..self.topics.len() {
-            let entry = Entry { id: self.next_entry, messages: 1, index: 0 };
+            let entry = Entry { id: self.next_entry, messages: 1, index: 0, origin: None };
             self.next_entry += 1;
             self.owner.topics[at].append(self.backend.now_ms, vec![entry]);
         }
@@ -533,9 +638,17 @@ impl World {
             if self.backend.ledgers.needs_restart() {
                 self.crash()?;
             }
-            self.owner.run(&mut self.backend)?;
+            self.run_owners()?;
             self.confirm_acks();
-            let busy = self.backend.ledgers.has_queued()
+            let mut waiting = false;
+            for number in 0..self.producers.len() {
+                if self.owner.topics[self.producers[number].topic].ledger.terminated().is_none() {
+                    self.send(number)?;
+                    waiting |= !self.producers[number].is_idle();
+                }
+            }
+            let busy = waiting
+                || self.backend.ledgers.has_queued()
                 || self.backend.ledgers.has_done()
                 || self.backend.metadata.has_puts();
             if !busy && self.owner.is_settled() {
@@ -547,7 +660,8 @@ impl World {
             self.time_passes();
         }
         Err(format!(
-            "waits for ever: {:?}, cursor log at {} of {}",
+            "waits for ever: {:?}, {:?}, cursor log at {} of {}",
+            self.producers,
             self.owner.topics.iter().map(|topic| topic.ledger.waiting_for()).collect::<Vec<_>>(),
             self.owner.log.durable_up_to(),
             self.owner.sequence,

@@ -6,5 +6,6 @@ pub mod dispatch_topic;
 pub mod ledger_engine;
 pub mod ledger_oracle;
 pub mod ledger_owner;
+pub mod ledger_producers;
 pub mod ledger_simulation;
 pub mod ledger_store;

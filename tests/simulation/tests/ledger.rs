@@ -76,6 +76,9 @@ fn seeds_reach_what_they_are_for() {
             ("failed writes", total(&runs, |seen| seen.failed_writes), 500),
             ("loads", total(&runs, |seen| seen.loads), 500),
             ("lost records", total(&runs, |seen| seen.lost_records), 100),
+            ("duplicates", total(&runs, |seen| seen.duplicates), 500),
+            ("refused messages", total(&runs, |seen| seen.refused), 200),
+            ("entries replayed for deduplication", total(&runs, |seen| seen.replayed), 500),
             ("trimmed entries", total(&runs, |seen| seen.trimmed), 500),
             ("deleted ledgers", total(&runs, |seen| seen.deleted_ledgers), 200),
             ("deleted log ledgers", total(&runs, |seen| seen.deleted_log_ledgers), 200),
@@ -98,6 +101,10 @@ fn planted_bugs_are_found() {
         Plant::DeleteBeforeSave,
         Plant::NoFence,
         Plant::IgnoreWriteError,
+        Plant::NoReplay,
+        Plant::TrimAheadOfSnapshot,
+        Plant::UnknownIsDuplicate,
+        Plant::LaterMessagesPass,
     ];
     let plants = everywhere.iter().flat_map(|plant| [(Storage::Model, *plant), (Storage::Engine, *plant)]);
     let of_engine = [Plant::AckBeforeSync, Plant::IgnoreSyncError].map(|plant| (Storage::Engine, plant));

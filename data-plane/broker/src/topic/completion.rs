@@ -116,7 +116,7 @@ impl Topic {
                 dedup.failed(&origin.producer.name);
             }
             if answered {
-                origin.producer.peer.send_failed(origin.producer.producer_id, origin.sequence_id, error);
+                origin.producer.refuse(origin.sequence_id, error);
                 flushes.add(&origin.producer.peer);
             }
             origin.producer.finished(1, bytes);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use geminga_model::Position;
-use geminga_topic::dedup::Deduplication;
+use geminga_topic::dedup::{Deduplication, snapshot_holds_up_trimming};
 use parking_lot::Mutex;
 
 use super::{Topic, TopicState};
@@ -139,9 +139,8 @@ impl Topic {
             return slowest;
         }
         let durable = *state.dedup_stored.durable.lock();
-        let first = state.ledger.list().spans().next().map(|span| span.last_position());
-        let waits = first.is_some_and(|last| durable < last && slowest.is_none_or(|slowest| last <= slowest));
-        if waits && state.ledger.list().len() > 1 && state.dedup_stored.entries_since > 0 {
+        let held_up = snapshot_holds_up_trimming(state.ledger.list(), slowest, durable);
+        if held_up && state.dedup_stored.entries_since > 0 {
             self.snapshot_deduplication(state);
         }
         Some(slowest.map_or(durable, |slowest| slowest.min(durable)))

@@ -213,6 +213,9 @@ pub struct ProducerHandle {
     access_mode: geminga_topic::producers::AccessMode,
     in_flight: AtomicUsize,
     drained: tokio::sync::Notify,
+    /// A message of it failed. Later ones do not pass before the client has connected again and repeated that one: they would be
+    /// out of order, and deduplication would take the repeat for a duplicate, as the highest sequence id is all it knows.
+    failed: AtomicBool,
     messages: AtomicU64,
     bytes: AtomicU64,
 }

@@ -47,6 +47,12 @@ impl ProducerHandle {
         self.schema_version.as_deref()
     }
 
+    /// Answers a message that is not stored; the client is to connect again and repeat what it has no receipt for.
+    pub(super) fn refuse(&self, sequence_id: u64, error: &BrokerError) {
+        self.failed.store(true, Ordering::Relaxed);
+        self.peer.send_failed(self.producer_id, sequence_id, error);
+    }
+
     /// Waits until every message taken from the producer has been answered.
     pub async fn drain(&self) {
         loop {
@@ -179,6 +185,7 @@ impl Topic {
             connected_at: now_ms(),
             access_mode: request.access_mode,
             in_flight: Default::default(),
+            failed: Default::default(),
             drained: Default::default(),
             messages: Default::default(),
             bytes: Default::default(),

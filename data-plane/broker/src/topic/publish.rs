@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use geminga_ledger::managed_ledger::Action;
 use geminga_ledger_client::AppendClass;
 use geminga_model::Position;
-use geminga_topic::dedup::{Deduplication, Verdict};
+use geminga_topic::dedup::Verdict;
 use geminga_topic::{Entry, EntryMeta};
 
 use super::{Flushes, Life, Origin, PendingEntry, ProducerHandle, Topic, TopicState};
@@ -44,7 +44,7 @@ impl Topic {
         let mut state = self.state.lock();
         if let Some(error) = self.refusal(&state, producer) {
             for publish in batch.drain(..) {
-                producer.peer.send_failed(producer.producer_id, publish.sequence_id, &error);
+                producer.refuse(publish.sequence_id, &error);
             }
             drop(state);
             producer.peer.flush();
@@ -61,6 +61,14 @@ impl Topic {
         flushes.run();
     }
 
+    /// A message did not arrive as it was sent. Its client repeats it, perhaps on the same connection: with deduplication, none
+    /// may pass it before that.
+    pub fn damaged(&self, producer: &ProducerHandle) {
+        if self.state.lock().dedup.is_some() {
+            producer.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Hands a run of messages to the managed ledger, without those that deduplication knows.
     fn store(
         &self,
@@ -73,9 +81,7 @@ impl Topic {
         let mut messages = 0u64;
         let mut entries = Vec::with_capacity(batch.len());
         for publish in batch.drain(..) {
-            if let Some(dedup) = &mut state.dedup
-                && !admit(dedup, producer, &publish, flushes)
-            {
+            if !admit(state, producer, &publish, flushes) {
                 continue;
             }
             messages += u64::from(publish.meta.num_messages);
@@ -205,8 +211,15 @@ impl Topic {
     }
 }
 
-/// Whether deduplication lets the message through; otherwise it has been answered.
-fn admit(dedup: &mut Deduplication, producer: &ProducerHandle, publish: &Publish, flushes: &mut Flushes) -> bool {
+/// Whether the message is to be stored; otherwise it has been answered.
+fn admit(state: &mut TopicState, producer: &ProducerHandle, publish: &Publish, flushes: &mut Flushes) -> bool {
+    if producer.failed.load(Ordering::Relaxed) {
+        let error = "an earlier message of this producer failed: it has to connect again";
+        producer.refuse(publish.sequence_id, &BrokerError::ServiceNotReady(error.into()));
+        flushes.add(&producer.peer);
+        return false;
+    }
+    let Some(dedup) = &mut state.dedup else { return true };
     match dedup.check(&producer.name, publish.sequence_id, publish.highest_sequence_id, publish.inner_chunk) {
         Verdict::New => true,
         Verdict::Duplicate => {
@@ -224,7 +237,7 @@ fn admit(dedup: &mut Deduplication, producer: &ProducerHandle, publish: &Publish
                 "the first sending of this message is not durable yet: it is not known whether it is a duplicate"
                     .into(),
             );
-            producer.peer.send_failed(producer.producer_id, publish.sequence_id, &error);
+            producer.refuse(publish.sequence_id, &error);
             flushes.add(&producer.peer);
             false
         }
