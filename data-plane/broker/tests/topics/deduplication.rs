@@ -6,7 +6,7 @@ use geminga_broker::{Broker, BrokerConfig, Topic};
 use geminga_metadata::Metadata;
 use geminga_topic::SubscriptionType::Shared;
 
-use crate::fixture::{self, Client, HeldLedgers};
+use crate::fixture::{self, Client, HeldLedgers, Told};
 
 const NAME: &str = "persistent://public/default/t";
 
@@ -42,6 +42,29 @@ async fn without_a_first_snapshot_everything_is_read() {
         assert!(!send(&client, &topic, "p", sequence_id).await, "{sequence_id} was stored twice");
     }
     assert!(send(&client, &topic, "p", 4).await);
+}
+
+/// Had a message been stored behind one that failed, the repeat of the one that failed would be taken for a duplicate.
+#[tokio::test]
+async fn nothing_passes_a_message_that_failed() {
+    let (metadata, ledgers) = (fixture::metadata().await, HeldLedgers::default());
+    let client = Client::new();
+    let broker = broker(&metadata, &ledgers).await;
+    let topic = fixture::topic(&broker, NAME).await;
+    let producer = client.produce(&topic, "p").await.unwrap();
+    ledgers.fail_once();
+    for sequence_id in 0..3 {
+        topic.publish(&producer, &mut vec![fixture::message("text", sequence_id)]);
+        match client.next().await {
+            Told::SendFailed(failed, _) => assert_eq!(failed, sequence_id),
+            other => panic!("{sequence_id}: {other:?}"),
+        }
+    }
+    topic.remove_producer(&producer);
+    for sequence_id in 0..3 {
+        assert!(send(&client, &topic, "p", sequence_id).await, "{sequence_id} was not stored before");
+        assert!(!send(&client, &topic, "p", sequence_id).await, "now it was");
+    }
 }
 
 /// Entries that no snapshot takes account of are all that tells a message from its repetition.

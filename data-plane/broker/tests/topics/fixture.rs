@@ -8,7 +8,9 @@ use geminga_broker::{
     Alive, Broker, BrokerConfig, BrokerError, ConsumerHandle, InitialPosition, Peer, ProducerGrant, ProducerHandle,
     ProducerRequest, Publish, Receipt, SubscribeRequest, Topic,
 };
-use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerClient, MemoryLedgers, Pending, StoredEntry};
+use geminga_ledger_client::{
+    AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, MemoryLedgers, Pending, StoredEntry,
+};
 use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
 use geminga_model::{Position, TopicName};
 use geminga_topic::producers::AccessMode;
@@ -40,11 +42,12 @@ pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
 
 type Held = (u64, u64, Vec<EntryParts>, AppendDone);
 
-/// Ledgers in memory that can keep the cursor log's writes from becoming durable.
+/// Ledgers in memory that can keep the cursor log's writes from becoming durable, and fail to write messages.
 #[derive(Clone, Default)]
 pub struct HeldLedgers {
     stored: MemoryLedgers,
     held: Arc<Mutex<Option<Vec<Held>>>>,
+    fails: Arc<AtomicBool>,
 }
 
 impl HeldLedgers {
@@ -58,14 +61,22 @@ impl HeldLedgers {
         }
     }
 
+    /// The next messages that are written are not stored.
+    pub fn fail_once(&self) {
+        self.fails.store(true, Ordering::Relaxed);
+    }
+
     /// What is left when the process dies.
     pub fn after_crash(&self) -> HeldLedgers {
-        HeldLedgers { stored: self.stored.clone(), held: Arc::default() }
+        HeldLedgers { stored: self.stored.clone(), ..HeldLedgers::default() }
     }
 }
 
 impl LedgerClient for HeldLedgers {
     fn append(&self, ledger: u64, first: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone) {
+        if class == AppendClass::Message && self.fails.swap(false, Ordering::Relaxed) {
+            return done(Err(LedgerError::Io("the disk has gone".into())));
+        }
         match &mut *self.held.lock() {
             Some(held) if class == AppendClass::Reserved => held.push((ledger, first, entries, done)),
             _ => self.stored.append(ledger, first, entries, class, done),
