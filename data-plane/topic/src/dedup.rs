@@ -244,6 +244,10 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], SnapshotError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::btree_map;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
 
     const AT: Position = Position::new(3, 7);
@@ -288,6 +292,35 @@ mod tests {
         let head = "010300000000000000070000000000000001000000";
         let producer = "03000000702d3102010000000000000b0a000000000000";
         assert_eq!(hex, [head, producer].concat());
+    }
+
+    proptest! {
+        /// A snapshot holds what was known; one that is damaged is refused or read as something else, and never more.
+        #[test]
+        fn snapshots_come_back(
+            producers in btree_map("\\PC{0,12}", any::<(u64, u64)>(), 0..20),
+            at in any::<(u64, i64)>(),
+            damage in any::<(Index, u8)>(),
+        ) {
+            let (position, now) = (Position::new(at.0, at.1), u64::MAX);
+            let mut dedup = Deduplication::new();
+            for (name, (sequence_id, time)) in &producers {
+                dedup.replayed(name, *sequence_id, position, *time);
+            }
+            let mut bytes = dedup.encode(position);
+            let (again, found) = Deduplication::decode(&bytes, now).unwrap();
+            prop_assert_eq!((found, again.producers()), (position, producers.len()));
+            for (name, (sequence_id, time)) in &producers {
+                prop_assert_eq!(again.last_sequence_id(name), *sequence_id as i64);
+                prop_assert_eq!(again.producers[name.as_str()].last_active, *time);
+            }
+            let at = damage.0.index(bytes.len());
+            prop_assert!(Deduplication::decode(&bytes[..at], now).is_err());
+            bytes[at] = damage.1;
+            if let Ok((damaged, _)) = Deduplication::decode(&bytes, now) {
+                prop_assert!(damaged.producers() <= producers.len());
+            }
+        }
     }
 
     #[test]

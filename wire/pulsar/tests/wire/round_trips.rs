@@ -3,8 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use geminga_wire_pulsar::{
     Command, DEFAULT_MAX_FRAME_SIZE, FrameError, MessageHeader, SendHeader, SingleMessages, TxnId,
-    append_single_message, decode_frame, encode_message_header, encode_send_header, encode_send_receipt, encode_simple,
-    frame_payload, frame_size, parse_payload, proto,
+    append_single_message, decode_frame, encode_broker_entry_metadata, encode_message_header, encode_send_header,
+    encode_send_receipt, encode_simple, frame_payload, frame_size, parse_payload, proto, strip_broker_entry_metadata,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -181,6 +181,26 @@ proptest! {
             marker: flags[1],
         };
         same_frame(send.into(), |out| encode_send_header(&header, 0, out));
+    }
+
+    #[test]
+    fn stored_entries(
+        metadata in any_metadata(),
+        payload in vec(any::<u8>(), 0..200),
+        timestamp in any::<u64>(),
+        index in option::of(any::<u64>()),
+    ) {
+        let sent = frame_payload(&metadata, &payload);
+        let mut stored = BytesMut::new();
+        encode_broker_entry_metadata(timestamp, index, &mut stored);
+        stored.extend_from_slice(&sent);
+        let view = parse_payload(&stored).unwrap();
+        prop_assert!(view.verify_checksum());
+        prop_assert_eq!(view.payload(), payload.as_slice());
+        prop_assert_eq!(&view.full_metadata().unwrap(), &metadata);
+        let broker = view.broker_entry.unwrap();
+        prop_assert_eq!((broker.timestamp, broker.index), (Some(timestamp), index));
+        prop_assert_eq!(strip_broker_entry_metadata(&stored.freeze()), sent);
     }
 
     #[test]
