@@ -11,12 +11,16 @@ use serde_json::{Value, json};
 use crate::bundles::{self, Bundle};
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::{namespace_policies, policy_checks};
+use crate::{clusters, namespace_policies, policy_checks};
+
+/// Of a namespace's policies.
+const ANTI_AFFINITY: &str = "antiAffinityGroup";
 
 pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
     match (call.method(), path) {
         ("GET", [tenant]) => Answer::json(broker.namespaces(tenant).await?),
+        ("GET", [cluster, "antiAffinity", group]) => in_anti_affinity_group(call, cluster, group).await,
         ("GET", [tenant, local]) => Answer::json(described(broker.namespace_policies(&name(tenant, local)?).await?)),
         ("PUT", [tenant, local]) => {
             let name = name(tenant, local)?;
@@ -73,13 +77,28 @@ async fn of_bundle(call: &Call, name: &NamespaceName, bundle: Option<Bundle>, pa
     }
 }
 
+/// The namespaces of a tenant (the query's `property`) that are in the group.
+async fn in_anti_affinity_group(call: &Call, cluster: &str, group: &str) -> Result<Answer> {
+    if group.trim().is_empty() {
+        return Err(ApiError::precondition("anti-affinity group can't be empty."));
+    }
+    clusters::get(call, cluster).await?;
+    let mut members = Vec::new();
+    for namespace in call.broker.namespaces(call.query("property").unwrap_or_default()).await? {
+        let policies = call.broker.namespace_policies(&namespace).await?;
+        if policies.extra.get(ANTI_AFFINITY).and_then(Value::as_str) == Some(group) {
+            members.push(namespace.to_string());
+        }
+    }
+    Answer::json(members)
+}
+
 /// A group of namespaces that should be on different brokers: kept, as there is one broker.
 async fn anti_affinity(call: &Call, name: &NamespaceName) -> Result<Answer> {
-    const FIELD: &str = "antiAffinityGroup";
     let group = match call.method() {
         "GET" => {
             let mut policies = call.broker.namespace_policies(name).await?;
-            let group = policies.extra.remove(FIELD).filter(|group| !group.is_null());
+            let group = policies.extra.remove(ANTI_AFFINITY).filter(|group| !group.is_null());
             return Ok(group.map_or(Answer::Nothing, |group| match group.as_str() {
                 Some(text) => Answer::Text(text.to_owned()),
                 None => Answer::Json(group),
@@ -92,8 +111,8 @@ async fn anti_affinity(call: &Call, name: &NamespaceName) -> Result<Answer> {
     call.broker
         .update_namespace_policies(name, |policies| {
             match &group {
-                Some(group) => drop(policies.extra.insert(FIELD.to_owned(), json!(group))),
-                None => drop(policies.extra.remove(FIELD)),
+                Some(group) => drop(policies.extra.insert(ANTI_AFFINITY.to_owned(), json!(group))),
+                None => drop(policies.extra.remove(ANTI_AFFINITY)),
             }
             Ok(())
         })

@@ -193,10 +193,12 @@ async fn internal_stats(call: &Call, name: &TopicName) -> Result<Answer> {
             each.insert(topic.name().to_string(), to_json(&topic.internal_stats())?);
         }
     }
-    Ok(Answer::Json(json!({
-        "metadata": { "partitions": count, "deleted": false },
-        "partitions": each,
-    })))
+    let mut metadata = json!({ "partitions": count, "deleted": false });
+    let record = call.broker.metadata().get_partitioned_topic(name).await?;
+    if let Some(record) = record.filter(|record| !record.value.properties.is_empty()) {
+        metadata["properties"] = json!(record.value.properties);
+    }
+    Ok(Answer::Json(json!({ "metadata": metadata, "partitions": each })))
 }
 
 pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<Value> {

@@ -51,6 +51,11 @@ async fn groups_of_anti_affinity_are_kept() {
     rest.expect("GET", &path, NONE, 204).await;
     assert_eq!(rest.raw("POST", &format!("/admin/v2{path}"), "group").await.status(), 204);
     assert_eq!(rest.get(&path).await, "group");
+    let members = |group: &str| format!("/namespaces/standalone/antiAffinity/{group}?property=public");
+    assert_eq!(rest.get(&members("group")).await, json!(["public/default"]));
+    assert_eq!(rest.get(&members("other")).await, json!([]));
+    rest.expect("GET", "/namespaces/nowhere/antiAffinity/group?property=public", NONE, 404).await;
     rest.expect("DELETE", &path, NONE, 204).await;
+    assert_eq!(rest.get(&members("group")).await, json!([]));
     rest.expect("GET", &path, NONE, 204).await;
 }

@@ -116,6 +116,10 @@ async fn topics_and_partitions() {
     assert_eq!(stats["msgInCounter"], 1);
     assert_eq!(stats["subscriptions"]["s"]["msgBacklog"], 1);
     assert_eq!(stats["partitions"].as_object().unwrap().len(), 3);
+    let internal = format!("{TOPICS}/p/partitioned-internalStats");
+    assert_eq!(rest.get(&internal).await["metadata"], json!({"partitions": 3, "deleted": false}));
+    rest.expect("PUT", &format!("{TOPICS}/p/properties"), json!({"a": "b"}), 204).await;
+    assert_eq!(rest.get(&internal).await["metadata"]["properties"], json!({"a": "b"}));
     rest.expect("GET", &format!("{TOPICS}/p-partition-9/stats"), NONE, 404).await;
     rest.expect("DELETE", &format!("{TOPICS}/p"), NONE, 409).await;
     rest.expect("DELETE", &format!("{TOPICS}/p/partitions"), NONE, 204).await;
