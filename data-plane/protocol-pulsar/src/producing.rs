@@ -85,7 +85,9 @@ impl Connection {
             let mut producers = self.producers.lock();
             match producers.get(&producer_id) {
                 None => {}
+                // The Java client does so on the same connection after a message has failed.
                 Some(ProducerSlot::Ready(producer)) => {
+                    producer.connected_again();
                     let success = self.producer_success(request_id, producer, -1, None);
                     drop(producers);
                     return self.send(&success);

@@ -1,6 +1,6 @@
 //! What must hold for any bytes where this crate's formats are expected. Fuzz targets and property tests call it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use crc_fast::crc32_iscsi as crc32c;
@@ -44,7 +44,7 @@ pub fn check_decoders(data: &[u8]) {
 /// ledger answers, and what could be read can be read after the log was used, closed and opened again.
 pub fn check_recovery(data: &[u8]) {
     let disk = SimDisk::new(1, 16 << 20);
-    write_segments(&disk, &mut Input(data));
+    write_segments(&disk, &mut Input { left: data, bodies: BTreeMap::new() });
     let options = LogOptions { segment_bytes: 128 << 10, reserve_bytes: 64 << 10, ..LogOptions::default() };
     let Ok((engine, _)) = Engine::open(disk.clone(), options.clone()) else { return };
     let found = contents(&engine);
@@ -113,12 +113,16 @@ fn run(engine: &Engine<SimDisk>, queue: &mut VecDeque<Request>) {
 }
 
 /// Reads choices and bytes from what a fuzzer gives; zeros when that is used up.
-struct Input<'a>(&'a [u8]);
+struct Input<'a> {
+    left: &'a [u8],
+    /// An entry has one content, however often it is appended: whoever writes it again has read it or was its writer.
+    bodies: BTreeMap<(u64, u64), &'a [u8]>,
+}
 
 impl<'a> Input<'a> {
     fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
+        let (first, rest) = self.left.split_first().unwrap_or((&0, &[]));
+        self.left = rest;
         *first
     }
 
@@ -132,9 +136,15 @@ impl<'a> Input<'a> {
     }
 
     fn bytes(&mut self, count: usize) -> &'a [u8] {
-        let (head, rest) = self.0.split_at(count.min(self.0.len()));
-        self.0 = rest;
+        let (head, rest) = self.left.split_at(count.min(self.left.len()));
+        self.left = rest;
         head
+    }
+
+    fn body(&mut self, ledger: u64, entry: u64) -> &'a [u8] {
+        let count = self.byte() as usize;
+        let given = self.bytes(count);
+        self.bodies.entry((ledger, entry)).or_insert(given)
     }
 }
 
@@ -149,7 +159,7 @@ fn write_segments(disk: &SimDisk, input: &mut Input) {
         padded.as_mut_slice()[..bytes.len()].copy_from_slice(&bytes);
         let file = disk.create(&format!("segment-{segment:08x}")).expect("the disk is fine");
         file.write_at(padded.as_slice(), 0).expect("the disk is fine");
-        if input.0.is_empty() {
+        if input.left.is_empty() {
             break;
         }
     }
@@ -160,7 +170,7 @@ fn segment_bytes(segment: u32, input: &mut Input) -> Vec<u8> {
     let kind = if input.byte() & 7 == 1 { SegmentKind::Compacted } else { SegmentKind::Log };
     let mut bytes = SegmentHeader { segment, kind }.encode().to_vec();
     bytes.resize(DATA_AT as usize, 0);
-    while !input.0.is_empty() && bytes.len() < FILE_BYTES_MAX {
+    while !input.left.is_empty() && bytes.len() < FILE_BYTES_MAX {
         match input.byte() % 16 {
             0..=5 => add_record(RecordKind::Entry, segment, input, &mut bytes),
             6 => bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0),
@@ -190,8 +200,7 @@ fn add_record(kind: RecordKind, segment: u32, input: &mut Input, bytes: &mut Vec
     let mut body_bytes = None;
     match kind {
         RecordKind::Entry => {
-            let count = input.byte() as usize;
-            body.extend_from_slice(input.bytes(count));
+            body.extend_from_slice(input.body(ledger, entry));
         }
         // As a rule it proves what lies before it.
         RecordKind::Commit if ledger < 200 => (ledger, entry) = (u64::from(segment), bytes.len() as u64),

@@ -53,6 +53,11 @@ impl ProducerHandle {
         self.peer.send_failed(self.producer_id, sequence_id, error);
     }
 
+    /// Its client sends again what it has no receipt for, beginning with the first.
+    pub fn connected_again(&self) {
+        self.failed.store(false, Ordering::Relaxed);
+    }
+
     /// Waits until every message taken from the producer has been answered.
     pub async fn drain(&self) {
         loop {

@@ -78,7 +78,8 @@ impl Runs {
         &self.0
     }
 
-    /// The runs from one that holds `entry` on. Runs overlap only if an entry was appended twice.
+    /// The runs from one that holds `entry` on. Runs overlap only if an entry was appended twice, which is with
+    /// the same content: it does not matter which of them is read.
     pub fn from(&self, entry: u64) -> Option<&[Run]> {
         let after = self.0.partition_point(|run| run.first <= entry);
         let at = self.0[..after].iter().rposition(|run| entry < run.end())?;
