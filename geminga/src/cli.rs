@@ -6,6 +6,7 @@ use geminga_perf::PerfCommand;
 use serde::Serialize;
 
 use crate::admin::AdminCommand;
+use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
 
 /// A streaming server that speaks Apache Pulsar's protocols.
@@ -65,6 +66,11 @@ pub struct StandaloneArguments {
     #[arg(long, value_name = "HOST", env = "GEMINGA_ADVERTISED_ADDRESS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     advertised_address: Option<String>,
+
+    /// Addresses for clients that ask for a listener by name, like internal:pulsar://10.0.0.1:6650,external:pulsar://example.org:6650
+    #[arg(long, value_name = "NAME:URL,…", env = "GEMINGA_ADVERTISED_LISTENERS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_listeners: Option<Listeners>,
 
     /// File to write, as JSON, the process id and both addresses to once both ports serve
     #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]

@@ -110,6 +110,7 @@ fn broker_config(options: &StandaloneOptions, advertised: &Advertised) -> Broker
         cluster: options.cluster.clone(),
         advertised_pulsar: advertised.pulsar_for_lookups(),
         advertised_http: advertised.http.clone(),
+        advertised_listeners: options.advertised_listeners.urls(),
         memory_limit: options.memory_limit.bytes(),
         max_message_bytes: options.max_message_size.bytes() as usize,
         auto_create_topics: options.auto_create_topics,

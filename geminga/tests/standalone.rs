@@ -1,6 +1,6 @@
 //! Runs the binary: start, stop, settings, and each way to fail at the start.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -92,6 +92,28 @@ fn serves_and_stops_and_starts_again() {
         assert!(log.contains("stopped") && !log.contains("WARN") && !log.contains("ERROR"), "{log}");
         assert!(!ready.exists(), "the ready file says that it serves");
     }
+}
+
+/// Sends a request without a body; what comes back.
+fn http(server: &Server, request: &str) -> String {
+    let mut stream = TcpStream::connect(server.http).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn clients_are_told_the_address_of_their_listener() {
+    let folder = folder();
+    let mut command = standalone(folder.path());
+    let server = Server::start(command.args(["--advertised-listeners", "outside:pulsar://example.org:1234"]));
+    let topic = "/lookup/v2/topic/persistent/public/default/t";
+    let found = |listener: &str| http(&server, &format!("GET {topic}?listenerName={listener}"));
+    http(&server, "PUT /admin/v2/persistent/public/default/t");
+    assert!(found("outside").contains(r#""brokerUrl":"pulsar://example.org:1234""#), "{}", found("outside"));
+    assert!(found("").contains(&server.pulsar.to_string()), "{}", found(""));
+    assert!(found("nowhere").starts_with("HTTP/1.1 500 "), "{}", found("nowhere"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `/lookup/v2`: where a topic is served.
 
+use axum::http::StatusCode;
 use geminga_broker::BrokerError;
 use geminga_model::{TopicDomain, TopicName};
 use serde_json::json;
@@ -45,6 +46,11 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
 /// by which it came, with the port that the cluster's record has.
 async fn pulsar_url(call: &Call) -> Result<String> {
     let config = call.broker.config();
+    if let Some(listener) = call.query("listenerName").filter(|listener| !listener.is_empty()) {
+        let url = config.advertised_listeners.get(listener).cloned();
+        let unknown = || format!("the broker has no listener {listener}");
+        return url.ok_or_else(|| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, unknown()));
+    }
     if !config.advertised_pulsar.is_empty() {
         return Ok(format!("pulsar://{}", config.advertised_pulsar));
     }

@@ -1,5 +1,6 @@
 //! The broker's settings.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Everything a broker can be told. `Default` is right for a standalone.
@@ -9,6 +10,8 @@ pub struct BrokerConfig {
     pub cluster: String,
     /// `host:port` that lookups answer for the Pulsar protocol.
     pub advertised_pulsar: String,
+    /// URLs that lookups answer to clients that name a listener (Pulsar's `advertisedListeners`).
+    pub advertised_listeners: BTreeMap<String, String>,
     /// `host:port` that lookups answer for HTTP.
     pub advertised_http: String,
     /// Bound for all that the broker holds in memory, in bytes.
@@ -61,6 +64,7 @@ impl Default for BrokerConfig {
         Self {
             cluster: "standalone".into(),
             advertised_pulsar: "127.0.0.1:6650".into(),
+            advertised_listeners: BTreeMap::new(),
             advertised_http: "127.0.0.1:8080".into(),
             memory_limit: 512 << 20,
             max_message_bytes: 5 << 20,

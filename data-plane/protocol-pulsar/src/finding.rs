@@ -46,13 +46,9 @@ impl Connection {
     pub(crate) fn lookup(self: &Arc<Self>, lookup: proto::CommandLookupTopic) {
         self.spawn(|connection| async move {
             let request_id = lookup.request_id;
-            let found = match TopicName::parse(&lookup.topic) {
-                Ok(name) => connection.broker.lookup(&name).await,
-                Err(error) => Err(BrokerError::InvalidName(error.to_string())),
-            };
-            let response = match found {
-                Ok(()) => proto::CommandLookupTopicResponse {
-                    broker_service_url: Some(connection.service_url()),
+            let response = match connection.find(&lookup).await {
+                Ok(url) => proto::CommandLookupTopicResponse {
+                    broker_service_url: Some(url),
                     response: Some(proto::command_lookup_topic_response::LookupType::Connect as i32),
                     request_id,
                     authoritative: Some(true),
@@ -69,6 +65,19 @@ impl Connection {
             };
             connection.send(&Command::from(response));
         });
+    }
+
+    /// The URL at which the topic is served.
+    async fn find(&self, lookup: &proto::CommandLookupTopic) -> Result<String, BrokerError> {
+        let name = TopicName::parse(&lookup.topic).map_err(|error| BrokerError::InvalidName(error.to_string()))?;
+        self.broker.lookup(&name).await?;
+        match lookup.advertised_listener_name.as_deref().map(str::trim).filter(|listener| !listener.is_empty()) {
+            None => Ok(self.service_url()),
+            Some(listener) => {
+                let url = self.broker.config().advertised_listeners.get(listener).cloned();
+                url.ok_or_else(|| BrokerError::ServiceNotReady(format!("the broker has no listener {listener}")))
+            }
+        }
     }
 
     /// Where this client reaches this broker.

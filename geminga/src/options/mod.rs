@@ -1,5 +1,6 @@
 //! Settings and their layers: defaults, then the config file, the environment and the arguments.
 
+pub mod listeners;
 pub mod units;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use geminga_observe::logging::LogFormat;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::StandaloneArguments;
+use listeners::Listeners;
 use units::{ByteSize, Duration};
 
 /// The effective settings of `geminga standalone`. Field names are the keys of the config file.
@@ -26,6 +28,7 @@ pub struct StandaloneOptions {
     pub pulsar_addr: String,
     pub http_addr: String,
     pub advertised_address: Option<String>,
+    pub advertised_listeners: Listeners,
     pub ready_file: Option<PathBuf>,
     pub memory_limit: ByteSize,
     pub metadata_url: Option<String>,
@@ -58,6 +61,7 @@ impl Default for StandaloneOptions {
             pulsar_addr: "127.0.0.1:6650".into(),
             http_addr: "127.0.0.1:8080".into(),
             advertised_address: None,
+            advertised_listeners: Listeners::default(),
             ready_file: None,
             memory_limit: ByteSize::mib(512),
             metadata_url: None,

@@ -76,6 +76,22 @@ fn entries_survive_reopening_and_deleted_segments_are_freed() {
     }
 }
 
+/// A segment is set aside as a whole; whoever starts and ends often must not keep all of them.
+#[test]
+fn many_starts_do_not_fill_the_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for number in 0..20 {
+        let (log, _) = Log::open(folder.path(), options()).expect("opens");
+        assert_eq!(append_and_wait(&log, vec![entry(1, number)]), Ok(()));
+    }
+    let (log, _) = Log::open(folder.path(), options()).expect("opens");
+    assert!((0..20).all(|number| log.read(1, number).expect("it is stored") == payload(&entry(1, number))));
+    let lengths =
+        std::fs::read_dir(folder.path()).expect("a folder").map(|file| file?.metadata().map(|file| file.len()));
+    let bytes: u64 = lengths.map(|length| length.expect("a file")).sum();
+    assert!(bytes < 6 << 20, "20 entries take {bytes} bytes");
+}
+
 #[test]
 fn a_full_queue_refuses_and_the_order_of_answers_holds() {
     let folder = tempfile::tempdir().expect("a folder");

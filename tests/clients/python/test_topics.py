@@ -6,6 +6,7 @@ import pulsar
 import pytest
 from pulsar import ConsumerType, InitialPosition, MessageId
 
+from conftest import PULSAR_URL
 from helpers import contents, nothing_more, produce, receive, receive_all, receive_data, until
 
 
@@ -168,3 +169,11 @@ def test_more_partitions_for_live_clients(client, admin, topic):
     consumer = client.subscribe(topic, "s")
     produce(client.create_producer(topic), 30)
     assert {m.message_id().partition() for m in receive(consumer, 30)} == set(range(5))
+
+
+def test_a_listener_that_the_broker_does_not_have(topic):
+    """Its lookups fail, and the client tries again until its time is up."""
+    client = pulsar.Client(PULSAR_URL, operation_timeout_seconds=1, listener_name="nowhere")
+    with pytest.raises(pulsar.PulsarException):
+        client.create_producer(topic)
+    client.close()

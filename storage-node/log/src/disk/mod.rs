@@ -40,6 +40,8 @@ pub trait DiskFile: Send + Sync + 'static {
     fn sync_data(&self) -> io::Result<()>;
     /// Sets space aside up to this length, and makes the file that long.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Gives back what is behind this length, which nobody needs. After a crash it may be there again.
+    fn truncate(&self, bytes: u64) -> io::Result<()>;
     /// Whether several writes and syncs may be under way at once, each learning of its own failure.
     fn overlaps(&self) -> bool;
 }

@@ -175,6 +175,10 @@ impl DiskFile for RealFile {
         }
     }
 
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.write.set_len(bytes)
+    }
+
     /// Buffered writes share one error state per open file: the error of one write could be told to another's sync.
     fn overlaps(&self) -> bool {
         self.direct

@@ -58,6 +58,8 @@ struct FileState {
     durable: Vec<u8>,
     /// Offset and bytes of writes that no sync has covered.
     unsynced: Vec<(usize, Vec<u8>)>,
+    /// A new length that no sync has covered.
+    truncated: Option<usize>,
 }
 
 impl FileState {
@@ -67,6 +69,13 @@ impl FileState {
             image.resize(end, 0);
         }
         image[offset..end].copy_from_slice(bytes);
+    }
+
+    /// What was cut off is gone for good.
+    fn cut(&mut self) {
+        if let Some(length) = self.truncated.take() {
+            self.durable.truncate(length);
+        }
     }
 
     /// Some writes survive whole, some not at all, some in part.
@@ -83,6 +92,10 @@ impl FileState {
                 }
             }
         }
+        if rng.random_bool(0.5) {
+            self.cut();
+        }
+        self.truncated = None;
     }
 }
 
@@ -325,6 +338,7 @@ impl DiskFile for SimFile {
         Self::grow(state, &state.files[&self.id], offset as usize + bytes.len())?;
         let fails = state.rng.random_bool(state.faults.write_error);
         let file = state.files.get_mut(&self.id).expect("files that are open exist");
+        file.cut();
         FileState::write(&mut file.seen, offset as usize, bytes);
         file.unsynced.push((offset as usize, bytes.to_vec()));
         match () {
@@ -347,6 +361,7 @@ impl DiskFile for SimFile {
         for (offset, bytes) in file.unsynced.drain(..) {
             FileState::write(&mut file.durable, offset, &bytes);
         }
+        file.cut();
         Ok(())
     }
 
@@ -361,6 +376,17 @@ impl DiskFile for SimFile {
             }
         }
         if crashed { Err(io::Error::other("the machine crashes")) } else { Ok(()) }
+    }
+
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        let state = &mut *self.state.lock();
+        if state.change()? {
+            return Err(io::Error::other("the machine crashes"));
+        }
+        let file = state.files.get_mut(&self.id).expect("files that are open exist");
+        file.seen.truncate(bytes as usize);
+        file.truncated = Some(bytes as usize);
+        Ok(())
     }
 
     fn overlaps(&self) -> bool {

@@ -149,7 +149,7 @@ impl<D: Disk> Engine<D> {
         output.segment.file.sync_data()?;
         let data_end = output.batch.offset;
         let footer = footer::build(&output.index, data_end, 0, &[]);
-        let index = write_footer(&output.segment, data_end, &footer)?;
+        let index = write_footer(&output.segment, data_end, &footer, &self.options)?;
         let segment = output.segment;
         let entry =
             SegmentEntry { segment, data_end, index, live_bytes: 0, manifest_at: 0, holes: Vec::new(), active: false };

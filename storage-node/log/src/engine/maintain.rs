@@ -17,6 +17,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::format::{BLOCK_BYTES, DATA_AT, ManifestLine, SEAL_AT, Seal, SegmentHeader, SegmentKind};
 use crate::index::Control;
 use crate::index::footer::{self, Directory, Row};
+use crate::options::LogOptions;
 
 /// Files of reclaimed segments that are kept to be used again.
 const SPARES_KEPT: usize = 2;
@@ -118,7 +119,7 @@ impl<D: Disk> Engine<D> {
                 let footer = footer::build(index, at, entry.manifest_at, &entry.holes);
                 (entry.segment.clone(), entry.data_end, footer)
             };
-            let state = write_footer(&segment, data_end, &footer)?;
+            let state = write_footer(&segment, data_end, &footer, &self.options)?;
             self.catalog.write().seal(id, &footer.directory, state);
         }
         Ok(())
@@ -387,11 +388,13 @@ pub(super) fn footer_at(data_end: u64) -> u64 {
     data_end.next_multiple_of(BLOCK_BYTES as u64)
 }
 
-/// Sections and directory first, then, when they are durable, the seal that points to them.
+/// Sections and directory first, then, when they are durable, the seal that points to them. What the file has beyond is given
+/// back if it is much: a server that crashes often would fill the disk with what it has set aside.
 pub(super) fn write_footer<F: DiskFile>(
     segment: &Segment<F>,
     data_end: u64,
     footer: &footer::Footer,
+    options: &LogOptions,
 ) -> io::Result<IndexState> {
     let at = footer_at(data_end);
     let mut buffer =
@@ -403,6 +406,7 @@ pub(super) fn write_footer<F: DiskFile>(
     buffer.pad_to_block();
     segment.file.write_at(buffer.as_slice(), at)?;
     segment.file.sync_data()?;
+    let end = at + buffer.len() as u64;
     let seal = Seal {
         segment: segment.id,
         data_end,
@@ -415,5 +419,10 @@ pub(super) fn write_footer<F: DiskFile>(
     buffer.pad_to_block();
     segment.file.write_at(buffer.as_slice(), SEAL_AT)?;
     segment.file.sync_data()?;
+    if segment.file.length()? >= end + options.segment_bytes / 16
+        && let Err(error) = segment.file.truncate(end)
+    {
+        tracing::warn!(segment = segment.id, %error, "could not give back what a segment does not use");
+    }
     Ok(IndexState::Sealed { directory_at, directory_bytes: seal.directory_bytes, directory_crc: seal.directory_crc })
 }
