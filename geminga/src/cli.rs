@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use geminga_observe::logging::LogFormat;
@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::admin::AdminCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
+use crate::options::{Arguments, StandaloneOptions, StorageNodeOptions};
 
 /// A streaming server that speaks Apache Pulsar's protocols.
 #[derive(Parser)]
@@ -29,6 +30,10 @@ pub enum Command {
     ///
     /// The output is a valid config file. Takes the same arguments as `standalone`.
     Config(StandaloneArguments),
+    /// Run a storage node: replicated ledgers over BookKeeper's wire protocol
+    ///
+    /// Options are layered as those of `standalone`.
+    StorageNode(StorageNodeArguments),
     /// Load any Pulsar broker and measure it
     #[command(subcommand)]
     Perf(PerfCommand),
@@ -45,7 +50,7 @@ pub struct StandaloneArguments {
     /// Config file in TOML
     #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
     #[serde(skip)]
-    pub config: Option<PathBuf>,
+    config: Option<PathBuf>,
 
     /// Folder for messages and metadata, created when missing [default: geminga-data]
     #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true)]
@@ -186,6 +191,81 @@ pub struct StandaloneArguments {
     #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
+}
+
+impl Arguments for StandaloneArguments {
+    type Options = StandaloneOptions;
+
+    fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
+/// As [`StandaloneArguments`].
+#[derive(Args, Serialize)]
+pub struct StorageNodeArguments {
+    /// Config file in TOML
+    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+
+    /// Folder for entries, created when missing [default: geminga-storage]
+    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
+
+    /// Where to listen for brokers and BookKeeper clients; port 0 takes a free one [default: 127.0.0.1:3181]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    addr: Option<String>,
+
+    /// Where to listen for HTTP: metrics and health [default: 127.0.0.1:8000]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_HTTP_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_addr: Option<String>,
+
+    /// File to write, as JSON, the process id and both addresses to once both ports serve
+    #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready_file: Option<PathBuf>,
+
+    /// Bound for what the node keeps in memory, like 512MiB or 1GB [default: 512MiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_MEMORY_LIMIT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_limit: Option<ByteSize>,
+
+    /// Where metadata is; 'none' serves whoever comes, and deletes nothing [default: none]
+    #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_url: Option<String>,
+
+    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shutdown_timeout: Option<Duration>,
+
+    /// Largest frame, which is an entry and its surroundings [default: 5184KiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_MAX_FRAME_SIZE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_frame_size: Option<ByteSize>,
+
+    /// Level of the log on stderr: error, warn, info, debug or trace, also per module [default: info]
+    #[arg(long, value_name = "LEVEL", env = "GEMINGA_LOG_LEVEL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_level: Option<String>,
+
+    /// Form of the log: text or json [default: text]
+    #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+}
+
+impl Arguments for StorageNodeArguments {
+    type Options = StorageNodeOptions;
+
+    fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

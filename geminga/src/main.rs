@@ -9,8 +9,10 @@ mod data_dir;
 mod listen;
 mod options;
 mod ready;
+mod server;
 mod signals;
 mod standalone;
+mod storage_node;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -37,6 +39,9 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Standalone(arguments) => {
             options::resolve(&arguments, matches).and_then(|resolved| standalone::start(&resolved))
+        }
+        Command::StorageNode(arguments) => {
+            options::resolve(&arguments, matches).and_then(|resolved| storage_node::start(&resolved))
         }
         Command::Config(arguments) => options::resolve(&arguments, matches).map(|resolved| {
             print(&resolved.to_string());

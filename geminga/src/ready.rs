@@ -1,18 +1,11 @@
-//! The ready file: it exists, complete, exactly while both ports serve.
+//! The ready file: it exists, complete, exactly while the ports serve.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Serialize;
-
-#[derive(Serialize)]
-struct Ready {
-    pid: u32,
-    pulsar: String,
-    http: String,
-}
+use serde_json::{Map, Value};
 
 /// Removes the file when dropped.
 pub struct ReadyFile {
@@ -31,10 +24,14 @@ impl ReadyFile {
     }
 
     /// Writes the file under another name first, so that a reader never sees half of it.
-    pub fn write(path: &Path, pulsar: SocketAddr, http: SocketAddr) -> anyhow::Result<Self> {
-        let ready = Ready { pid: std::process::id(), pulsar: pulsar.to_string(), http: http.to_string() };
+    ///
+    /// It is an object with the process id and the address that each named port got.
+    pub fn write(path: &Path, ports: &[(&str, SocketAddr)]) -> anyhow::Result<Self> {
+        let pid = std::process::id();
+        let mut ready = Map::from_iter([("pid".to_owned(), Value::from(pid))]);
+        ready.extend(ports.iter().map(|(name, address)| ((*name).to_owned(), Value::from(address.to_string()))));
         let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", ready.pid));
+        temporary.push(format!(".{pid}.tmp"));
         let temporary = PathBuf::from(temporary);
         std::fs::write(&temporary, serde_json::to_vec(&ready)?)
             .and_then(|()| std::fs::rename(&temporary, path))

@@ -10,8 +10,6 @@ use geminga_ledger_client::EmbeddedLedgers;
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::Metadata;
 use geminga_metadata_sql::SqliteStore;
-use geminga_observe::logging;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,7 +20,7 @@ use crate::listen::listen;
 use crate::options::units::ByteSize;
 use crate::options::{Resolved, StandaloneOptions};
 use crate::ready::ReadyFile;
-use crate::signals;
+use crate::server::{self, warn_of_wide_listening};
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
@@ -31,20 +29,10 @@ const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
 
 /// Runs until a signal stops it.
-pub fn start(resolved: &Resolved) -> anyhow::Result<()> {
+pub fn start(resolved: &Resolved<StandaloneOptions>) -> anyhow::Result<()> {
     let options = &resolved.options;
-    logging::init(&options.log_level, options.log_format)?;
-    resolved.unknown_keys.iter().for_each(|complaint| tracing::warn!("{complaint}"));
-    raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("geminga")
-        .build()
-        .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(async { run(options, signals::shutdown()?).await });
-    // Blocking work that is stuck must not keep the process.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    outcome
+    let logs = (&options.log_level[..], options.log_format);
+    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
 }
 
 /// Serves until `shutdown` turns true, then finishes what is in flight.
@@ -84,7 +72,11 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     let serving_http = serve_http(TcpListener::from_std(http_listener)?, broker.clone(), shutdown.clone());
 
     warn_of_wide_listening(&[pulsar, http]);
-    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, pulsar, http)).transpose()?;
+    let ready = options
+        .ready_file
+        .as_deref()
+        .map(|path| ReadyFile::write(path, &[("pulsar", pulsar), ("http", http)]))
+        .transpose()?;
     tracing::info!(%pulsar, %http, data_dir = %options.data_dir.display(), "serving");
     crate::print(&format!("serving pulsar://{pulsar} and http://{http}\n"));
 
@@ -129,16 +121,6 @@ fn broker_config(options: &StandaloneOptions, advertised: &Advertised) -> Broker
         liveness_timeout: options.liveness_timeout.get(),
         metrics_per_topic: options.metrics_per_topic,
         ..BrokerConfig::default()
-    }
-}
-
-/// Every connection and every segment of the log takes descriptors; the usual soft limit of 1,024 is far below what the
-/// process may have.
-fn raise_file_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "could not raise the limit of open files");
     }
 }
 
@@ -206,13 +188,5 @@ fn metadata_file(options: &StandaloneOptions, data_dir: &DataDir) -> anyhow::Res
             Some(path) if !path.is_empty() => Ok(path.strip_prefix("//").unwrap_or(path).into()),
             _ => bail!("metadata URL '{url}' is not supported, use sqlite:FILE (--metadata-url)"),
         },
-    }
-}
-
-fn warn_of_wide_listening(addresses: &[SocketAddr]) {
-    for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
-        tracing::warn!(
-            "listening on {address} without authentication: whoever reaches it can read and write everything"
-        );
     }
 }

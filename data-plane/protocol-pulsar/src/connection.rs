@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
+use geminga_flow::{HARD_LIMIT, Outbox, UnfinishedFrame};
 use geminga_wire_pulsar::{Command, Frame, decode_frame, frame_size, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
-use crate::outbox::{HARD_LIMIT, Outbox};
 
 /// Frames may be larger than the largest message by this much, as in Pulsar.
 const FRAME_PADDING: usize = 10 << 10;
@@ -97,40 +97,6 @@ pub(crate) struct Gathered {
     pub batch: Vec<Publish>,
     /// Size of the buffer that the messages are slices of.
     pub read_buffer: usize,
-}
-
-/// The room that a large frame takes in memory until it is complete.
-struct UnfinishedFrame {
-    budget: Arc<Budget>,
-    bytes: u64,
-    since: tokio::time::Instant,
-}
-
-impl UnfinishedFrame {
-    fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, bytes: 0, since: tokio::time::Instant::now() }
-    }
-
-    fn claim(&mut self, bytes: u64) -> bool {
-        let claimed = self.budget.try_take(bytes);
-        if claimed {
-            self.bytes = bytes;
-            self.since = tokio::time::Instant::now();
-        }
-        claimed
-    }
-
-    fn release(&mut self) {
-        if self.bytes > 0 {
-            self.budget.give_back(std::mem::take(&mut self.bytes));
-        }
-    }
-}
-
-impl Drop for UnfinishedFrame {
-    fn drop(&mut self) {
-        self.release();
-    }
 }
 
 impl Gathered {
@@ -241,9 +207,9 @@ impl Connection {
     /// Goes on with a large frame only when there is room for all of it, and not for ever with one that does not end while
     /// others wait for the room.
     async fn make_room_for(&self, unfinished: &mut UnfinishedFrame, buffer: &[u8]) -> Result<(), ConnectionError> {
-        if unfinished.bytes > 0 {
-            let overdue = unfinished.since.elapsed() > FRAME_PATIENCE && unfinished.budget.exhausted();
-            return if overdue { Err(ConnectionError::SlowFrame(unfinished.bytes)) } else { Ok(()) };
+        if unfinished.bytes() > 0 {
+            let overdue = unfinished.is_in_the_way(FRAME_PATIENCE);
+            return if overdue { Err(ConnectionError::SlowFrame(unfinished.bytes())) } else { Ok(()) };
         }
         let Some(bytes) = frame_size(buffer, self.max_frame())?.filter(|bytes| *bytes > LARGE_FRAME) else {
             return Ok(());
@@ -251,7 +217,7 @@ impl Connection {
         self.held_back.store(true, Ordering::Relaxed);
         while !unfinished.claim(bytes as u64) {
             tokio::select! {
-                () = unfinished.budget.room() => {}
+                () = unfinished.room() => {}
                 () = self.stop.notified() => return Err(ConnectionError::ShuttingDown),
             }
         }

@@ -1,13 +1,12 @@
 //! Pulsar's binary protocol before the topics of a broker.
 //!
 //! [`serve`] accepts connections; connection.rs is the heart of one; producing.rs, consuming.rs, finding.rs and
-//! schemas.rs answer its commands; peer.rs is what topics see of it; outbox.rs writes.
+//! schemas.rs answer its commands; peer.rs is what topics see of it.
 
 mod connection;
 mod consuming;
 mod error;
 mod finding;
-mod outbox;
 mod peer;
 mod producing;
 mod schemas;
@@ -16,12 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use geminga_broker::{Broker, Budget};
+use geminga_flow::Outbox;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use connection::Connection;
-use outbox::Outbox;
 
 /// The part of the budget for messages that are not durable yet which one connection may fill.
 const CONNECTION_SHARE: u64 = 2;

@@ -1,110 +1,47 @@
 //! Settings and their layers: defaults, then the config file, the environment and the arguments.
 
 pub mod listeners;
+mod standalone;
+mod storage_node;
 pub mod units;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
-use geminga_observe::logging::LogFormat;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::cli::StandaloneArguments;
-use listeners::Listeners;
-use units::{ByteSize, Duration};
+pub use standalone::StandaloneOptions;
+pub use storage_node::StorageNodeOptions;
 
-/// The effective settings of `geminga standalone`. Field names are the keys of the config file.
-///
-/// Keys that the file has and this does not are a warning and no error: otherwise a downgrade would refuse the file of
-/// the newer version.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StandaloneOptions {
-    pub data_dir: PathBuf,
-    pub pulsar_addr: String,
-    pub http_addr: String,
-    pub advertised_address: Option<String>,
-    pub advertised_listeners: Listeners,
-    pub ready_file: Option<PathBuf>,
-    pub memory_limit: ByteSize,
-    pub metadata_url: Option<String>,
-    pub cluster: String,
-    pub shutdown_timeout: Duration,
-    pub delete_inactive_topics: bool,
-    pub inactive_topics_after: Duration,
-    pub delete_inactive_partitioned_topics: bool,
-    pub auto_create_topics: bool,
-    pub auto_create_partitions: u32,
-    pub auto_create_subscriptions: bool,
-    pub deduplication: bool,
-    pub max_message_size: ByteSize,
-    pub max_unacked_per_consumer: u32,
-    pub max_unacked_per_subscription: u32,
-    pub max_pending_acks: ByteSize,
-    pub max_ledger_size: ByteSize,
-    pub max_ledger_age: Duration,
-    pub housekeeping_interval: Duration,
-    pub liveness_timeout: Duration,
-    pub metrics_per_topic: bool,
-    pub log_level: String,
-    pub log_format: LogFormat,
-}
+/// What may be given on the command line of a role, with the settings that it is a layer of.
+pub trait Arguments: Serialize {
+    type Options: Default + Serialize + DeserializeOwned;
 
-impl Default for StandaloneOptions {
-    fn default() -> Self {
-        StandaloneOptions {
-            data_dir: "geminga-data".into(),
-            pulsar_addr: "127.0.0.1:6650".into(),
-            http_addr: "127.0.0.1:8080".into(),
-            advertised_address: None,
-            advertised_listeners: Listeners::default(),
-            ready_file: None,
-            memory_limit: ByteSize::mib(512),
-            metadata_url: None,
-            cluster: "standalone".into(),
-            shutdown_timeout: Duration::from_secs(30),
-            delete_inactive_topics: true,
-            inactive_topics_after: Duration::from_secs(60),
-            delete_inactive_partitioned_topics: false,
-            auto_create_topics: true,
-            auto_create_partitions: 0,
-            auto_create_subscriptions: true,
-            deduplication: false,
-            max_message_size: ByteSize::mib(5),
-            max_unacked_per_consumer: 50_000,
-            max_unacked_per_subscription: 200_000,
-            max_pending_acks: ByteSize::mib(64),
-            max_ledger_size: ByteSize::mib(1024),
-            max_ledger_age: Duration::from_secs(4 * 3600),
-            housekeeping_interval: Duration::from_secs(10),
-            liveness_timeout: Duration::from_secs(5),
-            metrics_per_topic: false,
-            log_level: "info".into(),
-            log_format: LogFormat::Text,
-        }
-    }
+    fn config(&self) -> Option<&Path>;
 }
 
 /// Settings with what the layers said. Displays as a config file with a comment about each setting's source.
 #[derive(Debug)]
-pub struct Resolved {
-    pub options: StandaloneOptions,
+pub struct Resolved<O> {
+    pub options: O,
     /// Complaints about keys that nobody knows.
     pub unknown_keys: Vec<String>,
     layers: Figment,
 }
 
 /// Puts the layers on top of each other. `matches` tells arguments from environment variables.
-pub fn resolve(arguments: &StandaloneArguments, matches: &ArgMatches) -> anyhow::Result<Resolved> {
-    let defaults = dict(&StandaloneOptions::default())?;
+pub fn resolve<A: Arguments>(arguments: &A, matches: &ArgMatches) -> anyhow::Result<Resolved<A::Options>> {
+    let defaults = dict(&A::Options::default())?;
     let known: Vec<String> = defaults.keys().cloned().collect();
     let mut layers = Figment::from(Layer::new("default", defaults));
     let mut unknown_keys = Vec::new();
-    if let Some(path) = &arguments.config {
+    if let Some(path) = arguments.config() {
         let values = read_file(path)?;
         for key in values.keys().filter(|key| !known.contains(key)) {
             unknown_keys.push(format!("unknown key '{key}' in config file {} is ignored", path.display()));
@@ -177,7 +114,7 @@ impl Provider for Layer {
     }
 }
 
-impl fmt::Display for Resolved {
+impl<O: Serialize> fmt::Display for Resolved<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = dict(&self.options).map_err(|_| fmt::Error)?;
         for (key, value) in settings {

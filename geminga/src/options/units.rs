@@ -24,6 +24,10 @@ const SIZE_UNITS: [(&str, u64); 10] = [
 ];
 
 impl ByteSize {
+    pub const fn new(bytes: u64) -> Self {
+        ByteSize(bytes)
+    }
+
     pub const fn mib(count: u64) -> Self {
         ByteSize(count << 20)
     }

@@ -8,6 +8,10 @@ pub enum AppendError {
     DiskFull,
     #[error("the ledger is fenced or deleted")]
     Fenced,
+    #[error("the master key is not the ledger's")]
+    WrongKey,
+    #[error("damage to the log leaves open whether the ledger is fenced")]
+    Unknown,
     #[error("an earlier append to the ledger failed: it takes no more")]
     GivenUp,
     #[error("too many bytes wait to be written")]

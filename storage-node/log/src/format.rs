@@ -11,7 +11,8 @@ pub const SEAL_AT: u64 = BLOCK_BYTES as u64;
 pub const DATA_AT: u64 = 2 * BLOCK_BYTES as u64;
 pub const RECORD_HEADER_BYTES: usize = 32;
 pub const RECORD_ALIGNMENT: usize = 8;
-pub const VERSION: u16 = 1;
+/// 2 added the records of replicas. What has version 1 is read as well.
+pub const VERSION: u16 = 2;
 /// Offsets in a segment fit into 32 bits.
 const OFFSET_MAX: u64 = u32::MAX as u64;
 /// The longest body that a record header can state.
@@ -31,12 +32,17 @@ pub enum RecordKind {
     Commit = 2,
     /// Fills up to the next block boundary.
     Pad = 3,
-    /// The ledger takes no more entries; `entry` is the number of the first entry that does not belong to it.
+    /// The ledger takes no more entries; `entry` is the number of the first entry that does not belong to it, all bits set if
+    /// it is a replica.
     Fence = 4,
     /// The ledger is deleted.
     Tombstone = 5,
     /// The body lists the segments that make up the log, other than this one.
     Manifest = 6,
+    /// The body is the master key of the ledger, which is a replica.
+    Key = 7,
+    /// `entry` is a last add confirmed, the body what its writer sent to say so.
+    ExplicitLac = 8,
 }
 
 impl RecordKind {
@@ -48,6 +54,8 @@ impl RecordKind {
             4 => Self::Fence,
             5 => Self::Tombstone,
             6 => Self::Manifest,
+            7 => Self::Key,
+            8 => Self::ExplicitLac,
             _ => return None,
         })
     }
@@ -111,7 +119,7 @@ fn header_crc(bytes: &[u8; RECORD_HEADER_BYTES], offset: u64) -> u32 {
     crc32c(&covered)
 }
 
-pub fn record_bytes(body_bytes: usize) -> u64 {
+pub const fn record_bytes(body_bytes: usize) -> u64 {
     (RECORD_HEADER_BYTES + body_bytes).next_multiple_of(RECORD_ALIGNMENT) as u64
 }
 
@@ -307,7 +315,7 @@ mod tests {
         RecordHeader { kind: RecordKind::Entry, body_bytes: 5, body_crc: 0x9a71_bb4c, ledger: 7, entry: 9 };
 
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn golden_bytes_of_version_2() {
         assert_eq!(crc32c(b"hello"), RECORD.body_crc);
         let golden = [
             (hex(&RECORD.encode(3, 8192)), include_str!("../golden/record.hex")),
@@ -328,6 +336,18 @@ mod tests {
         for (bytes, expected) in golden {
             assert_eq!(bytes, expected.trim());
         }
+    }
+
+    #[test]
+    fn blocks_of_version_1_are_read() {
+        let bytes = |hex: &str| -> Vec<u8> {
+            let digits = hex.trim().as_bytes().chunks(2);
+            digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+        };
+        let header = SegmentHeader::decode(&bytes(include_str!("../golden/segment_header.v1.hex")));
+        assert_eq!(header, Ok(SegmentHeader { segment: 3, kind: SegmentKind::Compacted }));
+        let seal = Seal::decode(&bytes(include_str!("../golden/seal.v1.hex")), 3);
+        assert_eq!(seal.map(|seal| (seal.data_end, seal.directory_bytes)), Ok((12288, 80)));
     }
 
     #[test]

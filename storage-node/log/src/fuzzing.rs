@@ -8,7 +8,7 @@ use crc_fast::crc32_iscsi as crc32c;
 use crate::buffer::AlignedBuffer;
 use crate::disk::sim::SimDisk;
 use crate::disk::{Disk, DiskFile};
-use crate::engine::{Append, Begin, Engine, Request};
+use crate::engine::{Admission, Append, Begin, Engine, Request};
 use crate::format::{
     BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
     SegmentHeader, SegmentKind, decode_manifest, encode_manifest, record_bytes, sealed,
@@ -87,8 +87,12 @@ fn use_log(engine: &Engine<SimDisk>, found: &Contents) {
         parts: [Bytes::from_static(b"new"), Bytes::new(), Bytes::new()],
         reserve: true,
     };
-    queue.push_back(Request::Append { entries: vec![entry(0), entry(1)], done: Box::new(|_| ()) });
-    queue.push_back(Request::Fence { ledger: new, done: Box::new(|_| ()) });
+    queue.push_back(Request::Append {
+        entries: vec![entry(0), entry(1)],
+        admission: Admission::Whole,
+        done: Box::new(|_| ()),
+    });
+    queue.push_back(Request::Fence { ledger: new, key: None, done: Box::new(|_| ()) });
     run(engine, &mut queue);
     engine.prepare_next().expect("the disk is fine");
     engine.seal_retired().expect("the disk is fine");

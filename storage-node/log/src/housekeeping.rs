@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::Request;
+use crate::engine::{Request, ZeroFirst};
 use crate::log::Shared;
 
 /// How often it looks while something goes on; sealing and preparing a segment takes less time than filling one.
@@ -13,9 +13,12 @@ const SPACE_CHECK: Duration = Duration::from_millis(250);
 /// After this long without a commit, an empty one proves that the last was durable.
 const MARK_AFTER: Duration = Duration::from_millis(200);
 
-const ZEROING_STEP_BYTES: u64 = 512 << 10;
+/// Commits may wait for one step, on the disk if not for the file.
+const ZEROING_STEP_BYTES: u64 = 256 << 10;
 /// Bytes per second.
 const ZEROING_RATE_MIN: f64 = (16 << 20) as f64;
+/// Bytes per second while nothing is committed.
+const ZEROING_RATE_IDLE: f64 = (256 << 20) as f64;
 /// Bytes per second. Above, commits are large, and zeros would cost more than they save.
 const ZEROING_PAYS_BELOW: f64 = (96 << 20) as f64;
 
@@ -81,13 +84,19 @@ impl Zeroing {
         if self.rate > ZEROING_PAYS_BELOW {
             return Ok(true);
         }
-        let budget = ((2.0 * self.rate).max(ZEROING_RATE_MIN) * seconds.min(0.1)) as u64;
-        // Whole steps only, so that few syncs of the file find changed extents.
-        self.budget = (self.budget + budget).min(4 * ZEROING_STEP_BYTES);
+        let is_idle = rate == 0.0 && shared.is_idle();
+        let (least, first) =
+            if is_idle { (ZEROING_RATE_IDLE, ZeroFirst::Active) } else { (ZEROING_RATE_MIN, ZeroFirst::Next) };
+        let budget = ((2.0 * self.rate).max(least) * seconds.min(0.1)) as u64;
+        self.budget = (self.budget + budget).min(if is_idle { 128 } else { 4 } * ZEROING_STEP_BYTES);
         while self.budget >= ZEROING_STEP_BYTES {
-            self.budget -= ZEROING_STEP_BYTES;
-            if shared.engine.zero_ahead(ZEROING_STEP_BYTES)? == 0 {
+            let zeroed = shared.engine.zero_ahead(ZEROING_STEP_BYTES, first)?;
+            if zeroed == 0 {
                 return Ok(false);
+            }
+            self.budget -= zeroed;
+            if is_idle && !shared.is_idle() {
+                break;
             }
         }
         Ok(true)

@@ -10,7 +10,10 @@
 //!   last commit before a crash, if it hits before the next one or the mark that follows within 200 ms.
 //! * Entries are written once; memory for the index is bounded; no call but the reading ones and [`Log::fence`] blocks.
 //!
-//! Entry ids of a ledger come in ascending order from one writer, and ledger ids are not used again after a deletion.
+//! A ledger is either *whole* or a *replica* ([`Admission`]). A whole one has a single writer in this process, whose entries
+//! come in ascending order; its fence says what its last entry is. Of a replica, writers elsewhere add entries in any
+//! order, with gaps and again; each proves itself with the ledger's master key, and its fence only says that nobody but a
+//! recovery may add any more. Ledger ids are not used again after a deletion.
 //!
 //! Start reading at [`Log`], then `engine/mod.rs`; the bytes on disk are in docs/formats.md.
 
@@ -25,8 +28,10 @@ mod housekeeping;
 mod index;
 mod log;
 mod options;
+mod replica;
 
-pub use engine::{Append, Done, FenceDone, LogStats, RecoveryReport};
+pub use engine::{Admission, Append, Done, FenceDone, LogStats, RecoveryReport};
 pub use error::{AppendError, FenceError, OpenError, ReadError};
 pub use log::Log;
 pub use options::LogOptions;
+pub use replica::{EXPLICIT_LAC_BYTES_MAX, ExplicitLac, MasterKey};

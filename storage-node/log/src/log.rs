@@ -10,20 +10,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::disk::real::{RealDisk, RealFile};
-use crate::engine::{Append, Begin, Commit, Done, Engine, FenceDone, LogStats, RecoveryReport, Request};
+use crate::engine::{
+    Admission, Append, Begin, Commit, Done, Engine, FenceDone, LogStats, RecoveryReport, Request, ZeroFirst,
+};
 use crate::error::{AppendError, FenceError, OpenError, ReadError};
 use crate::housekeeping;
 use crate::options::LogOptions;
+use crate::replica::{ExplicitLac, MasterKey};
 
 /// A second commit is begun beside one under way when this much waits.
 const OVERLAP_BYTES: usize = 256 << 10;
 const WRITERS: usize = 2;
-const ZEROED_AT_START_BYTES: u64 = 4 << 20;
+/// Written with zeros before the log is open, unless that takes longer than so long.
+const ZEROED_AT_START_BYTES: u64 = 32 << 20;
+const ZEROING_AT_START: Duration = Duration::from_millis(25);
+const ZEROING_STEP_BYTES: u64 = 4 << 20;
 
 /// A handle to an open log; clones share it. The log closes when [`Log::close`] is called or the last handle goes.
 #[derive(Clone)]
@@ -85,10 +92,7 @@ impl Log {
         if let Err(error) = engine.prepare_next() {
             tracing::warn!(%error, "could not prepare a segment");
         }
-        // The first commits find written blocks; a few milliseconds.
-        if let Err(error) = engine.zero_ahead(ZEROED_AT_START_BYTES) {
-            tracing::warn!(%error, "could not write zeros");
-        }
+        zero_first_blocks(&engine);
         let shared = Arc::new(Shared {
             engine,
             options,
@@ -122,7 +126,33 @@ impl Log {
     /// Writes entries, all or none of them. Never blocks. `done` hears once, on a thread of the log, in the order of the
     /// calls: `Ok` means that everything in the call survives a crash. It must only hand over.
     pub fn append(&self, entries: Vec<Append>, done: Done) {
-        self.shared().submit(Request::Append { entries, done });
+        self.shared().submit(Request::Append { entries, admission: Admission::Whole, done });
+    }
+
+    /// As [`Log::append`], for a replica: entries in any order, with gaps and again. `recovery` is allowed on a fenced one.
+    pub fn append_to_replica(&self, entries: Vec<Append>, key: MasterKey, recovery: bool, done: Done) {
+        self.shared().submit(Request::Append { entries, admission: Admission::Replica { key, recovery }, done });
+    }
+
+    /// Fences a replica, durably: later appends to it that are no recovery, and those that wait behind this call, fail
+    /// with [`AppendError::Fenced`]. `done` hears its last entry. One of which nothing is known is noted as an empty one.
+    pub fn fence_replica(&self, ledger: u64, key: MasterKey, done: FenceDone) {
+        self.shared().submit(Request::Fence { ledger, key: Some(key), done });
+    }
+
+    /// Notes a last add confirmed that came without an entry, durably.
+    pub fn confirm_replica(&self, ledger: u64, key: MasterKey, lac: ExplicitLac, done: Done) {
+        self.shared().submit(Request::ExplicitLac { ledger, key, lac, done });
+    }
+
+    /// Whether a replica is fenced, and its explicit last add confirmed; `None` if nothing is known of it.
+    pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
+        self.shared().engine.replica(ledger)
+    }
+
+    /// The entries that there are of a ledger, as stretches of a first entry and a number of entries, in order.
+    pub fn stretches(&self, ledger: u64) -> Result<Vec<(u64, u64)>, ReadError> {
+        self.shared().engine.stretches(ledger)
     }
 
     /// One entry.
@@ -152,7 +182,7 @@ impl Log {
 
     /// [`Log::fence`] without blocking.
     pub fn fence_then(&self, ledger: u64, done: FenceDone) {
-        self.shared().submit(Request::Fence { ledger, done });
+        self.shared().submit(Request::Fence { ledger, key: None, done });
     }
 
     /// The last durable entry, `None` for a ledger without one.
@@ -182,6 +212,21 @@ impl Log {
     /// Writes what waits, seals the log and ends its threads. Later appends answer [`AppendError::Closed`]; reads go on.
     pub fn close(&self) {
         self.owner.close();
+    }
+}
+
+/// The first commits find written blocks.
+fn zero_first_blocks(engine: &Engine<RealDisk>) {
+    let (begin, mut zeroed) = (Instant::now(), 0);
+    while zeroed < ZEROED_AT_START_BYTES && begin.elapsed() < ZEROING_AT_START {
+        match engine.zero_ahead(ZEROING_STEP_BYTES, ZeroFirst::Active) {
+            Ok(0) => break,
+            Ok(bytes) => zeroed += bytes,
+            Err(error) => {
+                tracing::warn!(%error, "could not write zeros");
+                break;
+            }
+        }
     }
 }
 
@@ -227,8 +272,9 @@ impl Shared {
         // Only appends can be many and large; the others are what frees space and memory.
         let is_append = matches!(request, Request::Append { .. });
         if is_append && queue.bytes > 0 && queue.bytes + bytes > self.options.max_queued_bytes {
-            let Request::Append { entries, done } = request else { unreachable!("just matched") };
-            let mut ledgers: Vec<u64> = entries.iter().map(|entry| entry.ledger).collect();
+            let Request::Append { entries, admission, done } = request else { unreachable!("just matched") };
+            let whole = entries.iter().filter(|_| admission == Admission::Whole);
+            let mut ledgers: Vec<u64> = whole.map(|entry| entry.ledger).collect();
             ledgers.dedup();
             request = Request::Refused { ledgers, done, error: AppendError::Overloaded };
             bytes = request.queued_bytes();
@@ -252,6 +298,7 @@ fn refuse(request: Request, error: AppendError) {
     match request {
         Request::Append { done, .. }
         | Request::Delete { done, .. }
+        | Request::ExplicitLac { done, .. }
         | Request::Refused { done, .. }
         | Request::Housekeeping { done, .. } => done(Err(error)),
         Request::Fence { done, .. } => done(Err(FenceError::NotDurable(error))),

@@ -6,14 +6,21 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use geminga_log::disk::sim::{Faults, SimDisk};
 use geminga_log::engine::{Begin, Engine, Request};
-use geminga_log::{Append, AppendError, LogOptions};
+use geminga_log::{Admission, Append, AppendError, LogOptions};
 
 fn append(engine: &Engine<SimDisk>, entry: u64) -> Result<(), AppendError> {
     let answer = Arc::new(Mutex::new(None));
     let told = answer.clone();
     let parts = [Bytes::from_static(b"entry"), Bytes::new(), Bytes::new()];
     let done = Box::new(move |result| *told.lock().unwrap() = Some(result));
-    run(engine, Request::Append { entries: vec![Append { ledger: 1, entry, parts, reserve: false }], done });
+    run(
+        engine,
+        Request::Append {
+            entries: vec![Append { ledger: 1, entry, parts, reserve: false }],
+            admission: Admission::Whole,
+            done,
+        },
+    );
     answer.lock().unwrap().take().expect("an answer")
 }
 
@@ -35,6 +42,6 @@ fn only_a_fence_is_called_a_fence() {
     assert!(matches!(append(&engine, 1), Err(AppendError::Io(_))));
     disk.set_faults(Faults::default());
     assert_eq!(append(&engine, 2), Err(AppendError::GivenUp), "it would leave a gap");
-    run(&engine, Request::Fence { ledger: 1, done: Box::new(|last| assert_eq!(last.unwrap(), Some(0))) });
+    run(&engine, Request::Fence { ledger: 1, key: None, done: Box::new(|last| assert_eq!(last.unwrap(), Some(0))) });
     assert_eq!(append(&engine, 1), Err(AppendError::Fenced));
 }

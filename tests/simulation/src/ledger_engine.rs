@@ -11,8 +11,8 @@ use bytes::Bytes;
 use geminga_ledger::managed_ledger::WriteError;
 use geminga_log::disk::Disk;
 use geminga_log::disk::sim::{Faults, SimDisk, SimFile};
-use geminga_log::engine::{Begin, Commit, Engine, Request};
-use geminga_log::{Append, AppendError, FenceError, LogOptions, ReadError};
+use geminga_log::engine::{Begin, Commit, Engine, Request, ZeroFirst};
+use geminga_log::{Admission, Append, AppendError, FenceError, LogOptions, ReadError};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -141,7 +141,7 @@ impl EngineLedgers {
             2 => drop(self.engine.check_space()),
             3 if self.engine.wants_mark() => self.queue.push_back(Request::Mark),
             4 => self.keep_house(|engine, done| engine.plan_reclaim(done)),
-            5 => drop(self.engine.zero_ahead(16 << 10)),
+            5 => drop(self.engine.zero_ahead(16 << 10, ZeroFirst::Active)),
             6 => self.keep_house(|engine, done| {
                 let Some(plan) = engine.plan_compaction() else { return Ok(None) };
                 engine.compact(&plan, &mut |_| true, done)
@@ -186,7 +186,11 @@ impl EngineLedgers {
     fn ask_fence(&mut self, ledger: u64) -> Result<Option<u64>, FenceError> {
         let answer = Arc::new(Mutex::new(None));
         let told = answer.clone();
-        self.queue.push_back(Request::Fence { ledger, done: Box::new(move |result| *told.lock() = Some(result)) });
+        self.queue.push_back(Request::Fence {
+            ledger,
+            key: None,
+            done: Box::new(move |result| *told.lock() = Some(result)),
+        });
         self.disk.set_faults(Faults::default());
         while !self.disk.has_crashed() {
             if let Some(result) = answer.lock().take() {
@@ -224,7 +228,7 @@ impl Ledgers for EngineLedgers {
         } else {
             Box::new(tell)
         };
-        self.queue.push_back(Request::Append { entries: entries.collect(), done });
+        self.queue.push_back(Request::Append { entries: entries.collect(), admission: Admission::Whole, done });
     }
 
     fn has_queued(&self) -> bool {

@@ -3,6 +3,8 @@
 pub mod dispatch_oracle;
 pub mod dispatch_simulation;
 pub mod dispatch_topic;
+pub mod ensemble_node;
+pub mod ensemble_simulation;
 pub mod ledger_engine;
 pub mod ledger_oracle;
 pub mod ledger_owner;

@@ -6,23 +6,35 @@ use geminga_tidy::{output, text_files};
 use serde_json::Value;
 
 /// Crates without clock, socket, thread or runtime, and those that none of them may name.
-const PURE: [&str; 4] = ["geminga-model", "geminga-wire-pulsar", "geminga-ledger", "geminga-topic"];
+const PURE: [&str; 6] = [
+    "geminga-ensemble",
+    "geminga-model",
+    "geminga-wire-bookkeeper",
+    "geminga-wire-pulsar",
+    "geminga-ledger",
+    "geminga-topic",
+];
 const IMPURE: [&str; 6] = ["tokio", "axum", "sqlx", "socket2", "async-trait", "tower"];
 
 /// Each crate of the workspace with the crates of ours that it may depend on: the arrows of ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("geminga-model", &[]),
     ("geminga-observe", &[]),
+    ("geminga-flow", &[]),
     ("geminga-wire-pulsar", &[]),
+    ("geminga-wire-bookkeeper", &[]),
     ("geminga-log", &[]),
+    ("geminga-storage-node", &["geminga-flow", "geminga-log", "geminga-observe", "geminga-wire-bookkeeper"]),
     ("geminga-metadata", &["geminga-model"]),
     ("geminga-metadata-sql", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger", &["geminga-model"]),
+    ("geminga-ensemble", &[]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
     ("geminga-topic", &["geminga-ledger", "geminga-model"]),
     (
         "geminga-broker",
         &[
+            "geminga-flow",
             "geminga-ledger",
             "geminga-ledger-client",
             "geminga-metadata",
@@ -34,14 +46,14 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     (
         "geminga-protocol-pulsar",
-        &["geminga-broker", "geminga-model", "geminga-observe", "geminga-topic", "geminga-wire-pulsar"],
+        &["geminga-broker", "geminga-flow", "geminga-model", "geminga-observe", "geminga-topic", "geminga-wire-pulsar"],
     ),
     (
         "geminga-admin-api",
         &["geminga-broker", "geminga-metadata", "geminga-model", "geminga-topic", "geminga-wire-pulsar"],
     ),
     ("geminga-perf", &["geminga-wire-pulsar"]),
-    ("geminga-simulation", &["geminga-ledger", "geminga-log", "geminga-model", "geminga-topic"]),
+    ("geminga-simulation", &["geminga-ensemble", "geminga-ledger", "geminga-log", "geminga-model", "geminga-topic"]),
     ("geminga-tidy", &[]),
     (
         "geminga",
@@ -56,6 +68,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "geminga-observe",
             "geminga-perf",
             "geminga-protocol-pulsar",
+            "geminga-storage-node",
         ],
     ),
     // Tests of a crate may start a broker on ledgers in memory.
@@ -64,7 +77,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
 
 const MAX_LINES: usize = 900;
 /// Written by a program or by cargo.
-const GENERATED: [&str; 3] = ["wire/pulsar/src/proto.rs", "Cargo.lock", "tests/fuzz/Cargo.lock"];
+const GENERATED: [&str; 4] =
+    ["wire/bookkeeper/src/proto.rs", "wire/pulsar/src/proto.rs", "Cargo.lock", "tests/fuzz/Cargo.lock"];
 
 /// The packages that each crate names: for its build, and for its tests.
 fn dependencies() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {

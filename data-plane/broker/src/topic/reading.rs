@@ -17,7 +17,7 @@ use geminga_topic::{Entry, EntryReader, Ready};
 use super::replaying::Replay;
 use super::{Flushes, Topic, TopicState};
 use crate::entry_meta::read_entry;
-use crate::memory::Budget;
+use geminga_flow::Budget;
 
 /// One read, in bytes.
 pub(super) const READ_BYTES: usize = 1 << 20;

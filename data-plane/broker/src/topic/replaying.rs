@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::reading::{READ_BYTES, READ_BYTES_SCARCE, RETRY};
 use super::{Flushes, Topic, TopicState};
-use crate::memory::Budget;
+use geminga_flow::Budget;
 
 /// Entries read for one subscription and not yet dispatched.
 #[derive(Default)]

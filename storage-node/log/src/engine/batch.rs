@@ -7,6 +7,7 @@ use crate::buffer::AlignedBuffer;
 use crate::error::{AppendError, FenceError};
 use crate::format::{BLOCK_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes};
 use crate::index::{Control, Run};
+use crate::replica::{ExplicitLac, MasterKey};
 
 /// Told once, on a thread of the log, when everything in the call is durable or the call has failed.
 pub type Done = Box<dyn FnOnce(Result<(), AppendError>) + Send>;
@@ -30,14 +31,36 @@ impl Append {
     }
 }
 
+/// Who may write to the ledgers of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// The single writer of whole ledgers.
+    Whole,
+    /// A writer of a replica, who knows its key.
+    Replica {
+        key: MasterKey,
+        /// Allowed though the replica is fenced.
+        recovery: bool,
+    },
+}
+
 pub enum Request {
     Append {
         entries: Vec<Append>,
+        admission: Admission,
         done: Done,
     },
     Fence {
         ledger: u64,
+        /// Of a replica.
+        key: Option<MasterKey>,
         done: FenceDone,
+    },
+    ExplicitLac {
+        ledger: u64,
+        key: MasterKey,
+        lac: ExplicitLac,
+        done: Done,
     },
     Delete {
         ledgers: Vec<u64>,
@@ -83,14 +106,22 @@ impl Request {
     /// No more than this is added to a commit.
     pub(super) fn encoded_bytes(&self) -> u64 {
         match self {
-            Self::Append { entries, .. } => entries.iter().map(|entry| record_bytes(entry.payload_bytes())).sum(),
-            Self::Fence { .. } => record_bytes(0),
+            Self::Append { entries, admission, .. } => {
+                let entries_bytes: u64 = entries.iter().map(|entry| record_bytes(entry.payload_bytes())).sum();
+                // Each change of the ledger may need a key before it.
+                let changes = entries.chunk_by(|one, next| one.ledger == next.ledger).count() as u64;
+                entries_bytes + if *admission == Admission::Whole { 0 } else { changes * KEY_RECORD_BYTES }
+            }
+            Self::Fence { .. } => record_bytes(0) + KEY_RECORD_BYTES,
+            Self::ExplicitLac { lac, .. } => record_bytes(lac.body().len()) + KEY_RECORD_BYTES,
             Self::Delete { ledgers, .. } => ledgers.len() as u64 * record_bytes(0),
-            Self::Housekeeping { controls, .. } => controls.len() as u64 * record_bytes(0),
+            Self::Housekeeping { controls, .. } => controls.iter().map(Control::record_bytes).sum(),
             Self::Refused { .. } | Self::Mark => 0,
         }
     }
 }
+
+const KEY_RECORD_BYTES: u64 = record_bytes(size_of::<MasterKey>());
 
 /// How much of the disk a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +137,8 @@ pub(super) enum Class {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LedgerRun {
     pub ledger: u64,
+    /// Of a whole ledger rather than of a replica.
+    pub whole: bool,
     pub run: Run,
     pub bytes: u64,
 }
@@ -136,7 +169,7 @@ impl Batch {
         self.position()
     }
 
-    pub fn add_entry(&mut self, append: &Append) {
+    pub fn add_entry(&mut self, append: &Append, whole: bool) {
         let payload_bytes = append.payload_bytes();
         let at = self.position();
         self.add(RecordKind::Entry, append.ledger, append.entry, &append.parts, payload_bytes);
@@ -148,15 +181,20 @@ impl Batch {
         {
             last.bytes += bytes;
         } else {
-            self.runs.push(LedgerRun { ledger: append.ledger, run, bytes });
+            self.runs.push(LedgerRun { ledger: append.ledger, whole, run, bytes });
         }
     }
 
     pub fn add_control(&mut self, control: Control) {
-        match control {
-            Control::Fence { ledger, end } => self.add_bare(RecordKind::Fence, ledger, end),
-            Control::Tombstone { ledger } => self.add_bare(RecordKind::Tombstone, ledger, 0),
-        }
+        let (kind, entry) = match control {
+            Control::Fence { end, .. } => (RecordKind::Fence, end),
+            Control::Tombstone { .. } => (RecordKind::Tombstone, 0),
+            Control::Key { .. } => (RecordKind::Key, 0),
+            Control::ExplicitLac { lac, .. } => (RecordKind::ExplicitLac, lac.last_add_confirmed as u64),
+        };
+        let body = Bytes::copy_from_slice(control.body());
+        let body_bytes = body.len();
+        self.add(kind, control.ledger(), entry, &[body], body_bytes);
         self.controls.push(control);
     }
 
@@ -201,6 +239,12 @@ impl Batch {
         let header = header.encode(self.segment, self.position());
         self.buffer.extend(&header);
         self.buffer.extend_zeros(body_bytes);
+    }
+
+    /// Whether there is anything of the ledger in this commit.
+    pub fn holds(&self, ledger: u64) -> bool {
+        self.runs.iter().any(|run| run.ledger == ledger)
+            || self.controls.iter().any(|control| control.ledger() == ledger)
     }
 
     /// The greatest entry of the ledger in this commit.

@@ -6,9 +6,11 @@ use rustc_hash::FxHashMap;
 
 use super::SharedSegment;
 use super::batch::LedgerRun;
+use crate::error::AppendError;
 use crate::format::{ManifestLine, SegmentKind};
 use crate::index::footer::{Directory, Hole, Row};
 use crate::index::{Control, OpenIndex};
+use crate::replica::{ExplicitLac, FENCE_WITHOUT_END, MasterKey, later};
 
 pub(super) enum IndexState {
     /// The segment has no seal yet.
@@ -50,14 +52,36 @@ pub(super) struct Placement {
 pub(super) struct Ledger {
     pub placements: Vec<Placement>,
     pub fence: Option<u64>,
+    /// Of a replica.
+    pub key: Option<MasterKey>,
+    pub explicit_lac: Option<Box<ExplicitLac>>,
 }
 
 impl Ledger {
     /// A fence knows it, whatever can still be found: entries behind it were never acknowledged.
     pub fn last(&self) -> Option<u64> {
-        match self.fence {
+        match self.end() {
             Some(end) => end.checked_sub(1),
             None => self.placements.iter().filter(|place| place.first <= place.last).map(|place| place.last).max(),
+        }
+    }
+
+    /// Where a fence says that the ledger ends.
+    fn end(&self) -> Option<u64> {
+        self.fence.filter(|end| *end != FENCE_WITHOUT_END)
+    }
+
+    fn is_replica(&self) -> bool {
+        self.key.is_some() || self.fence == Some(FENCE_WITHOUT_END)
+    }
+
+    fn take(&mut self, fence: Option<u64>, key: Option<MasterKey>, explicit_lac: Option<ExplicitLac>) {
+        if let Some(end) = fence {
+            self.fence = Some(self.fence.map_or(end, |known| known.min(end)));
+        }
+        self.key = self.key.or(key);
+        if explicit_lac.is_some() {
+            self.explicit_lac = later(self.explicit_lac.as_deref().copied(), explicit_lac).map(Box::new);
         }
     }
 
@@ -87,6 +111,8 @@ pub(super) struct Catalog<F> {
     pub lost: Vec<u32>,
     /// There is damage that may hide entries of which the index knows nothing. Only recovery finds such.
     pub damaged: bool,
+    /// Segments from this one on were begun since the log was opened.
+    pub opened_at: u32,
 }
 
 impl<F> Catalog<F> {
@@ -97,16 +123,39 @@ impl<F> Catalog<F> {
             graves: FxHashMap::default(),
             lost: Vec::new(),
             damaged: false,
+            opened_at: 0,
         }
     }
 
-    /// Fenced or deleted, or maybe so.
-    pub fn takes_no_entries(&self, ledger: u64) -> bool {
-        match self.ledgers.get(&ledger) {
+    /// Whether a whole ledger takes entries.
+    pub fn check_whole(&self, ledger: u64) -> Result<(), AppendError> {
+        let ended = match self.ledgers.get(&ledger) {
             // What is unreadable may be its fence.
             Some(known) => known.fence.is_some() || self.last_is_uncertain(ledger),
             None => self.graves.contains_key(&ledger),
+        };
+        if ended { Err(AppendError::Fenced) } else { Ok(()) }
+    }
+
+    /// Whether a replica takes entries, of a recovery or of its writer.
+    pub fn check_replica(&self, ledger: u64, recovery: bool) -> Result<(), AppendError> {
+        match self.ledgers.get(&ledger) {
+            None if self.graves.contains_key(&ledger) => Err(AppendError::Fenced),
+            None => Ok(()),
+            Some(_) if recovery => Ok(()),
+            Some(known) if known.fence.is_some() => Err(AppendError::Fenced),
+            // What is unreadable may be its fence.
+            Some(known) if self.damaged && known.placements.iter().any(|place| place.segment < self.opened_at) => {
+                Err(AppendError::Unknown)
+            }
+            Some(_) => Ok(()),
         }
+    }
+
+    /// Whether this is the replica's key; `coming` is one that is not durable yet.
+    pub fn check_key(&self, coming: Option<&MasterKey>, ledger: u64, key: MasterKey) -> Result<(), AppendError> {
+        let known = self.ledgers.get(&ledger).and_then(|known| known.key).or(coming.copied());
+        if known.is_none_or(|known| known == key) { Ok(()) } else { Err(AppendError::WrongKey) }
     }
 
     pub fn add_run(&mut self, segment: u32, added: &LedgerRun) {
@@ -129,23 +178,25 @@ impl<F> Catalog<F> {
     pub fn add_control(&mut self, segment: u32, control: Control) {
         let entry = self.segments.get_mut(&segment).expect("commits go to segments of the catalog");
         let IndexState::Open(index) = &mut entry.index else { panic!("a sealed segment takes no commits") };
+        let ledger = control.ledger();
+        if let Control::Tombstone { .. } = control {
+            let is_second = std::mem::replace(&mut index.ledger_mut(ledger).deleted, true);
+            self.graves.entry(ledger).or_default().stones += u32::from(!is_second);
+            return self.bury(ledger);
+        }
+        let is_new = index.get(ledger).is_none();
+        index.add_control(control);
+        if let Some(grave) = self.graves.get_mut(&ledger) {
+            grave.remains += u32::from(is_new);
+            return;
+        }
+        let known = self.ledgers.entry(ledger).or_default();
+        known.place(segment);
         match control {
-            Control::Fence { ledger, end } => {
-                let is_new = index.get(ledger).is_none();
-                index.add_control(control);
-                if let Some(grave) = self.graves.get_mut(&ledger) {
-                    grave.remains += u32::from(is_new);
-                    return;
-                }
-                let known = self.ledgers.entry(ledger).or_default();
-                known.place(segment);
-                known.fence = Some(known.fence.map_or(end, |known| known.min(end)));
-            }
-            Control::Tombstone { ledger } => {
-                let is_second = std::mem::replace(&mut index.ledger_mut(ledger).deleted, true);
-                self.graves.entry(ledger).or_default().stones += u32::from(!is_second);
-                self.bury(ledger);
-            }
+            Control::Fence { end, .. } => known.take(Some(end), None, None),
+            Control::Key { key, .. } => known.take(None, Some(key), None),
+            Control::ExplicitLac { lac, .. } => known.take(None, None, Some(lac)),
+            Control::Tombstone { .. } => unreachable!("seen above"),
         }
     }
 
@@ -171,9 +222,7 @@ impl<F> Catalog<F> {
             }
             entry.live_bytes += row.bytes;
             let known = self.ledgers.entry(row.ledger).or_default();
-            if let Some(end) = row.fence {
-                known.fence = Some(known.fence.map_or(end, |known| known.min(end)));
-            }
+            known.take(row.fence, row.key, row.explicit_lac);
             known.placements.push(Placement {
                 segment,
                 section_at: row.section_at,
@@ -209,13 +258,16 @@ impl<F> Catalog<F> {
         lines
     }
 
-    /// Whether damage leaves open which entry is the last of the ledger. A ledger's entries come in order, so only what
-    /// lies behind its last known one can hide another; compacted segments have lost that order.
+    /// Whether damage leaves open which entry is the last of the ledger. A whole ledger's entries come in order, so only
+    /// what lies behind its last known one can hide another; compacted segments have lost that order.
     pub fn last_is_uncertain(&self, ledger: u64) -> bool {
         if !self.damaged {
             return false;
         }
         let Some(known) = self.ledgers.get(&ledger) else { return true };
+        if known.is_replica() {
+            return true;
+        }
         if known.fence.is_some() {
             return false;
         }

@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
+use rustc_hash::FxHashMap;
 
-use super::batch::{Append, Batch, Class, Done, FenceDone, Request};
+use super::batch::{Admission, Append, Batch, Class, Done, FenceDone, Request};
 use super::catalog::{Catalog, IndexState, SegmentEntry};
 use super::closing::Closing;
 use super::{Engine, SharedSegment, segment_name};
@@ -21,6 +22,7 @@ use crate::error::{AppendError, FenceError, ReadError};
 use crate::format::{BLOCK_BYTES, BODY_BYTES_MAX, DATA_AT, SegmentKind, encode_manifest};
 use crate::index::{Control, OpenIndex};
 use crate::options::LogOptions;
+use crate::replica::{FENCE_WITHOUT_END, MasterKey};
 
 /// After so many failed commits without a good one between, the log is read-only.
 const FAILURES_MAX: u32 = 3;
@@ -62,6 +64,8 @@ pub(super) struct Writer<F> {
     pub durable: (u32, u64),
     pub in_flight: usize,
     closing: Closing,
+    /// Of replicas of which the first record is on its way.
+    keys: FxHashMap<u64, MasterKey>,
     buffers: Vec<AlignedBuffer>,
     next_ticket: u64,
     finished_ticket: u64,
@@ -84,6 +88,7 @@ impl<F> Writer<F> {
             durable: (0, 0),
             in_flight: 0,
             closing: Closing::default(),
+            keys: FxHashMap::default(),
             buffers: Vec::new(),
             next_ticket: 0,
             finished_ticket: 0,
@@ -93,6 +98,13 @@ impl<F> Writer<F> {
             commits: 0,
             committed_bytes: 0,
             failed_commits: 0,
+        }
+    }
+
+    fn allows_writing(&self) -> Result<(), AppendError> {
+        match &self.read_only {
+            Some(reason) => Err(AppendError::ReadOnly(reason.clone())),
+            None => Ok(()),
         }
     }
 
@@ -190,9 +202,11 @@ impl<D: Disk> Engine<D> {
             if !is_first && !self.has_room(&writer, &batch, request.encoded_bytes(), footer_bytes) {
                 break;
             }
-            // Both look at what the ledger holds, so nothing of it may be under way.
-            if matches!(request, Request::Fence { .. } | Request::Delete { .. } | Request::Housekeeping { .. })
-                && writer.in_flight > 0
+            // These look at what a ledger holds, so nothing of it may be under way.
+            if matches!(
+                request,
+                Request::Fence { key: None, .. } | Request::Delete { .. } | Request::Housekeeping { .. }
+            ) && writer.in_flight > 0
             {
                 if is_first {
                     self.keep_buffer(&mut writer, batch.buffer);
@@ -253,29 +267,48 @@ impl<D: Disk> Engine<D> {
 
     fn encode(&self, writer: &mut Writer<D::File>, batch: &mut Batch, request: Request, commit: &mut Commit<D::File>) {
         match request {
-            Request::Append { entries, done } => {
-                let allowed = self.allow_append(writer, &entries);
-                match allowed {
-                    Ok(()) => entries.iter().for_each(|entry| batch.add_entry(entry)),
-                    Err(_) => writer.closing.fail(entries.iter().map(|entry| entry.ledger)),
+            Request::Append { entries, admission, done } => {
+                let allowed = self.allow_append(writer, &entries, admission);
+                match (&allowed, admission) {
+                    (Ok(()), Admission::Whole) => entries.iter().for_each(|entry| batch.add_entry(entry, true)),
+                    (Ok(()), Admission::Replica { key, .. }) => {
+                        for of_ledger in entries.chunk_by(|one, next| one.ledger == next.ledger) {
+                            self.encode_key(writer, batch, of_ledger[0].ledger, key);
+                            of_ledger.iter().for_each(|entry| batch.add_entry(entry, false));
+                        }
+                    }
+                    (Err(_), Admission::Whole) => writer.closing.fail(entries.iter().map(|entry| entry.ledger)),
+                    (Err(_), Admission::Replica { .. }) => (),
                 }
                 commit.completions.push(Completion::Append(done, allowed));
             }
-            Request::Fence { ledger, done } => {
-                let allowed = match &writer.read_only {
-                    Some(reason) => Err(AppendError::ReadOnly(reason.clone())),
+            Request::Fence { ledger, key, done } => {
+                let allowed = writer.allows_writing().and_then(|()| match key {
+                    Some(key) => self.catalog.read().check_key(writer.keys.get(&ledger), ledger, key),
                     None => Ok(()),
-                };
-                if allowed.is_ok() {
-                    self.encode_fence(writer, batch, ledger);
+                });
+                match (&allowed, key) {
+                    (Ok(()), Some(key)) => self.encode_replica_fence(writer, batch, ledger, key),
+                    (Ok(()), None) => self.encode_fence(writer, batch, ledger),
+                    (Err(_), _) => (),
                 }
                 commit.completions.push(Completion::Fence(ledger, done, allowed));
             }
+            Request::ExplicitLac { ledger, key, lac, done } => {
+                let allowed = writer.allows_writing().and_then(|()| {
+                    let catalog = self.catalog.read();
+                    catalog.check_key(writer.keys.get(&ledger), ledger, key)?;
+                    let is_gone = catalog.graves.contains_key(&ledger) || !writer.closing.allows_recovery(ledger);
+                    if is_gone { Err(AppendError::Fenced) } else { Ok(()) }
+                });
+                if allowed.is_ok() {
+                    self.encode_key(writer, batch, ledger, key);
+                    batch.add_control(Control::ExplicitLac { ledger, lac });
+                }
+                commit.completions.push(Completion::Append(done, allowed));
+            }
             Request::Delete { ledgers, done } => {
-                let allowed = match &writer.read_only {
-                    Some(reason) => Err(AppendError::ReadOnly(reason.clone())),
-                    None => Ok(()),
-                };
+                let allowed = writer.allows_writing();
                 if allowed.is_ok() {
                     self.encode_deletions(writer, batch, &ledgers);
                 }
@@ -300,10 +333,13 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Whether all entries of a call may be written: either all of them are, or none.
-    fn allow_append(&self, writer: &Writer<D::File>, entries: &[Append]) -> Result<(), AppendError> {
-        if let Some(reason) = &writer.read_only {
-            return Err(AppendError::ReadOnly(reason.clone()));
-        }
+    fn allow_append(
+        &self,
+        writer: &Writer<D::File>,
+        entries: &[Append],
+        admission: Admission,
+    ) -> Result<(), AppendError> {
+        writer.allows_writing()?;
         if self.full.load(Ordering::Relaxed) && entries.iter().any(|entry| !entry.reserve) {
             return Err(AppendError::DiskFull);
         }
@@ -317,12 +353,43 @@ impl<D: Disk> Engine<D> {
             if checked.replace(entry.ledger) == Some(entry.ledger) {
                 continue;
             }
-            writer.closing.check(entry.ledger)?;
-            if catalog.takes_no_entries(entry.ledger) {
-                return Err(AppendError::Fenced);
+            match admission {
+                Admission::Whole => {
+                    writer.closing.check(entry.ledger)?;
+                    catalog.check_whole(entry.ledger)?;
+                }
+                Admission::Replica { key, recovery } => {
+                    catalog.check_key(writer.keys.get(&entry.ledger), entry.ledger, key)?;
+                    if !(recovery && writer.closing.allows_recovery(entry.ledger)) {
+                        writer.closing.check(entry.ledger)?;
+                    }
+                    catalog.check_replica(entry.ledger, recovery)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// The key goes before whatever else there is of a replica.
+    fn encode_key(&self, writer: &mut Writer<D::File>, batch: &mut Batch, ledger: u64, key: MasterKey) {
+        let is_known = self.catalog.read().ledgers.get(&ledger).is_some_and(|known| known.key.is_some());
+        if !is_known && writer.keys.insert(ledger, key).is_none() {
+            batch.add_control(Control::Key { ledger, key });
+        }
+    }
+
+    fn encode_replica_fence(&self, writer: &mut Writer<D::File>, batch: &mut Batch, ledger: u64, key: MasterKey) {
+        let needs_none = {
+            let catalog = self.catalog.read();
+            let is_fenced = catalog.ledgers.get(&ledger).is_some_and(|known| known.fence.is_some());
+            is_fenced || catalog.graves.contains_key(&ledger) || !writer.closing.allows_recovery(ledger)
+        };
+        if needs_none {
+            return;
+        }
+        writer.closing.fence(ledger);
+        self.encode_key(writer, batch, ledger, key);
+        batch.add_control(Control::Fence { ledger, end: FENCE_WITHOUT_END });
     }
 
     /// States the last entry too, so that entries which a failed write left behind never turn up behind a fence.
@@ -332,7 +399,7 @@ impl<D: Disk> Engine<D> {
         if known.is_some_and(|known| known.fence.is_some()) || catalog.graves.contains_key(&ledger) {
             return;
         }
-        writer.closing.end(ledger);
+        writer.closing.fence(ledger);
         if catalog.last_is_uncertain(ledger) {
             return;
         }
@@ -344,12 +411,11 @@ impl<D: Disk> Engine<D> {
         let catalog = self.catalog.read();
         for &ledger in ledgers {
             // Also of one of which only a failed write is known: its writer may not have noticed yet.
-            let exists = catalog.ledgers.contains_key(&ledger)
-                || batch.last_of(ledger).is_some()
-                || writer.closing.contains(ledger);
+            let exists =
+                catalog.ledgers.contains_key(&ledger) || batch.holds(ledger) || writer.closing.contains(ledger);
             if exists || (catalog.damaged && !catalog.graves.contains_key(&ledger)) {
                 batch.add_control(Control::Tombstone { ledger });
-                writer.closing.end(ledger);
+                writer.closing.delete(ledger);
             }
         }
     }
@@ -366,18 +432,20 @@ impl<D: Disk> Engine<D> {
         let count = queue.iter().position(is_other).unwrap_or(queue.len());
         let closing = &mut writer.closing;
         let refused = |request| match request {
-            Request::Append { entries, done } => {
-                closing.fail(entries.iter().map(|entry| entry.ledger));
+            Request::Append { entries, admission, done } => {
+                if admission == Admission::Whole {
+                    closing.fail(entries.iter().map(|entry| entry.ledger));
+                }
                 Some(Completion::Append(done, Err(error.clone())))
             }
-            Request::Delete { done, .. } | Request::Housekeeping { done, .. } => {
+            Request::Delete { done, .. } | Request::Housekeeping { done, .. } | Request::ExplicitLac { done, .. } => {
                 Some(Completion::Append(done, Err(error.clone())))
             }
             Request::Refused { ledgers, done, error } => {
                 closing.fail(ledgers);
                 Some(Completion::Append(done, Err(error)))
             }
-            Request::Fence { ledger, done } => Some(Completion::Fence(ledger, done, Err(error.clone()))),
+            Request::Fence { ledger, done, .. } => Some(Completion::Fence(ledger, done, Err(error.clone()))),
             Request::Mark => None,
         };
         let completions = queue.drain(..count).filter_map(refused).collect();
@@ -509,14 +577,22 @@ impl<D: Disk> Engine<D> {
             None => Ok(()),
             Some((segment, batch)) => {
                 let result = self.conclude(&mut writer, &segment, &batch, written);
-                if result.is_err() {
-                    writer.closing.fail(batch.runs.iter().map(|run| run.ledger));
-                } else {
-                    self.apply(&batch, &commit);
-                    batch.controls.iter().for_each(|control| {
-                        let (Control::Fence { ledger, .. } | Control::Tombstone { ledger }) = control;
-                        writer.closing.settled(*ledger);
-                    });
+                match result {
+                    Ok(()) => self.apply(&batch, &commit),
+                    Err(_) => {
+                        writer.closing.fail(batch.runs.iter().filter(|run| run.whole).map(|run| run.ledger));
+                        let replicas = batch.runs.iter().filter(|run| !run.whole).map(|run| run.ledger);
+                        writer.closing.doubt(replicas.chain(batch.controls.iter().map(Control::ledger)));
+                    }
+                }
+                for control in &batch.controls {
+                    match control {
+                        Control::Fence { ledger, .. } | Control::Tombstone { ledger } if result.is_ok() => {
+                            writer.closing.settled(*ledger);
+                        }
+                        Control::Key { ledger, .. } => drop(writer.keys.remove(ledger)),
+                        _ => (),
+                    }
                 }
                 self.keep_buffer(&mut writer, batch.buffer);
                 result

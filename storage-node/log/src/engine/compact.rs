@@ -196,12 +196,10 @@ impl<D: Disk> Engine<D> {
             for (entry, body) in found.entries {
                 bytes += body.len() as u64;
                 next = entry + 1;
-                output.batch.add_entry(&Append {
-                    ledger,
-                    entry,
-                    parts: [body, Default::default(), Default::default()],
-                    reserve: false,
-                });
+                output.batch.add_entry(
+                    &Append { ledger, entry, parts: [body, Default::default(), Default::default()], reserve: false },
+                    true,
+                );
             }
             output.flush_if_full().map_err(|error| ReadError::Io(error.to_string()))?;
             if !pace(2 * bytes) {

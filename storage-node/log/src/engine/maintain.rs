@@ -235,7 +235,7 @@ impl<D: Disk> Engine<D> {
         Ok(directory)
     }
 
-    /// Fences of ledgers that exist, and tombstones of ledgers of which other segments still hold something.
+    /// Fences, keys and confirmations of ledgers that exist, and tombstones of ledgers of which other segments still hold something.
     pub(super) fn controls_to_keep(&self, dropping: &[(u32, Vec<Row>)]) -> Vec<Control> {
         let catalog = self.catalog.read();
         let mut controls = Vec::new();
@@ -246,8 +246,14 @@ impl<D: Disk> Engine<D> {
             }
             let rows_of = || dropping.iter().flat_map(|(_, rows)| rows).filter(|other| other.ledger == row.ledger);
             if let Some(known) = catalog.ledgers.get(&row.ledger) {
-                let here = rows_of().any(|row| row.fence.is_some());
-                controls.extend(known.fence.filter(|_| here).map(|end| Control::Fence { ledger: row.ledger, end }));
+                let ledger = row.ledger;
+                let here = |has: fn(&Row) -> bool| rows_of().any(has);
+                let key = known.key.filter(|_| here(|row| row.key.is_some()));
+                let lac = known.explicit_lac.as_ref().filter(|_| here(|row| row.explicit_lac.is_some()));
+                let fence = known.fence.filter(|_| here(|row| row.fence.is_some()));
+                controls.extend(key.map(|key| Control::Key { ledger, key }));
+                controls.extend(lac.map(|lac| Control::ExplicitLac { ledger, lac: **lac }));
+                controls.extend(fence.map(|end| Control::Fence { ledger, end }));
             } else if rows_of().any(|row| row.deleted) {
                 let held_here = rows_of().filter(|row| row.holds_something()).count() as u32;
                 let remains = catalog.graves.get(&row.ledger).map_or(0, |grave| grave.remains);

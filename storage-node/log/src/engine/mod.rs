@@ -20,10 +20,11 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-pub use batch::{Append, Done, FenceDone, Request};
+pub use batch::{Admission, Append, Done, FenceDone, Request};
 pub use commit::{Begin, Commit, Outcome};
 pub use compact::CompactionPlan;
 pub use recovery::RecoveryReport;
+pub use zero::ZeroFirst;
 
 use crate::buffer::ReadBuffers;
 use crate::disk::Disk;

@@ -15,6 +15,7 @@ use crate::error::ReadError;
 use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::index::footer::decode_section;
 use crate::index::{Run, Runs};
+use crate::replica::ExplicitLac;
 
 /// Runs are read together up to this size.
 const READ_BYTES: u64 = 4 << 20;
@@ -79,6 +80,48 @@ impl<D: Disk> Engine<D> {
         Ok(catalog.ledgers.get(&ledger).ok_or(ReadError::NoSuchLedger { ledger })?.last())
     }
 
+    /// What else there is of a replica: whether it is fenced, and its explicit last add confirmed. Both `None`s mean that
+    /// nothing is known of it.
+    pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
+        let catalog = self.catalog.read();
+        let known = catalog.ledgers.get(&ledger)?;
+        Some((known.fence.is_some(), known.explicit_lac.as_deref().copied()))
+    }
+
+    /// The entries that there are of a ledger, as stretches of a first entry and a number of entries, in order.
+    pub fn stretches(&self, ledger: u64) -> Result<Vec<(u64, u64)>, ReadError> {
+        let (mut runs, sealed) = {
+            let catalog = self.catalog.read();
+            let Some(known) = catalog.ledgers.get(&ledger) else {
+                let unknown = catalog.damaged && !catalog.graves.contains_key(&ledger);
+                return Err(if unknown { hidden(ledger, None) } else { ReadError::NoSuchLedger { ledger } });
+            };
+            let (mut runs, mut sealed): (Vec<Run>, Vec<_>) = (Vec::new(), Vec::new());
+            for place in known.placements.iter().filter(|place| place.first <= place.last) {
+                let holder = &catalog.segments[&place.segment];
+                match &holder.index {
+                    IndexState::Open(index) => {
+                        runs.extend(index.get(ledger).into_iter().flat_map(|content| content.runs.as_slice()));
+                    }
+                    IndexState::Sealed { .. } => sealed.push((holder.segment.clone(), holder.data_end, *place)),
+                }
+            }
+            (runs, sealed)
+        };
+        for (segment, data_end, place) in sealed {
+            runs.extend(self.sealed_runs(&segment, data_end, ledger, &place)?.as_slice());
+        }
+        runs.sort_unstable_by_key(|run| run.first);
+        let mut stretches: Vec<(u64, u64)> = Vec::new();
+        for run in runs {
+            match stretches.last_mut() {
+                Some((first, count)) if run.first <= *first + *count => *count = (*count).max(run.end() - *first),
+                _ => stretches.push((run.first, u64::from(run.count))),
+            }
+        }
+        Ok(stretches)
+    }
+
     /// Bytes that the ledger takes on disk; 0 if it does not exist.
     pub fn ledger_bytes(&self, ledger: u64) -> u64 {
         self.catalog
@@ -90,11 +133,7 @@ impl<D: Disk> Engine<D> {
 
     fn last_readable(&self, ledger: u64, first: u64) -> Result<u64, ReadError> {
         let catalog = self.catalog.read();
-        let uncertain = || ReadError::Corrupt {
-            ledger,
-            entry: Some(first),
-            detail: "it is not in the index, and damage to the log may hide it".to_owned(),
-        };
+        let uncertain = || hidden(ledger, Some(first));
         let Some(known) = catalog.ledgers.get(&ledger) else {
             let gone = catalog.graves.contains_key(&ledger);
             return Err(if catalog.damaged && !gone { uncertain() } else { ReadError::NoSuchLedger { ledger } });
@@ -133,8 +172,7 @@ impl<D: Disk> Engine<D> {
             }
         }
         if self.catalog.read().damaged {
-            let detail = "it is not in the index, and damage to the log may hide it".to_owned();
-            return Err(ReadError::Corrupt { ledger, entry: Some(entry), detail });
+            return Err(hidden(ledger, Some(entry)));
         }
         Err(ReadError::NoSuchEntry { ledger, entry })
     }
@@ -169,6 +207,11 @@ impl<D: Disk> Engine<D> {
         self.cache.lock().put(key, runs.clone());
         Ok(runs)
     }
+}
+
+fn hidden(ledger: u64, entry: Option<u64>) -> ReadError {
+    let detail = "it is not in the index, and damage to the log may hide it".to_owned();
+    ReadError::Corrupt { ledger, entry, detail }
 }
 
 fn io_error(error: std::io::Error) -> ReadError {

@@ -71,7 +71,8 @@ impl<D: Disk> Engine<D> {
             found.keys().chain(&unused).chain(&lost).copied().chain(spare_ids).max().map_or(1, |id| id + 1);
         let proven: Vec<(u32, u64)> =
             found.iter().filter_map(|(id, found)| Some((*id, found.scan.as_ref()?.proven))).collect();
-        let catalog = build_catalog(found, lost, &mut report);
+        let mut catalog = build_catalog(found, lost, &mut report);
+        catalog.opened_at = next_segment;
         report.segments = catalog.segments.len();
         report.ledgers = catalog.ledgers.len();
         for damage in &report.damage {
@@ -318,6 +319,8 @@ fn rows_of_index(index: &OpenIndex) -> Vec<Row> {
             bytes: content.bytes,
             fence: content.fence,
             deleted: content.deleted,
+            key: content.key,
+            explicit_lac: content.explicit_lac,
         })
         .collect();
     rows.sort_unstable_by_key(|row| row.ledger);

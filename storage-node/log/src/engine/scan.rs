@@ -13,6 +13,7 @@ use crate::format::{
 };
 use crate::index::footer::Hole;
 use crate::index::{Control, OpenIndex, Run};
+use crate::replica::ExplicitLac;
 
 const WINDOW_BYTES: usize = 1 << 20;
 
@@ -172,8 +173,23 @@ impl Scan {
             }
             RecordKind::Fence => self.index.add_control(Control::Fence { ledger: header.ledger, end: header.entry }),
             RecordKind::Tombstone => self.index.add_control(Control::Tombstone { ledger: header.ledger }),
+            RecordKind::Key | RecordKind::ExplicitLac => return self.take_body(window, at, header),
             RecordKind::Commit | RecordKind::Pad | RecordKind::Manifest => (),
         }
         Ok(true)
+    }
+    /// A record of which the body counts: one that is damaged is a hole, wherever it is.
+    fn take_body<F: DiskFile>(&mut self, window: &mut Window<F>, at: u64, header: &RecordHeader) -> io::Result<bool> {
+        let body = window.get(at + RECORD_HEADER_BYTES as u64, header.body_bytes as usize)?;
+        if !header.body_is_intact(body) {
+            return Ok(false);
+        }
+        let ledger = header.ledger;
+        let control = match header.kind {
+            RecordKind::Key => body.try_into().ok().map(|key| Control::Key { ledger, key }),
+            _ => ExplicitLac::new(header.entry as i64, body).map(|lac| Control::ExplicitLac { ledger, lac }),
+        };
+        control.into_iter().for_each(|control| self.index.add_control(control));
+        Ok(control.is_some())
     }
 }

@@ -12,38 +12,56 @@ use crate::disk::{Disk, DiskFile};
 
 /// Distance to what is written, so that the two do not meet.
 const MARGIN_BYTES: u64 = 8 << 20;
+/// Written at once into the segment that takes commits: they wait for the same inode meanwhile.
+const STEP_BESIDE_COMMITS: u64 = 64 << 10;
+/// So much of a segment that is not in use is written before it is synced.
+const SYNC_BYTES: u64 = 8 << 20;
+
+/// Which segment is zeroed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroFirst {
+    /// The one that takes commits: there are none just now.
+    Active,
+    /// The next one: commits go on beside it.
+    Next,
+}
 
 impl<D: Disk> Engine<D> {
     /// Zeros up to `bytes` of the segment that is being written or of the next one; answers how many, 0 if there is
     /// nothing to do. One thread at a time.
-    pub fn zero_ahead(&self, bytes: u64) -> io::Result<u64> {
-        let (segment, range) = {
+    pub fn zero_ahead(&self, bytes: u64, first: ZeroFirst) -> io::Result<u64> {
+        let (segment, range, needs_sync) = {
             let mut writer = self.writer.lock();
             let writer = &mut *writer;
-            let mut target = None;
-            if let Some(active) = &mut writer.active {
+            let active = writer.active.as_mut().and_then(|active| {
                 // A segment that has not been begun can be zeroed from its beginning.
                 let distance = if active.has_manifest { MARGIN_BYTES } else { 0 };
                 active.zeroed_to = active.zeroed_to.max((active.next_offset + distance).min(active.allocated));
-                target = (active.zeroed_to < active.allocated && active.has_manifest)
-                    .then(|| (active.segment.clone(), active.zeroed_to, active.allocated));
-            }
-            if let (None, Some(next)) = (&target, &writer.prepared) {
-                target = Some((next.segment.clone(), next.zeroed_to, next.allocated));
-            }
-            let Some((segment, from, allocated)) = target.filter(|(segment, ..)| segment.file.overlaps()) else {
+                let step = if first == ZeroFirst::Active { bytes } else { bytes.min(STEP_BESIDE_COMMITS) };
+                (active.zeroed_to < active.allocated && active.has_manifest)
+                    .then(|| (active.segment.clone(), active.zeroed_to, active.allocated, step, true))
+            });
+            let next = writer.prepared.as_ref().filter(|next| next.zeroed_to < next.allocated).map(|next| {
+                let to = next.zeroed_to + bytes;
+                let needs_sync = to >= next.allocated || to / SYNC_BYTES != next.zeroed_to / SYNC_BYTES;
+                (next.segment.clone(), next.zeroed_to, next.allocated, bytes, needs_sync)
+            });
+            let target = if first == ZeroFirst::Active { active.or(next) } else { next.or(active) };
+            let Some((segment, from, allocated, step, needs_sync)) =
+                target.filter(|(segment, ..)| segment.file.overlaps())
+            else {
                 return Ok(0);
             };
-            let to = (from + bytes).min(allocated);
-            if from >= to {
-                return Ok(0);
-            }
-            writer.zeroing = Some((segment.id, from..to));
-            (segment, from..to)
+            let range = from..(from + step).min(allocated);
+            writer.zeroing = Some((segment.id, range.clone()));
+            (segment, range, needs_sync)
         };
         let mut zeros = AlignedBuffer::default();
         zeros.extend_zeros((range.end - range.start) as usize);
-        let written = segment.file.write_at(zeros.as_slice(), range.start).and_then(|()| segment.file.sync_data());
+        let mut written = segment.file.write_at(zeros.as_slice(), range.start);
+        if needs_sync {
+            written = written.and_then(|()| segment.file.sync_data());
+        }
         let mut writer = self.writer.lock();
         writer.zeroing = None;
         self.zeroed.notify_all();

@@ -5,6 +5,7 @@ use crc_fast::crc32_iscsi as crc32c;
 
 use super::{OpenIndex, Run, Runs, SegmentLedger};
 use crate::format::{BLOCK_BYTES, u32_at, u64_at};
+use crate::replica::{EXPLICIT_LAC_BYTES_MAX, ExplicitLac, MasterKey};
 
 const DIRECTORY_HEAD_BYTES: usize = 16;
 const ROW_BYTES: usize = 56;
@@ -12,6 +13,10 @@ const HOLE_BYTES: usize = 16;
 const RUN_BYTES_MAX: usize = 24;
 const FENCED: u32 = 1;
 const DELETED: u32 = 2;
+const KEYED: u32 = 4;
+const CONFIRMED: u32 = 8;
+/// Key, explicit last add confirmed and the length of its body.
+const REPLICA_BYTES_MAX: usize = size_of::<MasterKey>() + 8 + 1 + EXPLICIT_LAC_BYTES_MAX;
 
 /// Bytes of a segment that no record could be read from, though they were durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +38,14 @@ pub struct Row {
     pub bytes: u64,
     pub fence: Option<u64>,
     pub deleted: bool,
+    pub key: Option<MasterKey>,
+    pub explicit_lac: Option<ExplicitLac>,
 }
 
 impl Row {
     /// Whether there is more than a tombstone.
     pub fn holds_something(&self) -> bool {
-        self.first <= self.last || self.fence.is_some()
+        self.first <= self.last || self.fence.is_some() || self.key.is_some() || self.explicit_lac.is_some()
     }
 }
 
@@ -57,7 +64,8 @@ pub struct Footer {
 }
 
 pub fn bytes_max(ledgers: usize, runs: usize) -> u64 {
-    (2 * BLOCK_BYTES + DIRECTORY_HEAD_BYTES + ledgers * (ROW_BYTES + 8) + runs * RUN_BYTES_MAX) as u64
+    (2 * BLOCK_BYTES + DIRECTORY_HEAD_BYTES + ledgers * (ROW_BYTES + REPLICA_BYTES_MAX + 8) + runs * RUN_BYTES_MAX)
+        as u64
 }
 
 /// Sections begin at `at`. Ledgers come in the order of their ids, so that the same index gives the same bytes.
@@ -79,6 +87,8 @@ pub fn build(index: &OpenIndex, at: u64, manifest_at: u64, holes: &[Hole]) -> Fo
             bytes: content.bytes,
             fence: content.fence,
             deleted: content.deleted,
+            key: content.key,
+            explicit_lac: content.explicit_lac,
         }
     });
     let directory = Directory { manifest_at, rows: rows.collect(), holes: holes.to_vec() };
@@ -93,7 +103,10 @@ fn encode_directory(directory: &Directory) -> Vec<u8> {
     bytes.extend((directory.holes.len() as u32).to_le_bytes());
     bytes.extend(directory.manifest_at.to_le_bytes());
     for row in &directory.rows {
-        let flags = u32::from(row.fence.is_some()) * FENCED + u32::from(row.deleted) * DELETED;
+        let flags = u32::from(row.fence.is_some()) * FENCED
+            + u32::from(row.deleted) * DELETED
+            + u32::from(row.key.is_some()) * KEYED
+            + u32::from(row.explicit_lac.is_some()) * CONFIRMED;
         bytes.extend(row.ledger.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(row.section_bytes.to_le_bytes());
@@ -106,6 +119,14 @@ fn encode_directory(directory: &Directory) -> Vec<u8> {
     for hole in &directory.holes {
         bytes.extend(hole.offset.to_le_bytes());
         bytes.extend(hole.bytes.to_le_bytes());
+    }
+    for row in &directory.rows {
+        bytes.extend(row.key.iter().flatten());
+        if let Some(lac) = &row.explicit_lac {
+            bytes.extend(lac.last_add_confirmed.to_le_bytes());
+            bytes.push(lac.body().len() as u8);
+            bytes.extend(lac.body());
+        }
     }
     bytes
 }
@@ -127,16 +148,37 @@ pub fn decode_directory(bytes: &[u8]) -> Option<Directory> {
             bytes: u64_at(row, 40),
             fence: (flags & FENCED != 0).then(|| u64_at(row, 48)),
             deleted: flags & DELETED != 0,
+            key: None,
+            explicit_lac: None,
         }
     };
+    let mut rows: Vec<Row> = row_bytes.chunks_exact(ROW_BYTES).map(row).collect();
+    let mut rest = &bytes[DIRECTORY_HEAD_BYTES + row_bytes.len() + hole_bytes.len()..];
+    for (row, encoded) in rows.iter_mut().zip(row_bytes.chunks_exact(ROW_BYTES)) {
+        let flags = u32_at(encoded, 8);
+        if flags & KEYED != 0 {
+            row.key = Some(*take(&mut rest, size_of::<MasterKey>())?.first_chunk()?);
+        }
+        if flags & CONFIRMED != 0 {
+            let confirmed = u64_at(take(&mut rest, 8)?, 0) as i64;
+            let length = usize::from(take(&mut rest, 1)?[0]);
+            row.explicit_lac = Some(ExplicitLac::new(confirmed, take(&mut rest, length)?)?);
+        }
+    }
     Some(Directory {
         manifest_at: u64_at(head, 8),
-        rows: row_bytes.chunks_exact(ROW_BYTES).map(row).collect(),
+        rows,
         holes: hole_bytes
             .chunks_exact(HOLE_BYTES)
             .map(|b| Hole { offset: u64_at(b, 0), bytes: u64_at(b, 8) })
             .collect(),
     })
+}
+
+fn take<'b>(bytes: &mut &'b [u8], count: usize) -> Option<&'b [u8]> {
+    let (taken, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(taken)
 }
 
 /// Checksum, then per run, as variable-length integers relative to the run before: entries skipped (zigzag), count,
@@ -240,13 +282,27 @@ mod tests {
     }
 
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn a_directory_of_version_1_is_read() {
+        let hex = include_str!("../../golden/footer.v1.hex").split_whitespace().last().expect("a directory");
+        let digits = hex.as_bytes().chunks(2);
+        let bytes: Vec<u8> =
+            digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
+        let directory = decode_directory(&bytes).expect("it is sound");
+        assert_eq!(directory.rows.iter().map(|row| row.ledger).collect::<Vec<_>>(), [7, 8, 9]);
+        assert!(directory.rows.iter().all(|row| row.key.is_none() && row.explicit_lac.is_none()));
+        assert_eq!(directory.holes, [Hole { offset: 8368, bytes: 24 }]);
+    }
+
+    #[test]
+    fn golden_bytes_of_version_2() {
         let mut index = OpenIndex::default();
         index.add_run(7, Run::one(0, 8224, 64), 64);
         index.add_run(7, Run::one(1, 8288, 40), 40);
         index.add_run(7, Run::one(9, 8328, 40), 40);
         index.ledger_mut(8).fence = Some(5);
         index.ledger_mut(9).deleted = true;
+        index.ledger_mut(10).key = Some([0x4b; 20]);
+        index.ledger_mut(11).explicit_lac = ExplicitLac::new(258, b"lac");
         let footer = build(&index, 12288, 8192, &[Hole { offset: 8368, bytes: 24 }]);
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let golden = include_str!("../../golden/footer.hex").split_whitespace();
@@ -260,11 +316,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sections_and_directories_round_trip(mut runs in prop::collection::vec(any_run(), 1..50), fence: Option<u64>, deleted: bool) {
+        fn sections_and_directories_round_trip(
+            mut runs in prop::collection::vec(any_run(), 1..50),
+            fence: Option<u64>,
+            deleted: bool,
+            key: Option<MasterKey>,
+            lac: Option<(i64, [u8; 20])>,
+        ) {
             runs.sort_by_key(|run| run.first);
             let mut index = OpenIndex::default();
             let ledger = index.ledger_mut(7);
-            *ledger = SegmentLedger { runs: Runs::from_sorted(runs), bytes: 99, fence, deleted };
+            let explicit_lac = lac.and_then(|(lac, body)| ExplicitLac::new(lac, &body));
+            *ledger = SegmentLedger { runs: Runs::from_sorted(runs), bytes: 99, fence, deleted, key, explicit_lac };
             let content = ledger.clone();
             let holes = [Hole { offset: 8192, bytes: 40 }];
             let footer = build(&index, 16384, 12288, &holes);

@@ -9,6 +9,9 @@ pub mod footer;
 
 use rustc_hash::FxHashMap;
 
+use crate::format::record_bytes;
+use crate::replica::{ExplicitLac, MasterKey, later};
+
 /// What has to be read, at most, to find a small entry.
 pub const RUN_BYTES_MAX: u32 = 64 << 10;
 
@@ -106,6 +109,38 @@ pub enum Control {
     Tombstone {
         ledger: u64,
     },
+    Key {
+        ledger: u64,
+        key: MasterKey,
+    },
+    ExplicitLac {
+        ledger: u64,
+        lac: ExplicitLac,
+    },
+}
+
+impl Control {
+    pub fn ledger(&self) -> u64 {
+        match *self {
+            Self::Fence { ledger, .. }
+            | Self::Tombstone { ledger }
+            | Self::Key { ledger, .. }
+            | Self::ExplicitLac { ledger, .. } => ledger,
+        }
+    }
+
+    /// What follows the header of its record.
+    pub fn body(&self) -> &[u8] {
+        match self {
+            Self::Fence { .. } | Self::Tombstone { .. } => &[],
+            Self::Key { key, .. } => key,
+            Self::ExplicitLac { lac, .. } => lac.body(),
+        }
+    }
+
+    pub fn record_bytes(&self) -> u64 {
+        record_bytes(self.body().len())
+    }
 }
 
 /// What a segment holds of one ledger.
@@ -118,6 +153,9 @@ pub struct SegmentLedger {
     pub fence: Option<u64>,
     /// There is a tombstone.
     pub deleted: bool,
+    /// Of a replica.
+    pub key: Option<MasterKey>,
+    pub explicit_lac: Option<ExplicitLac>,
 }
 
 /// The index of a segment that is not sealed.
@@ -139,14 +177,14 @@ impl OpenIndex {
         self.ledgers.entry(ledger).or_default()
     }
 
-    /// Notes a fence (the earliest counts) or a tombstone.
+    /// Notes a fence (the earliest counts), a tombstone, a key or an explicit last add confirmed (the greatest counts).
     pub fn add_control(&mut self, control: Control) {
+        let row = self.ledger_mut(control.ledger());
         match control {
-            Control::Fence { ledger, end } => {
-                let row = self.ledger_mut(ledger);
-                row.fence = Some(row.fence.map_or(end, |known| known.min(end)));
-            }
-            Control::Tombstone { ledger } => self.ledger_mut(ledger).deleted = true,
+            Control::Fence { end, .. } => row.fence = Some(row.fence.map_or(end, |known| known.min(end))),
+            Control::Tombstone { .. } => row.deleted = true,
+            Control::Key { key, .. } => row.key = Some(key),
+            Control::ExplicitLac { lac, .. } => row.explicit_lac = later(row.explicit_lac, Some(lac)),
         }
     }
 

@@ -1,7 +1,9 @@
 //! Seeds of the log engine on a simulated disk. A failure names its seed; `GEMINGA_SEED=n` runs that one alone and prints
 //! what happened, `GEMINGA_SEEDS=n` sets how many the large run takes.
 
+mod machine;
 mod model;
+mod replicas;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,10 +12,9 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-#[test]
-fn many_seeds_keep_every_promise() {
+fn many_seeds(run: fn(u64) -> world::Outcome) {
     if let Some(seed) = number("GEMINGA_SEED") {
-        println!("{}", world::run(seed).trace);
+        println!("{}", run(seed).trace);
         return;
     }
     let seeds = number("GEMINGA_SEEDS").unwrap_or(10_000);
@@ -23,7 +24,7 @@ fn many_seeds_keep_every_promise() {
             move || {
                 (thread..seeds)
                     .step_by(threads as usize)
-                    .find(|&seed| catch_unwind(AssertUnwindSafe(|| world::run(seed))).is_err())
+                    .find(|&seed| catch_unwind(AssertUnwindSafe(|| run(seed))).is_err())
             }
         };
         let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(part(thread))).collect();
@@ -33,10 +34,22 @@ fn many_seeds_keep_every_promise() {
 }
 
 #[test]
+fn many_seeds_keep_every_promise_of_whole_ledgers() {
+    many_seeds(world::run);
+}
+
+#[test]
+fn many_seeds_keep_every_promise_of_replicas() {
+    many_seeds(replicas::run);
+}
+
+#[test]
 fn a_seed_gives_the_same_bytes_twice() {
-    for seed in 0..20 {
-        let (first, second) = (world::run(seed), world::run(seed));
-        assert!(first.trace == second.trace, "seed {seed} took another course");
-        assert!(first.files == second.files, "seed {seed} left other files");
+    for run in [world::run, replicas::run] {
+        for seed in 0..20 {
+            let (first, second) = (run(seed), run(seed));
+            assert!(first.trace == second.trace, "seed {seed} took another course");
+            assert!(first.files == second.files, "seed {seed} left other files");
+        }
     }
 }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
-use geminga_broker::Budget;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::budget::Budget;
 
 /// Payloads up to this size are copied beside their header: cheaper than a further slice of a vectored write.
 const COPY_PAYLOAD_MAX: usize = 2048;

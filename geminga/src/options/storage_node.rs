@@ -1,0 +1,40 @@
+//! Settings of `geminga storage-node`.
+
+use std::path::PathBuf;
+
+use geminga_observe::logging::LogFormat;
+use serde::{Deserialize, Serialize};
+
+use super::units::{ByteSize, Duration};
+
+/// The effective settings of `geminga storage-node`. Field names are the keys of the config file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StorageNodeOptions {
+    pub data_dir: PathBuf,
+    pub addr: String,
+    pub http_addr: String,
+    pub ready_file: Option<PathBuf>,
+    pub memory_limit: ByteSize,
+    pub metadata_url: String,
+    pub shutdown_timeout: Duration,
+    pub max_frame_size: ByteSize,
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+impl Default for StorageNodeOptions {
+    fn default() -> Self {
+        StorageNodeOptions {
+            data_dir: "geminga-storage".into(),
+            addr: "127.0.0.1:3181".into(),
+            http_addr: "127.0.0.1:8000".into(),
+            ready_file: None,
+            memory_limit: ByteSize::mib(512),
+            metadata_url: "none".to_owned(),
+            shutdown_timeout: Duration::from_secs(30),
+            max_frame_size: ByteSize::new(geminga_storage_node::DEFAULT_MAX_FRAME_BYTES as u64),
+            log_level: "info".into(),
+            log_format: LogFormat::Text,
+        }
+    }
+}

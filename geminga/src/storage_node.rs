@@ -1,0 +1,119 @@
+//! `geminga storage-node`: replicated ledgers over BookKeeper's wire protocol.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::routing::get;
+use geminga_log::{Log, LogOptions};
+use geminga_observe::Metrics;
+use geminga_storage_node::{NodeOptions, StorageNode};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::data_dir::DataDir;
+use crate::listen::listen;
+use crate::options::units::ByteSize;
+use crate::options::{Resolved, StorageNodeOptions};
+use crate::ready::ReadyFile;
+use crate::server::{self, warn_of_wide_listening};
+
+/// Less does not leave room for the buffers that keep a disk and a few connections busy.
+const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+
+/// Runs until a signal stops it.
+pub fn start(resolved: &Resolved<StorageNodeOptions>) -> anyhow::Result<()> {
+    let options = &resolved.options;
+    let logs = (&options.log_level[..], options.log_format);
+    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
+}
+
+async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let memory_limit = options.memory_limit.bytes();
+    if memory_limit < MEMORY_LIMIT_MIN.bytes() {
+        bail!("memory limit {} is too small, {MEMORY_LIMIT_MIN} is the least (--memory-limit)", options.memory_limit);
+    }
+    if options.max_frame_size.bytes() > memory_limit / 8 {
+        bail!(
+            "frames of {} are too large: an eighth of the memory limit is the most (--max-frame-size)",
+            options.max_frame_size
+        );
+    }
+    if options.metadata_url != "none" {
+        bail!("metadata URL '{}' is not supported yet, use none (--metadata-url)", options.metadata_url);
+    }
+    let data_dir = DataDir::open(&options.data_dir)?;
+    if let Some(path) = &options.ready_file {
+        ReadyFile::clear(path)?;
+    }
+    let (listener, addr) = listen(&options.addr, "addr")?;
+    let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
+    let log = open_log(&data_dir, memory_limit)?;
+    let node_options = NodeOptions {
+        max_frame_bytes: options.max_frame_size.bytes() as usize,
+        ..NodeOptions::new(&options.data_dir, memory_limit)
+    };
+    let node = StorageNode::new(log.clone(), node_options);
+    let serving =
+        tokio::spawn(geminga_storage_node::serve(TcpListener::from_std(listener)?, node.clone(), shutdown.clone()));
+    let serving_http = tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, shutdown.clone()));
+
+    warn_of_wide_listening(&[addr, http]);
+    let ports = [("bookie", addr), ("http", http)];
+    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &ports)).transpose()?;
+    tracing::info!(%addr, %http, data_dir = %options.data_dir.display(), "serving");
+    crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
+
+    // Fails only when the sender is gone, which then cannot ask for anything else either.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+    drop(ready);
+    let finish = async {
+        let _ = serving.await;
+        let _ = serving_http.await;
+    };
+    if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
+        tracing::warn!("gave up waiting for what was in flight");
+    }
+    tokio::task::spawn_blocking(move || log.close()).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Recovery after a crash happens here.
+fn open_log(data_dir: &DataDir, memory_limit: u64) -> anyhow::Result<Log> {
+    let path = data_dir.log();
+    let options = LogOptions { max_queued_bytes: (memory_limit / 4) as usize, ..LogOptions::default() };
+    let (log, report) =
+        Log::open(&path, options).with_context(|| format!("cannot open the log in {}", path.display()))?;
+    tracing::info!(?report, "log is open");
+    Ok(log)
+}
+
+fn serve_http(
+    listener: TcpListener,
+    node: &Arc<StorageNode>,
+    mut shutdown: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let metrics = Arc::new(Metrics::new());
+    node.show(&metrics);
+    let page = move || {
+        let metrics = metrics.clone();
+        async move {
+            let mut page = String::new();
+            metrics.render(&mut page);
+            ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)
+        }
+    };
+    let router = Router::new()
+        .route("/metrics", get(page))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(|| async { "ok" }));
+    async move {
+        let stop = async move {
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        };
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+            tracing::error!(%error, "HTTP server ended");
+        }
+    }
+}

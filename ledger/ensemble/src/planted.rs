@@ -1,0 +1,33 @@
+//! Mistakes that real systems made, for the simulation to find. Without the feature `planted-bugs` there are none.
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// Entries are confirmed while the ensemble changes, though the metadata may never say so (BookKeeper 1591).
+    ConfirmBeforeMetadata,
+    /// A recovery begins with entry 0 and edits finished fragments.
+    RecoverFromTheStart,
+    /// What the replaced node had is counted for the new one (BookKeeper 4651).
+    KeepAcksOfReplaced,
+    /// A recovery writes down where it puts entries before all of them are there.
+    EarlyFragments,
+    /// One node's "no such entry" is taken for the ledger's end.
+    OneDenialIsEnough,
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in the state machines of this thread.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+pub(crate) fn is_planted(_bug: Bug) -> bool {
+    #[cfg(feature = "planted-bugs")]
+    return PLANTED.get() == Some(_bug);
+    #[cfg(not(feature = "planted-bugs"))]
+    false
+}

@@ -1,0 +1,355 @@
+//! A seed's life of a log of replicas: entries in any order, with gaps and again, fences that recoveries pass, keys and
+//! explicit confirmations.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use geminga_log::engine::Request;
+use geminga_log::{Admission, Append, AppendError, ExplicitLac, FenceError, MasterKey, ReadError};
+use rand::Rng;
+
+use crate::machine::{Machine, Stop};
+use crate::model::content;
+use crate::world::Outcome;
+
+const STEPS: usize = 160;
+const LEDGERS: u64 = 8;
+const ENTRIES: u64 = 40;
+
+/// What must be true of a replica.
+#[derive(Debug, Default)]
+struct Replica {
+    /// Entries that somebody asked to write.
+    asked: BTreeSet<u64>,
+    /// Entries that were acknowledged, or seen after a recovery.
+    kept: BTreeSet<u64>,
+    fence_asked: bool,
+    /// The number of the call that fenced it.
+    fenced_by: Option<u64>,
+    lac_asked: i64,
+    lac_kept: i64,
+    deletion_asked: bool,
+    deleted: bool,
+    /// Somebody who does not know of the deletion has asked for something since: there may be another of that name.
+    late: bool,
+}
+
+impl Replica {
+    /// Something of it is durable, so its key is.
+    fn has_key(&self) -> bool {
+        !self.kept.is_empty() || self.fenced_by.is_some() || self.lac_kept > 0
+    }
+}
+
+enum Answer {
+    Append {
+        call: u64,
+        ledger: u64,
+        entries: Vec<u64>,
+        recovery: bool,
+        right_key: bool,
+        result: Result<(), AppendError>,
+    },
+    Fence {
+        call: u64,
+        ledger: u64,
+        result: Result<Option<u64>, FenceError>,
+    },
+    Confirm {
+        ledger: u64,
+        lac: i64,
+        result: Result<(), AppendError>,
+    },
+    Delete {
+        ledger: u64,
+        result: Result<(), AppendError>,
+    },
+}
+
+struct World {
+    machine: Machine,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    replicas: BTreeMap<u64, Replica>,
+    next_ledger: u64,
+    next_call: u64,
+}
+
+fn key_of(ledger: u64) -> MasterKey {
+    [ledger as u8; 20]
+}
+
+pub fn run(seed: u64) -> Outcome {
+    let mut world = World {
+        machine: Machine::new(seed),
+        answers: Arc::default(),
+        replicas: BTreeMap::new(),
+        next_ledger: 1,
+        next_call: 0,
+    };
+    for _ in 0..STEPS {
+        world.step();
+    }
+    world.end();
+    Outcome { trace: std::mem::take(&mut world.machine.trace), files: world.machine.disk.contents() }
+}
+
+impl World {
+    fn step(&mut self) {
+        match self.machine.rng.random_range(0..100) {
+            0..26 => self.append(),
+            26..30 => self.fence(),
+            30..34 => self.confirm(),
+            34..36 => self.delete(),
+            36..56 => {
+                self.machine.begin();
+            }
+            56..70 => self.machine.write_one(),
+            70..84 => self.machine.finish_one(),
+            84..92 => self.machine.maintain(),
+            92..96 => self.check(false),
+            96..98 => {
+                let changes = self.machine.rng.random_range(1..20);
+                self.machine.disk.crash_after(changes);
+                self.machine.note(format_args!("will crash after {changes}"));
+            }
+            98 => self.restart(Stop::Kill),
+            _ => self.restart(Stop::Close),
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        self.take_answers();
+        if self.machine.disk.has_crashed() {
+            self.restart(Stop::Crash);
+        }
+    }
+
+    /// One of the last few, so that old ones rest in sealed and compacted segments.
+    fn any_ledger(&mut self) -> u64 {
+        if self.next_ledger <= LEDGERS || self.machine.rng.random_bool(0.03) {
+            self.next_ledger += 1;
+        }
+        let ledger = self.machine.rng.random_range(1..self.next_ledger);
+        let known = self.replicas.entry(ledger).or_default();
+        known.late |= known.deletion_asked;
+        ledger
+    }
+
+    fn call(&mut self) -> u64 {
+        self.next_call += 1;
+        self.next_call - 1
+    }
+
+    fn append(&mut self) {
+        let ledger = self.any_ledger();
+        let count = self.machine.rng.random_range(1..8);
+        // A writer goes on, a recovery or re-replication comes from anywhere.
+        let next = self.replicas[&ledger].asked.last().map_or(0, |last| last + 1);
+        let stride = self.machine.rng.random_range(1..3);
+        let from = if self.machine.rng.random_bool(0.7) { next } else { self.machine.rng.random_range(0..ENTRIES) };
+        let mut entries: Vec<u64> = (0..count).map(|n| from + n * stride).collect();
+        if self.machine.rng.random_bool(0.1) {
+            entries.reverse();
+        }
+        let recovery = self.machine.rng.random_bool(0.3);
+        let right_key = self.machine.rng.random_bool(0.97);
+        // A stranger before the owner would own the ledger.
+        let right_key = right_key || !self.replicas[&ledger].has_key();
+        self.append_to(ledger, entries, recovery, right_key);
+    }
+
+    fn append_to(&mut self, ledger: u64, entries: Vec<u64>, recovery: bool, right_key: bool) {
+        let call = self.call();
+        if right_key {
+            self.replicas.get_mut(&ledger).expect("it is there").asked.extend(&entries);
+        }
+        let appends = entries.iter().map(|&entry| {
+            let parts = [Bytes::from(content(ledger, entry)), Bytes::new(), Bytes::new()];
+            Append { ledger, entry, parts, reserve: recovery }
+        });
+        let appends = appends.collect();
+        let key = key_of(if right_key { ledger } else { ledger + 100 });
+        self.machine.note(format_args!("append {ledger}:{entries:?} recovery {recovery} key {right_key}"));
+        let answers = self.answers.clone();
+        let done = Box::new(move |result| {
+            answers.lock().unwrap().push(Answer::Append { call, ledger, entries, recovery, right_key, result });
+        });
+        let admission = Admission::Replica { key, recovery };
+        self.machine.queue.push_back(Request::Append { entries: appends, admission, done });
+    }
+
+    fn fence(&mut self) {
+        let (ledger, call, answers) = (self.any_ledger(), self.call(), self.answers.clone());
+        self.replicas.get_mut(&ledger).expect("it is there").fence_asked = true;
+        self.machine.note(format_args!("fence {ledger}"));
+        let done = Box::new(move |result| answers.lock().unwrap().push(Answer::Fence { call, ledger, result }));
+        self.machine.queue.push_back(Request::Fence { ledger, key: Some(key_of(ledger)), done });
+    }
+
+    fn confirm(&mut self) {
+        let (ledger, answers) = (self.any_ledger(), self.answers.clone());
+        let known = self.replicas.get_mut(&ledger).expect("it is there");
+        let lac = self.machine.rng.random_range(1..60);
+        known.lac_asked = known.lac_asked.max(lac);
+        self.machine.note(format_args!("confirm {ledger}: {lac}"));
+        let done = Box::new(move |result| answers.lock().unwrap().push(Answer::Confirm { ledger, lac, result }));
+        let explicit = ExplicitLac::new(lac, &lac.to_be_bytes()).expect("it is short");
+        self.machine.queue.push_back(Request::ExplicitLac { ledger, key: key_of(ledger), lac: explicit, done });
+    }
+
+    fn delete(&mut self) {
+        let ledger = self.any_ledger();
+        self.ask_deletion(ledger);
+    }
+
+    fn ask_deletion(&mut self, ledger: u64) {
+        self.replicas.entry(ledger).or_default().deletion_asked = true;
+        self.machine.note(format_args!("delete {ledger}"));
+        let answers = self.answers.clone();
+        let done = Box::new(move |result| answers.lock().unwrap().push(Answer::Delete { ledger, result }));
+        self.machine.queue.push_back(Request::Delete { ledgers: vec![ledger], done });
+    }
+
+    fn take_answers(&mut self) {
+        let answers = std::mem::take(&mut *self.answers.lock().unwrap());
+        for answer in answers {
+            match answer {
+                Answer::Append { call, ledger, entries, recovery, right_key, result } => {
+                    self.machine.note(format_args!("appended {ledger}:{entries:?}: {result:?}"));
+                    let known = self.replicas.get_mut(&ledger).expect("it is there");
+                    if result.is_err() || known.deletion_asked {
+                        continue;
+                    }
+                    assert!(right_key || self.machine.flips > 0, "ledger {ledger}: acknowledged a stranger's entry");
+                    let fenced_before = known.fenced_by.is_some_and(|fence| fence < call);
+                    assert!(recovery || !fenced_before, "ledger {ledger}: acknowledged after a fence");
+                    if right_key {
+                        known.kept.extend(entries);
+                    }
+                }
+                Answer::Fence { call, ledger, result } => {
+                    self.machine.note(format_args!("fenced {ledger}: {result:?}"));
+                    let known = self.replicas.get_mut(&ledger).expect("it is there");
+                    match result {
+                        _ if known.deletion_asked => (),
+                        Ok(last) => {
+                            // Behind the fence, a recovery of which the answer is on its way may have added some.
+                            assert!(last >= known.kept.last().copied(), "ledger {ledger}: fenced at {last:?}");
+                            assert!(last.is_none_or(|last| known.asked.contains(&last)), "nobody wrote {last:?}");
+                            known.fenced_by = known.fenced_by.or(Some(call));
+                        }
+                        Err(FenceError::Unknown(error)) => assert!(self.machine.flips > 0, "ledger {ledger}: {error}"),
+                        Err(FenceError::NotDurable(_)) => (),
+                    }
+                }
+                Answer::Confirm { ledger, lac, result } => {
+                    self.machine.note(format_args!("confirmed {ledger}: {lac}: {result:?}"));
+                    let known = self.replicas.get_mut(&ledger).expect("it is there");
+                    if result.is_ok() {
+                        known.lac_kept = known.lac_kept.max(lac);
+                    }
+                }
+                Answer::Delete { ledger, result } => {
+                    self.machine.note(format_args!("deleted {ledger}: {result:?}"));
+                    self.replicas.get_mut(&ledger).expect("it is there").deleted |= result.is_ok();
+                }
+            }
+        }
+    }
+
+    /// Compares all of it; `recovered` says that the log was just opened, so that what is there now is durable.
+    fn check(&mut self, recovered: bool) {
+        let engine = &self.machine.engine;
+        let damage = self.machine.flips > 0;
+        let existing = engine.ledgers();
+        for (&ledger, known) in &mut self.replicas {
+            let exists = existing.binary_search(&ledger).is_ok();
+            if known.deletion_asked {
+                if recovered && !known.deleted {
+                    // Nobody knows whether it was; whoever asks again is told.
+                    known.deleted = !exists;
+                }
+                assert!(!known.deleted || !exists || known.late || damage, "ledger {ledger} came back");
+                continue;
+            }
+            let mut found = BTreeSet::new();
+            for entry in 0..ENTRIES + 20 {
+                match engine.read(ledger, entry) {
+                    Ok(bytes) => {
+                        assert_eq!(bytes, content(ledger, entry), "entry {ledger}:{entry} is another");
+                        assert!(known.asked.contains(&entry), "entry {ledger}:{entry} was never written");
+                        let is_early = !recovered && !known.kept.contains(&entry);
+                        assert!(!is_early, "entry {ledger}:{entry} is visible before it was acknowledged");
+                        found.insert(entry);
+                    }
+                    Err(ReadError::Corrupt { .. }) if damage => (),
+                    Err(error) => assert!(!known.kept.contains(&entry), "{error} after it was acknowledged"),
+                }
+            }
+            known.kept.extend(&found);
+            if let Ok(stretches) = engine.stretches(ledger) {
+                let listed: BTreeSet<u64> = stretches.iter().flat_map(|(first, count)| *first..first + count).collect();
+                // What the index has may be unreadable.
+                let wrong = if damage { !listed.is_superset(&found) } else { listed.range(..ENTRIES + 20).ne(&found) };
+                assert!(!wrong, "ledger {ledger} lists {listed:?} and has {found:?}");
+            } else {
+                assert!(damage || found.is_empty(), "ledger {ledger} is not listed");
+            }
+            let (fenced, lac) = engine.replica(ledger).unwrap_or((false, None));
+            let lac = lac.map_or(0, |lac| {
+                assert_eq!(lac.body(), lac.last_add_confirmed.to_be_bytes());
+                lac.last_add_confirmed
+            });
+            assert!(fenced || known.fenced_by.is_none() || damage, "ledger {ledger} is not fenced any more");
+            assert!(!fenced || known.fence_asked, "ledger {ledger} was never fenced");
+            assert!(lac >= known.lac_kept || damage, "ledger {ledger}: confirmed up to {lac}");
+            assert!(lac <= known.lac_asked, "ledger {ledger}: confirmed up to {lac}");
+            known.lac_kept = lac;
+        }
+    }
+
+    fn restart(&mut self, stop: Stop) {
+        if matches!(stop, Stop::Close) {
+            self.machine.drain();
+            self.take_answers();
+        }
+        self.machine.restart(stop);
+        self.answers.lock().unwrap().clear();
+        self.check(true);
+    }
+
+    /// Without any more faults everything can be deleted, the space comes back, and the log takes entries.
+    fn end(&mut self) {
+        self.machine.heal();
+        self.machine.drain();
+        self.settle();
+        self.check(false);
+        self.restart(Stop::Close);
+        for ledger in self.machine.engine.ledgers() {
+            self.ask_deletion(ledger);
+        }
+        for _ in 0..12 {
+            self.machine.drain();
+            self.machine.engine.prepare_next().expect("no faults");
+            self.machine.engine.seal_retired().expect("no faults");
+            self.machine.engine.check_space();
+            self.machine.reclaim().expect("no faults");
+        }
+        self.machine.drain();
+        self.take_answers();
+        assert_eq!(self.machine.engine.ledgers(), [0; 0]);
+        if self.machine.flips == 0 {
+            let stats = self.machine.engine.stats();
+            assert!(stats.segments <= 3, "the space does not come back: {stats:?}");
+            let ledger = self.next_ledger;
+            self.replicas.entry(ledger).or_default();
+            self.append_to(ledger, vec![5, 3], false, true);
+            self.machine.drain();
+            self.take_answers();
+            assert_eq!(self.replicas[&ledger].kept.len(), 2, "takes no entries");
+        }
+        self.restart(Stop::Crash);
+    }
+}

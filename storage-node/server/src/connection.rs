@@ -1,0 +1,269 @@
+//! One client connection: frames in, frames out.
+//!
+//! Requests are taken in the order in which they come; adds are handed to the log in that order, and a fence behind an add
+//! comes behind it there. Reading stops while the node, or this connection alone, holds too many bytes that are not durable
+//! yet, and while the client does not take its answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use geminga_flow::{Budget, Frames, HARD_LIMIT, Outbox, UnfinishedFrame};
+use geminga_log::{AppendError, ExplicitLac};
+use geminga_wire_bookkeeper::{
+    Code, FrameSink, Incoming, LacHead, ReplyTo, Request, Response, WriteLac, decode_request, encode_response,
+    frame_size, take_frame,
+};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::adding::Adds;
+use crate::errors::{self, ConnectionError};
+use crate::node::StorageNode;
+use crate::reading::{Job, Reads};
+
+/// Bounds of the read buffer: it grows with a busy connection.
+const READ_BYTES_MIN: usize = 8 << 10;
+const READ_BYTES_MAX: usize = 1 << 20;
+/// A frame above this is read on only when there is room for all of it.
+const LARGE_FRAME: usize = 64 << 10;
+/// How long a large frame may take while others wait for the room it has.
+const FRAME_PATIENCE: Duration = Duration::from_secs(60);
+/// The plugin that a node without authentication says it has; the name is BookKeeper's.
+const NO_AUTHENTICATION: &str = "AuthDisabledPlugin";
+/// Bits of a request for figures of the node.
+const TOTAL_DISK_CAPACITY: i64 = 1;
+const FREE_DISK_SPACE: i64 = 2;
+
+pub struct Connection {
+    pub node: Arc<StorageNode>,
+    pub address: String,
+    pub outbox: Outbox,
+    /// Adds of this connection that are not durable yet.
+    pub adding: Arc<Budget>,
+    pub reads: Mutex<Reads>,
+    /// There is room in the outbox again, or none will be needed.
+    room: Notify,
+    stop: Notify,
+}
+
+/// Frames of the protocol in an outbox.
+struct Sink<'f, 'q>(&'f mut Frames<'q>);
+
+impl FrameSink for Sink<'_, '_> {
+    fn write(&mut self, encode: impl FnOnce(&mut BytesMut)) {
+        self.0.head(encode);
+    }
+
+    fn share(&mut self, bytes: &Bytes) {
+        self.0.payload(bytes);
+    }
+}
+
+impl Connection {
+    pub fn new(node: Arc<StorageNode>, stream: Arc<TcpStream>, address: String) -> Self {
+        Self {
+            outbox: Outbox::new(stream, node.outbound.clone()),
+            adding: Budget::new(node.adding.limit() / 2),
+            reads: Mutex::default(),
+            room: Notify::new(),
+            stop: Notify::new(),
+            node,
+            address,
+        }
+    }
+
+    /// Serves the connection until it ends.
+    pub async fn run(self: Arc<Self>, stream: Arc<TcpStream>) {
+        let writer = {
+            let connection = self.clone();
+            tokio::spawn(async move {
+                connection.outbox.drain(|| connection.room.notify_waiters()).await;
+                connection.room.notify_waiters();
+            })
+        };
+        match self.receive(&stream).await {
+            Ok(()) => tracing::debug!(address = %self.address, "connection closed"),
+            Err(error) => tracing::info!(address = %self.address, %error, "connection ended"),
+        }
+        // What was received is finished, and its answers still go out.
+        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+            while (self.adding.used() > 0 || self.outbox.queued() > 0) && !self.outbox.is_closed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        self.outbox.close();
+        let _ = writer.await;
+    }
+
+    /// Takes no more requests.
+    pub fn shut_down(&self) {
+        self.stop.notify_one();
+    }
+
+    async fn receive(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
+        let mut chunk = READ_BYTES_MIN;
+        let mut buffer = BytesMut::with_capacity(chunk);
+        let mut gathered: Option<Adds> = None;
+        let mut unfinished = UnfinishedFrame::new(self.node.receiving.clone());
+        loop {
+            self.adding.room().await;
+            if self.adding.used() > 0 {
+                self.node.adding.room().await;
+            }
+            self.make_room_for(&mut unfinished, &buffer).await?;
+            if self.outbox.queued() > HARD_LIMIT {
+                return Err(ConnectionError::NotReading);
+            }
+            tokio::select! {
+                ready = stream.readable() => ready?,
+                () = self.stop.notified() => return Ok(()),
+            }
+            if buffer.capacity() - buffer.len() < chunk / 4 {
+                buffer.reserve(chunk);
+            }
+            match stream.try_read_buf(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) if read >= chunk / 2 => chunk = (chunk * 2).min(READ_BYTES_MAX),
+                Ok(read) if read < chunk / 8 => chunk = (chunk / 2).max(READ_BYTES_MIN),
+                Ok(_) => (),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error.into()),
+            }
+            while let Some(frame) = take_frame(&mut buffer, self.node.options.max_frame_bytes)? {
+                unfinished.release();
+                let incoming = match decode_request(frame) {
+                    Ok(incoming) => incoming,
+                    Err(error) => {
+                        self.hand_over(&mut gathered);
+                        return Err(error.into());
+                    }
+                };
+                self.handle(incoming, &mut gathered);
+            }
+            self.hand_over(&mut gathered);
+            if self.outbox.is_closed() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn make_room_for(&self, unfinished: &mut UnfinishedFrame, buffer: &[u8]) -> Result<(), ConnectionError> {
+        if unfinished.bytes() > 0 {
+            let overdue = unfinished.is_in_the_way(FRAME_PATIENCE);
+            return if overdue { Err(ConnectionError::SlowFrame(unfinished.bytes())) } else { Ok(()) };
+        }
+        let size = frame_size(buffer, self.node.options.max_frame_bytes)?;
+        let Some(bytes) = size.filter(|bytes| *bytes > LARGE_FRAME) else { return Ok(()) };
+        while !unfinished.claim(bytes as u64) {
+            unfinished.room().await;
+        }
+        Ok(())
+    }
+
+    fn handle(self: &Arc<Self>, incoming: Incoming, gathered: &mut Option<Adds>) {
+        let Incoming { reply_to, request } = incoming;
+        let request = match request {
+            Ok(Request::Add(add)) => return self.gather(gathered, reply_to, add),
+            other => other,
+        };
+        self.hand_over(gathered);
+        let simple = |code| self.answer(&reply_to, code, &Response::Empty);
+        match request {
+            Err(code) => simple(code),
+            Ok(Request::Add(_)) => unreachable!("gathered above"),
+            Ok(Request::Read(read)) => self.read(reply_to, read),
+            Ok(Request::BatchRead(read)) => self.batch_read(reply_to, read),
+            Ok(Request::ReadLac { ledger }) => self.enqueue(reply_to, Job::ReadLac(ledger)),
+            Ok(Request::ListEntries { ledger }) => self.enqueue(reply_to, Job::ListEntries(ledger)),
+            Ok(Request::WriteLac(write)) => self.write_lac(reply_to, &write),
+            // Whatever was answered is durable.
+            Ok(Request::ForceLedger { .. }) => simple(Code::Ok),
+            Ok(Request::NodeInfo { requested }) => self.node_info(&reply_to, requested),
+            Ok(Request::Authenticate { .. }) => {
+                let response = Response::Authenticate { plugin: NO_AUTHENTICATION.to_owned(), payload: Bytes::new() };
+                self.answer(&reply_to, Code::Ok, &response);
+            }
+            Ok(Request::StartTls) => simple(Code::BadRequest),
+        }
+    }
+
+    fn write_lac(self: &Arc<Self>, reply_to: ReplyTo, write: &WriteLac) {
+        let head = LacHead::decode(&write.body).filter(|head| head.ledger == write.ledger);
+        let explicit = head.and_then(|head| ExplicitLac::new(head.last_add_confirmed, &write.body));
+        let (Ok(ledger), Some(explicit)) = (u64::try_from(write.ledger), explicit) else {
+            return self.answer(&reply_to, Code::BadRequest, &Response::Empty);
+        };
+        let connection = self.clone();
+        let done = Box::new(move |result: Result<(), AppendError>| {
+            let code = match result {
+                Ok(()) => {
+                    connection.node.confirmed.advance(ledger, explicit.last_add_confirmed);
+                    Code::Ok
+                }
+                // A writer is told that its ledger is gone.
+                Err(AppendError::Fenced) => Code::NoLedger,
+                Err(error) => errors::of_append(&error),
+            };
+            connection.answer(&reply_to, code, &Response::Empty);
+        });
+        self.node.log.confirm_replica(ledger, write.master_key, explicit, done);
+    }
+
+    fn node_info(&self, reply_to: &ReplyTo, requested: i64) {
+        match self.node.space() {
+            Ok((total, free)) => {
+                let asked = |bit, value: u64| (requested & bit != 0).then_some(value as i64);
+                let response =
+                    Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free) };
+                self.answer(reply_to, Code::Ok, &response);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not ask for free space");
+                self.answer(reply_to, Code::Io, &Response::Empty);
+            }
+        }
+    }
+
+    pub fn answer(&self, reply_to: &ReplyTo, code: Code, response: &Response) {
+        self.outbox.push(|frames| encode_response(reply_to, code, response, &mut Sink(frames)));
+        self.outbox.flush();
+    }
+
+    pub fn answer_all(&self, answers: impl IntoIterator<Item = (ReplyTo, Code, Response)>) {
+        self.outbox.push(|frames| {
+            for (reply_to, code, response) in answers {
+                encode_response(&reply_to, code, &response, &mut Sink(frames));
+            }
+        });
+        self.outbox.flush();
+    }
+
+    /// Waits until the client has taken enough of its answers.
+    pub async fn writable(&self) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.outbox.writable() || self.outbox.is_closed() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Waits for the end of the connection.
+    pub async fn closed(&self) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.outbox.is_closed() {
+                return;
+            }
+            room.await;
+        }
+    }
+}

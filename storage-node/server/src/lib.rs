@@ -1,0 +1,22 @@
+//! A storage node: the log engine behind BookKeeper's wire protocol.
+//!
+//! [`StorageNode`] is what all connections share. [`serve`] accepts them; connection.rs reads the requests of one in order,
+//! adding.rs hands adds to the log in groups, reading.rs works on reads beside them, confirmed.rs knows how far each ledger
+//! is confirmed and who waits for more.
+//!
+//! What an answer means: an add is answered when it is synced, never before, also if the client would have allowed it. A
+//! fence is answered when it is synced. "No such entry" is said only of what certainly is not here; where damage to the
+//! log leaves that open, the answer is [`Code::UnknownLedgerState`](geminga_wire_bookkeeper::Code).
+
+mod adding;
+mod confirmed;
+mod connection;
+mod errors;
+mod node;
+mod read_cache;
+mod reading;
+mod serving;
+
+pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
+pub use node::{NodeOptions, StorageNode};
+pub use serving::serve;

@@ -1,0 +1,206 @@
+//! What all connections of a storage node share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use geminga_flow::Budget;
+use geminga_log::{AppendError, Log, ReadError};
+use geminga_observe::{Histogram, Metrics, family, sample};
+use geminga_wire_bookkeeper::{Code, DEFAULT_MAX_FRAME_BYTES, ENTRY_NONE, EntryHead, LAST_ENTRY, LacHead};
+use tokio::sync::Semaphore;
+
+use crate::confirmed::{Confirmation, Confirmed};
+use crate::errors;
+use crate::read_cache::ReadCache;
+
+/// How many blocking reads may be under way at once: enough to keep a disk's queue busy.
+const CONCURRENT_READS: usize = 8;
+/// Read from the log at once when an entry is asked for alone, and when its predecessor was read just before.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+const READ_AHEAD_SEQUENTIAL_BYTES: usize = 512 << 10;
+
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// What the node may keep in memory, in bytes.
+    pub memory_limit: u64,
+    pub max_frame_bytes: usize,
+    /// Where the log is, for the space that is left there.
+    pub data_dir: PathBuf,
+}
+
+impl NodeOptions {
+    pub fn new(data_dir: &Path, memory_limit: u64) -> Self {
+        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, data_dir: data_dir.to_owned() }
+    }
+}
+
+pub struct StorageNode {
+    pub(crate) log: Log,
+    pub(crate) options: NodeOptions,
+    pub(crate) confirmed: Confirmed,
+    pub(crate) cache: ReadCache,
+    /// Adds that were received and are not durable yet.
+    pub(crate) adding: Arc<Budget>,
+    /// Large frames of which a part has come.
+    pub(crate) receiving: Arc<Budget>,
+    /// Bytes queued towards clients.
+    pub(crate) outbound: Arc<Budget>,
+    pub(crate) reads: Arc<Semaphore>,
+    pub(crate) stats: Stats,
+}
+
+/// What [`StorageNode::show`] shows, under the names that a bookie's dashboards look for.
+#[derive(Default)]
+pub(crate) struct Stats {
+    pub add_time: Histogram,
+    pub read_time: Histogram,
+    pub added_bytes: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub failed_adds: AtomicU64,
+    pub failed_reads: AtomicU64,
+    pub fences: AtomicU64,
+    pub cache_hits: AtomicU64,
+    pub cache_misses: AtomicU64,
+}
+
+impl StorageNode {
+    pub fn new(log: Log, options: NodeOptions) -> Arc<Self> {
+        let limit = options.memory_limit;
+        Arc::new(Self {
+            log,
+            confirmed: Confirmed::default(),
+            cache: ReadCache::new((limit / 8) as usize),
+            adding: Budget::new(limit / 8),
+            receiving: Budget::new(limit / 8),
+            outbound: Budget::new(limit / 8),
+            reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
+            stats: Stats::default(),
+            options,
+        })
+    }
+
+    /// One entry, [`LAST_ENTRY`] for the last. Blocks.
+    pub(crate) fn read(&self, ledger: i64, entry: i64) -> Result<Bytes, Code> {
+        let ledger = u64::try_from(ledger).map_err(|_| Code::NoLedger)?;
+        if entry == LAST_ENTRY {
+            return self.last_entry(ledger)?.ok_or(Code::NoEntry);
+        }
+        let entry = u64::try_from(entry).map_err(|_| Code::NoEntry)?;
+        if let Some(bytes) = self.cache.get(ledger, entry) {
+            self.stats.cache_hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(bytes);
+        }
+        self.stats.cache_misses.fetch_add(1, Ordering::Relaxed);
+        let is_sequential = entry > 0 && self.cache.get(ledger, entry - 1).is_some();
+        let ahead = if is_sequential { READ_AHEAD_SEQUENTIAL_BYTES } else { READ_AHEAD_BYTES };
+        let entries = self.log.read_range(ledger, entry, u64::MAX, ahead).map_err(|error| self.failed(&error))?;
+        let first = entries.first().map(|(_, bytes)| bytes.clone()).ok_or(Code::NoEntry)?;
+        self.cache.put(ledger, entries);
+        Ok(first)
+    }
+
+    fn last_entry(&self, ledger: u64) -> Result<Option<Bytes>, Code> {
+        let Some(last) = self.log.last_entry(ledger).map_err(|error| self.failed(&error))? else { return Ok(None) };
+        self.log.read(ledger, last).map(Some).map_err(|error| self.failed(&error))
+    }
+
+    pub(crate) fn failed(&self, error: &ReadError) -> Code {
+        if let ReadError::Corrupt { .. } | ReadError::Io(_) = error {
+            tracing::warn!(%error, "could not read");
+        }
+        errors::of_read(error)
+    }
+
+    /// How far the ledger is confirmed. Blocks if that has to be looked up.
+    pub(crate) fn confirmation(&self, ledger: i64) -> Result<Confirmation, Code> {
+        let ledger = u64::try_from(ledger).map_err(|_| Code::NoLedger)?;
+        if let Some(known) = self.confirmed.get(ledger) {
+            return Ok(known);
+        }
+        let last = self.last_entry(ledger)?;
+        let by_entry =
+            last.and_then(|body| EntryHead::decode(&body)).map_or(ENTRY_NONE, |head| head.last_add_confirmed);
+        let explicit = self.log.replica(ledger).and_then(|(_, lac)| LacHead::decode(lac?.body()));
+        let explicit = explicit.map_or(ENTRY_NONE, |head| head.last_add_confirmed);
+        Ok(self.confirmed.complete(ledger, by_entry.max(explicit)))
+    }
+
+    /// What the explicit last add confirmed and the last entry are. Blocks.
+    pub(crate) fn lac_sources(&self, ledger: i64) -> Result<(Option<Bytes>, Option<Bytes>), Code> {
+        let ledger = u64::try_from(ledger).map_err(|_| Code::NoLedger)?;
+        let explicit = self.log.replica(ledger).and_then(|(_, lac)| Some(Bytes::copy_from_slice(lac?.body())));
+        Ok((explicit, self.last_entry(ledger)?))
+    }
+
+    /// Deletes ledgers, durably; those that are not here are no error. Their space is freed later.
+    pub async fn delete_ledgers(&self, ledgers: Vec<u64>) -> Result<(), AppendError> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.log.delete_ledgers(
+            &ledgers,
+            Box::new(move |result| {
+                // The caller may have gone; the deletion stands all the same.
+                let _ = sender.send(result);
+            }),
+        );
+        receiver.await.unwrap_or(Err(AppendError::Closed))?;
+        for ledger in ledgers {
+            self.cache.forget(ledger);
+            self.confirmed.forget(ledger);
+        }
+        Ok(())
+    }
+
+    /// Capacity and free space of the disk, in bytes.
+    pub(crate) fn space(&self) -> std::io::Result<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.options.data_dir)?;
+        Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    }
+
+    /// Adds the node's figures to a page of metrics.
+    pub fn show(self: &Arc<Self>, metrics: &Metrics) {
+        metrics.register(|registry| {
+            let times = [
+                ("bookkeeper_server_ADD_ENTRY", "From the receipt of an add to its answer.", &self.stats.add_time),
+                ("bookkeeper_server_READ_ENTRY", "From the receipt of a read to its answer.", &self.stats.read_time),
+            ];
+            times.into_iter().for_each(|(name, help, time)| registry.register(name, help, time.clone()));
+        });
+        let node = self.clone();
+        metrics.add_source(move |page| node.render(page));
+    }
+
+    fn render(&self, page: &mut String) {
+        let log = self.log.stats();
+        let counters = [
+            ("bookie_WRITE_BYTES", "Bytes of entries that were added.", &self.stats.added_bytes),
+            ("bookie_READ_BYTES", "Bytes of entries that were read.", &self.stats.read_bytes),
+            ("bookie_read_cache_hits", "Reads that the read-ahead cache served.", &self.stats.cache_hits),
+            ("bookie_read_cache_misses", "Reads that went to the log.", &self.stats.cache_misses),
+            ("geminga_storage_failed_adds", "Adds that were refused or failed.", &self.stats.failed_adds),
+            ("geminga_storage_failed_reads", "Reads that failed.", &self.stats.failed_reads),
+            ("geminga_storage_fences", "Reads that fenced a ledger.", &self.stats.fences),
+        ];
+        for (name, help, counter) in counters {
+            family(page, name, "counter", help);
+            sample(page, name, &[], counter.load(Ordering::Relaxed));
+        }
+        let gauges = [
+            ("bookie_SERVER_STATUS", "1: takes adds, 0: read-only.", u64::from(!log.full && !log.read_only)),
+            ("bookie_ledgers_count", "Ledgers of which there is anything here.", log.ledgers as u64),
+            ("bookie_read_cache_size", "Bytes in the read-ahead cache.", self.cache.bytes() as u64),
+            ("geminga_log_segments", "Segments of the log.", log.segments as u64),
+            ("geminga_log_live_bytes", "Bytes of records of ledgers that exist.", log.live_bytes),
+            ("geminga_log_data_bytes", "Bytes of all records.", log.data_bytes),
+            ("geminga_log_queued_bytes", "Bytes that wait to be written.", log.queued_bytes as u64),
+            ("geminga_log_holes", "Places where durable records cannot be read.", log.holes as u64),
+            ("geminga_storage_adding_bytes", "Adds that are not durable yet.", self.adding.used()),
+            ("geminga_storage_outbound_bytes", "Answers that wait for their client.", self.outbound.used()),
+        ];
+        for (name, help, value) in gauges {
+            family(page, name, "gauge", help);
+            sample(page, name, &[], value);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+package geminga.storage;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+
+/** Processes of {@code geminga storage-node}, each on a folder of its own, all gone when closed. */
+final class Nodes implements AutoCloseable {
+    /** One node; it keeps its port over a restart. */
+    static final class Node {
+        final Path folder;
+        String address = "127.0.0.1:0";
+        Process process;
+
+        Node(Path folder) {
+            this.folder = folder;
+        }
+
+        void start() throws Exception {
+            Path ready = folder.resolve("ready");
+            Files.deleteIfExists(ready);
+            process = new ProcessBuilder(System.getenv("GEMINGA_BINARY"), "storage-node", "--data-dir", folder.resolve("data").toString(),
+                    "--addr", address, "--http-addr", "127.0.0.1:0", "--metadata-url", "none", "--ready-file", ready.toString())
+                    .redirectErrorStream(true).redirectOutput(ProcessBuilder.Redirect.appendTo(folder.resolve("log").toFile())).start();
+            for (long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(20); !Files.exists(ready); Thread.sleep(5)) {
+                if (!process.isAlive() || System.nanoTime() > end) {
+                    throw new IllegalStateException("the node did not start: " + Files.readString(folder.resolve("log")));
+                }
+            }
+            Matcher found = Pattern.compile("\"bookie\":\"([^\"]+)\"").matcher(Files.readString(ready));
+            if (!found.find()) {
+                throw new IllegalStateException(Files.readString(ready));
+            }
+            address = found.group(1);
+        }
+
+        /** As by SIGKILL. */
+        void kill() throws InterruptedException {
+            process.destroyForcibly().waitFor();
+        }
+
+        void restart() throws Exception {
+            kill();
+            start();
+        }
+    }
+
+    final Path folder;
+    final List<Node> all = new ArrayList<>();
+
+    Nodes(int count) throws Exception {
+        folder = Files.createTempDirectory("geminga-nodes");
+        for (int i = 0; i < count; i++) {
+            add();
+        }
+    }
+
+    Node add() throws Exception {
+        Path own = Files.createDirectory(folder.resolve("node" + all.size()));
+        Node node = new Node(own);
+        node.start();
+        all.add(node);
+        return node;
+    }
+
+    Node at(String address) {
+        return all.stream().filter(node -> node.address.equals(address)).findAny().orElseThrow();
+    }
+
+    @Override
+    public void close() throws IOException, InterruptedException {
+        for (Node node : all) {
+            node.kill();
+        }
+        try (Stream<Path> files = Files.walk(folder)) {
+            for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
+                Files.delete(file);
+            }
+        }
+    }
+}
