@@ -288,6 +288,13 @@ impl LedgerWriter {
         self.change = Change::Writing { metadata, replaced };
     }
 
+    /// The driver knows that it cannot go on.
+    pub fn give_up(&mut self, error: WriterError) {
+        if self.phase != Phase::Ended {
+            self.fail(error);
+        }
+    }
+
     /// There are other nodes than before: places that nobody could be found for are looked after again.
     pub fn nodes_changed(&mut self) {
         self.vacant = Slots::NONE;

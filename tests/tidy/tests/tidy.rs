@@ -17,7 +17,7 @@ const PURE: [&str; 6] = [
 const IMPURE: [&str; 6] = ["tokio", "axum", "sqlx", "socket2", "async-trait", "tower"];
 
 /// Each crate of the workspace with the crates of ours that it may depend on: the arrows of ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("geminga-model", &[]),
     ("geminga-observe", &[]),
     ("geminga-flow", &[]),
@@ -30,6 +30,11 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("geminga-ledger", &["geminga-model"]),
     ("geminga-ensemble", &[]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
+    (
+        "geminga-replicated-ledgers",
+        &["geminga-ensemble", "geminga-flow", "geminga-ledger-client", "geminga-metadata", "geminga-wire-bookkeeper"],
+    ),
+    ("geminga-replicated-ledgers (dev)", &["geminga-log", "geminga-storage-node"]),
     ("geminga-topic", &["geminga-ledger", "geminga-model"]),
     (
         "geminga-broker",

@@ -169,13 +169,7 @@ pub fn encode_request(request: &Request, out: &mut impl FrameSink) {
     let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
     match request {
         Request::Add(add) => {
-            let flags = flag(add.recovery, RECOVERY_ADD) | flag(add.high_priority, HIGH_PRIORITY);
-            out.write(|out| {
-                out.put_u32((4 + KEY_BYTES + add.body.len()) as u32);
-                out.put_u32(first(ADD, flags).encode());
-                out.put_slice(&add.master_key);
-            });
-            out.share(&add.body);
+            encode_add(&add.master_key, add.recovery, add.high_priority, std::slice::from_ref(&add.body), out);
         }
         Request::Read(read) => {
             let key = read.master_key.filter(|_| read.fence);
@@ -207,6 +201,24 @@ pub fn encode_request(request: &Request, out: &mut impl FrameSink) {
         }
         _ => panic!("version 2 of the protocol has no {request:?}"),
     }
+}
+
+/// An add whose body comes in parts: head and digest, then the payload.
+pub fn encode_add(
+    master_key: &MasterKey,
+    recovery: bool,
+    high_priority: bool,
+    body: &[Bytes],
+    out: &mut impl FrameSink,
+) {
+    let flags = if recovery { RECOVERY_ADD } else { 0 } | if high_priority { HIGH_PRIORITY } else { 0 };
+    let body_bytes: usize = body.iter().map(Bytes::len).sum();
+    out.write(|out| {
+        out.put_u32((4 + KEY_BYTES + body_bytes) as u32);
+        out.put_u32(FirstWord { version: VERSION, operation: ADD, flags }.encode());
+        out.put_slice(master_key);
+    });
+    body.iter().filter(|part| !part.is_empty()).for_each(|part| out.share(part));
 }
 
 pub fn decode_response(mut frame: Bytes) -> Result<Answer, FrameError> {

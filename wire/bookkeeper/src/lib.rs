@@ -28,6 +28,7 @@ pub mod proto;
 mod protobuf;
 
 pub use code::Code;
+pub use compact::encode_add;
 pub use digest::{Digest, DigestError, DigestKind, MasterKey, master_key};
 pub use entry::{ENTRY_HEAD_BYTES, EntryHead, LacHead};
 pub use entry_list::{EntryList, EntryListError, MAX_GROUPS};

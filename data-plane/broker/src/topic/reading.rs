@@ -1,7 +1,7 @@
 //! Reading behind the tail cache: large sequential reads, which all subscriptions of a topic share.
 //!
 //! A subscription that needs an entry waits for the read that covers it, its own or another's. While one goes through what
-//! was read, the next piece is read ahead.
+//! was read, the next pieces are read ahead: two, so that the disk has work while one is being unpacked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,10 +41,15 @@ struct UnderWay {
 }
 
 impl ReadBack {
-    fn covers(&self, position: Position) -> bool {
-        self.under_way.iter().any(|read| {
+    /// The read under way that is expected to bring the entry.
+    fn covering(&self, position: Position) -> Option<&UnderWay> {
+        self.under_way.iter().find(|read| {
             read.ledger_id == position.ledger_id && (read.first..=read.last).contains(&(position.entry_id as u64))
         })
+    }
+
+    fn covers(&self, position: Position) -> bool {
+        self.covering(position).is_some()
     }
 
     /// Drops everything.
@@ -123,19 +128,29 @@ impl Topic {
         }
     }
 
-    /// Reads the next piece before it is asked for, if memory allows.
-    pub(super) fn read_ahead(&self, state: &mut TopicState, from: Position) {
+    /// Reads the next pieces before they are asked for, if memory allows: the first of them rather than the second.
+    pub(super) fn read_ahead(&self, state: &mut TopicState, mut from: Position) {
         let budget = &self.shared.memory.read_ahead;
-        let list = state.ledger.list();
-        let from = match list.contains(from) {
-            true => Some(from),
-            false => list.next_after(from.previous()),
-        };
-        let Some(from) = from else { return };
-        let held =
-            state.read_back.cache.next_held(from) == Some(from) || state.cache.first().is_some_and(|at| at <= from);
-        if !held && !state.read_back.covers(from) && budget.used() < budget.limit() / 2 {
-            self.start_reading(state, from, usize::MAX);
+        for share in [2, 4] {
+            let list = state.ledger.list();
+            let next = match list.contains(from) {
+                true => Some(from),
+                false => list.next_after(from.previous()),
+            };
+            let Some(next) = next else { return };
+            let held =
+                state.read_back.cache.next_held(next) == Some(next) || state.cache.first().is_some_and(|at| at <= next);
+            if held {
+                return;
+            }
+            if !state.read_back.covers(next) {
+                if budget.used() >= budget.limit() / share {
+                    return;
+                }
+                self.start_reading(state, next, usize::MAX);
+            }
+            let Some(read) = state.read_back.covering(next) else { return };
+            from = Position { entry_id: read.last as i64 + 1, ..next };
         }
     }
 
@@ -153,8 +168,10 @@ impl Topic {
                 last = last.min(known.entry_id as u64 - 1);
             }
         }
+        // Not more than is expected, so that the next piece can begin behind it.
         let expected = (bytes as u64 / (span.size / span.entries).max(1)).max(1);
-        state.read_back.under_way.push(UnderWay { ledger_id: from.ledger_id, first, last: last.min(first + expected) });
+        last = last.min(first.saturating_add(expected - 1));
+        state.read_back.under_way.push(UnderWay { ledger_id: from.ledger_id, first, last });
         let read = self.shared.ledgers.read(from.ledger_id, first, last, bytes);
         let topic = self.arc();
         tokio::spawn(async move {

@@ -12,6 +12,7 @@ pub(crate) mod clusters;
 pub(crate) mod configuration;
 pub(crate) mod cursor_logs;
 pub(crate) mod garbage;
+pub(crate) mod ledgers;
 pub(crate) mod namespaces;
 pub(crate) mod partitioned;
 pub(crate) mod schemas;

@@ -1,0 +1,77 @@
+//! The metadata of ledgers.
+
+use std::time::Duration;
+
+use geminga_ensemble::{LedgerMetadata, MetadataOutcome};
+use geminga_metadata::{Metadata, MetadataError};
+
+/// Pause before metadata that could not be reached are asked again. Meanwhile entries are not confirmed, and none is lost.
+const RETRY: Duration = Duration::from_millis(200);
+
+#[derive(Clone)]
+pub struct Catalog {
+    metadata: Metadata,
+}
+
+/// What there is of a ledger.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub metadata: LedgerMetadata,
+    pub version: u64,
+}
+
+impl Catalog {
+    pub fn new(metadata: Metadata) -> Self {
+        Self { metadata }
+    }
+
+    /// `None` if the ledger does not exist. Metadata that make no sense are an error.
+    pub async fn get(&self, ledger: u64) -> Result<Option<Known>, MetadataError> {
+        let Some(found) = self.metadata.get_ledger::<LedgerMetadata>(ledger).await? else { return Ok(None) };
+        found.value.check().map_err(|error| MetadataError::Corrupt {
+            subject: format!("ledger {ledger}"),
+            reason: error.to_string(),
+        })?;
+        Ok(Some(Known { metadata: found.value, version: found.version }))
+    }
+
+    /// Creates a ledger; whoever was faster is answered.
+    pub async fn create(&self, ledger: u64, metadata: &LedgerMetadata) -> Result<Known, MetadataError> {
+        match self.metadata.put_ledger(ledger, metadata, None).await {
+            Ok(version) => Ok(Known { metadata: metadata.clone(), version }),
+            Err(MetadataError::Conflict { .. }) => match self.get(ledger).await? {
+                Some(known) => Ok(known),
+                None => Err(MetadataError::NotFound { what: "ledger", name: ledger.to_string() }),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes metadata if they have that version still. Tries for as long as metadata cannot be reached; `None` if the ledger
+    /// is gone.
+    pub async fn write(
+        &self,
+        ledger: u64,
+        metadata: &LedgerMetadata,
+        expected_version: u64,
+    ) -> Option<MetadataOutcome> {
+        loop {
+            match self.metadata.put_ledger(ledger, metadata, Some(expected_version)).await {
+                Ok(version) => return Some(MetadataOutcome::Written { version }),
+                Err(MetadataError::Conflict { .. }) => (),
+                Err(error) => tracing::warn!(ledger, %error, "could not write a ledger's metadata"),
+            }
+            // Whoever does not know what became of a write looks.
+            match self.get(ledger).await {
+                Ok(Some(Known { metadata, version })) => return Some(MetadataOutcome::Found { metadata, version }),
+                Ok(None) => return None,
+                Err(error) => tracing::warn!(ledger, %error, "could not read a ledger's metadata"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    pub async fn delete(&self, ledger: u64) -> Result<(), MetadataError> {
+        self.metadata.delete_ledger(ledger).await
+    }
+}

@@ -1,0 +1,245 @@
+//! What the layers above see.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
+use geminga_flow::Budget;
+use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, Pending, StoredEntry};
+use geminga_metadata::{Metadata, MetadataError};
+use geminga_wire_bookkeeper::{MasterKey, master_key};
+use parking_lot::Mutex;
+
+use crate::catalog::{Catalog, Known};
+use crate::nodes::{NodeDirectory, Nodes};
+use crate::writing::OpenLedger;
+use crate::{reading, recovering};
+
+/// The password of every ledger. Nodes are protected by who may connect; a key proves only that a peer means our ledgers.
+pub const PASSWORD: &[u8] = b"";
+/// Metadata of closed ledgers that are remembered: they never change but for where entries are.
+const CLOSED_MAX: usize = 10_000;
+
+#[derive(Debug, Clone)]
+pub struct ReplicationOptions {
+    pub quorum: Quorum,
+    /// How long a storage node may take for one call before it is given up.
+    pub call_timeout: Duration,
+    /// Bytes that may wait to be sent to nodes.
+    pub outbound_bytes: u64,
+}
+
+/// See the crate's head. Clones share everything.
+#[derive(Clone)]
+pub struct ReplicatedLedgers {
+    shared: Arc<Shared>,
+}
+
+pub struct Shared {
+    pub options: ReplicationOptions,
+    pub catalog: Catalog,
+    pub nodes: Nodes,
+    pub master_key: MasterKey,
+    pub runtime: tokio::runtime::Handle,
+    pub closed: Mutex<HashMap<u64, LedgerMetadata>>,
+    open: Mutex<HashMap<u64, Writing>>,
+}
+
+/// Appends that wait for a ledger to come into being.
+struct Early {
+    first_entry: u64,
+    entries: Vec<EntryParts>,
+    class: AppendClass,
+    done: AppendDone,
+}
+
+enum Writing {
+    Creating(Vec<Early>),
+    Open(Arc<OpenLedger>),
+}
+
+impl Shared {
+    pub fn open(&self, ledger: u64) -> Option<Arc<OpenLedger>> {
+        match self.open.lock().get(&ledger) {
+            Some(Writing::Open(open)) => Some(open.clone()),
+            _ => None,
+        }
+    }
+
+    pub fn forget_open(&self, ledger: u64) {
+        self.open.lock().remove(&ledger);
+    }
+
+    pub fn remember_closed(&self, ledger: u64, metadata: &LedgerMetadata) {
+        let mut closed = self.closed.lock();
+        if closed.len() >= CLOSED_MAX {
+            closed.clear();
+        }
+        closed.insert(ledger, metadata.clone());
+    }
+
+    /// Of a ledger that nobody may create any more.
+    pub fn closed_empty(&self) -> LedgerMetadata {
+        let ensemble = (0..self.options.quorum.ensemble).map(|n| format!("none-{n}")).collect();
+        let mut metadata = LedgerMetadata::new(self.options.quorum, ensemble, BTreeMap::new());
+        metadata.state = LedgerState::Closed { entries: 0, length: 0 };
+        metadata
+    }
+
+    async fn create(self: &Arc<Self>, ledger: u64) -> Result<Arc<OpenLedger>, LedgerError> {
+        let quorum = self.options.quorum;
+        let chosen = self.nodes.choose(quorum.ensemble as usize, &[], &BTreeSet::new()).await;
+        let ensemble: Vec<String> = chosen.into_iter().flatten().collect();
+        if ensemble.len() < quorum.ensemble as usize {
+            return Err(LedgerError::Io(format!(
+                "{} storage nodes of {} are there for ledger {ledger}",
+                ensemble.len(),
+                quorum.ensemble
+            )));
+        }
+        let metadata = LedgerMetadata::new(quorum, ensemble, BTreeMap::new());
+        let Known { metadata: found, version } =
+            self.catalog.create(ledger, &metadata).await.map_err(metadata_error)?;
+        if found != metadata {
+            // Somebody recovered it before it was there.
+            return Err(LedgerError::Fenced(ledger));
+        }
+        Ok(OpenLedger::new(ledger, Known { metadata: found, version }, self.clone()))
+    }
+
+    async fn bring_into_being(self: Arc<Self>, ledger: u64) {
+        let created = self.create(ledger).await;
+        if let Err(error) = &created {
+            tracing::warn!(ledger, %error, "could not create a ledger");
+        }
+        loop {
+            // Those that came first go first; whoever comes meanwhile waits behind them.
+            let early = {
+                let mut open = self.open.lock();
+                let Some(Writing::Creating(early)) = open.get_mut(&ledger) else { return };
+                if early.is_empty() {
+                    match &created {
+                        Ok(ledger_open) => drop(open.insert(ledger, Writing::Open(ledger_open.clone()))),
+                        Err(_) => drop(open.remove(&ledger)),
+                    }
+                    return;
+                }
+                std::mem::take(early)
+            };
+            for Early { first_entry, entries, class, done } in early {
+                match &created {
+                    Ok(open) => open.append(first_entry, entries, class, done),
+                    Err(error) => done(Err(error.clone())),
+                }
+            }
+        }
+    }
+}
+
+pub fn metadata_error(error: MetadataError) -> LedgerError {
+    LedgerError::Io(format!("metadata: {error}"))
+}
+
+impl ReplicatedLedgers {
+    /// To be called in a tokio runtime, which does the work.
+    pub fn new(metadata: Metadata, directory: Arc<dyn NodeDirectory>, options: ReplicationOptions) -> Self {
+        let outbound = Budget::new(options.outbound_bytes);
+        Self {
+            shared: Arc::new(Shared {
+                catalog: Catalog::new(metadata),
+                nodes: Nodes::new(directory, outbound, options.call_timeout),
+                master_key: master_key(PASSWORD),
+                runtime: tokio::runtime::Handle::current(),
+                closed: Mutex::default(),
+                open: Mutex::default(),
+                options,
+            }),
+        }
+    }
+
+    /// There are other nodes than before.
+    pub fn nodes_changed(&self) {
+        let open: Vec<Arc<OpenLedger>> = self
+            .shared
+            .open
+            .lock()
+            .values()
+            .filter_map(|writing| match writing {
+                Writing::Open(open) => Some(open.clone()),
+                Writing::Creating(_) => None,
+            })
+            .collect();
+        open.iter().for_each(OpenLedger::nodes_changed);
+    }
+}
+
+impl LedgerClient for ReplicatedLedgers {
+    fn append(&self, ledger_id: u64, first_entry: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone) {
+        let ledger = {
+            let mut open = self.shared.open.lock();
+            match open.get_mut(&ledger_id) {
+                Some(Writing::Open(ledger)) => ledger.clone(),
+                Some(Writing::Creating(early)) => {
+                    early.push(Early { first_entry, entries, class, done });
+                    return;
+                }
+                // Whoever goes on with a ledger that failed, or is closed, hears that it takes no more.
+                None if first_entry > 0 => {
+                    drop(open);
+                    return done(Err(LedgerError::Fenced(ledger_id)));
+                }
+                None => {
+                    let early = vec![Early { first_entry, entries, class, done }];
+                    open.insert(ledger_id, Writing::Creating(early));
+                    self.shared.runtime.spawn(self.shared.clone().bring_into_being(ledger_id));
+                    return;
+                }
+            }
+        };
+        ledger.append(first_entry, entries, class, done);
+    }
+
+    fn read(&self, ledger_id: u64, first: u64, last: u64, max_bytes: usize) -> Pending<Vec<StoredEntry>> {
+        let shared = self.shared.clone();
+        Box::pin(async move { reading::read(&shared, ledger_id, first, last, max_bytes).await })
+    }
+
+    fn recover(&self, ledger_id: u64) -> Pending<Option<u64>> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            let metadata = recovering::recover(&shared, ledger_id).await?;
+            shared.forget_open(ledger_id);
+            shared.remember_closed(ledger_id, &metadata);
+            Ok(recovering::last_entry(&metadata))
+        })
+    }
+
+    fn seal(&self, ledger_id: u64) -> Pending<()> {
+        let Some(open) = self.shared.open(ledger_id) else { return Box::pin(std::future::ready(Ok(()))) };
+        let sealed = open.seal();
+        Box::pin(async move { sealed.await.unwrap_or(Err(LedgerError::Closed)) })
+    }
+
+    fn delete(&self, ledger_ids: Vec<u64>) -> Pending<()> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            for ledger in ledger_ids {
+                // Storage nodes find by themselves that nobody knows it any more.
+                shared.catalog.delete(ledger).await.map_err(metadata_error)?;
+                shared.closed.lock().remove(&ledger);
+            }
+            Ok(())
+        })
+    }
+
+    fn size(&self, ledger_id: u64) -> u64 {
+        if let Some(open) = self.shared.open(ledger_id) {
+            return open.length();
+        }
+        match self.shared.closed.lock().get(&ledger_id).map(|metadata| metadata.state) {
+            Some(LedgerState::Closed { length, .. }) => length,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Ledgers on ensembles of storage nodes, over BookKeeper's wire protocol.
+//!
+//! [`ReplicatedLedgers`] is a [`LedgerClient`](geminga_ledger_client::LedgerClient). What is to be done is decided by the state
+//! machines of `geminga-ensemble`; this crate carries it out: node.rs is one connection to a node, nodes.rs knows and chooses
+//! nodes, catalog.rs keeps the ledgers' metadata, writing.rs, recovering.rs and reading.rs drive one ledger each.
+//!
+//! A ledger comes into being in metadata with its first append, and is closed by [`LedgerClient::seal`] or by a recovery. A
+//! recovery of a ledger that is not in metadata puts it there as a closed one without entries, so that whoever meant to create
+//! it finds that it is too late.
+//!
+//! [`LedgerClient::seal`]: geminga_ledger_client::LedgerClient::seal
+
+mod catalog;
+mod client;
+mod node;
+mod nodes;
+mod reading;
+mod recovering;
+mod writing;
+
+pub use client::{ReplicatedLedgers, ReplicationOptions};
+pub use nodes::{NodeDirectory, NodeInfo};

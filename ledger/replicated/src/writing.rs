@@ -1,0 +1,259 @@
+//! A ledger that this process writes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use geminga_ensemble::{AddFailure, LedgerMetadata, LedgerWriter, WriterAction, WriterError};
+use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerError};
+use geminga_wire_bookkeeper::{Code, Digest, DigestKind, ENTRY_NONE, MasterKey};
+use parking_lot::Mutex;
+
+use crate::catalog::Known;
+use crate::client::{PASSWORD, Shared};
+use crate::node::{Failure, NodeConnection};
+
+/// An append that was not answered yet.
+struct Call {
+    last_entry: u64,
+    done: AppendDone,
+}
+
+/// Head with digest, and the payload.
+type Packet = [Bytes; 3];
+
+struct State {
+    writer: LedgerWriter,
+    /// Entries from `first_packet` on that may have to be sent (again).
+    packets: VecDeque<Packet>,
+    first_packet: u64,
+    calls: VecDeque<Call>,
+    urgent: bool,
+    failed: Option<LedgerError>,
+    /// Told when the ledger is closed, or can't be by this writer.
+    sealed: Vec<tokio::sync::oneshot::Sender<Result<(), LedgerError>>>,
+}
+
+pub struct OpenLedger {
+    pub id: u64,
+    pub master_key: MasterKey,
+    digest: Digest,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+/// What is done without the lock.
+#[derive(Default)]
+struct Effects {
+    done: Vec<(AppendDone, Result<(), LedgerError>)>,
+    flush: Vec<Arc<NodeConnection>>,
+    later: Vec<WriterAction>,
+}
+
+impl OpenLedger {
+    pub fn new(id: u64, known: Known, shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            master_key: shared.master_key,
+            digest: Digest::new(id as i64, DigestKind::Crc32c, PASSWORD),
+            shared,
+            state: Mutex::new(State {
+                writer: LedgerWriter::new(known.metadata, known.version),
+                packets: VecDeque::new(),
+                first_packet: 0,
+                calls: VecDeque::new(),
+                urgent: false,
+                failed: None,
+                sealed: Vec::new(),
+            }),
+        })
+    }
+
+    /// Where its entries are, up to the last that is confirmed.
+    pub fn metadata(&self) -> (LedgerMetadata, Option<u64>) {
+        let state = self.state.lock();
+        (state.writer.metadata().clone(), state.writer.last_add_confirmed())
+    }
+
+    /// Payload, with what is not confirmed.
+    pub fn length(&self) -> u64 {
+        self.state.lock().writer.length()
+    }
+
+    pub fn append(self: &Arc<Self>, first_entry: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone) {
+        let mut effects = Effects::default();
+        {
+            let mut state = self.state.lock();
+            if let Some(failed) = state.failed.clone() {
+                drop(state);
+                return done(Err(failed));
+            }
+            if entries.is_empty() {
+                drop(state);
+                return done(Ok(()));
+            }
+            state.urgent = class == AppendClass::Reserved;
+            let mut last_entry = first_entry;
+            for [head, body] in entries {
+                let bytes = (head.len() + body.len()) as u64;
+                let last_add_confirmed = state.writer.last_add_confirmed().map_or(ENTRY_NONE, |last| last as i64);
+                let entry = match state.writer.append(bytes) {
+                    Ok(entry) => entry,
+                    Err(error) => {
+                        drop(state);
+                        return done(Err(error_of(self.id, &error)));
+                    }
+                };
+                let length = state.writer.length() as i64;
+                let front = self.digest.entry_head(entry as i64, last_add_confirmed, length, &[&head, &body]);
+                state.packets.push_back([front, head, body]);
+                last_entry = entry;
+            }
+            debug_assert!(last_entry >= first_entry, "its writer numbers entries as the ledger does");
+            state.calls.push_back(Call { last_entry, done });
+            self.follow(&mut state, &mut effects);
+        }
+        self.carry_out(effects);
+    }
+
+    /// A node has answered.
+    pub fn added(self: &Arc<Self>, node: &String, answers: &[(u64, Result<(), Failure>)]) {
+        let mut effects = Effects::default();
+        {
+            let mut state = self.state.lock();
+            for (entry, result) in answers {
+                let result = result.map_err(|failure| match failure {
+                    Failure::Code(Code::Fenced) => AddFailure::Fenced,
+                    failure => {
+                        tracing::info!(ledger = self.id, entry, node, ?failure, "a storage node did not add an entry");
+                        AddFailure::Failed
+                    }
+                });
+                state.writer.added(*entry, node, result);
+            }
+            self.follow(&mut state, &mut effects);
+        }
+        self.carry_out(effects);
+    }
+
+    /// Closes the ledger once all of it is confirmed.
+    pub fn seal(self: &Arc<Self>) -> tokio::sync::oneshot::Receiver<Result<(), LedgerError>> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let mut effects = Effects::default();
+        {
+            let mut state = self.state.lock();
+            match state.failed.clone() {
+                Some(failed) => drop(sender.send(Err(failed))),
+                None => {
+                    state.sealed.push(sender);
+                    state.writer.close();
+                    self.follow(&mut state, &mut effects);
+                }
+            }
+        }
+        self.carry_out(effects);
+        receiver
+    }
+
+    /// Other nodes may be there now.
+    pub fn nodes_changed(self: &Arc<Self>) {
+        self.tell(LedgerWriter::nodes_changed);
+    }
+
+    fn tell(self: &Arc<Self>, event: impl FnOnce(&mut LedgerWriter)) {
+        let mut effects = Effects::default();
+        {
+            let mut state = self.state.lock();
+            event(&mut state.writer);
+            self.follow(&mut state, &mut effects);
+        }
+        self.carry_out(effects);
+    }
+
+    /// Does what the writer wants, as far as that is possible at once.
+    fn follow(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
+        loop {
+            let actions = state.writer.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                match action {
+                    WriterAction::Send { entry, node, .. } => {
+                        let packet = state.packets[(entry - state.first_packet) as usize].clone();
+                        let sent = self
+                            .shared
+                            .nodes
+                            .connected(&node)
+                            .filter(|connection| connection.append(self, entry, state.urgent, &packet));
+                        match sent {
+                            Some(connection) => {
+                                if !effects.flush.iter().any(|known| Arc::ptr_eq(known, &connection)) {
+                                    effects.flush.push(connection);
+                                }
+                            }
+                            None => state.writer.added(entry, &node, Err(AddFailure::Failed)),
+                        }
+                    }
+                    WriterAction::Confirm { up_to } => {
+                        let count = (up_to + 1 - state.first_packet) as usize;
+                        state.packets.drain(..count);
+                        state.first_packet = up_to + 1;
+                        while state.calls.front().is_some_and(|call| call.last_entry <= up_to) {
+                            let call = state.calls.pop_front().expect("just seen");
+                            effects.done.push((call.done, Ok(())));
+                        }
+                    }
+                    WriterAction::Closed { .. } => {
+                        state.failed = Some(LedgerError::Fenced(self.id));
+                        state.sealed.drain(..).for_each(|sealed| drop(sealed.send(Ok(()))));
+                        self.shared.forget_open(self.id);
+                    }
+                    WriterAction::Fail(error) => {
+                        tracing::warn!(ledger = self.id, %error, "a ledger takes no more entries");
+                        let error = error_of(self.id, &error);
+                        state.failed = Some(error.clone());
+                        state.packets.clear();
+                        effects.done.extend(state.calls.drain(..).map(|call| (call.done, Err(error.clone()))));
+                        state.sealed.drain(..).for_each(|sealed| drop(sealed.send(Err(error.clone()))));
+                        self.shared.forget_open(self.id);
+                    }
+                    WriterAction::Choose { .. } | WriterAction::WriteMetadata { .. } => effects.later.push(action),
+                }
+            }
+        }
+    }
+
+    fn carry_out(self: &Arc<Self>, effects: Effects) {
+        effects.flush.iter().for_each(|connection| connection.flush());
+        for action in effects.later {
+            let ledger = self.clone();
+            self.shared.runtime.spawn(async move { ledger.do_later(action).await });
+        }
+        effects.done.into_iter().for_each(|(done, result)| done(result));
+    }
+
+    async fn do_later(self: Arc<Self>, action: WriterAction) {
+        match action {
+            WriterAction::Choose { ensemble, failed, avoid } => {
+                tracing::info!(ledger = self.id, ?failed, "storage nodes are replaced");
+                let chosen = self.shared.nodes.choose(failed.len(), &ensemble, &avoid).await;
+                self.tell(|writer| writer.chosen(chosen));
+            }
+            WriterAction::WriteMetadata { metadata, expected_version } => {
+                match self.shared.catalog.write(self.id, &metadata, expected_version).await {
+                    Some(outcome) => self.tell(|writer| writer.metadata_written(outcome)),
+                    None => self.tell(|writer| writer.give_up(WriterError::MetadataChanged)),
+                }
+            }
+            _ => unreachable!("done at once"),
+        }
+    }
+}
+
+fn error_of(ledger: u64, error: &WriterError) -> LedgerError {
+    match error {
+        WriterError::Fenced | WriterError::Closed | WriterError::MetadataChanged => LedgerError::Fenced(ledger),
+        WriterError::NotEnoughNodes => LedgerError::Io(format!("ledger {ledger}: {error}")),
+    }
+}

@@ -1,0 +1,195 @@
+//! The client against storage nodes in this process, each with a log on a real disk.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
+use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError, StoredEntry};
+use geminga_log::{Log, LogOptions};
+use geminga_metadata::{MemoryStore, Metadata};
+use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions};
+use geminga_storage_node::{NodeOptions, StorageNode, serve};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+
+struct Node {
+    folder: PathBuf,
+    address: String,
+    stop: watch::Sender<bool>,
+    log: Log,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(folder: PathBuf, address: &str) -> Node {
+        let listener = TcpListener::bind(address).await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let options = LogOptions { segment_bytes: 4 << 20, ..LogOptions::default() };
+        let (log, _) = Log::open(&folder.join("log"), options).expect("an empty or recovered log");
+        let (stop, stopped) = watch::channel(false);
+        let node = StorageNode::new(log.clone(), NodeOptions::new(&folder, 256 << 20));
+        let serving = tokio::spawn(serve(listener, node, stopped));
+        Node { folder, address, stop, log, serving }
+    }
+
+    /// Ends its connections and its log.
+    async fn end(self) -> (PathBuf, String) {
+        self.stop.send_replace(true);
+        self.serving.await.expect("it ends");
+        self.log.close();
+        (self.folder, self.address)
+    }
+}
+
+#[derive(Clone, Default)]
+struct Directory(Arc<std::sync::Mutex<Vec<NodeInfo>>>);
+
+impl NodeDirectory for Directory {
+    fn nodes(&self) -> Vec<NodeInfo> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+struct Cluster {
+    _folder: TempDir,
+    nodes: BTreeMap<String, Node>,
+    directory: Directory,
+    metadata: Metadata,
+}
+
+impl Cluster {
+    async fn start(count: usize) -> Cluster {
+        let folder = TempDir::new().expect("a temporary folder");
+        let (mut nodes, directory) = (BTreeMap::new(), Directory::default());
+        for n in 0..count {
+            let own = folder.path().join(format!("node-{n}"));
+            std::fs::create_dir_all(own.join("log")).expect("a folder");
+            let node = Node::start(own, "127.0.0.1:0").await;
+            directory.0.lock().unwrap().push(NodeInfo {
+                id: format!("node-{n}"),
+                address: node.address.clone(),
+                zone: format!("zone-{}", n % 3),
+                is_writable: true,
+            });
+            nodes.insert(format!("node-{n}"), node);
+        }
+        Cluster { _folder: folder, nodes, directory, metadata: Metadata::new(Arc::new(MemoryStore::default())) }
+    }
+
+    fn client(&self, ensemble: u32, write: u32, ack: u32) -> ReplicatedLedgers {
+        let options = ReplicationOptions {
+            quorum: Quorum { ensemble, write, ack },
+            call_timeout: Duration::from_secs(2),
+            outbound_bytes: 64 << 20,
+        };
+        ReplicatedLedgers::new(self.metadata.clone(), Arc::new(self.directory.clone()), options)
+    }
+
+    async fn ledger(&self, id: u64) -> LedgerMetadata {
+        self.metadata.get_ledger::<LedgerMetadata>(id).await.expect("metadata").expect("it exists").value
+    }
+}
+
+fn content(entry: u64) -> [Bytes; 2] {
+    [Bytes::from(format!("head {entry} ")), Bytes::from(vec![entry as u8; 200 + entry as usize % 50])]
+}
+
+/// Appends entries `from..to`, ten a call, and answers how each call ended.
+async fn append(client: &ReplicatedLedgers, ledger: u64, from: u64, to: u64) -> Vec<Result<(), LedgerError>> {
+    let mut answers = Vec::new();
+    for first in (from..to).step_by(10) {
+        let (sender, receiver) = oneshot::channel();
+        let entries = (first..(first + 10).min(to)).map(content).collect();
+        client.append(ledger, first, entries, AppendClass::Message, Box::new(move |result| drop(sender.send(result))));
+        answers.push(receiver);
+    }
+    let mut results = Vec::new();
+    for answer in answers {
+        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await;
+        results.push(answer.expect("an answer in time").expect("an answer"));
+    }
+    results
+}
+
+async fn check(client: &ReplicatedLedgers, ledger: u64, count: u64) {
+    let mut next = 0;
+    while next < count {
+        let entries = client.read(ledger, next, u64::MAX, 10_000).await.expect("entries that were confirmed");
+        for StoredEntry { entry_id, data } in entries {
+            assert_eq!(entry_id, next);
+            assert_eq!(data, content(entry_id).concat());
+            next += 1;
+        }
+    }
+    assert_eq!(next, count);
+    let beyond = client.read(ledger, count, u64::MAX, 10_000).await;
+    assert!(matches!(beyond, Err(LedgerError::NoSuchEntry { .. })), "{beyond:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_are_written_read_sealed_and_read_by_another() {
+    let cluster = Cluster::start(4).await;
+    for (ledger, (ensemble, write, ack)) in [(7, (3, 3, 2)), (8, (4, 2, 2)), (9, (1, 1, 1))] {
+        let client = cluster.client(ensemble, write, ack);
+        assert!(append(&client, ledger, 0, 500).await.iter().all(Result::is_ok));
+        check(&client, ledger, 500).await;
+        client.seal(ledger).await.expect("it is closed");
+        let metadata = cluster.ledger(ledger).await;
+        assert!(matches!(metadata.state, LedgerState::Closed { entries: 500, .. }), "{metadata:?}");
+        check(&cluster.client(3, 3, 2), ledger, 500).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_finds_the_end_and_keeps_the_writer_out() {
+    let cluster = Cluster::start(3).await;
+    let (writer, other) = (cluster.client(3, 3, 2), cluster.client(3, 3, 2));
+    assert!(append(&writer, 7, 0, 300).await.iter().all(Result::is_ok));
+    assert_eq!(other.recover(7).await.expect("nodes are there"), Some(299));
+    let refused = append(&writer, 7, 300, 310).await;
+    assert!(matches!(refused[0], Err(LedgerError::Fenced(7))), "{refused:?}");
+    check(&other, 7, 300).await;
+    assert_eq!(other.recover(7).await.expect("it is closed already"), Some(299));
+
+    assert_eq!(other.recover(8).await.expect("a ledger that nobody has created"), None);
+    let late = append(&writer, 8, 0, 10).await;
+    assert!(matches!(late[0], Err(LedgerError::Fenced(8))), "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_ends_is_replaced_under_load() {
+    let mut cluster = Cluster::start(5).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 200).await.iter().all(Result::is_ok));
+    let lost = cluster.ledger(7).await.fragments[0].ensemble[1].clone();
+    let load = {
+        let client = client.clone();
+        tokio::spawn(async move { append(&client, 7, 200, 5000).await })
+    };
+    let ended = cluster.nodes.remove(&lost).expect("it is there").end().await;
+    assert!(load.await.expect("no panic").iter().all(Result::is_ok), "nobody notices");
+    assert!(append(&client, 7, 5000, 5100).await.iter().all(Result::is_ok));
+    let metadata = cluster.ledger(7).await;
+    assert!(!metadata.last_fragment().ensemble.contains(&lost), "{metadata:?}");
+    check(&client, 7, 5100).await;
+    assert_eq!(cluster.client(3, 3, 2).recover(7).await.expect("nodes are there"), Some(5099));
+    check(&cluster.client(3, 3, 2), 7, 5100).await;
+    let back = Node::start(ended.0, &ended.1).await;
+    cluster.nodes.insert(lost, back);
+    check(&cluster.client(3, 3, 2), 7, 5100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_spare_nodes_it_goes_on_as_long_as_there_is_an_ack_quorum() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 100).await.iter().all(Result::is_ok));
+    cluster.nodes.pop_first().expect("three").1.end().await;
+    assert!(append(&client, 7, 100, 300).await.iter().all(Result::is_ok));
+    cluster.nodes.pop_first().expect("two").1.end().await;
+    assert!(append(&client, 7, 300, 310).await[0].is_err());
+}

@@ -1,0 +1,34 @@
+//! Ledgers on storage nodes: `ledgers/<id>`, changed by compare-and-set. What a record says is the affair of whoever writes
+//! and recovers ledgers.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Metadata, Versioned};
+use crate::{Expect, MetadataError, Op, codec};
+
+fn key(id: u64) -> String {
+    format!("ledgers/{id:020}")
+}
+
+impl Metadata {
+    pub async fn get_ledger<T: DeserializeOwned>(&self, id: u64) -> Result<Option<Versioned<T>>, MetadataError> {
+        self.read(&key(id)).await
+    }
+
+    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version.
+    pub async fn put_ledger<T: Serialize>(
+        &self,
+        id: u64,
+        value: &T,
+        version: Option<u64>,
+    ) -> Result<u64, MetadataError> {
+        let expect = version.map_or(Expect::Absent, Expect::Version);
+        Ok(self.store.commit(vec![Op::put(key(id), codec::encode(value)?, expect)]).await?[0])
+    }
+
+    /// Forgets a ledger; one that is not there is no error.
+    pub async fn delete_ledger(&self, id: u64) -> Result<(), MetadataError> {
+        self.store.commit(vec![Op::delete(key(id), Expect::Any)]).await.map(drop)
+    }
+}
