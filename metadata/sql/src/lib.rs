@@ -3,8 +3,10 @@
 //! [`SqliteStore`] is the embedded backend. `overlay` decides commits without a database, so that another backend
 //! needs only its own statements.
 
-mod error;
+mod batch;
+mod migration;
 mod overlay;
+mod queue;
 mod sqlite;
 
 pub use sqlite::SqliteStore;
