@@ -17,9 +17,9 @@ pub enum MetadataError {
     LeaseLost { name: String },
     #[error("metadata is unavailable: {0}")]
     Unavailable(String),
-    /// The store stopped answering while a commit or an allocation was under way: all of it was applied, or nothing.
-    /// Whoever goes on must read first; the same commit again could apply it twice. Nothing was applied when the error
-    /// is another one.
+    /// The store stopped answering while a commit or an allocation was under way: all of it was applied, or nothing, or
+    /// it is about to be. The same again could apply it twice, and a read may come before it; a commit that expects the
+    /// version that was read is safe, as it is decided after it.
     #[error("metadata is unavailable, and what was asked for may have been done: {0}")]
     OutcomeUnknown(String),
     #[error("metadata is damaged: {subject}: {reason}")]

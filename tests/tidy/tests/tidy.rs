@@ -10,7 +10,7 @@ const PURE: [&str; 4] = ["geminga-model", "geminga-wire-pulsar", "geminga-ledger
 const IMPURE: [&str; 6] = ["tokio", "axum", "sqlx", "socket2", "async-trait", "tower"];
 
 /// Each crate of the workspace with the crates of ours that it may depend on: the arrows of ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("geminga-model", &[]),
     ("geminga-observe", &[]),
     ("geminga-wire-pulsar", &[]),
@@ -42,6 +42,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     ("geminga-perf", &["geminga-wire-pulsar"]),
     ("geminga-simulation", &["geminga-ledger", "geminga-log", "geminga-model", "geminga-topic"]),
+    ("geminga-test-postgres", &[]),
     ("geminga-tidy", &[]),
     (
         "geminga",
@@ -60,6 +61,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     // Tests of a crate may start a broker on ledgers in memory.
     ("geminga-admin-api (dev)", &["geminga-ledger-client"]),
+    ("geminga-metadata-sql (dev)", &["geminga-test-postgres"]),
+    ("geminga (dev)", &["geminga-test-postgres"]),
 ];
 
 const MAX_LINES: usize = 900;
