@@ -6,6 +6,7 @@ use geminga_perf::PerfCommand;
 use serde::Serialize;
 
 use crate::admin::AdminCommand;
+use crate::metadata::MetadataCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
 
@@ -35,6 +36,9 @@ pub enum Command {
     /// Ask a running server about itself
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Prepare the metadata that the processes of a cluster share
+    #[command(subcommand)]
+    Metadata(MetadataCommand),
     /// Print a completion script for a shell, to be sourced or installed
     Completions { shell: clap_complete::Shell },
 }
@@ -82,7 +86,7 @@ pub struct StandaloneArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_limit: Option<ByteSize>,
 
-    /// Where metadata is, as sqlite:FILE [default: metadata.db in the data folder]
+    /// Where metadata is, as sqlite:FILE or postgres://USER@HOST/DATABASE [default: metadata.db in the data folder]
     #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata_url: Option<String>,

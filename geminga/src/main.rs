@@ -7,6 +7,7 @@ mod bootstrap;
 mod cli;
 mod data_dir;
 mod listen;
+mod metadata;
 mod options;
 mod ready;
 mod signals;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         }),
         Command::Perf(command) => geminga_perf::run(command),
         Command::Admin(command) => admin::run(&command),
+        Command::Metadata(command) => metadata::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "geminga", &mut script);

@@ -1,14 +1,13 @@
 //! `geminga standalone`: every role in one process.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_ledger_client::EmbeddedLedgers;
 use geminga_log::{Log, LogOptions};
-use geminga_metadata::Metadata;
+use geminga_metadata::{Metadata, MetadataStore};
 use geminga_metadata_sql::SqliteStore;
 use geminga_observe::logging;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -16,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::bootstrap::bootstrap;
+use crate::bootstrap;
 use crate::data_dir::DataDir;
 use crate::listen::listen;
 use crate::options::units::ByteSize;
@@ -67,10 +66,11 @@ async fn run(options: &StandaloneOptions, mut shutdown: watch::Receiver<bool>) -
     }
     let (pulsar_listener, pulsar) = listen(&options.pulsar_addr, "pulsar-addr")?;
     let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
-    let store = Arc::new(SqliteStore::open(&metadata_file(options, &data_dir)?).await?);
+    let store = open_metadata(options, &data_dir).await?;
     let metadata = Metadata::new(store.clone());
     let advertised = Advertised::new(options, pulsar, http);
-    bootstrap(&metadata, &options.cluster, &advertised.http_url(), &advertised.pulsar_url()).await?;
+    bootstrap::create_missing(&metadata, &options.cluster).await?;
+    bootstrap::announce(&metadata, &options.cluster, &advertised.http_url(), &advertised.pulsar_url()).await?;
 
     let log = open_log(&data_dir, options.memory_limit.bytes())?;
     let broker =
@@ -199,13 +199,10 @@ impl Advertised {
     }
 }
 
-fn metadata_file(options: &StandaloneOptions, data_dir: &DataDir) -> anyhow::Result<PathBuf> {
-    match options.metadata_url.as_deref() {
-        None => Ok(data_dir.metadata_file()),
-        Some(url) => match url.strip_prefix("sqlite:") {
-            Some(path) if !path.is_empty() => Ok(path.strip_prefix("//").unwrap_or(path).into()),
-            _ => bail!("metadata URL '{url}' is not supported, use sqlite:FILE (--metadata-url)"),
-        },
+async fn open_metadata(options: &StandaloneOptions, data_dir: &DataDir) -> anyhow::Result<Arc<dyn MetadataStore>> {
+    match &options.metadata_url {
+        Some(url) => geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)"),
+        None => Ok(Arc::new(SqliteStore::open(&data_dir.metadata_file()).await?)),
     }
 }
 
