@@ -6,9 +6,10 @@ use geminga_perf::PerfCommand;
 use serde::Serialize;
 
 use crate::admin::AdminCommand;
+use crate::metadata::MetadataCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
-use crate::options::{Arguments, StandaloneOptions, StorageNodeOptions};
+use crate::options::{Arguments, BrokerOptions, StandaloneOptions, StorageNodeOptions};
 
 /// A streaming server that speaks Apache Pulsar's protocols.
 #[derive(Parser)]
@@ -30,6 +31,10 @@ pub enum Command {
     ///
     /// The output is a valid config file. Takes the same arguments as `standalone`.
     Config(StandaloneArguments),
+    /// Run a broker whose ledgers are on storage nodes
+    ///
+    /// Options are layered as those of `standalone`.
+    Broker(BrokerArguments),
     /// Run a storage node: replicated ledgers over BookKeeper's wire protocol
     ///
     /// Options are layered as those of `standalone`.
@@ -40,6 +45,9 @@ pub enum Command {
     /// Ask a running server about itself
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Prepare the metadata that the processes of a cluster share
+    #[command(subcommand)]
+    Metadata(MetadataCommand),
     /// Print a completion script for a shell, to be sourced or installed
     Completions { shell: clap_complete::Shell },
 }
@@ -87,7 +95,7 @@ pub struct StandaloneArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_limit: Option<ByteSize>,
 
-    /// Where metadata is, as sqlite:FILE [default: metadata.db in the data folder]
+    /// Where metadata is, as sqlite:FILE or postgres://USER@HOST/DATABASE [default: metadata.db in the data folder]
     #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata_url: Option<String>,
@@ -234,10 +242,30 @@ pub struct StorageNodeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_limit: Option<ByteSize>,
 
-    /// Where metadata is; 'none' serves whoever comes, and deletes nothing [default: none]
+    /// Where the cluster's metadata are, as for a broker; 'none' serves whoever comes, and deletes nothing [default: none]
     #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata_url: Option<String>,
+
+    /// Host that brokers are told to connect to [default: the host that is listened on]
+    #[arg(long, value_name = "HOST", env = "GEMINGA_ADVERTISED_ADDRESS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_address: Option<String>,
+
+    /// Zone of this node: nodes of one zone fail together [default: default]
+    #[arg(long, value_name = "NAME", env = "GEMINGA_ZONE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+
+    /// Region of this node [default: default]
+    #[arg(long, value_name = "NAME", env = "GEMINGA_REGION", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    region: Option<String>,
+
+    /// How often ledgers are looked for that metadata do not name any more [default: 60s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_GARBAGE_INTERVAL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    garbage_interval: Option<Duration>,
 
     /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
@@ -262,6 +290,93 @@ pub struct StorageNodeArguments {
 
 impl Arguments for StorageNodeArguments {
     type Options = StorageNodeOptions;
+
+    fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
+/// As [`StandaloneArguments`].
+#[derive(Args, Serialize)]
+pub struct BrokerArguments {
+    /// Config file in TOML
+    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+
+    /// Where the cluster's metadata are: postgres://USER@HOST/DATABASE, or sqlite:FILE on one machine
+    #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_url: Option<String>,
+
+    /// Name of the cluster, which 'geminga metadata init' has created [default: standalone]
+    #[arg(long, value_name = "NAME", env = "GEMINGA_CLUSTER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+
+    /// Where to listen for Pulsar clients; port 0 takes a free one [default: 127.0.0.1:6650]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_PULSAR_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pulsar_addr: Option<String>,
+
+    /// Where to listen for HTTP: admin REST, metrics, health [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_HTTP_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_addr: Option<String>,
+
+    /// Host that lookups tell clients to connect to [default: the host that is listened on]
+    #[arg(long, value_name = "HOST", env = "GEMINGA_ADVERTISED_ADDRESS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_address: Option<String>,
+
+    /// Addresses for clients that ask for a listener by name, like internal:pulsar://10.0.0.1:6650,external:pulsar://example.org:6650
+    #[arg(long, value_name = "NAME:URL,…", env = "GEMINGA_ADVERTISED_LISTENERS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_listeners: Option<Listeners>,
+
+    /// File to write, as JSON, the process id and both addresses to once both ports serve
+    #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready_file: Option<PathBuf>,
+
+    /// Bound for what the server keeps in memory, like 512MiB or 1GB [default: 512MiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_MEMORY_LIMIT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_limit: Option<ByteSize>,
+
+    /// Storage nodes that a new ledger is spread over [default: 3]
+    #[arg(long, value_name = "NUMBER", env = "GEMINGA_ENSEMBLE_SIZE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ensemble_size: Option<u32>,
+
+    /// How many of them get each entry [default: 3]
+    #[arg(long, value_name = "NUMBER", env = "GEMINGA_WRITE_QUORUM", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_quorum: Option<u32>,
+
+    /// How many of those must have synced it before it counts [default: 2]
+    #[arg(long, value_name = "NUMBER", env = "GEMINGA_ACK_QUORUM", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack_quorum: Option<u32>,
+
+    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shutdown_timeout: Option<Duration>,
+
+    /// Level of the log on stderr: error, warn, info, debug or trace, also per module [default: info]
+    #[arg(long, value_name = "LEVEL", env = "GEMINGA_LOG_LEVEL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_level: Option<String>,
+
+    /// Form of the log: text or json [default: text]
+    #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+}
+
+impl Arguments for BrokerArguments {
+    type Options = BrokerOptions;
 
     fn config(&self) -> Option<&Path> {
         self.config.as_deref()

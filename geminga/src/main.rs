@@ -4,12 +4,15 @@
 
 mod admin;
 mod bootstrap;
+mod broker;
 mod cli;
 mod data_dir;
 mod listen;
+mod metadata;
 mod options;
 mod ready;
 mod server;
+mod serving;
 mod signals;
 mod standalone;
 mod storage_node;
@@ -40,6 +43,9 @@ fn main() -> ExitCode {
         Command::Standalone(arguments) => {
             options::resolve(&arguments, matches).and_then(|resolved| standalone::start(&resolved))
         }
+        Command::Broker(arguments) => {
+            options::resolve(&arguments, matches).and_then(|resolved| broker::start(&resolved))
+        }
         Command::StorageNode(arguments) => {
             options::resolve(&arguments, matches).and_then(|resolved| storage_node::start(&resolved))
         }
@@ -49,6 +55,7 @@ fn main() -> ExitCode {
         }),
         Command::Perf(command) => geminga_perf::run(command),
         Command::Admin(command) => admin::run(&command),
+        Command::Metadata(command) => metadata::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "geminga", &mut script);

@@ -1,15 +1,19 @@
 //! `geminga storage-node`: replicated ledgers over BookKeeper's wire protocol.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::routing::get;
 use geminga_log::{Log, LogOptions};
+use geminga_metadata::{Metadata, StorageNodeRecord};
 use geminga_observe::Metrics;
-use geminga_storage_node::{NodeOptions, StorageNode};
+use geminga_storage_node::{Identity, NodeOptions, Registration, StorageNode, collect_garbage};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::data_dir::DataDir;
 use crate::listen::listen;
@@ -39,9 +43,6 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
             options.max_frame_size
         );
     }
-    if options.metadata_url != "none" {
-        bail!("metadata URL '{}' is not supported yet, use none (--metadata-url)", options.metadata_url);
-    }
     let data_dir = DataDir::open(&options.data_dir)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
@@ -54,6 +55,10 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         ..NodeOptions::new(&options.data_dir, memory_limit)
     };
     let node = StorageNode::new(log.clone(), node_options);
+    let member = match &options.metadata_url[..] {
+        "none" => None,
+        url => Some(Member::join(options, url, addr, &log).await?),
+    };
     let serving =
         tokio::spawn(geminga_storage_node::serve(TcpListener::from_std(listener)?, node.clone(), shutdown.clone()));
     let serving_http = tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, shutdown.clone()));
@@ -64,9 +69,11 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     tracing::info!(%addr, %http, data_dir = %options.data_dir.display(), "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
 
+    let upkeep = member.map(|member| member.keep(&node, options.garbage_interval.get()));
+
     // Fails only when the sender is gone, which then cannot ask for anything else either.
     let _ = shutdown.wait_for(|stop| *stop).await;
-    drop(ready);
+    drop((ready, upkeep));
     let finish = async {
         let _ = serving.await;
         let _ = serving_http.await;
@@ -77,6 +84,40 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     tokio::task::spawn_blocking(move || log.close()).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A node that is known to a cluster.
+struct Member {
+    metadata: Metadata,
+    registration: Registration,
+}
+
+impl Member {
+    async fn join(options: &StorageNodeOptions, url: &str, addr: SocketAddr, log: &Log) -> anyhow::Result<Self> {
+        let identity = Identity::open(&options.data_dir, !log.ledgers().is_empty())?;
+        let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
+        let metadata = Metadata::new(store);
+        let address = match &options.advertised_address {
+            Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
+            Some(host) => format!("{host}:{}", addr.port()),
+            None => addr.to_string(),
+        };
+        // The folder is locked, so whoever had it at this address is gone.
+        let owner = address.clone();
+        let record =
+            StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
+        tracing::info!(id = identity.id, address = record.address, zone = record.zone, "joining the cluster");
+        let registration = Registration::open(metadata.clone(), &identity.id, record, &owner).await?;
+        Ok(Self { metadata, registration })
+    }
+
+    /// Goes on until what is answered is dropped.
+    fn keep(self, node: &Arc<StorageNode>, garbage_interval: Duration) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.registration.keep(node.clone()));
+        tasks.spawn(collect_garbage(node.clone(), self.metadata, garbage_interval));
+        tasks
+    }
 }
 
 /// Recovery after a crash happens here.

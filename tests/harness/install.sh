@@ -5,6 +5,7 @@
 # install_java     a JDK and Maven
 # install_pulsar   $PULSAR_HOME: the published distribution of Apache Pulsar (the real pulsar-admin and pulsar-perf)
 # install_netns    unshare, ip and curl
+# install_postgres the server of PostgreSQL, for tests that start their own
 
 VENV=$CACHE/venv
 PULSAR_VERSION=4.0.8
@@ -13,17 +14,21 @@ export GOFLAGS=${GOFLAGS:--mod=mod}
 
 debian() { # PROGRAM PACKAGE: installs the package when the program is missing
   if command -v "$1" > /dev/null; then return; fi
+  debian_package "$2"
+  command -v "$1" > /dev/null || { echo "package $2 does not bring $1" >&2; return 1; }
+}
+
+debian_package() { # PACKAGE
   local sudo=(); [ "$(id -u)" = 0 ] || sudo=(sudo)
   if [ -z "${APT_UPDATED:-}" ]; then "${sudo[@]}" apt-get update -qq; APT_UPDATED=1; fi
-  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$2" > /dev/null
-  command -v "$1" > /dev/null || { echo "package $2 does not bring $1" >&2; return 1; }
+  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$1" > /dev/null
 }
 
 install_python() {
   local wanted=tests/clients/python/requirements.txt
   debian python3 python3
   if ! cmp -s "$wanted" "$VENV/requirements.txt"; then
-    python3 -c 'import ensurepip' 2> /dev/null || debian no-such-program python3-venv || true
+    python3 -c 'import ensurepip' 2> /dev/null || debian_package python3-venv || true
     rm -rf "$VENV"
     python3 -m venv "$VENV"
     "$VENV/bin/pip" install -q --disable-pip-version-check -r "$wanted"
@@ -37,6 +42,13 @@ install_go() { debian go golang-go; }
 install_java() { debian javac openjdk-17-jdk-headless; debian mvn maven; }
 
 install_netns() { debian unshare util-linux; debian ip iproute2; debian curl curl; debian python3 python3; }
+
+# Debian keeps the server out of the path. The tests look in the same places.
+install_postgres() {
+  if command -v postgres > /dev/null || compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null; then return; fi
+  debian_package postgresql
+  compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || { echo "package postgresql does not bring postgres" >&2; return 1; }
+}
 
 install_pulsar() {
   if [ -e "$PULSAR_HOME/bin/pulsar" ]; then return; fi

@@ -1,5 +1,6 @@
 //! Settings and their layers: defaults, then the config file, the environment and the arguments.
 
+mod broker;
 pub mod listeners;
 mod standalone;
 mod storage_node;
@@ -16,6 +17,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use broker::BrokerOptions;
 pub use standalone::StandaloneOptions;
 pub use storage_node::StorageNodeOptions;
 

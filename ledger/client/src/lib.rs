@@ -77,12 +77,6 @@ pub trait LedgerClient: Send + Sync + 'static {
     /// Fences the ledger and answers its last entry, `None` when it has none.
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>>;
 
-    /// Says that nothing will be appended to the ledger any more, so that it can be closed where that has to be written down.
-    /// To be called when every append is answered. A ledger that is not sealed is closed by its recovery.
-    fn seal(&self, _ledger_id: u64) -> Pending<()> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-
     /// Deletes ledgers for good; those that are gone already are no error.
     fn delete(&self, ledger_ids: Vec<u64>) -> Pending<()>;
 

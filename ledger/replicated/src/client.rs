@@ -208,17 +208,15 @@ impl LedgerClient for ReplicatedLedgers {
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>> {
         let shared = self.shared.clone();
         Box::pin(async move {
+            // Whoever has written it all, and knows that, need only write down where it ends.
+            if let Some(open) = shared.open(ledger_id) {
+                let _ = open.close().await;
+            }
             let metadata = recovering::recover(&shared, ledger_id).await?;
             shared.forget_open(ledger_id);
             shared.remember_closed(ledger_id, &metadata);
             Ok(recovering::last_entry(&metadata))
         })
-    }
-
-    fn seal(&self, ledger_id: u64) -> Pending<()> {
-        let Some(open) = self.shared.open(ledger_id) else { return Box::pin(std::future::ready(Ok(()))) };
-        let sealed = open.seal();
-        Box::pin(async move { sealed.await.unwrap_or(Err(LedgerError::Closed)) })
     }
 
     fn delete(&self, ledger_ids: Vec<u64>) -> Pending<()> {

@@ -4,19 +4,21 @@
 //! machines of `geminga-ensemble`; this crate carries it out: node.rs is one connection to a node, nodes.rs knows and chooses
 //! nodes, catalog.rs keeps the ledgers' metadata, writing.rs, recovering.rs and reading.rs drive one ledger each.
 //!
-//! A ledger comes into being in metadata with its first append, and is closed by [`LedgerClient::seal`] or by a recovery. A
-//! recovery of a ledger that is not in metadata puts it there as a closed one without entries, so that whoever meant to create
-//! it finds that it is too late.
-//!
-//! [`LedgerClient::seal`]: geminga_ledger_client::LedgerClient::seal
+//! A ledger comes into being in metadata with its first append, and is closed when it is recovered: by its writer once all of
+//! it is confirmed, or by anybody else through fencing. A recovery of a ledger that is not in metadata puts it there as a
+//! closed one without entries, so that whoever meant to create it finds that it is too late.
 
 mod catalog;
 mod client;
+mod membership;
 mod node;
 mod nodes;
 mod reading;
 mod recovering;
 mod writing;
 
+pub use geminga_ensemble::Quorum;
+
 pub use client::{ReplicatedLedgers, ReplicationOptions};
+pub use membership::Membership;
 pub use nodes::{NodeDirectory, NodeInfo};

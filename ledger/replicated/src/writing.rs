@@ -28,10 +28,13 @@ struct State {
     packets: VecDeque<Packet>,
     first_packet: u64,
     calls: VecDeque<Call>,
+    /// Answers that are due, in the order of the calls; one thread at a time gives them.
+    due: VecDeque<(AppendDone, Result<(), LedgerError>)>,
+    is_telling: bool,
     urgent: bool,
     failed: Option<LedgerError>,
     /// Told when the ledger is closed, or can't be by this writer.
-    sealed: Vec<tokio::sync::oneshot::Sender<Result<(), LedgerError>>>,
+    closing: Vec<tokio::sync::oneshot::Sender<Result<(), LedgerError>>>,
 }
 
 pub struct OpenLedger {
@@ -45,7 +48,6 @@ pub struct OpenLedger {
 /// What is done without the lock.
 #[derive(Default)]
 struct Effects {
-    done: Vec<(AppendDone, Result<(), LedgerError>)>,
     flush: Vec<Arc<NodeConnection>>,
     later: Vec<WriterAction>,
 }
@@ -62,9 +64,11 @@ impl OpenLedger {
                 packets: VecDeque::new(),
                 first_packet: 0,
                 calls: VecDeque::new(),
+                due: VecDeque::new(),
+                is_telling: false,
                 urgent: false,
                 failed: None,
-                sealed: Vec::new(),
+                closing: Vec::new(),
             }),
         })
     }
@@ -84,36 +88,33 @@ impl OpenLedger {
         let mut effects = Effects::default();
         {
             let mut state = self.state.lock();
-            if let Some(failed) = state.failed.clone() {
-                drop(state);
-                return done(Err(failed));
-            }
-            if entries.is_empty() {
-                drop(state);
-                return done(Ok(()));
-            }
             state.urgent = class == AppendClass::Reserved;
-            let mut last_entry = first_entry;
-            for [head, body] in entries {
-                let bytes = (head.len() + body.len()) as u64;
-                let last_add_confirmed = state.writer.last_add_confirmed().map_or(ENTRY_NONE, |last| last as i64);
-                let entry = match state.writer.append(bytes) {
-                    Ok(entry) => entry,
-                    Err(error) => {
-                        drop(state);
-                        return done(Err(error_of(self.id, &error)));
-                    }
-                };
-                let length = state.writer.length() as i64;
-                let front = self.digest.entry_head(entry as i64, last_add_confirmed, length, &[&head, &body]);
-                state.packets.push_back([front, head, body]);
-                last_entry = entry;
+            match self.take_in(&mut state, first_entry, entries) {
+                Ok(last_entry) => state.calls.push_back(Call { last_entry, done }),
+                Err(error) => state.due.push_back((done, Err(error))),
             }
-            debug_assert!(last_entry >= first_entry, "its writer numbers entries as the ledger does");
-            state.calls.push_back(Call { last_entry, done });
             self.follow(&mut state, &mut effects);
         }
         self.carry_out(effects);
+    }
+
+    /// Gives the entries to the writer; the last one's number.
+    fn take_in(&self, state: &mut State, first_entry: u64, entries: Vec<EntryParts>) -> Result<u64, LedgerError> {
+        if let Some(failed) = &state.failed {
+            return Err(failed.clone());
+        }
+        let mut last_entry = first_entry;
+        for [head, body] in entries {
+            let bytes = (head.len() + body.len()) as u64;
+            let last_add_confirmed = state.writer.last_add_confirmed().map_or(ENTRY_NONE, |last| last as i64);
+            let entry = state.writer.append(bytes).map_err(|error| error_of(self.id, &error))?;
+            let length = state.writer.length() as i64;
+            let front = self.digest.entry_head(entry as i64, last_add_confirmed, length, &[&head, &body]);
+            state.packets.push_back([front, head, body]);
+            last_entry = entry;
+        }
+        debug_assert!(last_entry >= first_entry, "its writer numbers entries as the ledger does");
+        Ok(last_entry)
     }
 
     /// A node has answered.
@@ -137,7 +138,7 @@ impl OpenLedger {
     }
 
     /// Closes the ledger once all of it is confirmed.
-    pub fn seal(self: &Arc<Self>) -> tokio::sync::oneshot::Receiver<Result<(), LedgerError>> {
+    pub fn close(self: &Arc<Self>) -> tokio::sync::oneshot::Receiver<Result<(), LedgerError>> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let mut effects = Effects::default();
         {
@@ -145,7 +146,7 @@ impl OpenLedger {
             match state.failed.clone() {
                 Some(failed) => drop(sender.send(Err(failed))),
                 None => {
-                    state.sealed.push(sender);
+                    state.closing.push(sender);
                     state.writer.close();
                     self.follow(&mut state, &mut effects);
                 }
@@ -201,12 +202,12 @@ impl OpenLedger {
                         state.first_packet = up_to + 1;
                         while state.calls.front().is_some_and(|call| call.last_entry <= up_to) {
                             let call = state.calls.pop_front().expect("just seen");
-                            effects.done.push((call.done, Ok(())));
+                            state.due.push_back((call.done, Ok(())));
                         }
                     }
                     WriterAction::Closed { .. } => {
                         state.failed = Some(LedgerError::Fenced(self.id));
-                        state.sealed.drain(..).for_each(|sealed| drop(sealed.send(Ok(()))));
+                        state.closing.drain(..).for_each(|closing| drop(closing.send(Ok(()))));
                         self.shared.forget_open(self.id);
                     }
                     WriterAction::Fail(error) => {
@@ -214,8 +215,10 @@ impl OpenLedger {
                         let error = error_of(self.id, &error);
                         state.failed = Some(error.clone());
                         state.packets.clear();
-                        effects.done.extend(state.calls.drain(..).map(|call| (call.done, Err(error.clone()))));
-                        state.sealed.drain(..).for_each(|sealed| drop(sealed.send(Err(error.clone()))));
+                        while let Some(call) = state.calls.pop_front() {
+                            state.due.push_back((call.done, Err(error.clone())));
+                        }
+                        state.closing.drain(..).for_each(|closing| drop(closing.send(Err(error.clone()))));
                         self.shared.forget_open(self.id);
                     }
                     WriterAction::Choose { .. } | WriterAction::WriteMetadata { .. } => effects.later.push(action),
@@ -230,7 +233,21 @@ impl OpenLedger {
             let ledger = self.clone();
             self.shared.runtime.spawn(async move { ledger.do_later(action).await });
         }
-        effects.done.into_iter().for_each(|(done, result)| done(result));
+        self.tell_due();
+    }
+
+    /// Gives the answers that are due, without the lock, and in their order: if another thread gives some it gives these too.
+    fn tell_due(&self) {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.is_telling, true) {
+            return;
+        }
+        while let Some((done, result)) = state.due.pop_front() {
+            drop(state);
+            done(result);
+            state = self.state.lock();
+        }
+        state.is_telling = false;
     }
 
     async fn do_later(self: Arc<Self>, action: WriterAction) {

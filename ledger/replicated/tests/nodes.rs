@@ -131,13 +131,13 @@ async fn check(client: &ReplicatedLedgers, ledger: u64, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_are_written_read_sealed_and_read_by_another() {
+async fn entries_are_written_read_closed_and_read_by_another() {
     let cluster = Cluster::start(4).await;
     for (ledger, (ensemble, write, ack)) in [(7, (3, 3, 2)), (8, (4, 2, 2)), (9, (1, 1, 1))] {
         let client = cluster.client(ensemble, write, ack);
         assert!(append(&client, ledger, 0, 500).await.iter().all(Result::is_ok));
         check(&client, ledger, 500).await;
-        client.seal(ledger).await.expect("it is closed");
+        assert_eq!(client.recover(ledger).await.expect("it is closed"), Some(499));
         let metadata = cluster.ledger(ledger).await;
         assert!(matches!(metadata.state, LedgerState::Closed { entries: 500, .. }), "{metadata:?}");
         check(&cluster.client(3, 3, 2), ledger, 500).await;

@@ -80,8 +80,12 @@ impl Overlay {
         }
     }
 
+    pub fn load_all(&mut self, records: Vec<(String, u64)>) {
+        records.into_iter().for_each(|(key, version)| self.load(key, Some(version)));
+    }
+
     /// Applies a commit that gets `version`, or nothing of it. Answers its result and the keys it changed.
-    pub fn apply(&mut self, ops: Vec<Op>, version: u64) -> Result<(Vec<u64>, Vec<String>), MetadataError> {
+    pub fn apply(&mut self, ops: &[Op], version: u64) -> Result<(Vec<u64>, Vec<String>), MetadataError> {
         let mut undo = Vec::with_capacity(ops.len());
         let mut versions = Vec::with_capacity(ops.len());
         for op in ops {
@@ -98,32 +102,32 @@ impl Overlay {
         Ok((versions, undo.into_iter().map(|(key, _)| key).collect()))
     }
 
-    fn step(&mut self, op: Op, version: u64, undo: &mut Vec<(String, Slot)>) -> Result<u64, MetadataError> {
+    fn step(&mut self, op: &Op, version: u64, undo: &mut Vec<(String, Slot)>) -> Result<u64, MetadataError> {
         match op {
             Op::Put { key, value, expect } => {
-                let slot = self.expect(&key, expect)?;
-                let before = std::mem::replace(slot, Slot { version: Some(version), value: Some(value), dirty: true });
-                undo.push((key, before));
+                let slot = self.expect(key, *expect)?;
+                let put = Slot { version: Some(version), value: Some(value.clone()), dirty: true };
+                undo.push((key.clone(), std::mem::replace(slot, put)));
                 return Ok(version);
             }
             Op::Delete { key, expect } => {
-                let slot = self.expect(&key, expect)?;
+                let slot = self.expect(key, *expect)?;
                 if slot.version.is_some() {
                     let before = std::mem::replace(slot, Slot { version: None, value: None, dirty: true });
-                    undo.push((key, before));
+                    undo.push((key.clone(), before));
                 }
             }
             Op::Check { key, expect } => {
-                self.expect(&key, expect)?;
+                self.expect(key, *expect)?;
             }
             Op::CheckEmpty { prefix } => {
-                let mut under = self.slots.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+                let mut under = self.slots.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(prefix));
                 if let Some((key, _)) = under.find(|(_, slot)| slot.version.is_some()) {
                     return Err(MetadataError::Conflict { key: key.clone() });
                 }
             }
             Op::DeletePrefix { prefix } => {
-                let under = self.slots.range_mut(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+                let under = self.slots.range_mut(prefix.clone()..).take_while(|(key, _)| key.starts_with(prefix));
                 for (key, slot) in under.filter(|(_, slot)| slot.version.is_some()) {
                     let before = std::mem::replace(slot, Slot { version: None, value: None, dirty: true });
                     undo.push((key.clone(), before));
@@ -166,14 +170,14 @@ mod tests {
         overlay.load("a".into(), Some(5));
         overlay.load("b".into(), None);
         let put = |key: &str, expect| Op::put(key, "x", expect);
-        assert_eq!(overlay.apply(vec![put("b", Expect::Absent)], 6).unwrap(), (vec![6], vec!["b".to_owned()]));
-        let refused = vec![Op::delete_prefix("a"), put("b", Expect::Any), Op::check("b", Expect::Version(6))];
-        assert!(overlay.apply(refused, 7).unwrap_err().is_conflict());
+        assert_eq!(overlay.apply(&[put("b", Expect::Absent)], 6).unwrap(), (vec![6], vec!["b".to_owned()]));
+        let refused = [Op::delete_prefix("a"), put("b", Expect::Any), Op::check("b", Expect::Version(6))];
+        assert!(overlay.apply(&refused, 7).unwrap_err().is_conflict());
         let (versions, changed) =
-            overlay.apply(vec![Op::delete("b", Expect::Version(6)), put("a", Expect::Version(5))], 8).unwrap();
+            overlay.apply(&[Op::delete("b", Expect::Version(6)), put("a", Expect::Version(5))], 8).unwrap();
         assert_eq!((versions, changed), (vec![0, 8], vec!["b".to_owned(), "a".to_owned()]));
-        assert!(overlay.apply(vec![Op::check_empty("a")], 9).is_err());
-        assert!(overlay.apply(vec![Op::check_empty("b")], 9).is_ok());
+        assert!(overlay.apply(&[Op::check_empty("a")], 9).is_err());
+        assert!(overlay.apply(&[Op::check_empty("b")], 9).is_ok());
         let writes = overlay.into_writes();
         assert_eq!(writes.puts, [("a".to_owned(), 8, "x".into())]);
         assert_eq!(writes.deletes, ["b"]);

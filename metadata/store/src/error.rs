@@ -17,6 +17,11 @@ pub enum MetadataError {
     LeaseLost { name: String },
     #[error("metadata is unavailable: {0}")]
     Unavailable(String),
+    /// The store stopped answering while a commit or an allocation was under way: all of it was applied, or nothing, or
+    /// it is about to be. The same again could apply it twice, and a read may come before it; a commit that expects the
+    /// version that was read is safe, as it is decided after it.
+    #[error("metadata is unavailable, and what was asked for may have been done: {0}")]
+    OutcomeUnknown(String),
     #[error("metadata is damaged: {subject}: {reason}")]
     Corrupt { subject: String, reason: String },
     /// Written by a newer Geminga than this one.
@@ -34,7 +39,7 @@ impl MetadataError {
             MetadataError::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             MetadataError::Invalid(_) => ErrorKind::Invalid,
             MetadataError::LeaseLost { .. } => ErrorKind::Fenced,
-            MetadataError::Unavailable(_) => ErrorKind::Unavailable,
+            MetadataError::Unavailable(_) | MetadataError::OutcomeUnknown(_) => ErrorKind::Unavailable,
             MetadataError::Corrupt { .. } | MetadataError::Newer(_) => ErrorKind::Corrupt,
             MetadataError::Bug(_) => ErrorKind::Bug,
         }

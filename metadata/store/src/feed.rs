@@ -16,12 +16,19 @@ pub enum WatchEvent {
     Resync,
 }
 
+/// What goes to every watcher, whatever its prefix.
+#[derive(Debug, Clone)]
+enum Change {
+    Key(Arc<str>),
+    Missed,
+}
+
 /// The changes under a prefix, in the order of their commits. A watcher that falls too far behind gets
 /// [`WatchEvent::Resync`] instead of what it missed; nothing is missed in silence.
 #[derive(Debug)]
 pub struct Watch {
     prefix: String,
-    changes: broadcast::Receiver<Arc<str>>,
+    changes: broadcast::Receiver<Change>,
 }
 
 impl Watch {
@@ -29,9 +36,11 @@ impl Watch {
     pub async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             match self.changes.recv().await {
-                Ok(key) if key.starts_with(&self.prefix) => return Some(WatchEvent::Changed(key.to_string())),
-                Ok(_) => continue,
-                Err(RecvError::Lagged(_)) => return Some(WatchEvent::Resync),
+                Ok(Change::Key(key)) if key.starts_with(&self.prefix) => {
+                    return Some(WatchEvent::Changed(key.to_string()));
+                }
+                Ok(Change::Key(_)) => continue,
+                Ok(Change::Missed) | Err(RecvError::Lagged(_)) => return Some(WatchEvent::Resync),
                 Err(RecvError::Closed) => return None,
             }
         }
@@ -41,7 +50,7 @@ impl Watch {
 /// Tells watchers about committed changes. A backend owns one and publishes after each commit.
 #[derive(Debug, Clone)]
 pub struct ChangeFeed {
-    changes: broadcast::Sender<Arc<str>>,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Default for ChangeFeed {
@@ -59,9 +68,14 @@ impl ChangeFeed {
         if self.has_watchers() {
             for key in keys {
                 // Fails only when the last watcher has just gone.
-                let _ = self.changes.send(key.into());
+                let _ = self.changes.send(Change::Key(key.into()));
             }
         }
+    }
+
+    /// Tells every watcher that changes were missed which nobody can name any more.
+    pub fn resync(&self) {
+        let _ = self.changes.send(Change::Missed);
     }
 
     pub fn watch(&self, prefix: &str) -> Watch {

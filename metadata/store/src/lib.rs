@@ -22,6 +22,7 @@ pub use policies::{Policies, TopicPolicies};
 pub use repository::clusters::ClusterData;
 pub use repository::partitioned::PartitionedTopicRecord;
 pub use repository::schemas::{SchemaRecord, SchemaVersion};
+pub use repository::storage_nodes::StorageNodeRecord;
 pub use repository::subscriptions::SubscriptionRecord;
 pub use repository::tenants::TenantInfo;
 pub use repository::topics::{LedgerInfo, TopicRecord};

@@ -117,6 +117,7 @@ impl Op {
 ///   deleted and created again never shows a version that it had.
 /// - Reads see every commit that returned before they began.
 /// - A read that fails is an error, never "absent".
+/// - A commit or an allocation that fails has changed nothing, unless the error is [`MetadataError::OutcomeUnknown`].
 #[async_trait]
 pub trait MetadataStore: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError>;
@@ -141,8 +142,12 @@ pub trait MetadataStore: Send + Sync + 'static {
     /// The keys under `prefix` that change from now on. See [`Watch`] for what may be missed.
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError>;
 
-    /// Milliseconds since the Unix epoch, by the store's clock. Leases expire by it.
+    /// Milliseconds since the Unix epoch, by the store's clock, which is the same for all processes that share the
+    /// store. Leases expire by it. It may step back a little, as clocks do that follow another one.
     fn now_ms(&self) -> u64;
+
+    /// Finishes what has been asked for and lets go of files and connections. Later calls fail as unavailable.
+    async fn close(&self) {}
 
     /// Takes the lease when nobody holds it, its holder let it expire, or `owner` holds it already.
     ///

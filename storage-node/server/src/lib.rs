@@ -2,7 +2,8 @@
 //!
 //! [`StorageNode`] is what all connections share. [`serve`] accepts them; connection.rs reads the requests of one in order,
 //! adding.rs hands adds to the log in groups, reading.rs works on reads beside them, confirmed.rs knows how far each ledger
-//! is confirmed and who waits for more.
+//! is confirmed and who waits for more. With metadata, identity.rs and membership.rs make it a member of a cluster, and garbage.rs
+//! deletes what no ledger's metadata name.
 //!
 //! What an answer means: an add is answered when it is synced, never before, also if the client would have allowed it. A
 //! fence is answered when it is synced. "No such entry" is said only of what certainly is not here; where damage to the
@@ -12,11 +13,17 @@ mod adding;
 mod confirmed;
 mod connection;
 mod errors;
+mod garbage;
+mod identity;
+mod membership;
 mod node;
 mod read_cache;
 mod reading;
 mod serving;
 
+pub use garbage::collect_garbage;
 pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
+pub use identity::{Identity, IdentityError};
+pub use membership::{Registration, RegistrationError};
 pub use node::{NodeOptions, StorageNode};
 pub use serving::serve;

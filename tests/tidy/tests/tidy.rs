@@ -17,14 +17,17 @@ const PURE: [&str; 6] = [
 const IMPURE: [&str; 6] = ["tokio", "axum", "sqlx", "socket2", "async-trait", "tower"];
 
 /// Each crate of the workspace with the crates of ours that it may depend on: the arrows of ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("geminga-model", &[]),
     ("geminga-observe", &[]),
     ("geminga-flow", &[]),
     ("geminga-wire-pulsar", &[]),
     ("geminga-wire-bookkeeper", &[]),
     ("geminga-log", &[]),
-    ("geminga-storage-node", &["geminga-flow", "geminga-log", "geminga-observe", "geminga-wire-bookkeeper"]),
+    (
+        "geminga-storage-node",
+        &["geminga-flow", "geminga-log", "geminga-metadata", "geminga-observe", "geminga-wire-bookkeeper"],
+    ),
     ("geminga-metadata", &["geminga-model"]),
     ("geminga-metadata-sql", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger", &["geminga-model"]),
@@ -59,6 +62,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
     ),
     ("geminga-perf", &["geminga-wire-pulsar"]),
     ("geminga-simulation", &["geminga-ensemble", "geminga-ledger", "geminga-log", "geminga-model", "geminga-topic"]),
+    ("geminga-test-postgres", &[]),
     ("geminga-tidy", &[]),
     (
         "geminga",
@@ -73,11 +77,14 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "geminga-observe",
             "geminga-perf",
             "geminga-protocol-pulsar",
+            "geminga-replicated-ledgers",
             "geminga-storage-node",
         ],
     ),
     // Tests of a crate may start a broker on ledgers in memory.
     ("geminga-admin-api (dev)", &["geminga-ledger-client"]),
+    ("geminga-metadata-sql (dev)", &["geminga-test-postgres"]),
+    ("geminga (dev)", &["geminga-test-postgres"]),
 ];
 
 const MAX_LINES: usize = 900;

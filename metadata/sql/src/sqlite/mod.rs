@@ -1,8 +1,9 @@
 //! The embedded backend: one SQLite file in WAL mode with `synchronous=FULL`.
 //!
 //! One connection writes. All commits and allocations that wait for it share a transaction, and so an fsync; each has
-//! its own result (see [`crate::overlay`]). Reads go over a few other connections and never wait for the writer.
+//! its own result (see [`crate::batch`]). Reads go over a few other connections and never wait for the writer.
 
+mod error;
 mod statements;
 mod writer;
 
@@ -18,8 +19,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tokio::task::JoinHandle;
 
-use crate::error::{from_migration, from_sqlx};
-use writer::{Handle, Writer};
+use crate::migration;
+use crate::queue::{Queue, queue};
+use error::from_sqlx;
+use writer::Writer;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
 
@@ -29,12 +32,12 @@ const READERS_MAX: u32 = 4;
 /// How long a statement waits when another process holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A [`MetadataStore`] in a SQLite file. [`SqliteStore::close`] it to leave a tidy file; after a crash the next open
+/// A [`MetadataStore`] in a SQLite file. [Close](MetadataStore::close) it to leave a tidy file; after a crash the next open
 /// finds every commit that returned.
 pub struct SqliteStore {
     subject: Arc<str>,
     readers: SqlitePool,
-    writer: Handle,
+    queue: Queue,
     task: Mutex<Option<JoinHandle<()>>>,
     feed: ChangeFeed,
 }
@@ -55,28 +58,16 @@ impl SqliteStore {
         let failed = |error| from_sqlx(&subject, error);
         let mut connection = options.connect().await.map_err(failed)?;
         check_application(&subject, &mut connection).await?;
-        MIGRATIONS.run(&mut connection).await.map_err(|error| from_migration(&subject, error))?;
+        MIGRATIONS.run(&mut connection).await.map_err(|error| migration::failed(&subject, error, from_sqlx))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .test_before_acquire(false)
             .connect_lazy_with(options.read_only(true).create_if_missing(false));
         let feed = ChangeFeed::default();
-        let (writer, handle) = Writer::new(connection, subject.clone(), feed.clone());
+        let (queue, requests) = queue(subject.clone());
+        let writer = Writer { connection, requests, subject: subject.clone(), feed: feed.clone() };
         let task = Mutex::new(Some(tokio::spawn(writer.run())));
-        Ok(SqliteStore { subject, readers, writer: handle, task, feed })
-    }
-
-    /// Finishes what has been asked for and closes the file. Later calls fail as unavailable.
-    pub async fn close(&self) {
-        // Readers first: the last connection checkpoints and removes the WAL, which a read-only one cannot.
-        self.readers.close().await;
-        self.writer.close();
-        let task = self.task.lock().take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "metadata writer failed");
-        }
+        Ok(SqliteStore { subject, readers, queue, task, feed })
     }
 
     fn failed(&self, error: sqlx::Error) -> MetadataError {
@@ -141,14 +132,14 @@ impl MetadataStore for SqliteStore {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
-        self.writer.commit(ops).await
+        self.queue.commit(ops).await
     }
 
     async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
         if count == 0 || count > u64::from(u32::MAX) {
             return Err(MetadataError::Invalid("an allocation is of 1 to 4294967295 ids".into()));
         }
-        self.writer.allocate(sequence, count).await
+        self.queue.allocate(sequence, count).await
     }
 
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
@@ -158,11 +149,23 @@ impl MetadataStore for SqliteStore {
     fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
     }
+
+    async fn close(&self) {
+        // Readers first: the last connection checkpoints and removes the WAL, which a read-only one cannot.
+        self.readers.close().await;
+        self.queue.close();
+        let task = self.task.lock().take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "metadata writer failed");
+        }
+    }
 }
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        self.writer.close();
+        self.queue.close();
     }
 }
 

@@ -14,7 +14,8 @@ pub(super) const VERSIONS_UNDER: &str = "SELECT key, version FROM records \
 /// Greater than every UTF-8 text.
 pub(super) const BEYOND_ALL_KEYS: &[u8] = &[0xff];
 
-pub(super) const ADVANCE_VERSION: &str = "UPDATE last_commit SET version = version + ?1 WHERE id = 1 RETURNING version";
+pub(super) const LAST_VERSION: &str = "SELECT version FROM last_commit WHERE id = 1";
+pub(super) const SET_LAST_VERSION: &str = "UPDATE last_commit SET version = ?1 WHERE id = 1";
 
 /// Binds the name and the number of ids; answers the id after them.
 pub(super) const ALLOCATE: &str = "INSERT INTO sequences (name, next) VALUES (?1, 1 + ?2) \

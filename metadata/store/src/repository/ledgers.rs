@@ -31,4 +31,17 @@ impl Metadata {
     pub async fn delete_ledger(&self, id: u64) -> Result<(), MetadataError> {
         self.store.commit(vec![Op::delete(key(id), Expect::Any)]).await.map(drop)
     }
+
+    /// At most `limit` ids of ledgers, in order, from `first` on. None means that there are no more.
+    pub async fn list_ledgers(&self, first: u64, limit: usize) -> Result<Vec<u64>, MetadataError> {
+        let before = first.checked_sub(1).map(key);
+        let records = self.store.scan("ledgers/", before.as_deref(), limit).await?;
+        let ids = records.iter().map(|(key, _)| {
+            key["ledgers/".len()..].parse().map_err(|_| MetadataError::Corrupt {
+                subject: format!("record '{key}'"),
+                reason: "its key is no ledger's".to_owned(),
+            })
+        });
+        ids.collect()
+    }
 }

@@ -16,6 +16,7 @@ pub(crate) mod ledgers;
 pub(crate) mod namespaces;
 pub(crate) mod partitioned;
 pub(crate) mod schemas;
+pub(crate) mod storage_nodes;
 pub(crate) mod subscriptions;
 pub(crate) mod tenants;
 pub(crate) mod topic_policies;

@@ -3,7 +3,7 @@
 use geminga_model::NamespaceName;
 
 use super::{Metadata, Parent, Versioned, partitioned, tenants, topics};
-use crate::{Expect, MetadataError, Op, Policies};
+use crate::{Expect, MetadataError, Op, Policies, TenantInfo, codec};
 
 pub(super) const WHAT: &str = "namespace";
 pub(super) const PREFIX: &str = "namespaces/";
@@ -17,6 +17,30 @@ impl Metadata {
     pub async fn create_namespace(&self, name: &NamespaceName, policies: &Policies) -> Result<(), MetadataError> {
         let parent = Parent { what: tenants::WHAT, name: name.tenant(), key: tenants::key(name.tenant()) };
         self.create(WHAT, name.as_str(), &key(name), policies, Some(parent)).await.map(drop)
+    }
+
+    /// Creates a tenant together with its first namespace: both or none. Fails with [`MetadataError::AlreadyExists`] when
+    /// one of them exists.
+    pub async fn create_tenant_with_namespace(
+        &self,
+        tenant: &TenantInfo,
+        name: &NamespaceName,
+        policies: &Policies,
+    ) -> Result<(), MetadataError> {
+        let tenant_key = tenants::key(name.tenant());
+        let ops = vec![
+            Op::put(&*tenant_key, codec::encode(tenant)?, Expect::Absent),
+            Op::put(key(name), codec::encode(policies)?, Expect::Absent),
+        ];
+        match self.store.commit(ops).await {
+            Err(MetadataError::Conflict { key }) if key == tenant_key => {
+                Err(MetadataError::AlreadyExists { what: tenants::WHAT, name: name.tenant().to_owned() })
+            }
+            Err(MetadataError::Conflict { .. }) => {
+                Err(MetadataError::AlreadyExists { what: WHAT, name: name.to_string() })
+            }
+            other => other.map(drop),
+        }
     }
 
     pub async fn get_namespace(&self, name: &NamespaceName) -> Result<Option<Versioned<Policies>>, MetadataError> {

@@ -1,0 +1,58 @@
+//! `geminga broker`: a broker whose ledgers are on storage nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use geminga_metadata::Metadata;
+use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
+use tokio::sync::watch;
+
+use crate::options::{BrokerOptions, Resolved};
+use crate::server;
+use crate::serving::{self, Ports};
+
+/// A storage node that takes longer for a call is given up.
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs until a signal stops it.
+pub fn start(resolved: &Resolved<BrokerOptions>) -> anyhow::Result<()> {
+    let options = &resolved.options;
+    let logs = (&options.log_level[..], options.log_format);
+    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
+}
+
+async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let quorum = Quorum { ensemble: options.ensemble_size, write: options.write_quorum, ack: options.ack_quorum };
+    if !quorum.is_sound() {
+        bail!(
+            "an ensemble of {} with a write quorum of {} and an ack quorum of {} is not possible",
+            quorum.ensemble,
+            quorum.write,
+            quorum.ack
+        );
+    }
+    let serving_options = options.serving();
+    serving::check(&serving_options)?;
+    let Some(url) = &options.metadata_url else { bail!("a broker needs the cluster's metadata (--metadata-url)") };
+    let ports = Ports::listen(&serving_options)?;
+    let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
+    let metadata = Metadata::new(store.clone());
+    if metadata.get_cluster(&options.cluster).await?.is_none() {
+        bail!("the metadata know no cluster '{}': run 'geminga metadata init' first (--cluster)", options.cluster);
+    }
+    ports.announce(&metadata, &options.cluster).await?;
+    let membership = Membership::open(metadata.clone()).await?;
+    let replication =
+        ReplicationOptions { quorum, call_timeout: NODE_TIMEOUT, outbound_bytes: options.memory_limit.bytes() / 8 };
+    let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
+    let following = {
+        let ledgers = ledgers.clone();
+        tokio::spawn(membership.follow(move || ledgers.nodes_changed()))
+    };
+    serving::serve(&serving_options, ports, metadata, Arc::new(ledgers), shutdown).await?;
+    following.abort();
+    store.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}

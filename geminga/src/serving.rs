@@ -1,0 +1,178 @@
+//! A broker between its ledgers and its clients: settings, ports, the ready file, an orderly end.
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+
+use anyhow::bail;
+use geminga_broker::{Broker, BrokerConfig};
+use geminga_ledger_client::LedgerClient;
+use geminga_metadata::Metadata;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::bootstrap;
+use crate::listen::listen;
+use crate::options::StandaloneOptions;
+use crate::options::units::ByteSize;
+use crate::ready::ReadyFile;
+use crate::server::warn_of_wide_listening;
+
+/// Less does not leave room for the buffers that keep a disk and a few connections busy.
+const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+
+/// Frames say their sizes in 32 bits, and the log takes records of less than 256 MiB.
+const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
+
+/// Refuses settings that cannot work together.
+pub fn check(options: &StandaloneOptions) -> anyhow::Result<()> {
+    if options.memory_limit.bytes() < MEMORY_LIMIT_MIN.bytes() {
+        bail!("memory limit {} is too small, {MEMORY_LIMIT_MIN} is the least (--memory-limit)", options.memory_limit);
+    }
+    if options.housekeeping_interval.get().is_zero() {
+        bail!("the interval of housekeeping must be longer than nothing (--housekeeping-interval)");
+    }
+    if options.max_message_size.bytes() > MESSAGE_SIZE_MAX.bytes().min(options.memory_limit.bytes() / 8) {
+        bail!(
+            "messages of {} are too large: {MESSAGE_SIZE_MAX} and an eighth of the memory limit are the most (--max-message-size)",
+            options.max_message_size
+        );
+    }
+    Ok(())
+}
+
+/// The ports of a broker, taken before anything else is opened.
+pub struct Ports {
+    pulsar_listener: StdListener,
+    http_listener: StdListener,
+    advertised: Advertised,
+    pulsar: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Ports {
+    pub fn listen(options: &StandaloneOptions) -> anyhow::Result<Self> {
+        if let Some(path) = &options.ready_file {
+            ReadyFile::clear(path)?;
+        }
+        let (pulsar_listener, pulsar) = listen(&options.pulsar_addr, "pulsar-addr")?;
+        let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
+        let advertised = Advertised::new(options, pulsar, http);
+        Ok(Self { pulsar_listener, http_listener, advertised, pulsar, http })
+    }
+
+    /// Makes the cluster's addresses in metadata follow the settings.
+    pub async fn announce(&self, metadata: &Metadata, cluster: &str) -> anyhow::Result<()> {
+        let (http, pulsar) = (self.advertised.http_url(), self.advertised.pulsar_url());
+        Ok(bootstrap::announce(metadata, cluster, &http, &pulsar).await?)
+    }
+}
+
+/// Serves until `shutdown` turns true, then finishes what is in flight.
+pub async fn serve(
+    options: &StandaloneOptions,
+    ports: Ports,
+    metadata: Metadata,
+    ledgers: Arc<dyn LedgerClient>,
+    mut shutdown: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let Ports { pulsar_listener, http_listener, advertised, pulsar, http } = ports;
+    let broker = Broker::start(broker_config(options, &advertised), metadata, ledgers).await?;
+    let serving_pulsar = tokio::spawn(geminga_protocol_pulsar::serve(
+        TcpListener::from_std(pulsar_listener)?,
+        broker.clone(),
+        shutdown.clone(),
+    ));
+    let serving_http = serve_http(TcpListener::from_std(http_listener)?, broker.clone(), shutdown.clone());
+
+    warn_of_wide_listening(&[pulsar, http]);
+    let addresses = [("pulsar", pulsar), ("http", http)];
+    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &addresses)).transpose()?;
+    tracing::info!(%pulsar, %http, "serving");
+    crate::print(&format!("serving pulsar://{pulsar} and http://{http}\n"));
+
+    // Fails only when the sender is gone, which then cannot ask for anything else either.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+    drop(ready);
+    let finish = async {
+        let _ = serving_pulsar.await;
+        let _ = serving_http.await;
+        broker.shut_down().await;
+    };
+    if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
+        tracing::warn!("gave up waiting for what was in flight");
+    }
+    Ok(())
+}
+
+fn broker_config(options: &StandaloneOptions, advertised: &Advertised) -> BrokerConfig {
+    BrokerConfig {
+        cluster: options.cluster.clone(),
+        advertised_pulsar: advertised.pulsar_for_lookups(),
+        advertised_http: advertised.http.clone(),
+        advertised_listeners: options.advertised_listeners.urls(),
+        memory_limit: options.memory_limit.bytes(),
+        max_message_bytes: options.max_message_size.bytes() as usize,
+        auto_create_topics: options.auto_create_topics,
+        auto_create_partitions: options.auto_create_partitions,
+        auto_create_subscriptions: options.auto_create_subscriptions,
+        deduplication: options.deduplication,
+        max_pending_ack_bytes: options.max_pending_acks.bytes(),
+        max_ledger_bytes: options.max_ledger_size.bytes(),
+        max_ledger_age: options.max_ledger_age.get(),
+        max_unacked_per_consumer: options.max_unacked_per_consumer,
+        max_unacked_per_subscription: options.max_unacked_per_subscription,
+        delete_inactive_topics: options.delete_inactive_topics,
+        max_topic_inactivity: options.inactive_topics_after.get(),
+        delete_inactive_partitioned_topics: options.delete_inactive_partitioned_topics,
+        housekeeping_interval: options.housekeeping_interval.get(),
+        liveness_timeout: options.liveness_timeout.get(),
+        metrics_per_topic: options.metrics_per_topic,
+        ..BrokerConfig::default()
+    }
+}
+
+fn serve_http(listener: TcpListener, broker: Arc<Broker>, mut shutdown: watch::Receiver<bool>) -> JoinHandle<()> {
+    let router = geminga_admin_api::router(broker);
+    tokio::spawn(async move {
+        let stop = async move {
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        };
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+            tracing::error!(%error, "HTTP server ended");
+        }
+    })
+}
+
+/// What lookups and cluster data say.
+struct Advertised {
+    pulsar: String,
+    http: String,
+}
+
+impl Advertised {
+    fn new(options: &StandaloneOptions, pulsar: SocketAddr, http: SocketAddr) -> Self {
+        let advertise = |bound: SocketAddr| match &options.advertised_address {
+            Some(host) if host.contains(':') => format!("[{host}]:{}", bound.port()),
+            Some(host) => format!("{host}:{}", bound.port()),
+            None => bound.to_string(),
+        };
+        Advertised { pulsar: advertise(pulsar), http: advertise(http) }
+    }
+
+    /// Empty when the server listens on every address: then each client is told the one it has connected to.
+    fn pulsar_for_lookups(&self) -> String {
+        match self.pulsar.starts_with("0.0.0.0:") || self.pulsar.starts_with("[::]:") {
+            true => String::new(),
+            false => self.pulsar.clone(),
+        }
+    }
+
+    fn pulsar_url(&self) -> String {
+        format!("pulsar://{}", self.pulsar)
+    }
+
+    fn http_url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+}

@@ -1,0 +1,62 @@
+//! Opening: by several processes at once, by one that is too old, and where there is nothing to open.
+
+use geminga_metadata::{Expect, MetadataError, MetadataStore, Op};
+use geminga_metadata_sql::PostgresStore;
+
+use crate::{database, open};
+
+async fn open_error(url: &str) -> MetadataError {
+    PostgresStore::open(url).await.err().expect("the database is refused")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_processes_may_open_an_empty_database_at_once() {
+    let (server, database) = database();
+    let opening: Vec<_> = (0..6)
+        .map(|_| {
+            let url = server.url(&database);
+            tokio::spawn(async move { open(&url).await })
+        })
+        .collect();
+    for (index, task) in opening.into_iter().enumerate() {
+        let store = task.await.unwrap();
+        store.commit(vec![Op::put(format!("k{index}"), "", Expect::Absent)]).await.unwrap();
+        store.close().await;
+    }
+    let tables =
+        "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('geminga', 'pg_catalog', 'information_schema')";
+    assert_eq!(server.query(&database, tables), "0", "everything is in the schema geminga");
+    assert_eq!(server.query(&database, "SELECT count(*) FROM geminga.records"), "6");
+}
+
+#[tokio::test]
+async fn a_newer_schema_and_a_missing_database_are_refused() {
+    let (server, database) = database();
+    open(&server.url(&database)).await.close().await;
+    server.query(
+        &database,
+        "INSERT INTO geminga._sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'future', true, '', 0)",
+    );
+    let error = open_error(&server.url(&database)).await;
+    assert!(matches!(error, MetadataError::Newer(_)), "{error}");
+
+    let error = open_error(&server.url("nowhere")).await;
+    assert!(matches!(&error, MetadataError::Unavailable(text) if text.contains("nowhere")), "{error}");
+    let error = geminga_metadata_sql::open("mysql://user:secret@host/x").await.err().unwrap();
+    assert!(matches!(error, MetadataError::Invalid(_)) && !error.to_string().contains("secret"), "{error}");
+}
+
+/// A process that may use the schema needs no right to create one.
+#[tokio::test]
+async fn the_owner_of_the_schema_need_not_own_the_database() {
+    let (server, database) = database();
+    server.query(&database, "CREATE ROLE broker LOGIN");
+    server.query(&database, "CREATE SCHEMA geminga AUTHORIZATION broker");
+    let url = server.url(&database).replace("postgres@", "broker@");
+    for _ in 0..2 {
+        let store = open(&url).await;
+        store.commit(vec![Op::put("k", "", Expect::Any)]).await.unwrap();
+        store.close().await;
+    }
+}

@@ -1,0 +1,98 @@
+//! A node's place among the others: where it is, and that it is alive.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use geminga_metadata::{Lease, LeaseOutcome, Metadata, MetadataError, StorageNodeRecord};
+
+use crate::node::StorageNode;
+
+/// A node that has not been heard of for so long gets no new ledgers.
+const ALIVE_FOR: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// While metadata cannot be reached.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    #[error("storage node {id} is alive in another process ({owner}): a disk must not be used twice")]
+    InUse { id: String, owner: String },
+    #[error("could not register with the metadata: {0}")]
+    Metadata(#[from] MetadataError),
+}
+
+/// A registration that is held.
+pub struct Registration {
+    metadata: Metadata,
+    id: String,
+    record: StorageNodeRecord,
+    owner: String,
+    lease: Lease,
+}
+
+impl Registration {
+    /// Registers the node under its id; `owner` says where it is, and of two processes at one place only one can be alive.
+    /// Waits for a registration from elsewhere to expire.
+    ///
+    /// # Errors
+    /// Another process is the node, or metadata cannot be reached.
+    pub async fn open(
+        metadata: Metadata,
+        id: &str,
+        record: StorageNodeRecord,
+        owner: &str,
+    ) -> Result<Self, RegistrationError> {
+        let since = Instant::now();
+        let lease = loop {
+            match metadata.acquire_storage_node(id, owner, ALIVE_FOR).await? {
+                LeaseOutcome::Acquired(lease) => break lease,
+                LeaseOutcome::Held(other) if since.elapsed() > ALIVE_FOR + HEARTBEAT => {
+                    return Err(RegistrationError::InUse { id: id.to_owned(), owner: other.owner });
+                }
+                LeaseOutcome::Held(other) => {
+                    tracing::info!(id, owner = other.owner, "waiting for another process's registration to expire");
+                    tokio::time::sleep(HEARTBEAT).await;
+                }
+            }
+        };
+        metadata.put_storage_node(id, &record).await?;
+        Ok(Self { metadata, id: id.to_owned(), record, owner: owner.to_owned(), lease })
+    }
+
+    /// Keeps the node alive in metadata, and says when it takes no entries. Without metadata the node goes on serving.
+    pub async fn keep(mut self, node: Arc<StorageNode>) {
+        loop {
+            let pause = match self.beat(&node).await {
+                Ok(()) => HEARTBEAT,
+                Err(error) => {
+                    tracing::warn!(%error, "could not say that this storage node is alive");
+                    RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn beat(&mut self, node: &StorageNode) -> Result<(), MetadataError> {
+        self.lease = match self.metadata.renew_storage_node(&self.lease, ALIVE_FOR).await {
+            Err(MetadataError::LeaseLost { .. }) => {
+                match self.metadata.acquire_storage_node(&self.id, &self.owner, ALIVE_FOR).await? {
+                    LeaseOutcome::Acquired(lease) => lease,
+                    LeaseOutcome::Held(other) => {
+                        tracing::error!(id = self.id, owner = other.owner, "another process is this storage node");
+                        return Ok(());
+                    }
+                }
+            }
+            renewed => renewed?,
+        };
+        let stats = node.log.stats();
+        let read_only = stats.full || stats.read_only;
+        if read_only != self.record.read_only {
+            tracing::warn!(read_only, "this storage node changes");
+            self.record.read_only = read_only;
+            self.metadata.put_storage_node(&self.id, &self.record).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+"""A broker on replicated ledgers, driven by the real Python client while its parts are killed."""
+import random
+import threading
+import time
+
+import pulsar
+
+NAMESPACE = "persistent://public/default"
+
+
+class Load:
+    """A producer that sends numbered messages one batch after the other, for as long as it is let."""
+
+    def __init__(self, url, topic, keys=5):
+        self.client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
+        self.producer = self.client.create_producer(topic, send_timeout_millis=60_000, block_if_queue_full=True, max_pending_messages=200)
+        self.acknowledged, self.failed, self.slowest, self.stopping = [], [], 0.0, False
+        self.keys, self.thread = keys, threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        number = 0
+        while not self.stopping:
+            self.send(number)
+            number += 1
+            if number % 200 == 0:
+                time.sleep(0.01)
+        self.producer.flush()
+
+    def send(self, number):
+        since = time.monotonic()
+
+        def done(result, _):
+            self.slowest = max(self.slowest, time.monotonic() - since)
+            (self.acknowledged if result == pulsar.Result.Ok else self.failed).append(number)
+
+        self.producer.send_async(str(number).encode(), done, partition_key=str(number % self.keys))
+
+    def finish(self):
+        self.stopping = True
+        self.thread.join(120)
+        assert not self.thread.is_alive(), "the producer hangs"
+        self.client.close()
+        return self.acknowledged
+
+
+def everything(url, topic, subscription, quiet_s=5):
+    """Numbers in the order in which they are delivered, until nothing comes any more; all are acknowledged."""
+    client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
+    consumer = client.subscribe(topic, subscription, initial_position=pulsar.InitialPosition.Earliest)
+    numbers = []
+    while True:
+        try:
+            message = consumer.receive(timeout_millis=int(quiet_s * 1000))
+        except pulsar.Timeout:
+            break
+        numbers.append(int(message.data()))
+        consumer.acknowledge(message)
+    client.close()
+    return numbers
+
+
+def check(acknowledged, delivered):
+    missing = set(acknowledged) - set(delivered)
+    assert not missing, f"{len(missing)} acknowledged messages are lost, {sorted(missing)[:10]} among them"
+    # What a producer sends again after a broken connection may be there twice; what is new is in order.
+    first = list(dict.fromkeys(delivered))
+    assert first == sorted(first), "messages are out of order"
+
+
+def test_what_is_produced_is_consumed_and_survives_a_restart_of_everything(cluster_on_sqlite):
+    cluster = cluster_on_sqlite
+    topic = f"{NAMESPACE}/plain"
+    load = Load(cluster.pulsar_url, topic)
+    time.sleep(2)
+    acknowledged = load.finish()
+    assert len(acknowledged) > 1000 and not load.failed
+    assert everything(cluster.pulsar_url, topic, "one") == acknowledged
+    for process in [cluster.broker, *cluster.nodes]:
+        process.kill()
+    for process in [*cluster.nodes, cluster.broker]:
+        process.start()
+    assert everything(cluster.pulsar_url, topic, "one") == [], "an acknowledgement is forgotten"
+    assert everything(cluster.pulsar_url, topic, "two") == acknowledged
+
+
+def test_storage_nodes_are_killed_under_load(cluster):
+    topic, random_state = f"{NAMESPACE}/nodes", random.Random(7)
+    load = Load(cluster.pulsar_url, topic)
+    for _ in range(4):
+        time.sleep(2)
+        node = random_state.choice(cluster.nodes)
+        node.kill()
+        time.sleep(2)
+        node.start()
+    acknowledged = load.finish()
+    print(f"{len(acknowledged)} messages, the slowest took {load.slowest:.2f} s")
+    assert not load.failed and load.slowest < 5
+    delivered = everything(cluster.pulsar_url, topic, "all")
+    check(acknowledged, delivered)
+    assert len(delivered) == len(acknowledged), "no connection broke, so nothing is there twice"
+
+
+def test_broker_and_nodes_are_killed_under_load(cluster):
+    topic, random_state = f"{NAMESPACE}/all", random.Random(11)
+    load = Load(cluster.pulsar_url, topic)
+    for _ in range(6):
+        time.sleep(1.5)
+        victims = random_state.sample([cluster.broker, *cluster.nodes], random_state.choice([1, 1, 2]))
+        # Two nodes of five may be all that an ack quorum has of an entry while they are away; they come back.
+        for victim in victims:
+            victim.kill()
+        time.sleep(0.5)
+        for victim in victims:
+            victim.start()
+    acknowledged = load.finish()
+    print(f"{len(acknowledged)} messages, the slowest took {load.slowest:.2f} s")
+    assert not load.failed
+    check(acknowledged, everything(cluster.pulsar_url, topic, "all"))
+
+
+def test_metadata_may_be_away_while_topics_are_loaded(cluster, postgres):
+    topic = f"{NAMESPACE}/without-metadata"
+    load = Load(cluster.pulsar_url, topic)
+    time.sleep(1)
+    before = len(load.acknowledged)
+    postgres.stop("immediate")
+    time.sleep(8)
+    during = len(load.acknowledged)
+    postgres.start()
+    time.sleep(2)
+    acknowledged = load.finish()
+    assert not load.failed and during > before + 1000 and load.slowest < 5
+    assert everything(cluster.pulsar_url, topic, "all") == acknowledged
+
+
+def test_ledgers_of_deleted_topics_leave_the_nodes(cluster):
+    topic = f"{NAMESPACE}/gone"
+    load = Load(cluster.pulsar_url, topic)
+    time.sleep(1)
+    load.finish()
+    cluster.admin("DELETE", "persistent/public/default/gone?force=true")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        logs = [(node.folder / "log").read_text(errors="replace") for node in cluster.nodes]
+        if sum("deleting ledgers that are in no metadata" in log for log in logs) >= 3:
+            return
+        time.sleep(0.5)
+    raise AssertionError("the nodes keep the ledgers of a topic that was deleted")
