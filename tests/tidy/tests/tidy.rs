@@ -17,7 +17,7 @@ const PURE: [&str; 6] = [
 const IMPURE: [&str; 6] = ["tokio", "axum", "sqlx", "socket2", "async-trait", "tower"];
 
 /// Each crate of the workspace with the crates of ours that it may depend on: the arrows of ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 24] = [
+const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-model", &[]),
     ("geminga-observe", &[]),
     ("geminga-flow", &[]),
