@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -151,9 +152,15 @@ class ApachePulsar(Server):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody listens on, below those that the kernel gives to outgoing connections: it stays free over restarts."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def read_json(path):

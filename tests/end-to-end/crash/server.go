@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -43,10 +44,16 @@ func newServer(c config) (*server, error) {
 	return s, s.start()
 }
 
+// freePort finds a port that nobody listens on, below those that the kernel gives to outgoing connections: it stays free
+// while the server is down.
 func freePort() int {
-	l := must(net.Listen("tcp", "127.0.0.1:0"))
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	for {
+		port := 20_000 + rand.IntN(12_000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
 }
 
 func (s *server) logFile() string { return filepath.Join(s.folder, "server.log") }

@@ -5,6 +5,7 @@
 //! as root, so root runs it as the user `postgres`.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -178,8 +179,11 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("programs of PostgreSQL print UTF-8")
 }
 
+/// Below those that the kernel gives to outgoing connections, so that it stays free while the server is down.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    let first = RandomState::new().build_hasher().finish() as u16 % 12_000;
+    let mut ports = (0..12_000).map(|n| 20_000 + (first + n) % 12_000);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 fn spawn(programs: &Path, folder: &Path, port: u16, settings: &[&str]) -> Child {

@@ -1,14 +1,15 @@
 package geminga.storage;
 
 import java.io.IOException;
+import java.net.InetSocketAddress;
+import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /** Processes of {@code geminga storage-node}, each on a folder of its own, all gone when closed. */
@@ -16,7 +17,7 @@ final class Nodes implements AutoCloseable {
     /** One node; it keeps its port over a restart. */
     static final class Node {
         final Path folder;
-        String address = "127.0.0.1:0";
+        final String address = "127.0.0.1:" + freePort();
         Process process;
 
         Node(Path folder) {
@@ -34,11 +35,19 @@ final class Nodes implements AutoCloseable {
                     throw new IllegalStateException("the node did not start: " + Files.readString(folder.resolve("log")));
                 }
             }
-            Matcher found = Pattern.compile("\"bookie\":\"([^\"]+)\"").matcher(Files.readString(ready));
-            if (!found.find()) {
-                throw new IllegalStateException(Files.readString(ready));
+        }
+
+        /** Nobody listens there, and the kernel does not give it to outgoing connections: it stays free over a restart. */
+        private static int freePort() {
+            while (true) {
+                int port = ThreadLocalRandom.current().nextInt(20_000, 32_000);
+                try (ServerSocket probe = new ServerSocket()) {
+                    probe.bind(new InetSocketAddress("127.0.0.1", port));
+                    return port;
+                } catch (IOException e) {
+                    // taken
+                }
             }
-            address = found.group(1);
         }
 
         /** As by SIGKILL. */
