@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use geminga_broker::Ownership;
 use geminga_metadata::Metadata;
 use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
 use tokio::sync::watch;
@@ -11,6 +12,8 @@ use tokio::sync::watch;
 use crate::options::{BrokerOptions, Resolved};
 use crate::server;
 use crate::serving::{self, Ports};
+
+const SESSION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 
 /// A storage node that takes longer for a call is given up.
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +37,9 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
     }
     let serving_options = options.serving();
     serving::check(&serving_options)?;
+    if options.session_timeout.get() < SESSION_TIMEOUT_MIN {
+        bail!("a session of less than {SESSION_TIMEOUT_MIN:?} ends whenever a process is slow (--session-timeout)");
+    }
     let Some(url) = &options.metadata_url else { bail!("a broker needs the cluster's metadata (--metadata-url)") };
     let ports = Ports::listen(&serving_options)?;
     let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
@@ -50,7 +56,9 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
         let ledgers = ledgers.clone();
         tokio::spawn(membership.follow(move || ledgers.nodes_changed()))
     };
-    serving::serve(&serving_options, ports, metadata, Arc::new(ledgers), shutdown).await?;
+    let member = ports.member(&serving_options, options.session_timeout.get())?;
+    let ownership = Ownership::join(metadata.clone(), member).await?;
+    serving::serve(&serving_options, ports, metadata, Arc::new(ledgers), ownership, shutdown).await?;
     following.abort();
     store.close().await;
     tracing::info!("stopped");

@@ -359,6 +359,11 @@ pub struct BrokerArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     ack_quorum: Option<u32>,
 
+    /// How long others wait for a sign of life before they take over what this broker serves, like 3s [default: 3s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SESSION_TIMEOUT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_timeout: Option<Duration>,
+
     /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,11 +2,12 @@
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
-use geminga_broker::{Broker, BrokerConfig};
+use geminga_broker::{Broker, BrokerConfig, MemberOptions, Ownership};
 use geminga_ledger_client::LedgerClient;
-use geminga_metadata::Metadata;
+use geminga_metadata::{BrokerRecord, Metadata};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -66,6 +67,24 @@ impl Ports {
         let (http, pulsar) = (self.advertised.http_url(), self.advertised.pulsar_url());
         Ok(bootstrap::announce(metadata, cluster, &http, &pulsar).await?)
     }
+
+    /// As what this broker joins others. They send clients to its addresses, so these have to be said.
+    pub fn member(&self, options: &StandaloneOptions, session_timeout: Duration) -> anyhow::Result<MemberOptions> {
+        for address in [self.pulsar, self.http] {
+            if address.ip().is_unspecified() && options.advertised_address.is_none() {
+                bail!("a broker that listens on {address} has to say where others find it (--advertised-address)");
+            }
+        }
+        let record = BrokerRecord {
+            pulsar_url: self.advertised.pulsar_url(),
+            http_url: self.advertised.http_url(),
+            listeners: options.advertised_listeners.urls(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            draining: false,
+        };
+        Ok(MemberOptions { id: self.advertised.http.clone(), record, session_timeout })
+    }
 }
 
 /// Serves until `shutdown` turns true, then finishes what is in flight.
@@ -74,10 +93,11 @@ pub async fn serve(
     ports: Ports,
     metadata: Metadata,
     ledgers: Arc<dyn LedgerClient>,
+    ownership: Arc<Ownership>,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let Ports { pulsar_listener, http_listener, advertised, pulsar, http } = ports;
-    let broker = Broker::start(broker_config(options, &advertised), metadata, ledgers).await?;
+    let broker = Broker::start_shared(broker_config(options, &advertised), metadata, ledgers, ownership).await?;
     let serving_pulsar = tokio::spawn(geminga_protocol_pulsar::serve(
         TcpListener::from_std(pulsar_listener)?,
         broker.clone(),

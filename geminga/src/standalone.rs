@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use geminga_broker::Ownership;
 use geminga_ledger_client::EmbeddedLedgers;
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Metadata, MetadataStore};
@@ -30,7 +31,8 @@ async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> an
     bootstrap::create_missing(&metadata, &options.cluster).await?;
     ports.announce(&metadata, &options.cluster).await?;
     let log = open_log(&data_dir, options.memory_limit.bytes())?;
-    serving::serve(options, ports, metadata, Arc::new(EmbeddedLedgers::new(log.clone())), shutdown).await?;
+    serving::serve(options, ports, metadata, Arc::new(EmbeddedLedgers::new(log.clone())), Ownership::alone(), shutdown)
+        .await?;
     tokio::task::spawn_blocking(move || log.close()).await?;
     store.close().await;
     tracing::info!("stopped");

@@ -3,11 +3,13 @@
 //! Nothing here does I/O or knows a clock. A type lives here only when several crates need it; what one crate
 //! needs is defined there.
 
+mod bundle;
 mod error_kind;
 mod name;
 mod position;
 mod topic_name;
 
+pub use bundle::{BundleName, BundleRange, topic_hash};
 pub use error_kind::ErrorKind;
 pub use name::{InvalidName, NamespaceName, check_entity_name};
 pub use position::{InvalidPosition, Position};

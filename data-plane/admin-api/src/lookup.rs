@@ -1,13 +1,15 @@
 //! `/lookup/v2`: where a topic is served.
 
+use std::collections::BTreeMap;
+
 use axum::http::StatusCode;
-use geminga_broker::BrokerError;
-use geminga_model::{TopicDomain, TopicName};
+use geminga_broker::{BrokerError, Owner};
+use geminga_model::{TopicDomain, TopicName, topic_hash};
 use serde_json::json;
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::{bundles, namespaces};
+use crate::namespaces;
 
 /// Pulsar's port where nobody says otherwise.
 const DEFAULT_PORT: u16 = 6650;
@@ -20,19 +22,25 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
         }
         _ => return call.unsupported(),
     };
-    match call.broker.lookup(&name).await {
+    let owner = match call.broker.lookup(&name).await {
         Err(BrokerError::NamespaceNotFound(_)) => return Err(ApiError::not_found("Namespace not found")),
         other => other?,
-    }
+    };
     match (call.method(), rest) {
         ("GET", []) => {
             if !call.broker.is_reachable(&name).await? {
                 return Err(ApiError::not_found("Topic not found"));
             }
-            let native = pulsar_url(call).await?;
+            let (native, http) = match owner {
+                Owner::Me(_) => (pulsar_url(call).await?, http_url(call)),
+                Owner::Other(broker) => {
+                    let url = at_listener(call, &broker.record.listeners)?;
+                    (url.unwrap_or(broker.record.pulsar_url), broker.record.http_url)
+                }
+            };
             Ok(Answer::Json(json!({
                 "brokerUrl": native,
-                "httpUrl": http_url(call),
+                "httpUrl": http,
                 "nativeUrl": native,
                 "brokerUrlSsl": "",
             })))
@@ -46,10 +54,8 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
 /// by which it came, with the port that the cluster's record has.
 async fn pulsar_url(call: &Call) -> Result<String> {
     let config = call.broker.config();
-    if let Some(listener) = call.query("listenerName").filter(|listener| !listener.is_empty()) {
-        let url = config.advertised_listeners.get(listener).cloned();
-        let unknown = || format!("the broker has no listener {listener}");
-        return url.ok_or_else(|| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, unknown()));
+    if let Some(url) = at_listener(call, &config.advertised_listeners)? {
+        return Ok(url);
     }
     if !config.advertised_pulsar.is_empty() {
         return Ok(format!("pulsar://{}", config.advertised_pulsar));
@@ -58,6 +64,14 @@ async fn pulsar_url(call: &Call) -> Result<String> {
     let url = cluster.and_then(|cluster| cluster.value.broker_service_url).unwrap_or_default();
     let port = url.rsplit_once(':').and_then(|(_, port)| port.trim_end_matches('/').parse::<u16>().ok());
     Ok(format!("pulsar://{}:{}", host_only(&call.host), port.unwrap_or(DEFAULT_PORT)))
+}
+
+/// The URL of the listener that the client names.
+fn at_listener(call: &Call, listeners: &BTreeMap<String, String>) -> Result<Option<String>> {
+    let Some(listener) = call.query("listenerName").filter(|listener| !listener.is_empty()) else { return Ok(None) };
+    let unknown = || format!("the broker has no listener {listener}");
+    let url = listeners.get(listener).cloned();
+    url.map(Some).ok_or_else(|| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, unknown()))
 }
 
 fn http_url(call: &Call) -> String {
@@ -77,8 +91,7 @@ fn host_only(host: &str) -> &str {
 /// The hash range that the topic is in.
 async fn bundle(call: &Call, name: &TopicName) -> Result<Answer> {
     let policies = call.broker.namespace_policies(name.namespace()).await?;
-    let bundle = bundles::of_topic(&policies, name.as_str());
-    bundle.map(Answer::Text).ok_or_else(|| ApiError::not_found("the namespace has no bundle for this topic"))
+    Ok(Answer::Text(policies.bundle_range(topic_hash(name.as_str())).to_string()))
 }
 
 #[cfg(test)]

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use geminga_broker::{BrokerError, Topic};
+use geminga_broker::{BrokerError, SplitAt, Topic};
 use geminga_metadata::Policies;
-use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use geminga_model::{BundleName, BundleRange, NamespaceName, TopicDomain, TopicName, topic_hash};
 use serde_json::{Value, json};
 
-use crate::bundles::{self, Bundle};
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::{clusters, namespace_policies, policy_checks};
+use crate::{bundles, clusters, namespace_policies, policy_checks};
 
 /// Of a namespace's policies.
 const ANTI_AFFINITY: &str = "antiAffinityGroup";
@@ -58,18 +57,10 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
 }
 
 /// What concerns the topics of a namespace, or of one of its bundles.
-async fn of_bundle(call: &Call, name: &NamespaceName, bundle: Option<Bundle>, path: &[&str]) -> Result<Answer> {
+async fn of_bundle(call: &Call, name: &NamespaceName, bundle: Option<BundleRange>, path: &[&str]) -> Result<Answer> {
     match (call.method(), path, bundle) {
         ("PUT", ["unload"], _) => unload(call, name, bundle).await,
-        ("PUT", ["split"], Some(bundle)) => {
-            call.broker
-                .update_namespace_policies(name, |policies| match &mut policies.bundles {
-                    Some(bundles) => bundles::split(bundles, bundle),
-                    None => Ok(()),
-                })
-                .await?;
-            Ok(Answer::Nothing)
-        }
+        ("PUT", ["split"], Some(range)) => split(call, &BundleName { namespace: name.clone(), range }).await,
         ("POST", ["clearBacklog"], _) => clear_backlog(call, name, bundle, None).await,
         ("POST", ["clearBacklog", subscription], _) => clear_backlog(call, name, bundle, Some(subscription)).await,
         ("POST", ["unsubscribe", subscription], _) => unsubscribe(call, name, bundle, subscription).await,
@@ -190,7 +181,7 @@ pub(crate) async fn list_bundle(
 ) -> Result<Answer> {
     let bundle = bundles::named(&call.broker.namespace_policies(name).await?, name, bundle)?;
     let topics = call.broker.topics(name, &[domain]).await?;
-    Answer::json(topics.into_iter().filter(|topic| bundle.contains(topic)).collect::<Vec<_>>())
+    Answer::json(topics.into_iter().filter(|topic| bundle.contains(topic_hash(topic))).collect::<Vec<_>>())
 }
 
 /// Grants are kept and shown; they are enforced once authorization is on.
@@ -248,22 +239,43 @@ async fn permissions(call: &Call, name: &NamespaceName, path: &[&str]) -> Result
     }
 }
 
-async fn unload(call: &Call, name: &NamespaceName, bundle: Option<Bundle>) -> Result<Answer> {
-    call.broker.namespace_policies(name).await?;
-    for topic in call.broker.loaded_topics() {
-        if topic.name().namespace() == name && is_in(bundle, topic.name().as_str()) {
-            call.broker.unload(topic.name()).await?;
+/// Cuts a bundle as the query's `splitAlgorithmName` says; with `unload`, the parts are spread over other brokers.
+async fn split(call: &Call, bundle: &BundleName) -> Result<Answer> {
+    let at = match call.query("splitAlgorithmName").unwrap_or("range_equally_divide") {
+        "range_equally_divide" | "" => SplitAt::Middle,
+        "topic_count_equally_divide" | "flow_or_qps_equally_divide" => SplitAt::Topics,
+        "specified_positions_divide" => {
+            let positions: Vec<i64> = call.json_or_default()?;
+            SplitAt::Positions(positions.into_iter().filter_map(|at| u32::try_from(at).ok()).collect())
+        }
+        other => return Err(ApiError::precondition(format!("unknown split algorithm '{other}'"))),
+    };
+    let parts = call.broker.split_bundle(bundle, &at).await?;
+    if call.flag("unload") {
+        for part in &parts[1..] {
+            call.broker.unload_bundle(part, None).await?;
         }
     }
     Ok(Answer::Nothing)
 }
 
-fn is_in(bundle: Option<Bundle>, topic: &str) -> bool {
-    bundle.is_none_or(|bundle| bundle.contains(topic))
+/// Unloads a bundle, or all of them, at whoever has them.
+async fn unload(call: &Call, name: &NamespaceName, bundle: Option<BundleRange>) -> Result<Answer> {
+    let policies = call.broker.namespace_policies(name).await?;
+    let ranges = bundle.map_or_else(|| policies.bundle_ranges(), |range| vec![range]);
+    let to = call.query("destinationBroker").filter(|broker| !broker.is_empty());
+    for range in ranges {
+        call.broker.unload_bundle(&BundleName { namespace: name.clone(), range }, to).await?;
+    }
+    Ok(Answer::Nothing)
+}
+
+fn is_in(bundle: Option<BundleRange>, topic: &str) -> bool {
+    bundle.is_none_or(|bundle| bundle.contains(topic_hash(topic)))
 }
 
 /// The persistent topics of a namespace, or of one of its bundles, loaded.
-async fn loaded(call: &Call, name: &NamespaceName, bundle: Option<Bundle>) -> Result<Vec<Arc<Topic>>> {
+async fn loaded(call: &Call, name: &NamespaceName, bundle: Option<BundleRange>) -> Result<Vec<Arc<Topic>>> {
     let mut topics = Vec::new();
     for topic in call.broker.topics(name, &[TopicDomain::Persistent]).await? {
         if is_in(bundle, &topic) {
@@ -276,7 +288,7 @@ async fn loaded(call: &Call, name: &NamespaceName, bundle: Option<Bundle>) -> Re
 async fn clear_backlog(
     call: &Call,
     name: &NamespaceName,
-    bundle: Option<Bundle>,
+    bundle: Option<BundleRange>,
     subscription: Option<&str>,
 ) -> Result<Answer> {
     for topic in loaded(call, name, bundle).await? {
@@ -289,7 +301,12 @@ async fn clear_backlog(
     Ok(Answer::Nothing)
 }
 
-async fn unsubscribe(call: &Call, name: &NamespaceName, bundle: Option<Bundle>, subscription: &str) -> Result<Answer> {
+async fn unsubscribe(
+    call: &Call,
+    name: &NamespaceName,
+    bundle: Option<BundleRange>,
+    subscription: &str,
+) -> Result<Answer> {
     for topic in loaded(call, name, bundle).await? {
         match topic.delete_subscription(subscription, None, false).await {
             Ok(()) | Err(BrokerError::SubscriptionNotFound { .. }) => {}

@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError, PartitionedTopicRecord, TopicRecord, Versioned};
-use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use geminga_model::{BundleName, NamespaceName, TopicDomain, TopicName};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::{OnceCell, broadcast};
 
+use crate::bundle::{BundleSlot, bundle_of};
 use crate::completions::Completions;
 use crate::config::BrokerConfig;
-use crate::cursors::Cursors;
+use crate::cursors::PendingAcks;
 use crate::dynamic::DynamicSettings;
 use crate::error::{BrokerError, Result};
 use crate::memory::Memory;
+use crate::ownership::{Owner, Ownership, not_served_here};
 use crate::policies::{EffectivePolicies, SharedPolicies, own_policies};
 use crate::shared::{AckFlusher, Shared, now_ms};
 use crate::topic::Topic;
@@ -29,6 +31,10 @@ type Slot = Arc<OnceCell<Arc<Topic>>>;
 pub struct Broker {
     pub(crate) shared: Arc<Shared>,
     topics: Mutex<FxHashMap<TopicName, Slot>>,
+    pub(crate) bundles: Mutex<FxHashMap<BundleName, BundleSlot>>,
+    pub(crate) ownership: Arc<Ownership>,
+    /// What it follows for as long as it lives.
+    pub(crate) tasks: Mutex<Vec<tokio::task::AbortHandle>>,
     changes: broadcast::Sender<NamespaceName>,
     /// What it does by itself from time to time.
     pub(crate) housekeeping: Mutex<Option<tokio::task::JoinHandle<()>>>,
@@ -39,24 +45,36 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts on metadata and ledgers that are there; replays the cursor log. Needs a tokio runtime.
+    /// Starts on metadata and ledgers that no other broker uses. Needs a tokio runtime.
     pub async fn start(config: BrokerConfig, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
-        let cursors = Cursors::open(&config, metadata.clone(), ledgers.clone()).await?;
+        Broker::start_shared(config, metadata, ledgers, Ownership::alone()).await
+    }
+
+    /// Starts on metadata and ledgers that it shares with the brokers that `ownership` knows.
+    pub async fn start_shared(
+        config: BrokerConfig,
+        metadata: Metadata,
+        ledgers: Arc<dyn LedgerClient>,
+        ownership: Arc<Ownership>,
+    ) -> Result<Arc<Self>> {
         let lanes = std::thread::available_parallelism().map_or(2, usize::from);
         let shared = Arc::new(Shared {
             memory: Arc::new(Memory::divide(config.memory_limit)),
             completions: Completions::start(lanes),
             ack_flusher: AckFlusher::start(config.ack_flush_interval),
             stages: Default::default(),
+            pending_acks: PendingAcks::new(config.max_pending_ack_bytes),
             dynamic: DynamicSettings::new(&config, &metadata.dynamic_configuration().await?),
             config,
             metadata,
             ledgers,
-            cursors,
         });
         let broker = Arc::new(Self {
             shared,
             topics: Mutex::default(),
+            bundles: Mutex::default(),
+            ownership,
+            tasks: Mutex::default(),
             changes: broadcast::channel(TOPIC_CHANGES).0,
             housekeeping: Mutex::default(),
             housekeeping_rounds: AtomicU64::new(0),
@@ -64,6 +82,11 @@ impl Broker {
             names: AtomicU64::new(0),
             started_at: now_ms(),
         });
+        broker.migrate_cursor_log().await?;
+        if broker.ownership.is_shared() {
+            broker.follow_metadata().await?;
+            broker.follow_ownership();
+        }
         broker.clone().start_housekeeping();
         Ok(broker)
     }
@@ -86,6 +109,12 @@ impl Broker {
             let slot = self.topics.lock().entry(name.clone()).or_default().clone();
             let loaded = slot.get_or_try_init(|| self.load(name, may_create)).await;
             match loaded {
+                Ok(topic) if topic.bundle().is_over() => {
+                    // The bundle went while the topic was being loaded, or is going.
+                    topic.tell_closed(None);
+                    self.forget(name, &slot);
+                    return Err(not_served_here(&topic.bundle().name));
+                }
                 Ok(topic) if topic.is_serving() => {
                     topic.asked_for();
                     return Ok(topic.clone());
@@ -130,12 +159,20 @@ impl Broker {
 
     async fn load(&self, name: &TopicName, may_create: bool) -> Result<Arc<Topic>> {
         let policies = self.policies(name).await?;
-        let record = match self.shared.metadata.get_topic(name).await? {
-            Some(record) => record,
-            None if may_create => self.create_automatically(name, &policies).await?,
-            None => return Err(BrokerError::TopicNotFound(name.to_string())),
+        let bundle = self.bundle(&bundle_of(name, &policies)).await?;
+        let load = async {
+            // The bundle may have been split since it was named. From here on that waits for the topic.
+            if bundle_of(name, &self.policies(name).await?) != bundle.name {
+                return Err(not_served_here(&bundle.name));
+            }
+            let record = match self.shared.metadata.get_topic(name).await? {
+                Some(record) => record,
+                None if may_create => self.create_automatically(name, &policies).await?,
+                None => return Err(BrokerError::TopicNotFound(name.to_string())),
+            };
+            Topic::load(self.shared.clone(), bundle.clone(), name.clone(), record, policies).await
         };
-        Topic::load(self.shared.clone(), name.clone(), record, policies).await
+        bundle.load(load).await
     }
 
     /// What applies to a topic; an error when it could not be read.
@@ -264,9 +301,15 @@ impl Broker {
         Ok(())
     }
 
-    /// Whether clients may go on to this broker with the topic.
-    pub async fn lookup(&self, name: &TopicName) -> Result<()> {
-        self.policies(name).await.map(|_| ())
+    /// Who serves the topic; somebody does from now on.
+    pub async fn lookup(&self, name: &TopicName) -> Result<Owner> {
+        let policies = self.policies(name).await?;
+        self.ownership.find(&bundle_of(name, &policies)).await
+    }
+
+    /// How bundles are shared with other brokers.
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     /// Whether the topic is there, or would come into being if a client asked for it.
@@ -312,7 +355,7 @@ impl Broker {
     /// Deletes a topic that was closed for that.
     pub(crate) async fn finish_deletion(&self, topic: &Arc<Topic>) -> Result<()> {
         let name = topic.name();
-        let deleted = self.shared.metadata.delete_topic(name).await;
+        let deleted = topic.bundle().metadata.delete_topic(name).await;
         let record = match deleted {
             Ok(record) => record,
             Err(error) => {
@@ -331,12 +374,16 @@ impl Broker {
         let Some(topic) = self.loaded(name) else { return Ok(()) };
         topic.close().await;
         self.remove(name);
-        topic.tell_closed();
+        topic.tell_closed(None);
         Ok(())
     }
 
     fn remove(&self, name: &TopicName) {
         self.topics.lock().remove(name);
+    }
+
+    pub(crate) fn started_at(&self) -> u64 {
+        self.started_at
     }
 
     /// Whether a consumer may create its subscription.
@@ -354,13 +401,17 @@ impl Broker {
     }
 
     /// Lets what is in flight finish: acknowledgements are written, topics are closed.
-    pub async fn shut_down(&self) {
+    pub async fn shut_down(self: &Arc<Self>) {
         self.stop_housekeeping().await;
         self.shared.ack_flusher.flush();
-        for topic in self.loaded_topics() {
-            topic.close().await;
+        if let Err(error) = self.ownership.drain().await {
+            tracing::warn!(%error, "could not tell other brokers that this one goes");
         }
-        self.shared.cursors.settled().await;
+        self.give_up_all().await;
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        self.ownership.leave().await;
     }
 }
 

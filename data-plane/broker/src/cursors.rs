@@ -1,6 +1,7 @@
 //! Drives the log of acknowledgements: its writes, its ledgers, its record in metadata, and who waits for what.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use geminga_model::Position;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::config::BrokerConfig;
 use crate::error::{BrokerError, Result};
 
 /// Called when an acknowledgement is durable, or will not be.
@@ -25,12 +25,40 @@ const RETRY: Duration = Duration::from_millis(200);
 /// Bytes read at once in replay.
 const REPLAY_BYTES: usize = 4 << 20;
 
+/// How much waits to become durable in all cursor logs of a broker, and how much may.
+#[derive(Debug)]
+pub(crate) struct PendingAcks {
+    bytes: AtomicU64,
+    max_bytes: u64,
+}
+
+impl PendingAcks {
+    pub fn new(max_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { bytes: AtomicU64::new(0), max_bytes })
+    }
+
+    fn change(&self, from: u64, to: u64) {
+        match to.checked_sub(from) {
+            Some(more) => self.bytes.fetch_add(more, Ordering::Relaxed),
+            None => self.bytes.fetch_sub(from - to, Ordering::Relaxed),
+        };
+    }
+}
+
+/// What a cursor log has under one id: the acknowledgements of a subscription, or what deduplication knew.
+pub(crate) struct Kept {
+    cursor_id: u64,
+    snapshot: Option<CursorSnapshot>,
+    blob: Option<Bytes>,
+}
+
+/// The cursor log of one bundle.
 pub(crate) struct Cursors {
     name: String,
     metadata: Metadata,
     ledgers: Arc<dyn LedgerClient>,
     me: Weak<Cursors>,
-    max_pending_bytes: u64,
+    pending: Arc<PendingAcks>,
     state: Mutex<State>,
     /// Something became durable.
     progress: Notify,
@@ -43,14 +71,20 @@ struct State {
     last_sequence: u64,
     record_version: Option<u64>,
     retry_set: bool,
+    /// What [`PendingAcks`] has of this log.
+    counted_bytes: u64,
 }
 
 impl Cursors {
-    /// Replays the log of this cluster. Whoever wrote to it before is fenced.
-    pub async fn open(config: &BrokerConfig, metadata: Metadata, ledgers: Arc<dyn LedgerClient>) -> Result<Arc<Self>> {
-        let name = &config.cluster;
+    /// Replays the log of a bundle, which has this name. Whoever wrote to it before is fenced.
+    pub async fn open(
+        name: String,
+        metadata: Metadata,
+        ledgers: Arc<dyn LedgerClient>,
+        pending: Arc<PendingAcks>,
+    ) -> Result<Arc<Self>> {
         let mut log = CursorLog::new(CursorLogConfig::default());
-        let record = metadata.get_cursor_log::<Vec<LogLedger>>(name).await?;
+        let record = metadata.get_cursor_log::<Vec<LogLedger>>(&name).await?;
         let record_version = record.as_ref().map(|record| record.version);
         let list = record.map_or_else(Vec::new, |record| record.value);
         for ledger in &list {
@@ -60,10 +94,17 @@ impl Cursors {
             };
             replay(&mut log, &*ledgers, ledger.ledger_id, entries).await?;
         }
-        let state = State { log, waiting: VecDeque::new(), last_sequence: 0, record_version, retry_set: false };
+        let state = State {
+            log,
+            waiting: VecDeque::new(),
+            last_sequence: 0,
+            record_version,
+            retry_set: false,
+            counted_bytes: 0,
+        };
         Ok(Arc::new_cyclic(|me| Self {
-            name: name.clone(),
-            max_pending_bytes: config.max_pending_ack_bytes,
+            name,
+            pending,
             metadata,
             ledgers,
             me: me.clone(),
@@ -75,6 +116,34 @@ impl Cursors {
     /// Appends a change; `done` is called when it is durable.
     pub fn append(&self, cursor_id: u64, delta: CursorDelta, done: Option<CursorDone>) {
         self.add(Record::Delta { cursor_id, delta }, done);
+    }
+
+    /// All that the log has under one id.
+    pub fn kept(&self, cursor_id: u64) -> Option<Kept> {
+        let state = self.state.lock();
+        let (snapshot, blob) = (state.log.state(cursor_id).cloned(), state.log.blob(cursor_id).cloned());
+        (snapshot.is_some() || blob.is_some()).then_some(Kept { cursor_id, snapshot, blob })
+    }
+
+    /// Takes over what another log had, durably.
+    pub async fn adopt(&self, kept: Vec<Kept>) -> Result<()> {
+        for Kept { cursor_id, snapshot, blob } in kept {
+            if let Some(snapshot) = snapshot {
+                self.add(Record::Snapshot { cursor_id, snapshot }, None);
+            }
+            if let Some(bytes) = blob {
+                self.add(Record::Blob { key: cursor_id, bytes }, None);
+            }
+        }
+        let (adopted, waits) = tokio::sync::oneshot::channel();
+        // Whoever waits may be gone.
+        self.after_queued(Box::new(move |result| drop(adopted.send(result))));
+        waits.await.unwrap_or_else(|_| Err(BrokerError::ServiceNotReady("storage is closed".into())))
+    }
+
+    /// The ledgers of the log.
+    pub fn ledger_ids(&self) -> Vec<u64> {
+        self.state.lock().log.record().iter().map(|ledger| ledger.ledger_id).collect()
     }
 
     /// Calls `done` when everything appended until now is durable.
@@ -112,10 +181,15 @@ impl Cursors {
         self.state.lock().log.durable_mark_delete(cursor_id, initial)
     }
 
-    /// Whether so much waits to become durable that acknowledgements whose receipt was asked for are refused, and others
+    /// Whether so much waits to become durable in all bundles that acknowledgements whose receipt was asked for are refused, and others
     /// stay in their cursors until the log has caught up.
     pub fn is_overloaded(&self) -> bool {
-        self.state.lock().log.pending_bytes() > self.max_pending_bytes
+        self.pending.bytes.load(Ordering::Relaxed) > self.pending.max_bytes
+    }
+
+    /// Somebody else writes the log: nothing becomes durable here any more.
+    pub fn is_fenced(&self) -> bool {
+        self.state.lock().log.is_fenced()
     }
 
     /// Waits until all that was appended is durable, or nothing can be.
@@ -164,6 +238,8 @@ impl Cursors {
                 Action::DeleteLedgers(ids) => self.delete_ledgers(ids),
             }
         }
+        let bytes = state.log.pending_bytes();
+        self.pending.change(std::mem::replace(&mut state.counted_bytes, bytes), bytes);
     }
 
     fn write(&self, ledger_id: u64, first_entry: i64, entries: Vec<Bytes>) {
@@ -248,7 +324,7 @@ impl Cursors {
                     state.record_version = Some(version);
                     state.log.record_saved();
                 }
-                Err(error) if error.is_conflict() => {
+                Err(error) if error.is_deposed() => {
                     tracing::error!(%error, "another broker has taken over the cursor log");
                     state.log.fence();
                 }
@@ -292,6 +368,12 @@ impl Cursors {
             cursors.pump(&mut state);
             cursors.retry_later(&mut state);
         });
+    }
+}
+
+impl Drop for Cursors {
+    fn drop(&mut self) {
+        self.pending.change(self.state.get_mut().counted_bytes, 0);
     }
 }
 

@@ -71,6 +71,15 @@ impl Broker {
         Ok(())
     }
 
+    /// Takes up what is stored.
+    pub(crate) async fn read_dynamic(&self) -> Result<()> {
+        let stored = self.shared.metadata.dynamic_configuration().await?;
+        for name in SETTINGS {
+            self.shared.dynamic.apply(&self.shared.config, name, stored.get(*name).map(String::as_str));
+        }
+        Ok(())
+    }
+
     /// Topics come into being when a client asks for them, where no namespace says otherwise.
     pub fn auto_creates_topics(&self) -> bool {
         self.shared.dynamic.create_topics.load(Ordering::Relaxed)

@@ -59,7 +59,10 @@ pub enum BrokerError {
 
 impl From<geminga_metadata::MetadataError> for BrokerError {
     fn from(error: geminga_metadata::MetadataError) -> Self {
-        Self::Metadata(error.to_string())
+        match error {
+            geminga_metadata::MetadataError::OwnershipLost { .. } => Self::ServiceNotReady(error.to_string()),
+            other => Self::Metadata(other.to_string()),
+        }
     }
 }
 

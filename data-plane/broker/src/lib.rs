@@ -4,6 +4,7 @@
 //! protocol implements. cursors.rs drives the log of acknowledgements, completions.rs brings finished writes back.
 
 mod broker;
+mod bundle;
 mod completions;
 mod config;
 mod cursors;
@@ -11,15 +12,19 @@ mod dynamic;
 mod dynamic_names;
 mod entry_meta;
 mod error;
+mod following;
 mod health;
 mod memory;
 pub mod metrics;
+mod migration;
 mod namespaces;
+mod ownership;
 mod partitions;
 mod peer;
 mod policies;
 mod schema;
 mod shared;
+mod splitting;
 mod topic;
 mod upkeep;
 
@@ -31,7 +36,9 @@ pub use error::{BrokerError, Result};
 pub use geminga_flow::Budget;
 pub use memory::Memory;
 pub use namespaces::DEFAULT_BUNDLES;
+pub use ownership::{BrokerState, BundleState, Located, MemberOptions, Owner, Ownership};
 pub use peer::{Alive, Peer, Receipt};
 pub use policies::{EffectivePolicies, QuotaAction};
 pub use schema::{is_valid_schema, schema_type_name, schema_type_number, schema_version_bytes, schema_version_of};
+pub use splitting::SplitAt;
 pub use topic::*;

@@ -1,8 +1,9 @@
 //! Clusters, tenants, namespaces and policies: changes to them are checked here, stored, and reach the loaded topics.
 
+use geminga_ledger::cursor_log::LogLedger;
 use geminga_metadata::policies::BundlesData;
 use geminga_metadata::{ClusterData, MetadataError, Policies, TenantInfo, TopicPolicies};
-use geminga_model::{NamespaceName, TopicDomain, TopicName, check_entity_name};
+use geminga_model::{BundleName, NamespaceName, TopicDomain, TopicName, check_entity_name};
 
 use crate::broker::Broker;
 use crate::error::{BrokerError, Result};
@@ -158,9 +159,7 @@ impl Broker {
     /// Deletes a namespace. Unless forced, it must not have topics.
     pub async fn delete_namespace(&self, name: &NamespaceName, force: bool) -> Result<()> {
         let gone = || BrokerError::NotFound(format!("Namespace {name} does not exist."));
-        if self.shared.metadata.get_namespace(name).await?.is_none() {
-            return Err(gone());
-        }
+        let Some(policies) = self.shared.metadata.get_namespace(name).await? else { return Err(gone()) };
         if force {
             self.update_namespace_policies(name, |policies| {
                 policies.deleted = true;
@@ -169,11 +168,38 @@ impl Broker {
             .await?;
             self.delete_topics_of(name).await?;
         }
-        match self.shared.metadata.delete_namespace(name).await {
+        self.check_is_empty(name).await?;
+        let ledgers = self.retire_bundles(name, &policies.value).await?;
+        match self.shared.metadata.delete_namespace(name, &ledgers).await {
             Err(error) if error.is_not_found() => Err(gone()),
-            Err(error) if error.is_conflict() => Err(BrokerError::Conflict("Cannot delete non empty namespace".into())),
+            Err(error) if error.is_conflict() => Err(not_empty()),
             other => Ok(other?),
         }
+    }
+
+    async fn check_is_empty(&self, name: &NamespaceName) -> Result<()> {
+        for domain in TopicDomain::ALL {
+            let metadata = &self.shared.metadata;
+            if !metadata.list_topics_page(name, domain, None, 1).await?.items.is_empty()
+                || !metadata.list_partitioned_topics(name, domain).await?.is_empty()
+            {
+                return Err(not_empty());
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody serves the bundles of the namespace any more. Answers the ledgers of their cursor logs.
+    async fn retire_bundles(&self, name: &NamespaceName, policies: &Policies) -> Result<Vec<u64>> {
+        let ranges = policies.bundle_ranges();
+        self.give_up_namespace(name, &ranges).await?;
+        let mut ledgers = Vec::new();
+        for range in ranges {
+            let bundle = BundleName { namespace: name.clone(), range };
+            let log = self.shared.metadata.get_cursor_log::<Vec<LogLedger>>(&bundle.to_string()).await?;
+            ledgers.extend(log.iter().flat_map(|log| &log.value).map(|ledger| ledger.ledger_id));
+        }
+        Ok(ledgers)
     }
 
     async fn delete_topics_of(&self, name: &NamespaceName) -> Result<()> {
@@ -248,7 +274,12 @@ impl Broker {
         Ok(policies)
     }
 
-    async fn apply_policies(&self, name: &NamespaceName, concerned: impl Fn(&TopicName) -> bool + Send) -> Result<()> {
+    /// Loaded topics take up what metadata say now.
+    pub(crate) async fn apply_policies(
+        &self,
+        name: &NamespaceName,
+        concerned: impl Fn(&TopicName) -> bool + Send,
+    ) -> Result<()> {
         for topic in self.loaded_topics() {
             if topic.name().namespace() == name && concerned(topic.name()) {
                 topic.set_policies(self.policies(topic.name()).await?).await?;
@@ -256,6 +287,10 @@ impl Broker {
         }
         Ok(())
     }
+}
+
+fn not_empty() -> BrokerError {
+    BrokerError::Conflict("Cannot delete non empty namespace".into())
 }
 
 /// Sets the broker's own error aside while a metadata error ends the update.

@@ -51,9 +51,10 @@ pub trait Peer: Send + Sync + 'static {
     fn check_alive(&self) -> Alive<'_>;
     fn active_consumer_changed(&self, consumer_id: u64, active: bool);
     fn end_of_topic(&self, consumer_id: u64);
-    /// The topic goes away (deleted, unloaded): the client should look it up again.
-    fn close_producer(&self, producer_id: u64);
-    fn close_consumer(&self, consumer_id: u64);
+    /// The topic goes away (deleted, unloaded): the client should look it up again, or go on at the broker that has it now, at
+    /// a `pulsar://` URL.
+    fn close_producer(&self, producer_id: u64, moved_to: Option<&str>);
+    fn close_consumer(&self, consumer_id: u64, moved_to: Option<&str>);
     /// An acknowledgement that asked for a receipt is durable (or failed).
     fn acknowledged(&self, consumer_id: u64, request_id: u64, result: Result<(), BrokerError>);
 }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::completions::Completions;
 use crate::config::BrokerConfig;
-use crate::cursors::Cursors;
+use crate::cursors::PendingAcks;
 use crate::dynamic::DynamicSettings;
 use crate::memory::Memory;
 use crate::topic::Topic;
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
     pub dynamic: DynamicSettings,
     pub metadata: Metadata,
     pub ledgers: Arc<dyn LedgerClient>,
-    pub cursors: Arc<Cursors>,
+    pub pending_acks: Arc<PendingAcks>,
     pub memory: Arc<Memory>,
     pub completions: Completions,
     pub ack_flusher: Arc<AckFlusher>,

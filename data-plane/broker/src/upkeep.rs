@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 
 use crate::broker::Broker;
+use crate::bundle::bundle_of;
 use crate::error::{BrokerError, Result};
 use crate::topic::Topic;
 
@@ -44,6 +45,7 @@ impl Broker {
                         broker.delete_inactive(&topic).await;
                     }
                 }
+                broker.reopen_fenced_bundles();
                 if let Err(error) = broker.load_unneeded(&mut search).await {
                     tracing::warn!(%error, "could not look for inactive topics");
                 }
@@ -135,6 +137,9 @@ impl Broker {
             other => other?,
         };
         let Some(policy) = policies.inactivity(&self.shared.config) else { return Ok(()) };
+        if self.ownership.owner_known(&bundle_of(name, &policies)).is_some() {
+            return Ok(());
+        }
         let subscriptions = self.shared.metadata.list_subscriptions(name).await?;
         let subscribed = subscriptions.iter().any(|(name, _)| !name.starts_with("pulsar."));
         if subscribed && !policy.caught_up_suffices {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use geminga_broker::BrokerError;
+use geminga_broker::{BrokerError, Owner};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use geminga_wire_pulsar::{Command, proto};
 
@@ -70,14 +70,18 @@ impl Connection {
     /// The URL at which the topic is served.
     async fn find(&self, lookup: &proto::CommandLookupTopic) -> Result<String, BrokerError> {
         let name = TopicName::parse(&lookup.topic).map_err(|error| BrokerError::InvalidName(error.to_string()))?;
-        self.broker.lookup(&name).await?;
-        match lookup.advertised_listener_name.as_deref().map(str::trim).filter(|listener| !listener.is_empty()) {
-            None => Ok(self.service_url()),
-            Some(listener) => {
-                let url = self.broker.config().advertised_listeners.get(listener).cloned();
-                url.ok_or_else(|| BrokerError::ServiceNotReady(format!("the broker has no listener {listener}")))
-            }
-        }
+        let owner = self.broker.lookup(&name).await?;
+        let listener =
+            lookup.advertised_listener_name.as_deref().map(str::trim).filter(|listener| !listener.is_empty());
+        let url = match (&owner, listener) {
+            (Owner::Me(_), None) => return Ok(self.service_url()),
+            (Owner::Other(broker), None) => return Ok(broker.record.pulsar_url.clone()),
+            (Owner::Me(_), Some(listener)) => self.broker.config().advertised_listeners.get(listener).cloned(),
+            (Owner::Other(broker), Some(listener)) => broker.record.listeners.get(listener).cloned(),
+        };
+        url.ok_or_else(|| {
+            BrokerError::ServiceNotReady(format!("the broker has no listener {}", listener.unwrap_or_default()))
+        })
     }
 
     /// Where this client reaches this broker.

@@ -115,7 +115,7 @@ impl Peer for Connection {
         self.queue(&Command::from(proto::CommandReachedEndOfTopic { consumer_id }));
     }
 
-    fn close_producer(&self, producer_id: u64) {
+    fn close_producer(&self, producer_id: u64, moved_to: Option<&str>) {
         let mut producers = self.producers.lock();
         if matches!(producers.get(&producer_id), Some(ProducerSlot::Ready(_))) {
             producers.remove(&producer_id);
@@ -124,11 +124,12 @@ impl Peer for Connection {
         self.queue(&Command::from(proto::CommandCloseProducer {
             producer_id,
             request_id: u64::MAX,
+            assigned_broker_service_url: moved_to.map(str::to_owned),
             ..Default::default()
         }));
     }
 
-    fn close_consumer(&self, consumer_id: u64) {
+    fn close_consumer(&self, consumer_id: u64, moved_to: Option<&str>) {
         let mut consumers = self.consumers.lock();
         if matches!(consumers.get(&consumer_id), Some(ConsumerSlot::Ready(_))) {
             consumers.remove(&consumer_id);
@@ -137,6 +138,7 @@ impl Peer for Connection {
         self.queue(&Command::from(proto::CommandCloseConsumer {
             consumer_id,
             request_id: u64::MAX,
+            assigned_broker_service_url: moved_to.map(str::to_owned),
             ..Default::default()
         }));
     }

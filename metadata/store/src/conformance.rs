@@ -226,7 +226,7 @@ pub async fn repositories(store: Store) {
     topics_and_subscriptions(&metadata, &topic).await;
     schemas(&metadata, &topic).await;
 
-    assert!(metadata.delete_namespace(&namespace).await.unwrap_err().is_conflict(), "it has topics");
+    assert!(metadata.delete_namespace(&namespace, &[]).await.unwrap_err().is_conflict(), "it has topics");
     assert!(metadata.delete_tenant("t").await.unwrap_err().is_conflict(), "it has namespaces");
     metadata.delete_topic(&topic).await.unwrap();
     assert!(metadata.list_subscriptions(&topic).await.unwrap().is_empty());
@@ -235,7 +235,7 @@ pub async fn repositories(store: Store) {
     metadata.forget_garbage(&[3]).await.unwrap();
     assert_eq!(metadata.list_garbage(10).await.unwrap(), [vec![5, 9]]);
     paging(&metadata, &namespace).await;
-    metadata.delete_namespace(&namespace).await.unwrap();
+    metadata.delete_namespace(&namespace, &[]).await.unwrap();
     metadata.delete_tenant("t").await.unwrap();
     assert_eq!(missing(metadata.delete_tenant("t").await.unwrap_err()), "tenant");
 

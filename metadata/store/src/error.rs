@@ -15,6 +15,9 @@ pub enum MetadataError {
     /// Somebody else holds the lease, or it has a newer epoch.
     #[error("lease '{name}' is lost")]
     LeaseLost { name: String },
+    /// What the records belong to has another owner by now; nothing of the commit was applied.
+    #[error("'{name}' has another owner by now")]
+    OwnershipLost { name: String },
     #[error("metadata is unavailable: {0}")]
     Unavailable(String),
     /// The store stopped answering while a commit or an allocation was under way: all of it was applied, or nothing, or
@@ -38,7 +41,7 @@ impl MetadataError {
             MetadataError::NotFound { .. } => ErrorKind::NotFound,
             MetadataError::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             MetadataError::Invalid(_) => ErrorKind::Invalid,
-            MetadataError::LeaseLost { .. } => ErrorKind::Fenced,
+            MetadataError::LeaseLost { .. } | MetadataError::OwnershipLost { .. } => ErrorKind::Fenced,
             MetadataError::Unavailable(_) | MetadataError::OutcomeUnknown(_) => ErrorKind::Unavailable,
             MetadataError::Corrupt { .. } | MetadataError::Newer(_) => ErrorKind::Corrupt,
             MetadataError::Bug(_) => ErrorKind::Bug,
@@ -47,6 +50,11 @@ impl MetadataError {
 
     pub fn is_conflict(&self) -> bool {
         matches!(self, MetadataError::Conflict { .. })
+    }
+
+    /// Somebody else has written what only its owner writes, or owns it.
+    pub fn is_deposed(&self) -> bool {
+        self.is_conflict() || matches!(self, MetadataError::OwnershipLost { .. })
     }
 
     pub fn is_not_found(&self) -> bool {

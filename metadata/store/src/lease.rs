@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::store::{Expect, MetadataStore, Op};
 use crate::{MetadataError, codec};
 
+const PREFIX: &str = "leases/";
+/// Records read at a time.
+const SCAN_RECORDS: usize = 1000;
+
 /// A lease that somebody holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -46,8 +50,41 @@ impl LeaseRecord {
     }
 }
 
+/// A lease's record as it stands, whether anybody holds it or not.
+pub(crate) struct Standing {
+    pub name: String,
+    pub epoch: u64,
+    /// Not released. It may have expired.
+    pub is_held: bool,
+    pub expires_at_ms: u64,
+}
+
+/// Every lease whose name starts with `prefix`.
+pub(crate) async fn all<S: MetadataStore + ?Sized>(store: &S, prefix: &str) -> Result<Vec<Standing>, MetadataError> {
+    let full = key(prefix);
+    let mut found = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let records = store.scan(&full, after.as_deref(), SCAN_RECORDS).await?;
+        let is_last = records.len() < SCAN_RECORDS;
+        for (key, record) in &records {
+            let lease: LeaseRecord = codec::decode(key, &record.value)?;
+            found.push(Standing {
+                name: key[PREFIX.len()..].to_owned(),
+                epoch: lease.epoch,
+                is_held: lease.owner.is_some(),
+                expires_at_ms: lease.expires_at_ms,
+            });
+        }
+        if is_last {
+            return Ok(found);
+        }
+        after = records.into_iter().next_back().map(|(key, _)| key);
+    }
+}
+
 fn key(name: &str) -> String {
-    format!("leases/{name}")
+    format!("{PREFIX}{name}")
 }
 
 async fn read<S: MetadataStore + ?Sized>(

@@ -154,8 +154,8 @@ impl Peer for Client {
     }
     fn active_consumer_changed(&self, _: u64, _: bool) {}
     fn end_of_topic(&self, _: u64) {}
-    fn close_producer(&self, _: u64) {}
-    fn close_consumer(&self, _: u64) {}
+    fn close_producer(&self, _: u64, _: Option<&str>) {}
+    fn close_consumer(&self, _: u64, _: Option<&str>) {}
     fn acknowledged(&self, _: u64, _: u64, _: Result<(), BrokerError>) {}
 }
 

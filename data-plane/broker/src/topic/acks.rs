@@ -16,7 +16,7 @@ impl Topic {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
         let result = match request_id {
-            Some(_) if self.shared.cursors.is_overloaded() => Err(BrokerError::ServiceNotReady(
+            Some(_) if self.bundle.cursors.is_overloaded() => Err(BrokerError::ServiceNotReady(
                 "too many acknowledgements wait to become durable; acknowledge again later".into(),
             )),
             _ => self.apply_ack(&mut state, consumer, request),
@@ -93,9 +93,9 @@ impl Topic {
         let Some(cursor_id) = sub.cursor_id else { return false };
         sub.dirty = false;
         match (sub.core.take_delta(), done) {
-            (Some(delta), done) => self.shared.cursors.append(cursor_id, delta, done),
+            (Some(delta), done) => self.bundle.cursors.append(cursor_id, delta, done),
             // Nothing new: durable when all that was written before is.
-            (None, Some(done)) => self.shared.cursors.after_queued(done),
+            (None, Some(done)) => self.bundle.cursors.after_queued(done),
             (None, None) => {}
         }
         true
@@ -113,7 +113,7 @@ impl Topic {
     /// where they take a bit each.
     pub(crate) fn flush_acks(&self, name: &Arc<str>) {
         let mut state = self.state.lock();
-        if self.shared.cursors.is_overloaded() {
+        if self.bundle.cursors.is_overloaded() {
             if let Some(sub) = state.subscriptions.get_mut(name) {
                 sub.dirty = false;
                 self.flush_later(&mut state, name);

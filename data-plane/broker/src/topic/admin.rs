@@ -109,7 +109,7 @@ impl Topic {
             let mut state = self.state.lock();
             state.check_serving(&self.name)?;
             let name = self.key_of(&state, subscription)?;
-            self.disconnect_consumers(&mut state, &name, None, &mut flushes);
+            self.disconnect_consumers(&mut state, &name, None, None, &mut flushes);
             let TopicState { subscriptions, ledger, .. } = &mut *state;
             let sub = subscriptions.get_mut(&name).ok_or_else(|| self.not_found(subscription))?;
             sub.core.reset(position, ledger.list());
@@ -445,7 +445,7 @@ impl Topic {
             sub.cursor_id.is_some()
         };
         if durable {
-            let updated = self.shared.metadata.update_subscription(&self.name, subscription, |record| {
+            let updated = self.bundle.metadata.update_subscription(&self.name, subscription, |record| {
                 record.properties.clone_from(&properties);
                 Ok(())
             });

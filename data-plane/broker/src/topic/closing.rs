@@ -5,6 +5,7 @@ use std::sync::Arc;
 use geminga_metadata::TopicRecord;
 
 use super::{Flushes, Life, Topic, TopicState};
+use crate::bundle::Bundle;
 use crate::error::{BrokerError, Result};
 use crate::policies::EffectivePolicies;
 
@@ -71,13 +72,13 @@ impl Topic {
 
     /// Metadata has forgotten the topic: so do its clients, its cursors and storage.
     pub(crate) fn deleted(&self, record: &TopicRecord) {
-        self.tell_closed();
+        self.tell_closed(None);
         let cursor_ids: Vec<u64> = {
             let state = self.state.lock();
             state.subscriptions.values().filter_map(|sub| sub.cursor_id).chain(state.dedup_stored.cursor_id).collect()
         };
         for id in cursor_ids {
-            self.shared.cursors.drop_cursor(id);
+            self.bundle.cursors.drop_cursor(id);
         }
         let ledgers: Vec<u64> = record.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
         if !ledgers.is_empty() {
@@ -112,23 +113,27 @@ impl Topic {
         let topic = self.arc();
         tokio::spawn(async move {
             topic.close().await;
-            topic.tell_closed();
+            topic.tell_closed(None);
         });
     }
 
-    /// Sends the clients away to look the topic up again.
-    pub(crate) fn tell_closed(&self) {
+    pub(crate) fn bundle(&self) -> &Arc<Bundle> {
+        &self.bundle
+    }
+
+    /// Sends the clients away: to the broker at `moved_to` (a `pulsar://` URL), or to look the topic up again.
+    pub(crate) fn tell_closed(&self, moved_to: Option<&str>) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
         state.life = Life::Closed;
         for (_, producer) in state.producer_handles.drain() {
-            producer.peer.close_producer(producer.producer_id);
+            producer.peer.close_producer(producer.producer_id, moved_to);
             flushes.add(&producer.peer);
         }
         state.joining.clear();
         let names: Vec<Arc<str>> = state.subscriptions.keys().cloned().collect();
         for name in names {
-            self.disconnect_consumers(&mut state, &name, None, &mut flushes);
+            self.disconnect_consumers(&mut state, &name, None, moved_to, &mut flushes);
             if let Some(sub) = state.subscriptions.get_mut(&name) {
                 sub.replay.clear(&self.shared.memory.read_ahead);
             }

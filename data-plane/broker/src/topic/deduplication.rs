@@ -51,7 +51,7 @@ impl Topic {
             Some(id) => id,
             None => self.create_dedup_cursor().await?,
         };
-        let (mut dedup, from) = match self.shared.cursors.blob(cursor_id) {
+        let (mut dedup, from) = match self.bundle.cursors.blob(cursor_id) {
             Some(snapshot) => Deduplication::decode(&snapshot, now_ms())
                 .map_err(|error| BrokerError::Metadata(format!("deduplication snapshot: {error}")))?,
             // A crash took the first snapshot: all that is stored counts.
@@ -63,12 +63,12 @@ impl Topic {
         state.dedup_stored = Stored { cursor_id: Some(cursor_id), entries_since: replayed, durable: durable.clone() };
         state.dedup = Some(dedup);
         drop(state);
-        self.shared.cursors.after_queued(becomes_durable(durable, from));
+        self.bundle.cursors.after_queued(becomes_durable(durable, from));
         Ok(())
     }
 
     async fn create_dedup_cursor(&self) -> Result<u64> {
-        let cursor_id = self.shared.metadata.next_cursor_id().await?;
+        let cursor_id = self.bundle.metadata.next_cursor_id().await?;
         let record = geminga_metadata::SubscriptionRecord {
             cursor_id,
             initial: Position::EARLIEST,
@@ -76,11 +76,11 @@ impl Topic {
             created_at: now_ms(),
             replicated: false,
         };
-        self.shared.metadata.create_subscription(&self.name, DEDUP_CURSOR, record).await?;
+        self.bundle.metadata.create_subscription(&self.name, DEDUP_CURSOR, record).await?;
         // An empty snapshot at the present end: what comes after a crash is replayed from here.
         let position = self.last_confirmed();
         let snapshot = Deduplication::new().encode(position).into();
-        self.shared.cursors.put_blob(cursor_id, snapshot, Box::new(|_| ()));
+        self.bundle.cursors.put_blob(cursor_id, snapshot, Box::new(|_| ()));
         Ok(cursor_id)
     }
 
@@ -129,7 +129,7 @@ impl Topic {
         state.dedup_stored.entries_since = 0;
         dedup.expire(now_ms());
         let durable = state.dedup_stored.durable.clone();
-        self.shared.cursors.put_blob(cursor_id, dedup.encode(position).into(), becomes_durable(durable, position));
+        self.bundle.cursors.put_blob(cursor_id, dedup.encode(position).into(), becomes_durable(durable, position));
     }
 
     /// How far the topic may be trimmed: not beyond the last snapshot that is durable, from which entries are read again
@@ -157,7 +157,7 @@ impl Topic {
             self.snapshot_deduplication(&mut state);
         }
         // The storage may be closed: nobody answers then.
-        self.shared.cursors.after_queued(Box::new(move |result| drop(stored.send(result))));
+        self.bundle.cursors.after_queued(Box::new(move |result| drop(stored.send(result))));
         waits.await.unwrap_or_else(|_| Err(BrokerError::ServiceNotReady("storage is closed".into())))
     }
 }

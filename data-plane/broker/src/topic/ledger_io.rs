@@ -58,7 +58,7 @@ impl Topic {
             let mut state = topic.state.lock();
             match result {
                 Ok(id) => state.ledger.ledger_created(now_ms(), id),
-                Err(error) if error.is_conflict() => topic.deposed(&mut state, &error),
+                Err(error) if error.is_deposed() => topic.deposed(&mut state, &error),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not create a ledger");
                     state.ledger.ledger_create_failed(&error.to_string());
@@ -78,7 +78,7 @@ impl Topic {
 
     async fn store_new_ledger(&self) -> Result<u64, MetadataError> {
         let after = self.state.lock().ledger.record().spans.last().map_or(0, |span| span.ledger_id);
-        let id = self.shared.metadata.next_ledger_id(after).await?;
+        let id = self.bundle.metadata.next_ledger_id(after).await?;
         let now = now_ms();
         self.write_record(|record, state| put_managed_record(record, state.ledger.record_with(id, now))).await?;
         Ok(id)
@@ -99,7 +99,7 @@ impl Topic {
             let dropped: Vec<u64> = before.map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
             (record, state.record.version, dropped)
         };
-        let version = self.shared.metadata.replace_topic(&self.name, &record, version, &dropped).await?;
+        let version = self.bundle.metadata.replace_topic(&self.name, &record, version, &dropped).await?;
         let mut state = self.state.lock();
         state.record.current = record;
         state.record.version = version;
@@ -114,7 +114,7 @@ impl Topic {
             let mut state = topic.state.lock();
             match result {
                 Ok(()) => state.ledger.record_saved(),
-                Err(error) if error.is_conflict() => topic.deposed(&mut state, &error),
+                Err(error) if error.is_deposed() => topic.deposed(&mut state, &error),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not save the list of ledgers");
                     state.ledger.record_save_failed();
@@ -143,7 +143,7 @@ impl Topic {
     pub(super) async fn change_record(&self, change: impl FnOnce(&mut TopicRecord) + Send) -> Result<(), BrokerError> {
         let result = self.write_record(|record, _| change(record)).await;
         if let Err(error) = &result
-            && error.is_conflict()
+            && error.is_deposed()
         {
             let mut flushes = Flushes::default();
             let mut state = self.state.lock();
@@ -174,7 +174,7 @@ impl Topic {
                 tracing::warn!(topic = %topic.name, ?ledgers, %error, "could not delete ledgers; the sweep will");
                 return;
             }
-            if let Err(error) = topic.shared.metadata.forget_garbage(&ledgers).await {
+            if let Err(error) = topic.bundle.metadata.forget_garbage(&ledgers).await {
                 tracing::debug!(topic = %topic.name, ?ledgers, %error, "deleted ledgers stay noted as garbage");
             }
         });
@@ -204,7 +204,7 @@ impl Topic {
         state
             .subscriptions
             .values()
-            .filter_map(|sub| sub.cursor_id.map(|id| self.shared.cursors.durable_mark_delete(id, sub.initial)))
+            .filter_map(|sub| sub.cursor_id.map(|id| self.bundle.cursors.durable_mark_delete(id, sub.initial)))
             .min()
     }
 }

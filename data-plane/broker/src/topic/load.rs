@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::deduplication::DEDUP_CURSOR;
 use super::ledger_io::managed_record;
 use super::{Life, RecordState, Sub, Topic, TopicState};
+use crate::bundle::Bundle;
 use crate::error::{BrokerError, Result};
 use crate::policies::EffectivePolicies;
 use crate::shared::{Shared, now_ms};
@@ -22,6 +23,7 @@ impl Topic {
     /// Makes a topic serve. Whoever wrote to it before is fenced.
     pub(crate) async fn load(
         shared: Arc<Shared>,
+        bundle: Arc<Bundle>,
         name: TopicName,
         record: Versioned<TopicRecord>,
         policies: EffectivePolicies,
@@ -60,6 +62,7 @@ impl Topic {
             partition: name.partition_index().map_or(-1, |index| index as i32),
             name,
             shared,
+            bundle,
             me: me.clone(),
             state: Mutex::new(state),
             record_turn: tokio::sync::Mutex::new(()),
@@ -95,7 +98,7 @@ impl Topic {
     }
 
     async fn load_subscriptions(&self) -> Result<()> {
-        let records = self.shared.metadata.list_subscriptions(&self.name).await?;
+        let records = self.bundle.metadata.list_subscriptions(&self.name).await?;
         let mut state = self.state.lock();
         for (name, record) in records {
             let record = record.value;
@@ -103,7 +106,7 @@ impl Topic {
                 state.dedup_stored.cursor_id = Some(record.cursor_id);
                 continue;
             }
-            let cursor = match self.shared.cursors.state(record.cursor_id) {
+            let cursor = match self.bundle.cursors.state(record.cursor_id) {
                 Some(snapshot) => Cursor::from_snapshot(snapshot),
                 None => Cursor::new(record.initial),
             };

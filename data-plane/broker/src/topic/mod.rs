@@ -48,6 +48,7 @@ use geminga_topic::{ConsumerKey, EntryMeta, Subscription};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
+use crate::bundle::Bundle;
 use crate::error::{BrokerError, Result};
 use crate::peer::Peer;
 use crate::policies::EffectivePolicies;
@@ -68,6 +69,8 @@ pub struct Topic {
     /// Its number within a partitioned topic, -1 when it is none.
     partition: i32,
     shared: Arc<Shared>,
+    /// What the topic shares with the others of its bundle.
+    bundle: Arc<Bundle>,
     me: Weak<Topic>,
     state: Mutex<TopicState>,
     /// Taken by whoever writes the topic's records in metadata.

@@ -226,7 +226,7 @@ impl Topic {
     /// messages fail: the Go client forgets a producer whose message fails so, and what waits in it.
     pub(super) fn close_producers(&self, state: &mut TopicState, flushes: &mut Flushes) {
         while let Some(producer) = state.producer_handles.values().next().cloned() {
-            producer.peer.close_producer(producer.producer_id);
+            producer.peer.close_producer(producer.producer_id, None);
             flushes.add(&producer.peer);
             self.take_producer(state, producer.key, flushes);
         }
@@ -250,7 +250,7 @@ impl Topic {
                     if let Some(producer) = state.producer_handles.remove(&key)
                         && !replaced
                     {
-                        producer.peer.close_producer(producer.producer_id);
+                        producer.peer.close_producer(producer.producer_id, None);
                         flushes.add(&producer.peer);
                     }
                 }

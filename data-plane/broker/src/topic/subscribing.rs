@@ -267,7 +267,7 @@ impl Topic {
             }
             initial.mark_delete(state.ledger.list())
         };
-        let cursor_id = self.shared.metadata.next_cursor_id().await?;
+        let cursor_id = self.bundle.metadata.next_cursor_id().await?;
         let record = SubscriptionRecord {
             cursor_id,
             initial: mark_delete,
@@ -275,7 +275,7 @@ impl Topic {
             created_at: now_ms(),
             replicated: false,
         };
-        self.shared.metadata.create_subscription(&self.name, name, record).await?;
+        self.bundle.metadata.create_subscription(&self.name, name, record).await?;
         let mut state = self.state.lock();
         let core = Subscription::new(name.clone(), Cursor::new(mark_delete), self.options(&state, true));
         let sub = Sub::durable(core, cursor_id, mark_delete, properties);
@@ -298,17 +298,17 @@ impl Topic {
             sub.cursor_id
         };
         if cursor_id.is_some() {
-            self.shared.metadata.delete_subscription(&self.name, name).await?;
+            self.bundle.metadata.delete_subscription(&self.name, name).await?;
         }
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
         state.last_active_at = now_ms();
-        self.disconnect_consumers(&mut state, name, by, &mut flushes);
+        self.disconnect_consumers(&mut state, name, by, None, &mut flushes);
         if let Some(mut sub) = state.subscriptions.remove(name) {
             sub.replay.clear(&self.shared.memory.read_ahead);
         }
         if let Some(id) = cursor_id {
-            self.shared.cursors.drop_cursor(id);
+            self.bundle.cursors.drop_cursor(id);
         }
         drop(state);
         flushes.run();
@@ -322,6 +322,7 @@ impl Topic {
         state: &mut TopicState,
         name: &str,
         except: Option<u64>,
+        moved_to: Option<&str>,
         flushes: &mut Flushes,
     ) {
         let gone: Vec<Arc<ConsumerHandle>> = state
@@ -337,7 +338,7 @@ impl Topic {
                 sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
                 sub.unused_since = now_ms();
             }
-            consumer.peer.close_consumer(consumer.consumer_id);
+            consumer.peer.close_consumer(consumer.consumer_id, moved_to);
             flushes.add(&consumer.peer);
         }
     }

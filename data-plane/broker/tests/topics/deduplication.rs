@@ -98,6 +98,7 @@ async fn trimming_waits_for_a_snapshot() {
     first.shut_down().await;
     let second = broker(&metadata, &ledgers.after_crash()).await;
     let topic = fixture::topic(&second, NAME).await;
+    let client = Client::new();
     assert!(!send(&client, &topic, "early", 0).await, "it was stored, and was trimmed since");
     assert!(!send(&client, &topic, "late", 9).await);
     assert!(send(&client, &topic, "late", 10).await);

@@ -27,7 +27,7 @@ async fn termination_closes_producers_and_answers_nothing_before() {
     let last = terminating.await.unwrap();
     assert_eq!(last.entry_id, 0);
     let told = client.told();
-    assert!(matches!(told.as_slice(), [Told::ProducerClosed(0)]), "{told:?}");
+    assert!(matches!(told.as_slice(), [Told::ProducerClosed(0, None)]), "{told:?}");
     let refused = client.produce(&topic, "p").await.err();
     assert!(matches!(refused, Some(BrokerError::TopicTerminated(_))), "{refused:?}");
 }

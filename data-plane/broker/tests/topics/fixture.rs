@@ -115,8 +115,9 @@ pub enum Told {
     Receipt(Receipt),
     SendFailed(u64, String),
     Message(u64, Delivery),
-    ProducerClosed(u64),
-    ConsumerClosed(u64),
+    /// With where to go on.
+    ProducerClosed(u64, Option<String>),
+    ConsumerClosed(u64, Option<String>),
     Active(u64, bool),
     Acknowledged(u64, bool),
 }
@@ -347,11 +348,11 @@ impl Peer for Client {
         self.tell(Told::Active(consumer_id, active));
     }
     fn end_of_topic(&self, _: u64) {}
-    fn close_producer(&self, producer_id: u64) {
-        self.tell(Told::ProducerClosed(producer_id));
+    fn close_producer(&self, producer_id: u64, moved_to: Option<&str>) {
+        self.tell(Told::ProducerClosed(producer_id, moved_to.map(str::to_owned)));
     }
-    fn close_consumer(&self, consumer_id: u64) {
-        self.tell(Told::ConsumerClosed(consumer_id));
+    fn close_consumer(&self, consumer_id: u64, moved_to: Option<&str>) {
+        self.tell(Told::ConsumerClosed(consumer_id, moved_to.map(str::to_owned)));
     }
     fn acknowledged(&self, _: u64, request_id: u64, result: Result<(), BrokerError>) {
         self.tell(Told::Acknowledged(request_id, result.is_ok()));

@@ -9,4 +9,5 @@ mod inactive;
 mod liveness;
 mod non_persistent;
 mod overload;
+mod ownership;
 mod policies;

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use geminga_model::BundleRange;
 use serde::{Deserialize, Serialize};
 
 use super::parts::*;
@@ -159,6 +160,17 @@ impl Policies {
             bundles: Some(BundlesData::even(bundle_count)),
             ..Policies::default()
         }
+    }
+
+    /// The hash ranges of the namespace's bundles.
+    pub fn bundle_ranges(&self) -> Vec<BundleRange> {
+        BundleRange::of_namespace(self.bundles.as_ref().map(|bundles| &bundles.boundaries[..]))
+    }
+
+    /// The one that a topic's hash is in.
+    pub fn bundle_range(&self, hash: u32) -> BundleRange {
+        let boundaries = self.bundles.as_ref().map_or(&[][..], |bundles| &bundles.boundaries);
+        BundleRange::of_hash(hash, boundaries).unwrap_or(BundleRange::ALL)
     }
 }
 

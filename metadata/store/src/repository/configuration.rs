@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Metadata;
 use crate::{Expect, MetadataError, Op, codec};
 
-const PREFIX: &str = "configuration/";
+pub(super) const PREFIX: &str = "configuration/";
 
 impl Metadata {
     pub async fn set_dynamic_configuration(&self, name: &str, value: &str) -> Result<(), MetadataError> {

@@ -4,11 +4,13 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Metadata, Versioned};
+use super::{Metadata, Versioned, garbage};
 use crate::{Expect, MetadataError, Op, codec};
 
-fn key(name: &str) -> String {
-    format!("cursor-logs/{name}")
+pub(super) const PREFIX: &str = "cursor-logs/";
+
+pub(super) fn key(name: &str) -> String {
+    format!("{PREFIX}{name}")
 }
 
 impl Metadata {
@@ -27,7 +29,14 @@ impl Metadata {
         Ok(self.store.commit(vec![Op::put(key(name), codec::encode(value)?, expect)]).await?[0])
     }
 
+    /// Deletes the record and notes the ledgers of the log as garbage, in one commit.
+    pub async fn delete_cursor_log(&self, name: &str, ledgers: &[u64]) -> Result<(), MetadataError> {
+        let mut ops = vec![Op::delete(key(name), Expect::Any)];
+        ops.extend(garbage::note(ledgers)?);
+        self.store.commit(ops).await.map(drop)
+    }
+
     pub async fn list_cursor_logs(&self) -> Result<Vec<String>, MetadataError> {
-        self.list_names("cursor-logs/").await
+        self.list_names(PREFIX).await
     }
 }

@@ -6,8 +6,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::guarded::GuardedStore;
 use crate::{Expect, MetadataError, MetadataStore, Op, codec};
 
+pub(crate) mod brokers;
+pub(crate) mod bundles;
+pub(crate) mod changes;
 pub(crate) mod clusters;
 pub(crate) mod configuration;
 pub(crate) mod cursor_logs;
@@ -82,6 +86,12 @@ impl Metadata {
     /// The narrow store below, for leases, watches and records that have no repository.
     pub fn store(&self) -> &Arc<dyn MetadataStore> {
         &self.store
+    }
+
+    /// The same metadata, with commits that are applied only while the record at `key` has this version.
+    fn guarded(&self, key: String, version: u64, name: String) -> Metadata {
+        let store = Arc::new(GuardedStore { store: self.store.clone(), key, version, name });
+        Metadata { store, ledger_ids: self.ledger_ids.clone(), cursor_ids: self.cursor_ids.clone() }
     }
 
     /// A ledger id that was never used and is greater than `after` (the topic's last ledger, or 0).

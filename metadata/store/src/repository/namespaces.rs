@@ -2,7 +2,7 @@
 
 use geminga_model::NamespaceName;
 
-use super::{Metadata, Parent, Versioned, partitioned, tenants, topics};
+use super::{Metadata, Parent, Versioned, bundles, cursor_logs, garbage, partitioned, tenants, topics};
 use crate::{Expect, MetadataError, Op, Policies, TenantInfo, codec};
 
 pub(super) const WHAT: &str = "namespace";
@@ -58,14 +58,19 @@ impl Metadata {
         self.update(WHAT, name.as_str(), &key(name), change).await
     }
 
-    /// Refused with [`MetadataError::Conflict`] while the namespace has topics, partitioned or not.
-    pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<(), MetadataError> {
+    /// Refused with [`MetadataError::Conflict`] while the namespace has topics, partitioned or not. The ownership of its bundles
+    /// and their cursor logs go with it; the ledgers of these are noted as garbage.
+    pub async fn delete_namespace(&self, name: &NamespaceName, ledgers: &[u64]) -> Result<(), MetadataError> {
         let key = key(name);
-        let ops = vec![
+        let mut ops = vec![
             Op::delete(&*key, Expect::Present),
             Op::check_empty(format!("{}{name}/", topics::PREFIX)),
             Op::check_empty(format!("{}{name}/", partitioned::PREFIX)),
+            Op::delete_prefix(format!("{}{name}/", bundles::PREFIX)),
+            Op::delete_prefix(format!("{}{name}/", bundles::HANDOVERS)),
+            Op::delete_prefix(format!("{}{name}/", cursor_logs::PREFIX)),
         ];
+        ops.extend(garbage::note(ledgers)?);
         self.delete(WHAT, name.as_str(), &key, ops).await
     }
 

@@ -7,8 +7,10 @@ use geminga_model::TopicName;
 use super::{Metadata, Versioned, topics};
 use crate::{Expect, MetadataError, Op, TopicPolicies, codec};
 
+pub(super) const PREFIX: &str = "topic-policies/";
+
 pub(super) fn key(topic: &TopicName) -> String {
-    format!("topic-policies/{}", topics::path(topic))
+    format!("{PREFIX}{}", topics::path(topic))
 }
 
 impl Metadata {

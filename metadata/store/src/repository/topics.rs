@@ -63,6 +63,14 @@ pub(super) fn path(name: &TopicName) -> String {
     format!("{}/{}/{}", name.namespace(), name.domain(), name.local_name())
 }
 
+/// Reads what [`path`] writes.
+pub(super) fn of_path(path: &str) -> Option<TopicName> {
+    let mut parts = path.splitn(4, '/');
+    let (tenant, namespace) = (parts.next()?, parts.next()?);
+    let (domain, local) = (parts.next()?, parts.next()?);
+    TopicName::new(domain.parse().ok()?, NamespaceName::new(tenant, namespace).ok()?, local).ok()
+}
+
 impl Metadata {
     /// Fails with [`MetadataError::NotFound`] of the namespace when there is no such namespace.
     pub async fn create_topic(
@@ -159,9 +167,6 @@ impl Metadata {
 
     /// The topic that a key under [`Metadata::topics_prefix`] belongs to.
     pub fn topic_of_key(key: &str) -> Option<TopicName> {
-        let mut parts = key.strip_prefix(PREFIX)?.splitn(4, '/');
-        let (tenant, namespace) = (parts.next()?, parts.next()?);
-        let (domain, local) = (parts.next()?, parts.next()?);
-        TopicName::new(domain.parse().ok()?, NamespaceName::new(tenant, namespace).ok()?, local).ok()
+        of_path(key.strip_prefix(PREFIX)?)
     }
 }

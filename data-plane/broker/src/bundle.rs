@@ -1,0 +1,264 @@
+//! A bundle that this broker owns: what its topics share, and how it comes and goes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use geminga_metadata::Metadata;
+use geminga_model::{BundleName, BundleRange, NamespaceName, TopicName, topic_hash};
+use tokio::sync::{OnceCell, RwLock};
+use tokio::task::JoinSet;
+
+use crate::broker::Broker;
+use crate::cursors::Cursors;
+use crate::error::{BrokerError, Result};
+use crate::ownership::{Change, Located, Owner, Tenure, not_served_here};
+use crate::policies::EffectivePolicies;
+use crate::topic::Topic;
+
+pub(crate) type BundleSlot = Arc<OnceCell<Arc<Bundle>>>;
+
+pub(crate) struct Bundle {
+    pub name: BundleName,
+    tenure: Tenure,
+    /// Written only while the bundle is this broker's.
+    pub metadata: Metadata,
+    /// The acknowledgements of all subscriptions of the bundle's topics.
+    pub cursors: Arc<Cursors>,
+    /// It is being given up, or has another owner: no topic of it is served any more.
+    is_over: AtomicBool,
+    /// Held for reading while a topic of it is loaded.
+    loading: RwLock<()>,
+}
+
+impl Bundle {
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Loads a topic of the bundle, unless the bundle goes.
+    pub async fn load<T>(&self, load: impl Future<Output = Result<T>>) -> Result<T> {
+        let _loading = self.loading.read().await;
+        match self.is_over() {
+            true => Err(not_served_here(&self.name)),
+            false => load.await,
+        }
+    }
+}
+
+/// The bundle that a topic is in.
+pub(crate) fn bundle_of(name: &TopicName, policies: &EffectivePolicies) -> BundleName {
+    BundleName {
+        namespace: name.namespace().clone(),
+        range: policies.namespace.bundle_range(topic_hash(name.as_str())),
+    }
+}
+
+impl Broker {
+    /// The bundle, which must be this broker's.
+    pub(crate) async fn bundle(&self, name: &BundleName) -> Result<Arc<Bundle>> {
+        let tenure = self.tenure(name).await?;
+        loop {
+            let slot = self.bundles.lock().entry(name.clone()).or_default().clone();
+            let opened = slot.get_or_try_init(|| self.open_bundle(name, tenure)).await;
+            match opened {
+                Ok(bundle) if bundle.tenure == tenure && !bundle.is_over() => return Ok(bundle.clone()),
+                // It was this broker's, and somebody else's since.
+                Ok(bundle) if bundle.tenure != tenure => self.drop_bundle(&bundle.clone(), None),
+                Ok(_) => return Err(not_served_here(name)),
+                Err(error) => {
+                    self.forget_bundle(name, &slot);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn tenure(&self, name: &BundleName) -> Result<Tenure> {
+        if let Owner::Me(tenure) = self.ownership.find(name).await? {
+            return Ok(tenure);
+        }
+        // Whoever sent the client here may know more than this broker has heard yet.
+        match self.ownership.find_anew(name).await? {
+            Owner::Me(tenure) => Ok(tenure),
+            Owner::Other(_) => Err(not_served_here(name)),
+        }
+    }
+
+    async fn open_bundle(&self, name: &BundleName, tenure: Tenure) -> Result<Arc<Bundle>> {
+        let metadata = match tenure.version {
+            Some(version) => self.shared.metadata.guarded_by_bundle(name, version),
+            None => self.shared.metadata.clone(),
+        };
+        let pending = self.shared.pending_acks.clone();
+        let cursors = Cursors::open(name.to_string(), metadata.clone(), self.shared.ledgers.clone(), pending).await?;
+        Ok(Arc::new(Bundle {
+            name: name.clone(),
+            tenure,
+            metadata,
+            cursors,
+            is_over: AtomicBool::new(false),
+            loading: RwLock::default(),
+        }))
+    }
+
+    fn forget_bundle(&self, name: &BundleName, slot: &BundleSlot) {
+        let mut bundles = self.bundles.lock();
+        if bundles.get(name).is_some_and(|current| Arc::ptr_eq(current, slot)) {
+            bundles.remove(name);
+        }
+    }
+
+    /// The bundles that this broker has opened.
+    pub(crate) fn open_bundles(&self) -> Vec<Arc<Bundle>> {
+        self.bundles.lock().values().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    fn open_bundle_named(&self, name: &BundleName) -> Option<Arc<Bundle>> {
+        self.bundles.lock().get(name).and_then(|slot| slot.get().cloned())
+    }
+
+    fn topics_of(&self, bundle: &Arc<Bundle>) -> Vec<Arc<Topic>> {
+        let mut topics = self.loaded_topics();
+        topics.retain(|topic| Arc::ptr_eq(topic.bundle(), bundle));
+        topics
+    }
+
+    /// Hands a bundle over to another broker, or unloads it where there is no other: its topics finish what is in flight, and
+    /// their clients are told where it goes.
+    pub(crate) async fn give_up_bundle(&self, bundle: &Arc<Bundle>, to: Option<&str>) -> Result<()> {
+        let Some(topics) = self.close_bundle(bundle).await else { return Ok(()) };
+        let passed = self.ownership.give_up(&bundle.name, bundle.tenure, to).await;
+        self.dismiss(bundle, topics, passed.as_ref().ok().and_then(Option::as_ref));
+        passed.map(drop)
+    }
+
+    /// Lets the topics of a bundle finish what is in flight. None: somebody else does that, or has.
+    pub(crate) async fn close_bundle(&self, bundle: &Arc<Bundle>) -> Option<Vec<Arc<Topic>>> {
+        if bundle.is_over.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        drop(bundle.loading.write().await);
+        let topics = self.topics_of(bundle);
+        let mut closing: JoinSet<()> = topics.iter().cloned().map(|topic| async move { topic.close().await }).collect();
+        while closing.join_next().await.is_some() {}
+        bundle.cursors.settled().await;
+        Some(topics)
+    }
+
+    /// A bundle has another owner: its topics are dropped at once.
+    fn drop_bundle(&self, bundle: &Arc<Bundle>, to: Option<&Located>) {
+        bundle.is_over.store(true, Ordering::Release);
+        self.dismiss(bundle, self.topics_of(bundle), to);
+    }
+
+    /// A bundle that is still this broker's may have lost its cursor log, as when the answer to a commit did not arrive: it is
+    /// opened again when it is asked for.
+    pub(crate) fn reopen_fenced_bundles(&self) {
+        for bundle in self.open_bundles() {
+            if bundle.cursors.is_fenced() && !bundle.is_over() {
+                tracing::warn!(bundle = %bundle.name, "acknowledgements cannot be written any more; loading the bundle again");
+                self.drop_bundle(&bundle, None);
+            }
+        }
+    }
+
+    /// Forgets a bundle and sends the clients of its topics away.
+    pub(crate) fn dismiss(&self, bundle: &Arc<Bundle>, topics: Vec<Arc<Topic>>, to: Option<&Located>) {
+        {
+            let mut bundles = self.bundles.lock();
+            let is_this = |slot: &BundleSlot| slot.get().is_some_and(|known| Arc::ptr_eq(known, bundle));
+            if bundles.get(&bundle.name).is_some_and(is_this) {
+                bundles.remove(&bundle.name);
+            }
+        }
+        for topic in topics {
+            self.forget_closed(&topic);
+            topic.tell_closed(to.map(|to| to.record.pulsar_url.as_str()));
+        }
+    }
+
+    /// Unloads a bundle, wherever it is: to the broker that is named or to whichever suits.
+    pub async fn unload_bundle(&self, name: &BundleName, to: Option<&str>) -> Result<()> {
+        if let Some(to) = to
+            && self.ownership.is_shared()
+            && self.ownership.broker(to).is_none()
+        {
+            return Err(BrokerError::PreconditionFailed(format!("broker {to} is not in the list of active brokers")));
+        }
+        match self.open_bundle_named(name) {
+            Some(bundle) => self.give_up_bundle(&bundle, to).await,
+            None => self.ownership.ask_for(name, to).await,
+        }
+    }
+
+    /// Follows what becomes of this broker's bundles.
+    pub(crate) fn follow_ownership(self: &Arc<Self>) {
+        let Some(mut changes) = self.ownership.changes() else { return };
+        let weak = Arc::downgrade(self);
+        let task = tokio::spawn(async move {
+            while let Some(change) = changes.recv().await {
+                let Some(broker) = weak.upgrade() else { return };
+                broker.follow(change);
+            }
+        });
+        self.tasks.lock().push(task.abort_handle());
+    }
+
+    fn follow(self: Arc<Self>, change: Change) {
+        match change {
+            Change::Gained(name) => drop(tokio::spawn(async move {
+                // So that the first client finds its acknowledgements replayed.
+                if let Err(error) = self.bundle(&name).await {
+                    tracing::warn!(bundle = %name, %error, "could not open a bundle; its first client will");
+                }
+            })),
+            Change::Lost(name) => {
+                let Some(bundle) = self.open_bundle_named(&name) else { return };
+                if !bundle.is_over() {
+                    tracing::warn!(bundle = %name, "bundle has another owner");
+                    let to = self.ownership.owner_known(&name);
+                    self.drop_bundle(&bundle, to.as_ref());
+                }
+            }
+            Change::Asked(name, to) => drop(tokio::spawn(async move {
+                let result = match self.open_bundle_named(&name) {
+                    Some(bundle) => self.give_up_bundle(&bundle, to.as_deref()).await,
+                    None => self.pass_on(&name, to.as_deref()).await,
+                };
+                if let Err(error) = result {
+                    tracing::warn!(bundle = %name, %error, "could not hand a bundle over");
+                }
+            })),
+        }
+    }
+
+    /// Hands over a bundle that is this broker's and that it has not opened.
+    async fn pass_on(&self, name: &BundleName, to: Option<&str>) -> Result<()> {
+        match self.ownership.find(name).await? {
+            Owner::Me(tenure) => self.ownership.give_up(name, tenure, to).await.map(drop),
+            Owner::Other(_) => Ok(()),
+        }
+    }
+
+    /// The bundles of a namespace go: nobody has them any more, wherever they were.
+    pub(crate) async fn give_up_namespace(&self, namespace: &NamespaceName, ranges: &[BundleRange]) -> Result<()> {
+        for range in ranges {
+            self.unload_bundle(&BundleName { namespace: namespace.clone(), range: *range }, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands every bundle over.
+    pub(crate) async fn give_up_all(self: &Arc<Self>) {
+        let mut leaving = JoinSet::new();
+        for bundle in self.open_bundles() {
+            let broker = self.clone();
+            leaving.spawn(async move {
+                if let Err(error) = broker.give_up_bundle(&bundle, None).await {
+                    tracing::warn!(bundle = %bundle.name, %error, "could not hand a bundle over");
+                }
+            });
+        }
+        while leaving.join_next().await.is_some() {}
+    }
+}

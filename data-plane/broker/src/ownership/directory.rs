@@ -1,0 +1,265 @@
+//! What this broker knows of all bundles and brokers, and what follows from a change of it.
+
+use std::sync::Arc;
+
+use geminga_metadata::{BrokerRecord, BundleRecord, Handover, Versioned};
+use geminga_model::BundleName;
+use rustc_hash::FxHashMap;
+
+use super::sessions::{SessionState, Sessions};
+use super::{Change, Located};
+
+/// A broker that is alive.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BrokerState {
+    pub id: String,
+    pub incarnation: u64,
+    pub record: BrokerRecord,
+    /// Bundles that it owns.
+    pub bundles: usize,
+}
+
+/// A bundle with its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleState {
+    pub bundle: BundleName,
+    pub owner: String,
+    pub epoch: u64,
+}
+
+/// Records as they were last heard of, and the sessions of brokers.
+#[derive(Debug)]
+pub(super) struct Directory {
+    me: Arc<str>,
+    /// Of this broker's session, which begins with 1; 0: it is over.
+    incarnation: u64,
+    bundles: FxHashMap<BundleName, Versioned<BundleRecord>>,
+    brokers: FxHashMap<String, BrokerRecord>,
+    pub sessions: Sessions,
+}
+
+/// Who owns a bundle, as far as is known.
+#[derive(Debug, PartialEq)]
+pub(super) enum Known {
+    Mine(u64),
+    Of(Located),
+    /// Its owner has missed a renewal of its session.
+    Unsure,
+    Free,
+}
+
+impl Directory {
+    pub fn new(me: &str, incarnation: u64, ttl_ms: u64) -> Self {
+        Self {
+            me: me.into(),
+            incarnation,
+            bundles: FxHashMap::default(),
+            brokers: FxHashMap::default(),
+            sessions: Sessions::new(ttl_ms),
+        }
+    }
+
+    /// The session is over: what it had is lost, and nothing is this broker's any more.
+    pub fn end_session(&mut self, changes: &mut Vec<Change>) {
+        let lost = self.bundles.iter().filter(|(_, record)| self.is_mine(&record.value));
+        changes.extend(lost.map(|(bundle, _)| Change::Lost(bundle.clone())));
+        self.incarnation = 0;
+    }
+
+    fn is_mine(&self, record: &BundleRecord) -> bool {
+        record.owner.as_deref() == Some(&*self.me) && record.incarnation == self.incarnation
+    }
+
+    /// Takes a record in, unless a newer one is known.
+    pub fn learn(&mut self, bundle: &BundleName, record: Versioned<BundleRecord>, changes: &mut Vec<Change>) {
+        let before = self.bundles.get(bundle);
+        if before.is_some_and(|before| before.version >= record.version) {
+            return;
+        }
+        let was_mine = before.is_some_and(|before| self.is_mine(&before.value));
+        match self.is_mine(&record.value) {
+            true if !was_mine => changes.push(Change::Gained(bundle.clone())),
+            false if was_mine => changes.push(Change::Lost(bundle.clone())),
+            _ => {}
+        }
+        self.bundles.insert(bundle.clone(), record);
+    }
+
+    /// Somebody wants a bundle to be handed over; concerns this broker only as long as it is the owner that is meant.
+    pub fn asked(&self, bundle: &BundleName, handover: Handover, changes: &mut Vec<Change>) {
+        let concerned = self.bundles.get(bundle).filter(|record| self.is_mine(&record.value));
+        if concerned.is_some_and(|record| record.value.epoch == handover.epoch) {
+            changes.push(Change::Asked(bundle.clone(), handover.to));
+        }
+    }
+
+    /// A bundle's record is gone; `version` is what was known of it before that was found out.
+    pub fn forget(&mut self, bundle: &BundleName, version: Option<u64>, changes: &mut Vec<Change>) {
+        if self.version(bundle) != version {
+            return;
+        }
+        if let Some(record) = self.bundles.remove(bundle)
+            && self.is_mine(&record.value)
+        {
+            changes.push(Change::Lost(bundle.clone()));
+        }
+    }
+
+    pub fn version(&self, bundle: &BundleName) -> Option<u64> {
+        self.bundles.get(bundle).map(|record| record.version)
+    }
+
+    pub fn record(&self, bundle: &BundleName) -> Option<&Versioned<BundleRecord>> {
+        self.bundles.get(bundle)
+    }
+
+    pub fn known_bundles(&self) -> Vec<BundleName> {
+        self.bundles.keys().cloned().collect()
+    }
+
+    pub fn set_brokers(&mut self, brokers: Vec<(String, BrokerRecord)>) {
+        self.brokers = brokers.into_iter().collect();
+    }
+
+    pub fn owner(&self, now_ms: u64, bundle: &BundleName) -> Known {
+        let Some(Versioned { value: record, version }) = self.bundles.get(bundle) else { return Known::Free };
+        if self.is_mine(record) {
+            return Known::Mine(*version);
+        }
+        let Some(owner) = &record.owner else { return Known::Free };
+        match self.sessions.state(now_ms, owner, record.incarnation) {
+            SessionState::Over => Known::Free,
+            SessionState::Suspect => Known::Unsure,
+            // A broker whose addresses have not been heard of yet.
+            SessionState::Alive => self.located(owner).map_or(Known::Unsure, Known::Of),
+        }
+    }
+
+    pub fn located(&self, id: &str) -> Option<Located> {
+        self.brokers.get(id).map(|record| Located { broker: id.to_owned(), record: record.clone() })
+    }
+
+    /// The brokers that are alive, by id.
+    pub fn alive(&self, now_ms: u64) -> Vec<BrokerState> {
+        let mut owned: FxHashMap<(&str, u64), usize> = FxHashMap::default();
+        for record in self.bundles.values() {
+            if let Some(owner) = &record.value.owner {
+                *owned.entry((owner, record.value.incarnation)).or_default() += 1;
+            }
+        }
+        let mut alive: Vec<BrokerState> = self
+            .sessions
+            .alive(now_ms)
+            .filter_map(|(id, incarnation)| {
+                let bundles = owned.get(&(id, incarnation)).copied().unwrap_or(0);
+                let record = self.brokers.get(id)?.clone();
+                Some(BrokerState { id: id.to_owned(), incarnation, record, bundles })
+            })
+            .collect();
+        alive.sort_by(|a, b| a.id.cmp(&b.id));
+        alive
+    }
+
+    /// Every bundle whose owner is alive, by name.
+    pub fn owned(&self, now_ms: u64) -> Vec<BundleState> {
+        let is_alive = |owner: &str, incarnation| {
+            (owner == &*self.me && incarnation == self.incarnation)
+                || self.sessions.state(now_ms, owner, incarnation) != SessionState::Over
+        };
+        let mut owned: Vec<BundleState> = self
+            .bundles
+            .iter()
+            .filter_map(|(bundle, Versioned { value, .. })| {
+                let owner = value.owner.clone().filter(|owner| is_alive(owner, value.incarnation))?;
+                Some(BundleState { bundle: bundle.clone(), owner, epoch: value.epoch })
+            })
+            .collect();
+        owned.sort_by(|a, b| a.bundle.cmp(&b.bundle));
+        owned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_metadata::BrokerSession;
+
+    use super::*;
+
+    fn bundle() -> BundleName {
+        "public/default/0x00000000_0x40000000".parse().unwrap()
+    }
+
+    fn record(owner: &str, incarnation: u64, version: u64) -> Versioned<BundleRecord> {
+        let value = BundleRecord { owner: Some(owner.into()), incarnation, epoch: 1 };
+        Versioned { value, version }
+    }
+
+    fn directory() -> Directory {
+        let mut directory = Directory::new("me", 3, 1000);
+        let session = |broker: &str, incarnation| BrokerSession {
+            broker: broker.to_owned(),
+            incarnation,
+            expires_at_ms: Some(1),
+        };
+        directory.sessions.look(0, vec![session("me", 3), session("other", 5)]);
+        directory.set_brokers(vec![("me".into(), BrokerRecord::default()), ("other".into(), BrokerRecord::default())]);
+        directory
+    }
+
+    #[test]
+    fn owners_are_found_by_record_and_session() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        assert_eq!(directory.owner(0, &bundle()), Known::Free);
+        directory.learn(&bundle(), record("other", 5, 1), &mut changes);
+        assert!(matches!(directory.owner(0, &bundle()), Known::Of(located) if located.broker == "other"));
+        assert_eq!(directory.owner(600, &bundle()), Known::Unsure);
+        assert_eq!(directory.owner(1000, &bundle()), Known::Free);
+        directory.learn(&bundle(), record("other", 4, 2), &mut changes);
+        assert_eq!(directory.owner(0, &bundle()), Known::Free, "an incarnation that is over");
+        assert!(changes.is_empty());
+    }
+
+    #[test]
+    fn old_news_change_nothing() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        directory.learn(&bundle(), record("me", 3, 7), &mut changes);
+        assert!(matches!(changes[..], [Change::Gained(_)]));
+        directory.learn(&bundle(), record("other", 5, 6), &mut changes);
+        directory.forget(&bundle(), Some(6), &mut changes);
+        assert_eq!(directory.owner(0, &bundle()), Known::Mine(7));
+        assert_eq!(changes.len(), 1);
+    }
+
+    #[test]
+    fn what_is_asked_of_an_ownership_that_is_over_means_nothing() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        directory.learn(&bundle(), record("me", 3, 7), &mut changes);
+        directory.asked(&bundle(), Handover { to: None, epoch: 0 }, &mut changes);
+        assert_eq!(changes.len(), 1);
+        directory.asked(&bundle(), Handover { to: Some("other".into()), epoch: 1 }, &mut changes);
+        assert!(matches!(&changes[1], Change::Asked(_, Some(to)) if to == "other"));
+    }
+
+    #[test]
+    fn this_broker_owns_what_its_session_took_and_learns_what_it_lost() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        directory.learn(&bundle(), record("me", 2, 7), &mut changes);
+        assert_eq!(directory.owner(0, &bundle()), Known::Free, "taken by an earlier session");
+        directory.learn(&bundle(), record("me", 3, 8), &mut changes);
+        // Its own lease needs no renewal for what it knows to be its own.
+        assert_eq!(directory.owner(60_000, &bundle()), Known::Mine(8));
+        directory.learn(&bundle(), record("other", 5, 9), &mut changes);
+        assert!(matches!(changes[..], [Change::Gained(_), Change::Lost(_)]));
+
+        directory.learn(&bundle(), record("me", 3, 10), &mut changes);
+        directory.end_session(&mut changes);
+        assert!(matches!(changes[2..], [Change::Gained(_), Change::Lost(_)]));
+        let newer = BrokerSession { broker: "me".into(), incarnation: 4, expires_at_ms: Some(1) };
+        directory.sessions.look(1, vec![newer]);
+        assert_eq!(directory.owner(1, &bundle()), Known::Free);
+    }
+}

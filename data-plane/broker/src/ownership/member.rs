@@ -1,0 +1,370 @@
+//! A broker among others: the I/O around [`Directory`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use geminga_metadata::{
+    BrokerRecord, BundleRecord, Handover, Lease, Metadata, MetadataError, Versioned, Watch, WatchEvent,
+};
+use geminga_model::{BundleName, topic_hash};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+
+use super::directory::{BrokerState, BundleState, Directory, Known};
+use super::{Change, Located, MemberOptions, Owner, Tenure, session};
+use crate::error::{BrokerError, Result};
+
+/// Pause before what cannot be decided yet is looked at again, if nothing is heard before.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long an owner may take to hand a bundle over before whoever asked for that is told that it has not.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) struct Member {
+    pub id: String,
+    pub metadata: Metadata,
+    pub session_timeout: Duration,
+    pub record: BrokerRecord,
+    pub lease: Mutex<Lease>,
+    directory: Mutex<Directory>,
+    /// Something has changed in the directory.
+    news: Notify,
+    started: Instant,
+    changes: mpsc::UnboundedSender<Change>,
+    changes_taken: Mutex<Option<mpsc::UnboundedReceiver<Change>>>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Member {
+    pub async fn join(metadata: Metadata, options: MemberOptions) -> Result<Arc<Self>> {
+        let MemberOptions { id, record, session_timeout } = options;
+        let lease = session::begin(&metadata, &id, session_timeout).await?;
+        metadata.put_broker(&id, &record).await?;
+        let directory = Directory::new(&id, lease.epoch, session_timeout.as_millis() as u64);
+        let (changes, taken) = mpsc::unbounded_channel();
+        let member = Arc::new(Self {
+            id,
+            metadata,
+            session_timeout,
+            record,
+            lease: Mutex::new(lease),
+            directory: Mutex::new(directory),
+            news: Notify::new(),
+            started: Instant::now(),
+            changes,
+            changes_taken: Mutex::new(Some(taken)),
+            tasks: Mutex::default(),
+        });
+        // Watch first, so that nothing is missed between reading and watching.
+        let bundles = member.metadata.store().watch(Metadata::bundles_prefix()).await?;
+        let handovers = member.metadata.store().watch(Metadata::handovers_prefix()).await?;
+        member.look().await?;
+        member.read_all().await?;
+        let tasks = [
+            tokio::spawn(session::keep(member.clone())),
+            tokio::spawn(follow_sessions(member.clone())),
+            tokio::spawn(follow_bundles(member.clone(), bundles)),
+            tokio::spawn(follow_handovers(member.clone(), handovers)),
+        ];
+        member.tasks.lock().extend(tasks.iter().map(|task| task.abort_handle()));
+        Ok(member)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Changes the directory, and tells whoever has to know.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Directory, &mut Vec<Change>) -> T) -> T {
+        let mut changes = Vec::new();
+        let result = change(&mut self.directory.lock(), &mut changes);
+        for change in changes {
+            // Nobody listens any more when the broker ends.
+            let _ = self.changes.send(change);
+        }
+        self.news.notify_waiters();
+        result
+    }
+
+    /// Reads which brokers are alive.
+    async fn look(&self) -> Result<()> {
+        let brokers = self.metadata.list_brokers().await?;
+        let sessions = self.metadata.broker_sessions().await?;
+        let now_ms = self.now_ms();
+        self.change(|directory, _| {
+            directory.set_brokers(brokers);
+            directory.sessions.look(now_ms, sessions);
+        });
+        Ok(())
+    }
+
+    /// Reads who owns what.
+    async fn read_all(&self) -> Result<()> {
+        let known = self.directory.lock().known_bundles();
+        let records = self.metadata.list_bundles().await?;
+        let listed: rustc_hash::FxHashSet<&BundleName> = records.iter().map(|(bundle, _)| bundle).collect();
+        let missing: Vec<BundleName> = known.into_iter().filter(|bundle| !listed.contains(bundle)).collect();
+        self.change(|directory, changes| {
+            for (bundle, record) in &records {
+                directory.learn(bundle, record.clone(), changes);
+            }
+        });
+        for bundle in missing {
+            self.read_again(&bundle).await?;
+        }
+        let handovers = self.metadata.list_handovers().await?;
+        self.change(|directory, changes| {
+            for (bundle, handover) in handovers {
+                directory.asked(&bundle, handover, changes);
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads one bundle's record.
+    pub async fn read_again(&self, bundle: &BundleName) -> Result<()> {
+        let version = self.directory.lock().version(bundle);
+        let record = self.metadata.get_bundle(bundle).await?;
+        self.change(|directory, changes| match record {
+            Some(record) => directory.learn(bundle, record, changes),
+            None => directory.forget(bundle, version, changes),
+        });
+        Ok(())
+    }
+
+    pub async fn find(&self, bundle: &BundleName) -> Result<Owner> {
+        let give_up_at = Instant::now() + 2 * self.session_timeout;
+        loop {
+            let news = self.news.notified();
+            tokio::pin!(news);
+            news.as_mut().enable();
+            let known = self.directory.lock().owner(self.now_ms(), bundle);
+            match known {
+                Known::Mine(version) => return Ok(Owner::Me(Tenure { version: Some(version) })),
+                Known::Of(located) => return Ok(Owner::Other(Box::new(located))),
+                Known::Free => self.place(bundle).await?,
+                // Better to wait a moment than to send a client to a broker that is dead.
+                Known::Unsure => drop(tokio::time::timeout(PAUSE, news).await),
+            }
+            if Instant::now() > give_up_at {
+                return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} has no owner yet")));
+            }
+        }
+    }
+
+    /// Gives a bundle that nobody owns to a broker that is alive.
+    async fn place(&self, bundle: &BundleName) -> Result<()> {
+        if !self.exists(bundle).await? {
+            return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} is no more; look the topic up again")));
+        }
+        // Its owner may be a broker that has come since this one looked last.
+        self.look().await?;
+        self.read_again(bundle).await?;
+        let (before, target) = {
+            let directory = self.directory.lock();
+            if directory.owner(self.now_ms(), bundle) != Known::Free {
+                return Ok(());
+            }
+            (directory.record(bundle).cloned(), choose(bundle, &directory.alive(self.now_ms()), None))
+        };
+        let Some((owner, incarnation)) = target else {
+            return Err(BrokerError::ServiceNotReady(format!("no broker takes bundle {bundle}")));
+        };
+        let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
+        let record = BundleRecord { owner: Some(owner), incarnation, epoch };
+        match self.metadata.put_bundle(bundle, &record, before.map(|before| before.version)).await {
+            Ok(version) => {
+                tracing::info!(%bundle, owner = record.owner, epoch, "bundle has an owner");
+                self.change(|directory, changes| {
+                    directory.learn(bundle, Versioned { value: record, version }, changes)
+                });
+                Ok(())
+            }
+            Err(error) if error.is_conflict() => self.read_again(bundle).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the namespace has the bundle; it may have been split.
+    async fn exists(&self, bundle: &BundleName) -> Result<bool> {
+        let Some(policies) = self.metadata.get_namespace(&bundle.namespace).await? else { return Ok(false) };
+        Ok(policies.value.bundle_ranges().contains(&bundle.range))
+    }
+
+    pub async fn ask_for(&self, bundle: &BundleName, to: Option<&str>) -> Result<()> {
+        self.read_again(bundle).await?;
+        let epoch = {
+            let directory = self.directory.lock();
+            match (directory.owner(self.now_ms(), bundle), directory.record(bundle)) {
+                (Known::Free, _) | (_, None) => return Ok(()),
+                (_, Some(record)) => record.value.epoch,
+            }
+        };
+        self.metadata.put_handover(bundle, &Handover { to: to.map(str::to_owned), epoch }).await?;
+        let handed_over = async {
+            loop {
+                let news = self.news.notified();
+                tokio::pin!(news);
+                news.as_mut().enable();
+                if self.directory.lock().record(bundle).is_none_or(|record| record.value.epoch > epoch) {
+                    return;
+                }
+                let _ = tokio::time::timeout(PAUSE, news).await;
+            }
+        };
+        let late =
+            || BrokerError::ServiceNotReady(format!("bundle {bundle} was not handed over in {HANDOVER_PATIENCE:?}"));
+        tokio::time::timeout(HANDOVER_PATIENCE, handed_over).await.map_err(|_| late())
+    }
+
+    pub async fn give_up(&self, bundle: &BundleName, version: u64, to: Option<&str>) -> Result<Option<Located>> {
+        let (epoch, target) = {
+            let directory = self.directory.lock();
+            let Some(record) = directory.record(bundle).filter(|record| record.version == version) else {
+                return Ok(None);
+            };
+            let alive = directory.alive(self.now_ms());
+            let named = alive.iter().find(|broker| to == Some(&*broker.id));
+            let target = match named {
+                Some(broker) => Some((broker.id.clone(), broker.incarnation)),
+                None => choose(bundle, &alive, Some(&self.id)),
+            };
+            (record.value.epoch + 1, target)
+        };
+        let (owner, incarnation) = target.unzip();
+        let record = BundleRecord { owner: owner.clone(), incarnation: incarnation.unwrap_or(0), epoch };
+        match self.metadata.pass_bundle(bundle, &record, version).await {
+            Ok(version) => {
+                tracing::info!(%bundle, ?owner, epoch, "bundle was handed over");
+                self.change(|directory, changes| {
+                    directory.learn(bundle, Versioned { value: record, version }, changes)
+                });
+            }
+            // Somebody has taken it.
+            Err(error) if error.is_conflict() => self.read_again(bundle).await?,
+            Err(error) => return Err(error.into()),
+        }
+        let directory = self.directory.lock();
+        let owner = directory.record(bundle).and_then(|record| record.value.owner.as_deref());
+        Ok(owner.filter(|owner| *owner != self.id).and_then(|owner| directory.located(owner)))
+    }
+
+    pub fn me(&self) -> BundleRecord {
+        BundleRecord { owner: Some(self.id.clone()), incarnation: self.lease.lock().epoch, epoch: 1 }
+    }
+
+    pub fn owner_known(&self, bundle: &BundleName) -> Option<Located> {
+        match self.directory.lock().owner(self.now_ms(), bundle) {
+            Known::Of(located) => Some(located),
+            _ => None,
+        }
+    }
+
+    pub fn take_changes(&self) -> Option<mpsc::UnboundedReceiver<Change>> {
+        self.changes_taken.lock().take()
+    }
+
+    pub fn brokers(&self) -> Vec<BrokerState> {
+        self.directory.lock().alive(self.now_ms())
+    }
+
+    pub fn bundles(&self) -> Vec<BundleState> {
+        self.directory.lock().owned(self.now_ms())
+    }
+
+    pub fn located(&self, id: &str) -> Option<Located> {
+        let directory = self.directory.lock();
+        let is_alive = directory.alive(self.now_ms()).iter().any(|broker| broker.id == id);
+        directory.located(id).filter(|_| is_alive)
+    }
+
+    pub async fn drain(&self) -> Result<()> {
+        let record = BrokerRecord { draining: true, ..self.record.clone() };
+        self.metadata.put_broker(&self.id, &record).await?;
+        self.look().await
+    }
+
+    pub async fn renew(&self) -> std::result::Result<(), MetadataError> {
+        let lease = self.lease.lock().clone();
+        let renewed = self.metadata.store().renew_lease(&lease, self.session_timeout).await?;
+        *self.lease.lock() = renewed;
+        Ok(())
+    }
+
+    /// The session is another process's now: nothing is this broker's any more, and it only tells clients where to go.
+    pub fn end_session(&self) {
+        self.change(Directory::end_session);
+    }
+
+    /// Renews nothing and hears nothing any more.
+    pub fn stop(&self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+    }
+
+    pub async fn leave(&self) {
+        self.stop();
+        let lease = self.lease.lock().clone();
+        if let Err(error) = self.metadata.store().release_lease(&lease).await {
+            tracing::warn!(%error, "could not end the session; others wait until it runs out");
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The broker with the fewest bundles among those that take any; `not` only when there is no other. Brokers with as many are
+/// told apart by a hash, so that different bundles go to different ones.
+fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> Option<(String, u64)> {
+    let takes = |broker: &&BrokerState| !broker.record.draining && Some(&*broker.id) != not;
+    let rank = |broker: &&BrokerState| (broker.bundles, topic_hash(&format!("{bundle}@{}", broker.id)));
+    let best = alive.iter().filter(takes).min_by_key(rank);
+    best.map(|broker| (broker.id.clone(), broker.incarnation))
+}
+
+async fn follow_sessions(member: Arc<Member>) {
+    let mut ticks = tokio::time::interval(member.session_timeout / 12);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // What is known goes on to be used.
+        if let Err(error) = member.look().await {
+            tracing::warn!(%error, "could not read which brokers are alive");
+        }
+    }
+}
+
+async fn follow_bundles(member: Arc<Member>, mut watch: Watch) {
+    while let Some(event) = watch.next().await {
+        loop {
+            let read = match &event {
+                WatchEvent::Changed(key) => match Metadata::bundle_of_key(key) {
+                    Some(bundle) => member.read_again(&bundle).await,
+                    None => Ok(()),
+                },
+                WatchEvent::Resync => member.read_all().await,
+            };
+            let Err(error) = read else { break };
+            tracing::warn!(%error, "could not read who owns a bundle; trying again");
+            tokio::time::sleep(PAUSE * 4).await;
+        }
+    }
+}
+
+async fn follow_handovers(member: Arc<Member>, mut watch: Watch) {
+    while let Some(event) = watch.next().await {
+        // All of them are read again when some were missed, with the bundles.
+        let WatchEvent::Changed(key) = event else { continue };
+        let Some(bundle) = Metadata::bundle_of_key(&key) else { continue };
+        match member.metadata.get_handover(&bundle).await {
+            Ok(Some(handover)) => member.change(|directory, changes| directory.asked(&bundle, handover, changes)),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%bundle, %error, "could not read what is asked of a bundle's owner"),
+        }
+    }
+}

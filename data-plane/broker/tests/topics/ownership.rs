@@ -1,0 +1,195 @@
+//! Several brokers on the same metadata and ledgers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_broker::{Broker, BrokerConfig, MemberOptions, Owner, Ownership, SplitAt};
+use geminga_ledger_client::MemoryLedgers;
+use geminga_metadata::{BrokerRecord, BundleRecord, Metadata};
+use geminga_model::{BundleName, topic_hash};
+use geminga_topic::SubscriptionType;
+
+use crate::fixture::{self, Client, Told, ack, eventually, messages, name, publish, text, topic};
+
+const TOPIC: &str = "persistent://public/default/t";
+
+async fn join(id: &str, metadata: &Metadata, ledgers: &MemoryLedgers) -> Arc<Broker> {
+    let record = BrokerRecord { pulsar_url: format!("pulsar://{id}"), ..BrokerRecord::default() };
+    let member = MemberOptions { id: id.into(), record, session_timeout: Duration::from_millis(600) };
+    let ownership = Ownership::join(metadata.clone(), member).await.unwrap();
+    Broker::start_shared(BrokerConfig::default(), metadata.clone(), Arc::new(ledgers.clone()), ownership).await.unwrap()
+}
+
+async fn bundle(metadata: &Metadata) -> BundleName {
+    let namespace = "public/default".parse().unwrap();
+    let policies = metadata.get_namespace(&namespace).await.unwrap().unwrap();
+    BundleName { namespace, range: policies.value.bundle_range(topic_hash(TOPIC)) }
+}
+
+/// The broker that serves the topic, and the other one.
+async fn in_turn(a: &Arc<Broker>, b: &Arc<Broker>) -> (Arc<Broker>, Arc<Broker>) {
+    match a.lookup(&name(TOPIC)).await.unwrap() {
+        Owner::Me(_) => (a.clone(), b.clone()),
+        Owner::Other(_) => (b.clone(), a.clone()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_broker_serves_a_topic_and_the_others_say_which() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let id = if Arc::ptr_eq(&owner, &a) { "a" } else { "b" };
+    eventually("both know the owner", || async {
+        matches!(other.lookup(&name(TOPIC)).await.unwrap(), Owner::Other(located) if located.broker == id)
+    })
+    .await;
+    assert!(owner.topic(&name(TOPIC), true).await.is_ok());
+    let refused = other.topic(&name(TOPIC), true).await.err().unwrap();
+    assert!(refused.to_string().contains("redo the lookup"), "{refused}");
+    eventually("they see each other", || async { owner.ownership().brokers().len() == 2 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_handed_over_with_its_acknowledgements_and_clients_are_told_where() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let target = if Arc::ptr_eq(&other, &a) { "a" } else { "b" };
+
+    let client = Client::new();
+    let topic = topic(&owner, TOPIC).await;
+    let producer = client.produce(&topic, "p").await.unwrap();
+    publish(&client, &producer, &["1", "2", "3"]).await;
+    let consumer_client = Client::new();
+    let consumer = consumer_client.consume(&topic, "s", SubscriptionType::Shared).await.unwrap();
+    topic.flow(&consumer, 10);
+    let first = consumer_client.message().await;
+    let second = consumer_client.message().await;
+    topic.acknowledge(&consumer, ack(second.entry.position), Some(1));
+    while !matches!(consumer_client.next().await, Told::Acknowledged(1, true)) {}
+
+    // Asked through the broker that does not have it.
+    other.unload_bundle(&bundle(&metadata).await, Some(target)).await.unwrap();
+    let expected = format!("pulsar://{target}");
+    assert!(matches!(client.next().await, Told::ProducerClosed(_, Some(url)) if url == expected));
+    assert!(matches!(owner.lookup(&name(TOPIC)).await.unwrap(), Owner::Other(_)));
+
+    let topic = fixture::topic(&other, TOPIC).await;
+    let client = Client::new();
+    let consumer = client.consume(&topic, "s", SubscriptionType::Shared).await.unwrap();
+    topic.flow(&consumer, 10);
+    let texts = [text(&client.message().await), text(&client.message().await)];
+    assert_eq!(texts, [text(&first), "3".to_owned()], "what was acknowledged is not delivered again");
+}
+
+/// The owner has been asleep: it does not know that it has lost the bundle, and has no open ledger that could be fenced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposed_owner_writes_nothing() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let target = if Arc::ptr_eq(&other, &a) { "a" } else { "b" };
+    let asleep = topic(&owner, TOPIC).await;
+    let client = Client::new();
+    let producer = client.produce(&asleep, "p").await.unwrap();
+
+    let bundle = bundle(&metadata).await;
+    let current = metadata.get_bundle(&bundle).await.unwrap().unwrap();
+    let incarnation = other.ownership().brokers().iter().find(|broker| broker.id == target).unwrap().incarnation;
+    let taken = BundleRecord { owner: Some(target.into()), incarnation, epoch: current.value.epoch + 1 };
+    // Before the news arrive, if this is quick enough; afterwards the producer is closed, which is as good.
+    metadata.put_bundle(&bundle, &taken, Some(current.version)).await.unwrap();
+    asleep.publish(&producer, &mut messages(&["lost"]));
+
+    let topic = fixture::topic(&other, TOPIC).await;
+    let second = Client::new();
+    let producer = second.produce(&topic, "q").await.unwrap();
+    publish(&second, &producer, &["kept"]).await;
+    let reader = Client::new();
+    let consumer = reader.consume(&topic, "s", SubscriptionType::Exclusive).await.unwrap();
+    topic.flow(&consumer, 10);
+    assert_eq!(text(&reader.message().await), "kept");
+    let told = client.told();
+    assert!(!told.iter().any(|told| matches!(told, Told::Receipt(_))), "{told:?}");
+    eventually("the deposed owner drops the topic", || async { !asleep.is_serving() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_broker_had_is_taken_over() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let client = Client::new();
+    let producer = client.produce(&topic(&owner, TOPIC).await, "p").await.unwrap();
+    publish(&client, &producer, &["1"]).await;
+    eventually("they see each other", || async { other.ownership().brokers().len() == 2 }).await;
+
+    owner.ownership().abandon();
+    let started = std::time::Instant::now();
+    eventually("the other one takes it", || async { matches!(other.lookup(&name(TOPIC)).await, Ok(Owner::Me(_))) })
+        .await;
+    assert!(started.elapsed() >= Duration::from_millis(300), "a session lasts without renewals for a while");
+    let topic = topic(&other, TOPIC).await;
+    let reader = Client::new();
+    let consumer = reader.consume(&topic, "s", SubscriptionType::Exclusive).await.unwrap();
+    topic.flow(&consumer, 10);
+    assert_eq!(text(&reader.message().await), "1");
+
+    // The one that was taken for dead is still there.
+    producer.topic.publish(&producer, &mut messages(&["late"]));
+    assert!(!matches!(client.next().await, Told::Receipt(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_leaves_hands_everything_over() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let client = Client::new();
+    let producer = client.produce(&topic(&owner, TOPIC).await, "p").await.unwrap();
+    publish(&client, &producer, &["1"]).await;
+    owner.shut_down().await;
+    assert!(matches!(client.next().await, Told::ProducerClosed(_, Some(_))));
+    eventually("the other one has it", || async { matches!(other.lookup(&name(TOPIC)).await, Ok(Owner::Me(_))) }).await;
+    eventually("one broker is left", || async { other.ownership().brokers().len() == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_split_with_its_acknowledgements() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let broker = join("a", &metadata, &ledgers).await;
+    let client = Client::new();
+    let parent = bundle(&metadata).await;
+    let mut names = Vec::new();
+    for index in 0..40 {
+        let topic = format!("persistent://public/default/many-{index}");
+        if parent.range.contains(topic_hash(&topic)) {
+            names.push(topic);
+        }
+    }
+    for text in &names {
+        let topic = topic(&broker, text).await;
+        let producer = client.produce(&topic, "p").await.unwrap();
+        publish(&client, &producer, &["1", "2"]).await;
+        let reader = Client::new();
+        let consumer = reader.consume(&topic, "s", SubscriptionType::Exclusive).await.unwrap();
+        topic.flow(&consumer, 10);
+        topic.acknowledge(&consumer, ack(reader.message().await.entry.position), Some(1));
+        while !matches!(reader.next().await, Told::Acknowledged(1, true)) {}
+    }
+    let parts = broker.split_bundle(&parent, &SplitAt::Topics).await.unwrap();
+    assert_eq!(parts.len(), 2);
+    assert!(broker.split_bundle(&parent, &SplitAt::Middle).await.is_err(), "it is no more");
+    assert!(matches!(client.next().await, Told::ProducerClosed(..)));
+    for text in &names {
+        let topic = topic(&broker, text).await;
+        let reader = Client::new();
+        let consumer = reader.consume(&topic, "s", SubscriptionType::Exclusive).await.unwrap();
+        topic.flow(&consumer, 10);
+        assert_eq!(fixture::text(&reader.message().await), "2", "{text}");
+    }
+    let logs = metadata.list_cursor_logs().await.unwrap();
+    assert!(parts.iter().all(|part| logs.contains(&part.to_string())), "{logs:?}");
+    assert!(!logs.contains(&parent.to_string()));
+}

@@ -1,0 +1,145 @@
+//! Who owns a bundle: `bundles/<tenant>/<namespace>/<low>_<high>`.
+//!
+//! The record's version is the proof of ownership: it changes with every change of the owner, and what an owner writes is
+//! written only while it has not ([`Metadata::guarded_by_bundle`]). An owner whose session is over owns nothing any more, though
+//! the record stands until somebody takes the bundle. A bundle that is given up keeps its record, so that its versions and its
+//! epoch go on.
+
+use geminga_model::BundleName;
+use serde::{Deserialize, Serialize};
+
+use super::{Metadata, Versioned, cursor_logs, garbage, namespaces};
+use crate::{Expect, MetadataError, Op, Policies, codec};
+
+pub(super) const PREFIX: &str = "bundles/";
+pub(super) const HANDOVERS: &str = "handovers/";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleRecord {
+    /// The broker that owns it; none: whoever is asked for it next may take it.
+    pub owner: Option<String>,
+    /// Of the owner's session.
+    pub incarnation: u64,
+    /// Grows with every change of the owner.
+    pub epoch: u64,
+}
+
+/// Somebody asks the owner of a bundle to hand it over: `handovers/<tenant>/<namespace>/<low>_<high>`. A record of its own, so
+/// that asking does not change the owner's proof.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// To this broker; none: to whichever suits.
+    pub to: Option<String>,
+    /// Of the ownership that is to end. With another one it means nothing.
+    pub epoch: u64,
+}
+
+/// What takes the place of a bundle.
+#[derive(Debug)]
+pub struct BundleSplit<'a> {
+    /// Of the namespace, with the boundaries of the parts.
+    pub policies: &'a Policies,
+    pub policies_version: u64,
+    pub parts: &'a [BundleName],
+    /// The record of each part; none where bundles have no owners.
+    pub owner: Option<&'a BundleRecord>,
+}
+
+pub(super) fn key(name: &BundleName) -> String {
+    format!("{PREFIX}{name}")
+}
+
+impl Metadata {
+    pub async fn get_bundle(&self, name: &BundleName) -> Result<Option<Versioned<BundleRecord>>, MetadataError> {
+        self.read(&key(name)).await
+    }
+
+    /// Writes the record if its version is `version` (none: there must be none yet), and answers the new version.
+    pub async fn put_bundle(
+        &self,
+        name: &BundleName,
+        record: &BundleRecord,
+        version: Option<u64>,
+    ) -> Result<u64, MetadataError> {
+        let expect = version.map_or(Expect::Absent, Expect::Version);
+        Ok(self.store.commit(vec![Op::put(key(name), codec::encode(record)?, expect)]).await?[0])
+    }
+
+    /// Makes somebody else the owner, or nobody, on the owner's own behalf: refused when its record has another version. Whatever
+    /// was asked of it is done with that.
+    pub async fn pass_bundle(
+        &self,
+        name: &BundleName,
+        record: &BundleRecord,
+        version: u64,
+    ) -> Result<u64, MetadataError> {
+        let pass = Op::put(key(name), codec::encode(record)?, Expect::Version(version));
+        let done = Op::delete(format!("{HANDOVERS}{name}"), Expect::Any);
+        Ok(self.store.commit(vec![pass, done]).await?[0])
+    }
+
+    /// Puts the parts of a bundle in its place, with the policies that have their boundaries: refused with
+    /// [`MetadataError::Conflict`] when the policies have another version. The cursor logs of the parts must be there; that of
+    /// the bundle goes, and its ledgers are noted as garbage.
+    pub async fn split_bundle(
+        &self,
+        name: &BundleName,
+        split: BundleSplit<'_>,
+        ledgers: &[u64],
+    ) -> Result<(), MetadataError> {
+        let policies = codec::encode(split.policies)?;
+        let mut ops = vec![
+            Op::put(namespaces::key(&name.namespace), policies, Expect::Version(split.policies_version)),
+            Op::delete(cursor_logs::key(&name.to_string()), Expect::Any),
+            Op::delete(format!("{HANDOVERS}{name}"), Expect::Any),
+            Op::delete(key(name), Expect::Any),
+        ];
+        if let Some(owner) = split.owner {
+            for part in split.parts {
+                ops.push(Op::put(key(part), codec::encode(owner)?, Expect::Any));
+            }
+        }
+        ops.extend(garbage::note(ledgers)?);
+        self.store.commit(ops).await.map(drop)
+    }
+
+    pub async fn put_handover(&self, name: &BundleName, handover: &Handover) -> Result<(), MetadataError> {
+        let put = Op::put(format!("{HANDOVERS}{name}"), codec::encode(handover)?, Expect::Any);
+        self.store.commit(vec![put]).await.map(drop)
+    }
+
+    pub async fn get_handover(&self, name: &BundleName) -> Result<Option<Handover>, MetadataError> {
+        Ok(self.read(&format!("{HANDOVERS}{name}")).await?.map(|found| found.value))
+    }
+
+    pub async fn list_handovers(&self) -> Result<Vec<(BundleName, Handover)>, MetadataError> {
+        let records = self.list(HANDOVERS).await?;
+        records.into_iter().map(|(name, record)| Ok((name.parse()?, record.value))).collect()
+    }
+
+    /// Every bundle that has, or had, an owner.
+    pub async fn list_bundles(&self) -> Result<Vec<(BundleName, Versioned<BundleRecord>)>, MetadataError> {
+        let records = self.list(PREFIX).await?;
+        records.into_iter().map(|(name, record)| Ok((name.parse::<BundleName>()?, record))).collect()
+    }
+
+    /// The prefixes of the keys of all bundles and of what is asked of their owners, for [`crate::MetadataStore::watch`];
+    /// [`Metadata::bundle_of_key`] reads the keys of both.
+    pub fn bundles_prefix() -> &'static str {
+        PREFIX
+    }
+
+    pub fn handovers_prefix() -> &'static str {
+        HANDOVERS
+    }
+
+    pub fn bundle_of_key(key: &str) -> Option<BundleName> {
+        key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(HANDOVERS))?.parse().ok()
+    }
+
+    /// These metadata for the owner of a bundle: every commit is refused with [`MetadataError::OwnershipLost`] once the
+    /// bundle's record has another version than `version`.
+    pub fn guarded_by_bundle(&self, name: &BundleName, version: u64) -> Metadata {
+        self.guarded(key(name), version, name.to_string())
+    }
+}
