@@ -172,12 +172,25 @@ def read_json(path):
 
 def admin(url, method, path, body=None, limit_s=60):
     """One call of the admin REST API below /admin/v2/; the decoded answer. A refusal raises urllib.error.HTTPError."""
-    request = urllib.request.Request(f"{url}/admin/v2/{path.replace('://', '/')}", method=method,
-                                     headers={"Content-Type": "application/json"},
-                                     data=None if body is None else json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=limit_s) as answer:
-        content = answer.read()
-    return json.loads(content) if content else None
+    target = f"{url}/admin/v2/{path.replace('://', '/')}"
+    while True:
+        request = urllib.request.Request(target, method=method, headers={"Content-Type": "application/json"},
+                                         data=None if body is None else json.dumps(body).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=limit_s) as answer:
+                content = answer.read()
+            return json.loads(content) if content else None
+        except urllib.error.HTTPError as e:
+            # urllib follows redirects only where nothing is changed.
+            if e.code != 307:
+                raise
+            target = e.headers["Location"]
+
+
+def lookup(url, topic):
+    """Where a topic is served, as the HTTP lookup of the broker at `url` says."""
+    with urllib.request.urlopen(f"{url}/lookup/v2/topic/{topic.replace('://', '/')}", timeout=60) as answer:
+        return json.loads(answer.read())
 
 
 def main():

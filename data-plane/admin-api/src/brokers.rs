@@ -13,7 +13,7 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
     let address = &broker.config().advertised_http;
     match (call.method(), path) {
-        ("GET", []) => Ok(Answer::Json(json!([address]))),
+        ("GET", []) => Ok(Answer::Json(json!(alive(broker)))),
         ("GET", ["leaderBroker"]) => {
             Ok(Answer::Json(json!({ "serviceUrl": format!("http://{address}"), "brokerId": address })))
         }
@@ -48,9 +48,17 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             "bookkeeperMetadataServiceUri": "",
             "stateStorageServiceUrl": "",
         }))),
-        ("GET", [_cluster]) => Ok(Answer::Json(json!([address]))),
+        ("GET", [_cluster]) => Ok(Answer::Json(json!(alive(broker)))),
         ("GET", [_cluster, id, "ownedNamespaces"]) => owned_namespaces(broker, id).await,
         _ => call.unsupported(),
+    }
+}
+
+/// The ids of the brokers that are alive.
+fn alive(broker: &Broker) -> Vec<String> {
+    match broker.ownership().is_shared() {
+        true => broker.ownership().brokers().into_iter().map(|broker| broker.id).collect(),
+        false => vec![broker.config().advertised_http.clone()],
     }
 }
 
@@ -94,19 +102,21 @@ fn runtime_configuration(broker: &Broker) -> BTreeMap<&'static str, String> {
     ])
 }
 
-/// This broker owns every bundle: there is no other.
 async fn owned_namespaces(broker: &Broker, id: &str) -> Result<Answer> {
-    if id != broker.config().advertised_http {
+    if !alive(broker).iter().any(|known| known == id) {
         return Err(ApiError::not_found(format!("Broker id '{id}' not found in available brokers.")));
     }
+    let status = || json!({ "broker_assignment": "shared", "is_controlled": false, "is_active": true });
+    if broker.ownership().is_shared() {
+        let owned = broker.ownership().bundles().into_iter().filter(|bundle| bundle.owner == id);
+        return Ok(Answer::Json(Value::Object(owned.map(|bundle| (bundle.bundle.to_string(), status())).collect())));
+    }
+    // A broker that is alone owns every bundle; those are shown that anybody uses.
     let mut owned = Map::new();
     for topic in broker.loaded_topics() {
         let namespace = topic.name().namespace();
-        let policies = broker.namespace_policies(namespace).await?;
-        for pair in policies.bundles.iter().flat_map(|bundles| bundles.boundaries.windows(2)) {
-            owned
-                .entry(format!("{namespace}/{}_{}", pair[0], pair[1]))
-                .or_insert_with(|| json!({ "broker_assignment": "shared", "is_controlled": false, "is_active": true }));
+        for range in broker.namespace_policies(namespace).await?.bundle_ranges() {
+            owned.entry(format!("{namespace}/{range}")).or_insert_with(status);
         }
     }
     Ok(Answer::Json(Value::Object(owned)))

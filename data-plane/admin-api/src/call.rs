@@ -25,6 +25,8 @@ pub(crate) struct Call {
     pub host: String,
     /// Decoded, so a segment may contain a slash.
     pub segments: Vec<String>,
+    /// The path and the query, as they came.
+    uri: String,
     query: HashMap<String, String>,
     body: Bytes,
 }
@@ -45,7 +47,37 @@ impl Call {
     pub fn new(broker: Arc<Broker>, method: Method, uri: &Uri, host: String, body: Bytes) -> Result<Self> {
         let segments = uri.path().split('/').filter(|part| !part.is_empty()).map(decode).collect::<Result<_>>()?;
         let query = Query::try_from_uri(uri).map_err(|error| ApiError::bad_request(error.to_string()))?.0;
-        Ok(Self { broker, method, path: uri.path().to_owned(), host, segments, query, body })
+        let whole = uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string);
+        Ok(Self { broker, method, path: uri.path().to_owned(), host, segments, uri: whole, query, body })
+    }
+
+    /// The same request with another method and path.
+    pub fn derived(&self, method: &str, segments: &[&str]) -> Result<Self> {
+        let method = Method::from_bytes(method.as_bytes())
+            .map_err(|_| ApiError::bad_request(format!("'{method}' is not a method")))?;
+        let path: String = segments.iter().flat_map(|segment| ["/".to_owned(), encode(segment)]).collect();
+        let uri = match self.uri.split_once('?') {
+            Some((_, query)) => format!("{path}?{query}"),
+            None => path.clone(),
+        };
+        Ok(Self {
+            broker: self.broker.clone(),
+            method,
+            path,
+            host: self.host.clone(),
+            segments: segments.iter().map(|&segment| segment.to_owned()).collect(),
+            uri,
+            query: self.query.clone(),
+            body: self.body.clone(),
+        })
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    pub fn body(&self) -> &Bytes {
+        &self.body
     }
 
     pub fn method(&self) -> &str {
@@ -99,6 +131,27 @@ impl Answer {
         }
     }
 
+    /// What a client reads, if it reads JSON.
+    pub fn into_json(self) -> Value {
+        match self {
+            Self::Json(value) => value,
+            Self::Text(text) => Value::String(text),
+            Self::Nothing | Self::Unset | Self::Response(_) => Value::Null,
+        }
+    }
+
+    /// Two answers to the same thing in one: objects have the fields of both.
+    pub fn merged(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Json(Value::Object(mut fields)), Self::Json(Value::Object(more))) => {
+                fields.extend(more);
+                Self::Json(Value::Object(fields))
+            }
+            (Self::Nothing, other) => other,
+            (first, _) => first,
+        }
+    }
+
     pub fn optional(value: Option<impl Serialize>) -> Result<Self> {
         value.map_or(Ok(Self::Unset), Self::json)
     }
@@ -119,6 +172,15 @@ impl IntoResponse for Answer {
 /// A number in a path or query.
 pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| ApiError::bad_request(format!("'{text}' is not a valid number")))
+}
+
+/// Writes what [`decode`] reads.
+fn encode(segment: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    segment
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 /// One segment of a path. Clients encode names as forms do, so that a `+` is a space.
@@ -152,6 +214,7 @@ mod tests {
     #[test]
     fn segments_decode_as_form_values() {
         assert_eq!(decode("a%2Fb+c%C3%BC").unwrap(), "a/b cü");
+        assert_eq!(decode(&encode("a/b c%ü-_.~")).unwrap(), "a/b c%ü-_.~");
         for bad in ["%", "%2", "%zz", "%ff"] {
             assert_eq!(decode(bad).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
         }

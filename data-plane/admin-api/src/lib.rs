@@ -17,7 +17,9 @@ mod messages;
 mod namespace_policies;
 mod namespaces;
 mod partitioned;
+mod peers;
 mod policy_checks;
+mod routing;
 mod schemas;
 mod subscriptions;
 mod tenants;
@@ -79,7 +81,10 @@ async fn admin(
         let body = body.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         let call = Call::new(broker, method, &uri, host, body)?;
-        serve(&call).await
+        match routing::elsewhere(&call).await? {
+            Some(elsewhere) => Ok(elsewhere),
+            None => serve(&call).await,
+        }
     };
     match answer.await {
         Ok(answer) => answer.into_response(),

@@ -1,16 +1,15 @@
 //! `/admin/v2/namespaces`: namespaces themselves; namespace_policies.rs has their policies one by one.
 
-use std::sync::Arc;
-
 use axum::http::StatusCode;
-use geminga_broker::{BrokerError, SplitAt, Topic};
+use geminga_broker::{BrokerError, SplitAt};
 use geminga_metadata::Policies;
 use geminga_model::{BundleName, BundleRange, NamespaceName, TopicDomain, TopicName, topic_hash};
 use serde_json::{Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::{bundles, clusters, namespace_policies, policy_checks};
+use crate::routing::at_owner;
+use crate::{bundles, clusters, namespace_policies, policy_checks, routing};
 
 /// Of a namespace's policies.
 const ANTI_AFFINITY: &str = "antiAffinityGroup";
@@ -33,7 +32,11 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             Ok(Answer::Nothing)
         }
         ("DELETE", [tenant, local]) => {
-            broker.delete_namespace(&name(tenant, local)?, call.flag("force")).await?;
+            let name = name(tenant, local)?;
+            if call.flag("force") && broker.ownership().is_shared() {
+                routing::delete_topics_of(call, &name).await?;
+            }
+            broker.delete_namespace(&name, call.flag("force")).await?;
             Ok(Answer::Nothing)
         }
         (_, [tenant, local, rest @ ..]) => {
@@ -274,12 +277,19 @@ fn is_in(bundle: Option<BundleRange>, topic: &str) -> bool {
     bundle.is_none_or(|bundle| bundle.contains(topic_hash(topic)))
 }
 
-/// The persistent topics of a namespace, or of one of its bundles, loaded.
-async fn loaded(call: &Call, name: &NamespaceName, bundle: Option<BundleRange>) -> Result<Vec<Arc<Topic>>> {
+/// The persistent topics of a namespace, or of one of its bundles, with their subscriptions.
+async fn subscribed(
+    call: &Call,
+    name: &NamespaceName,
+    bundle: Option<BundleRange>,
+) -> Result<Vec<(TopicName, Vec<String>)>> {
     let mut topics = Vec::new();
     for topic in call.broker.topics(name, &[TopicDomain::Persistent]).await? {
         if is_in(bundle, &topic) {
-            topics.push(call.broker.topic(&TopicName::parse(&topic)?, false).await?);
+            let topic = TopicName::parse(&topic)?;
+            let subscriptions = call.broker.metadata().list_subscriptions(&topic).await?;
+            let names = subscriptions.into_iter().map(|(name, _)| name).filter(|name| !name.starts_with("pulsar."));
+            topics.push((topic, names.collect()));
         }
     }
     Ok(topics)
@@ -291,11 +301,9 @@ async fn clear_backlog(
     bundle: Option<BundleRange>,
     subscription: Option<&str>,
 ) -> Result<Answer> {
-    for topic in loaded(call, name, bundle).await? {
-        for existing in topic.subscription_names() {
-            if subscription.is_none_or(|wanted| wanted == &*existing) {
-                topic.clear_backlog(&existing).await?;
-            }
+    for (topic, subscriptions) in subscribed(call, name, bundle).await? {
+        for existing in subscriptions.iter().filter(|existing| subscription.is_none_or(|wanted| wanted == *existing)) {
+            at_owner(call, "POST", &topic, &["subscription", existing, "skip_all"]).await?;
         }
     }
     Ok(Answer::Nothing)
@@ -307,10 +315,9 @@ async fn unsubscribe(
     bundle: Option<BundleRange>,
     subscription: &str,
 ) -> Result<Answer> {
-    for topic in loaded(call, name, bundle).await? {
-        match topic.delete_subscription(subscription, None, false).await {
-            Ok(()) | Err(BrokerError::SubscriptionNotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+    for (topic, subscriptions) in subscribed(call, name, bundle).await? {
+        if subscriptions.iter().any(|existing| existing == subscription) {
+            at_owner(call, "DELETE", &topic, &["subscription", subscription]).await?;
         }
     }
     Ok(Answer::Nothing)

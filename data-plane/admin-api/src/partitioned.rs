@@ -1,6 +1,6 @@
 //! Partitioned topics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::http::StatusCode;
@@ -11,10 +11,82 @@ use serde_json::{Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
+use crate::routing::at_each_partition;
 use crate::topics::{existing, message_id, partitions, stats_options};
 
 /// More partitions than any topic needs: a bound on the work of one request.
 const PARTITIONS_MAX: u32 = 10_000;
+
+/// What is asked of a partitioned topic as a whole whose partitions may be at other brokers. None: `path` is not such a thing.
+pub(crate) async fn spread(call: &Call, name: &TopicName, count: u32, path: &[&str]) -> Result<Option<Answer>> {
+    let method = call.method();
+    let answer = match (method, path) {
+        ("GET", ["partitioned-stats"]) => spread_stats(call, name, count).await?,
+        ("GET", ["partitioned-internalStats"]) => {
+            let each = by_partition(call, "GET", name, count, &["internalStats"]).await?;
+            described_internal_stats(call, name, count, each).await?
+        }
+        ("GET", ["internal-info"]) => {
+            let each = by_partition(call, "GET", name, count, path).await?;
+            Answer::Json(json!({ "version": 0, "partitions": each }))
+        }
+        ("GET", ["subscriptions"]) => {
+            let answers = at_each_partition(call, "GET", name, count, path).await?;
+            let names = answers.into_iter().flat_map(|(_, answer)| match answer {
+                Answer::Json(Value::Array(names)) => names,
+                _ => Vec::new(),
+            });
+            Answer::json(names.filter_map(|name| name.as_str().map(str::to_owned)).collect::<BTreeSet<_>>())?
+        }
+        ("POST", ["terminate", "partitions"]) => {
+            let ends = at_each_partition(call, "POST", name, count, &["terminate"]).await?.into_iter();
+            let index = |partition: TopicName| partition.partition_index().unwrap_or_default().to_string();
+            Answer::Json(Value::Object(ends.map(|(partition, end)| (index(partition), end.into_json())).collect()))
+        }
+        ("DELETE", ["partitions"]) => {
+            at_each_partition(call, "DELETE", name, count, &[]).await?;
+            call.broker.delete_partitioned(name, call.flag("force")).await?;
+            Answer::Nothing
+        }
+        (_, ["truncate" | "trim" | "unload"])
+        | ("PUT" | "DELETE", ["subscription", _])
+        | (_, ["subscription", _, "skip_all"])
+        | (_, ["subscription", _, "resetcursor" | "expireMessages", _])
+        | (_, ["subscription", _, "properties" | "replicatedSubscriptionStatus"])
+        | (_, ["all_subscription", ..]) => {
+            let mut all = Answer::Nothing;
+            for (_, answer) in at_each_partition(call, method, name, count, path).await? {
+                all = all.merged(answer);
+            }
+            all
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(answer))
+}
+
+async fn by_partition(
+    call: &Call,
+    method: &str,
+    name: &TopicName,
+    count: u32,
+    path: &[&str],
+) -> Result<serde_json::Map<String, Value>> {
+    let answers = at_each_partition(call, method, name, count, path).await?;
+    Ok(answers.into_iter().map(|(partition, answer)| (partition.to_string(), answer.into_json())).collect())
+}
+
+async fn spread_stats(call: &Call, name: &TopicName, count: u32) -> Result<Answer> {
+    let each = by_partition(call, "GET", name, count, &["stats"]).await?;
+    let mut total = TopicStats::default();
+    for (partition, stats) in &each {
+        let stats: TopicStats = serde_json::from_value(stats.clone()).map_err(|error| {
+            ApiError::new(StatusCode::BAD_GATEWAY, format!("statistics of {partition} make no sense: {error}"))
+        })?;
+        total.add(&stats);
+    }
+    described_stats(call, &total, count, each)
+}
 
 pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
@@ -170,16 +242,25 @@ async fn stats(call: &Call, name: &TopicName) -> Result<Answer> {
     let options = stats_options(call);
     let mut total = TopicStats::default();
     let mut each = serde_json::Map::new();
-    let per_partition = call.query("perPartition") != Some("false");
     for index in 0..count {
         let Some(topic) = partition(call, name, index).await? else { continue };
         let stats = topic.stats(&options).await?;
         total.add(&stats);
-        if per_partition {
-            each.insert(topic.name().to_string(), to_json(&stats)?);
-        }
+        each.insert(topic.name().to_string(), to_json(&stats)?);
     }
-    let mut answer = to_json(&total)?;
+    described_stats(call, &total, count, each)
+}
+
+fn described_stats(
+    call: &Call,
+    total: &TopicStats,
+    count: u32,
+    mut each: serde_json::Map<String, Value>,
+) -> Result<Answer> {
+    if call.query("perPartition") == Some("false") {
+        each.clear();
+    }
+    let mut answer = to_json(total)?;
     answer["metadata"] = json!({ "partitions": count, "deleted": false });
     answer["partitions"] = Value::Object(each);
     Ok(Answer::Json(answer))
@@ -193,6 +274,15 @@ async fn internal_stats(call: &Call, name: &TopicName) -> Result<Answer> {
             each.insert(topic.name().to_string(), to_json(&topic.internal_stats())?);
         }
     }
+    described_internal_stats(call, name, count, each).await
+}
+
+async fn described_internal_stats(
+    call: &Call,
+    name: &TopicName,
+    count: u32,
+    each: serde_json::Map<String, Value>,
+) -> Result<Answer> {
     let mut metadata = json!({ "partitions": count, "deleted": false });
     let record = call.broker.metadata().get_partitioned_topic(name).await?;
     if let Some(record) = record.filter(|record| !record.value.properties.is_empty()) {

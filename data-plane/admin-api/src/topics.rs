@@ -35,6 +35,14 @@ pub(crate) async fn serve(call: &Call, domain: &str, path: &[&str]) -> Result<An
 }
 
 async fn of_topic(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
+    if call.broker.ownership().is_shared() {
+        let count = partitions(call, name).await?;
+        if count > 0
+            && let Some(answer) = partitioned::spread(call, name, count, path).await?
+        {
+            return Ok(answer);
+        }
+    }
     match (call.method(), path) {
         ("PUT", []) => create(call, name).await,
         ("DELETE", []) => delete(call, name).await,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use geminga_metadata::{MetadataError, Policies, TopicRecord};
+use geminga_metadata::{MetadataError, Policies, SubscriptionRecord, TopicRecord};
 use geminga_model::{Position, TopicName};
 
 use crate::broker::Broker;
@@ -92,14 +92,10 @@ impl Broker {
         for index in before..partitions {
             let partition = name.partition(index);
             self.create_record(&partition, BTreeMap::new()).await?;
-            let topic = self.topic(&partition, false).await?;
             for (subscription, record) in &subscriptions {
-                if subscription.starts_with("pulsar.") {
-                    continue;
+                if !subscription.starts_with("pulsar.") {
+                    self.subscribe_unloaded(&partition, subscription, record.value.properties.clone()).await?;
                 }
-                let properties = record.value.properties.clone();
-                let subscription = subscription.as_str().into();
-                topic.create_subscription(&subscription, InitialPosition::Earliest, properties, false).await?;
             }
         }
         // Clients see the new number only when all that belongs to it exists.
@@ -117,6 +113,31 @@ impl Broker {
                 Ok(())
             }
             Err(error) if error.is_not_found() => Err(not_partitioned()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Creates a subscription from the beginning on a topic that nobody has asked for yet, without loading it: whoever owns it
+    /// will.
+    async fn subscribe_unloaded(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        properties: BTreeMap<String, String>,
+    ) -> Result<()> {
+        if let Some(topic) = self.loaded(name) {
+            return topic.create_subscription(&subscription.into(), InitialPosition::Earliest, properties, false).await;
+        }
+        let cursor_id = self.shared.metadata.next_cursor_id().await?;
+        let record = SubscriptionRecord {
+            cursor_id,
+            initial: Position::EARLIEST,
+            properties,
+            created_at: now_ms(),
+            replicated: false,
+        };
+        match self.shared.metadata.create_subscription(name, subscription, record).await {
+            Ok(_) | Err(MetadataError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

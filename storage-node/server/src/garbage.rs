@@ -52,7 +52,7 @@ async fn missing_ledgers(node: &StorageNode, metadata: &Metadata) -> Result<BTre
             _ => break,
         }
     }
-    if !missing.is_empty() && metadata.next_ledger_id(0).await? <= last {
+    if !missing.is_empty() && metadata.fresh_ledger_id().await? <= last {
         tracing::error!(last, "metadata are older than what is stored here: no ledger is deleted");
         missing.clear();
     }

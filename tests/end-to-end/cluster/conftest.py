@@ -1,4 +1,4 @@
-"""A cluster of processes on loopback: storage nodes in zones, a broker, metadata that they share."""
+"""A cluster of processes on loopback: storage nodes in zones, brokers, metadata that they share."""
 import os
 import pathlib
 import shutil
@@ -43,6 +43,12 @@ class Process:
         self.process.kill()
         self.process.wait()
 
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self):
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
@@ -53,7 +59,7 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, folder, url, nodes, zones=3):
+    def __init__(self, folder, url, nodes, zones=3, brokers=1):
         self.folder = pathlib.Path(folder)
         subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
         self.nodes = []
@@ -63,20 +69,28 @@ class Cluster:
                            "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s")
             node.start()
             self.nodes.append(node)
-        port, http_port = servers.free_port(), servers.free_port()
-        self.pulsar_url, self.admin_url = f"pulsar://127.0.0.1:{port}", f"http://127.0.0.1:{http_port}"
-        self.broker = Process(self.folder / "broker", "broker", "--metadata-url", url, "--cluster", "test", "--pulsar-addr",
-                              f"127.0.0.1:{port}", "--http-addr", f"127.0.0.1:{http_port}")
-        self.broker.start()
+        self.brokers = []
+        for n in range(brokers):
+            port, http_port = servers.free_port(), servers.free_port()
+            broker = Process(self.folder / f"broker-{n}", "broker", "--metadata-url", url, "--cluster", "test", "--pulsar-addr",
+                             f"127.0.0.1:{port}", "--http-addr", f"127.0.0.1:{http_port}")
+            broker.address, broker.id, broker.admin_url = f"127.0.0.1:{port}", f"127.0.0.1:{http_port}", f"http://127.0.0.1:{http_port}"
+            broker.start()
+            self.brokers.append(broker)
+        self.broker, self.admin_url = self.brokers[0], self.brokers[0].admin_url
+        self.pulsar_url = "pulsar://" + ",".join(broker.address for broker in self.brokers)
+
+    def owner(self, topic):
+        """The broker that serves a topic."""
+        answer = servers.lookup(next(broker for broker in self.brokers if broker.alive()).admin_url, topic)
+        return next(broker for broker in self.brokers if answer["brokerUrl"].endswith(broker.address))
 
     def admin(self, method, path, body=None):
         return servers.admin(self.admin_url, method, path, body)
 
     def close(self):
-        self.broker.stop()
-        for node in self.nodes:
-            node.stop()
-        for process in [self.broker, *self.nodes]:
+        for process in [*self.brokers, *self.nodes]:
+            process.stop()
             assert "panicked" not in (process.folder / "log").read_text(errors="replace"), process.log_end()
 
 
@@ -99,16 +113,22 @@ def cluster_on_sqlite(tmp_path):
     yield from run_cluster(f"sqlite:{tmp_path / 'metadata.db'}", 4)
 
 
-def run_cluster(url, nodes):
+@pytest.fixture
+def brokers(postgres):
+    """Three brokers on three nodes in three zones, metadata in PostgreSQL."""
+    yield from run_cluster(postgres.new_database(), 3, brokers=3)
+
+
+def run_cluster(url, nodes, brokers=1):
     folder = tempfile.mkdtemp(prefix="geminga-cluster-")
-    made = Cluster(folder, url, nodes)
+    made = Cluster(folder, url, nodes, brokers=brokers)
     try:
         yield made
         made.close()
     finally:
-        for process in [made.broker, *made.nodes]:
+        for process in [*made.brokers, *made.nodes]:
             print(f"the end of the log of {process.folder.name}:\n{process.log_end(3000)}")
-        for process in [made.broker, *made.nodes]:
+        for process in [*made.brokers, *made.nodes]:
             if process.alive():
                 process.process.kill()
                 process.process.wait()

@@ -1,71 +1,10 @@
 """A broker on replicated ledgers, driven by the real Python client while its parts are killed."""
 import random
-import threading
 import time
 
-import pulsar
+from load import Load, check, everything
 
 NAMESPACE = "persistent://public/default"
-
-
-class Load:
-    """A producer that sends numbered messages one batch after the other, for as long as it is let."""
-
-    def __init__(self, url, topic, keys=5):
-        self.client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
-        self.producer = self.client.create_producer(topic, send_timeout_millis=60_000, block_if_queue_full=True, max_pending_messages=200)
-        self.acknowledged, self.failed, self.slowest, self.stopping = [], [], 0.0, False
-        self.keys, self.thread = keys, threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self):
-        number = 0
-        while not self.stopping:
-            self.send(number)
-            number += 1
-            if number % 200 == 0:
-                time.sleep(0.01)
-        self.producer.flush()
-
-    def send(self, number):
-        since = time.monotonic()
-
-        def done(result, _):
-            self.slowest = max(self.slowest, time.monotonic() - since)
-            (self.acknowledged if result == pulsar.Result.Ok else self.failed).append(number)
-
-        self.producer.send_async(str(number).encode(), done, partition_key=str(number % self.keys))
-
-    def finish(self):
-        self.stopping = True
-        self.thread.join(120)
-        assert not self.thread.is_alive(), "the producer hangs"
-        self.client.close()
-        return self.acknowledged
-
-
-def everything(url, topic, subscription, quiet_s=5):
-    """Numbers in the order in which they are delivered, until nothing comes any more; all are acknowledged."""
-    client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
-    consumer = client.subscribe(topic, subscription, initial_position=pulsar.InitialPosition.Earliest)
-    numbers = []
-    while True:
-        try:
-            message = consumer.receive(timeout_millis=int(quiet_s * 1000))
-        except pulsar.Timeout:
-            break
-        numbers.append(int(message.data()))
-        consumer.acknowledge(message)
-    client.close()
-    return numbers
-
-
-def check(acknowledged, delivered):
-    missing = set(acknowledged) - set(delivered)
-    assert not missing, f"{len(missing)} acknowledged messages are lost, {sorted(missing)[:10]} among them"
-    # What a producer sends again after a broken connection may be there twice; what is new is in order.
-    first = list(dict.fromkeys(delivered))
-    assert first == sorted(first), "messages are out of order"
 
 
 def test_what_is_produced_is_consumed_and_survives_a_restart_of_everything(cluster_on_sqlite):

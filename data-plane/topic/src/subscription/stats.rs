@@ -45,7 +45,7 @@ pub struct ConsumerStats {
 }
 
 /// A hash slot whose entries this consumer still holds, and that belongs to another one (PIP-379).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DrainingHashStats {
     pub hash: u32,

@@ -28,6 +28,7 @@ pub(crate) mod topics;
 
 /// Records read at a time when everything under a prefix is wanted.
 const SCAN_RECORDS: usize = 1000;
+const LEDGER_IDS: &str = "ledger-id";
 /// Ids taken from the store at a time; the rest of a block is skipped when the process ends.
 const ID_BLOCK: u64 = 64;
 
@@ -96,7 +97,12 @@ impl Metadata {
 
     /// A ledger id that was never used and is greater than `after` (the topic's last ledger, or 0).
     pub async fn next_ledger_id(&self, after: u64) -> Result<u64, MetadataError> {
-        self.next_id(&self.ledger_ids, "ledger-id", after).await
+        self.next_id(&self.ledger_ids, LEDGER_IDS, after).await
+    }
+
+    /// A ledger id that is greater than every one that anybody was given before.
+    pub async fn fresh_ledger_id(&self) -> Result<u64, MetadataError> {
+        self.store.allocate(LEDGER_IDS, 1).await
     }
 
     /// A cursor id that was never used.

@@ -1,11 +1,12 @@
 //! The JSON of `GET …/stats`, field by field as Pulsar 4.0 writes it.
 
 use geminga_topic::DrainingHashStats;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Properties;
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[serde(rename_all = "camelCase")]
 pub struct TopicStats {
     /// Messages per second, as all rates of messages here.
@@ -58,7 +59,8 @@ pub struct TopicStats {
     pub msg_drop_rate: Option<f64>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[serde(rename_all = "camelCase")]
 pub struct CompactionStats {
     pub last_compaction_removed_event_count: u64,
@@ -67,7 +69,8 @@ pub struct CompactionStats {
     pub last_compaction_duration_time_in_mills: u64,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[serde(rename_all = "camelCase")]
 pub struct PublisherStats {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -94,7 +97,8 @@ pub struct PublisherStats {
     pub msg_drop_rate: Option<f64>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[serde(rename_all = "camelCase")]
 pub struct SubscriptionStats {
     pub msg_rate_out: f64,
@@ -156,7 +160,8 @@ pub struct SubscriptionStats {
     pub msg_drop_rate: Option<f64>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsumerStats {
     pub msg_rate_out: f64,

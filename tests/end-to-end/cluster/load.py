@@ -1,0 +1,72 @@
+"""Load on a topic by the real Python client, and the check of what has become of it."""
+import threading
+import time
+
+import pulsar
+
+
+class Load:
+    """A producer that sends numbered messages one batch after the other, for as long as it is let.
+
+    The subscription `all` keeps everything: what no subscription needs is trimmed. `latencies` has the seconds from the send to the receipt of each message."""
+
+    def __init__(self, url, topic, keys=5, name=None):
+        self.client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
+        self.client.subscribe(topic, "all", initial_position=pulsar.InitialPosition.Earliest).close()
+        self.producer = self.client.create_producer(topic, producer_name=name, send_timeout_millis=60_000, block_if_queue_full=True, max_pending_messages=200)
+        self.acknowledged, self.failed, self.latencies, self.stopping = [], [], [], False
+        self.keys, self.thread = keys, threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        number = 0
+        while not self.stopping:
+            self.send(number)
+            number += 1
+            if number % 200 == 0:
+                time.sleep(0.01)
+        self.producer.flush()
+
+    @property
+    def slowest(self):
+        return max(self.latencies, default=0.0)
+
+    def send(self, number):
+        since = time.monotonic()
+
+        def done(result, _):
+            self.latencies.append(time.monotonic() - since)
+            (self.acknowledged if result == pulsar.Result.Ok else self.failed).append(number)
+
+        self.producer.send_async(str(number).encode(), done, partition_key=str(number % self.keys))
+
+    def finish(self):
+        self.stopping = True
+        self.thread.join(120)
+        assert not self.thread.is_alive(), "the producer hangs"
+        self.client.close()
+        return self.acknowledged
+
+
+def everything(url, topic, subscription, quiet_s=5):
+    """Numbers in the order in which they are delivered, until nothing comes any more; all are acknowledged."""
+    client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
+    consumer = client.subscribe(topic, subscription, initial_position=pulsar.InitialPosition.Earliest)
+    numbers = []
+    while True:
+        try:
+            message = consumer.receive(timeout_millis=int(quiet_s * 1000))
+        except pulsar.Timeout:
+            break
+        numbers.append(int(message.data()))
+        consumer.acknowledge(message)
+    client.close()
+    return numbers
+
+
+def check(acknowledged, delivered):
+    missing = set(acknowledged) - set(delivered)
+    assert not missing, f"{len(missing)} acknowledged messages are lost, {sorted(missing)[:10]} among them"
+    # What a producer sends again after a broken connection may be there twice; what is new is in order.
+    first = list(dict.fromkeys(delivered))
+    assert first == sorted(first), "messages are out of order"

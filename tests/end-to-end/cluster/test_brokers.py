@@ -1,0 +1,169 @@
+"""Three brokers that share bundles, driven by real clients while brokers die, sleep, move bundles and lose their metadata."""
+import concurrent.futures
+import random
+import time
+import urllib.request
+
+import pytest
+
+from harness import servers
+from load import Load, check, everything
+
+NAMESPACE = "persistent://public/default"
+
+
+def loads(cluster, count, deduplication=False):
+    """Producers on as many topics, which several brokers serve."""
+    if deduplication:
+        cluster.admin("POST", "namespaces/public/default/deduplication", True)
+    topics = [f"{NAMESPACE}/load-{n}" for n in range(count)]
+    return {topic: Load(cluster.pulsar_url, topic, name=f"producer-{n}") for n, topic in enumerate(topics)}
+
+
+def finish(cluster, running, exactly_once=False):
+    """The slowest send of all; nothing that was acknowledged is lost or out of order."""
+    acknowledged = [load.finish() for load in running.values()]
+    with concurrent.futures.ThreadPoolExecutor(len(running)) as pool:
+        delivered = list(pool.map(lambda topic: everything(cluster.pulsar_url, topic, "all"), running))
+    for load, sent, received in zip(running.values(), acknowledged, delivered):
+        assert not load.failed, load.failed[:10]
+        check(sent, received)
+        if exactly_once:
+            assert len(received) == len(set(received)), "a message is there twice"
+    total = sum(len(sent) for sent in acknowledged)
+    slowest = max(load.slowest for load in running.values())
+    print(f"{total} messages, the slowest took {slowest:.2f} s")
+    return slowest
+
+
+def test_bundles_are_spread_and_every_broker_knows_where(brokers):
+    running = loads(brokers, 12)
+    owners = {topic: brokers.owner(topic).id for topic in running}
+    assert len(set(owners.values())) >= 2, owners
+    for topic, owner in owners.items():
+        for broker in brokers.brokers:
+            assert servers.lookup(broker.admin_url, topic)["httpUrl"] == f"http://{owner}"
+            # Whichever is asked about a topic sends the client to its owner.
+            assert servers.admin(broker.admin_url, "GET", f"{topic}/stats")["ownerBroker"] == owner
+    assert sorted(brokers.admin("GET", "brokers/test")) == sorted(broker.id for broker in brokers.brokers)
+    finish(brokers, running)
+
+
+@pytest.mark.parametrize("deduplication", [False, True], ids=["plain", "deduplication"])
+def test_brokers_are_killed_under_load(brokers, deduplication):
+    running, random_state = loads(brokers, 6, deduplication), random.Random(3)
+    for _ in range(3):
+        time.sleep(2)
+        victim = random_state.choice(brokers.brokers)
+        victim.kill()
+        time.sleep(6)
+        victim.start()
+    assert finish(brokers, running, exactly_once=deduplication) < 5
+
+
+def test_an_owner_that_slept_longer_than_its_session_acknowledges_nothing(brokers):
+    topic = f"{NAMESPACE}/sleeper"
+    load = Load(brokers.pulsar_url, topic)
+    time.sleep(1)
+    owner = brokers.owner(topic)
+    owner.pause()
+    try:
+        # Somebody asks for the topic: after the session of its owner it gets another one.
+        others = [broker for broker in brokers.brokers if broker is not owner]
+        deadline = time.monotonic() + 20
+        while servers.lookup(others[0].admin_url, topic)["httpUrl"].endswith(owner.id):
+            assert time.monotonic() < deadline, "nobody takes the bundle"
+            time.sleep(0.1)
+        second = Load("pulsar://" + ",".join(broker.address for broker in others), topic)
+        time.sleep(1)
+    finally:
+        owner.resume()
+    time.sleep(2)
+    for broker in brokers.brokers:
+        assert not servers.lookup(broker.admin_url, topic)["httpUrl"].endswith(owner.id)
+    before = len(load.acknowledged)
+    time.sleep(1)
+    assert len(load.acknowledged) > before, "the first producer goes on at the new owner"
+    by_first, by_second = load.finish(), second.finish()
+    assert not load.failed and not second.failed
+    delivered = everything(brokers.pulsar_url, topic, "all")
+    missing = [set(by_first) - set(delivered), set(by_second) - set(delivered)]
+    assert not any(missing), f"acknowledged messages are lost: {[sorted(lost)[:10] for lost in missing]}"
+
+
+def test_bundles_move_while_messages_are_published(brokers):
+    topic = f"{NAMESPACE}/mover"
+    load = Load(brokers.pulsar_url, topic)
+    time.sleep(1)
+    bundle = urllib.request.urlopen(f"{brokers.admin_url}/lookup/v2/topic/{topic.replace('://', '/')}/bundle").read().decode()
+    for n in range(12):
+        target = brokers.brokers[n % 3]
+        brokers.admin("PUT", f"namespaces/public/default/{bundle}/unload?destinationBroker={target.id}")
+        assert brokers.owner(topic) is target
+        time.sleep(0.5)
+    acknowledged = load.finish()
+    latencies = sorted(load.latencies)
+    p999 = latencies[int(len(latencies) * 0.999)]
+    print(f"{len(acknowledged)} messages over 12 moves: p99.9 {p999 * 1000:.0f} ms, the slowest took {latencies[-1] * 1000:.0f} ms")
+    assert not load.failed
+    check(acknowledged, everything(brokers.pulsar_url, topic, "all"))
+
+
+def test_a_bundle_is_split_under_load(brokers):
+    running = loads(brokers, 6)
+    time.sleep(1)
+    before = brokers.admin("GET", "namespaces/public/default/bundles")["boundaries"]
+    for low, high in zip(before, before[1:]):
+        brokers.admin("PUT", f"namespaces/public/default/{low}_{high}/split?unload=true")
+    after = brokers.admin("GET", "namespaces/public/default/bundles")
+    assert after["numBundles"] == 8 and set(before) < set(after["boundaries"])
+    time.sleep(1)
+    assert finish(brokers, running) < 5
+    for topic in running:
+        assert everything(brokers.pulsar_url, topic, "all", quiet_s=1) == [], "an acknowledgement is forgotten"
+
+
+def test_a_broker_that_is_stopped_hands_its_bundles_over(brokers):
+    running = loads(brokers, 6)
+    for broker in brokers.brokers:
+        time.sleep(1)
+        broker.stop()
+        time.sleep(1)
+        broker.start()
+    assert finish(brokers, running) < 3
+
+
+def test_metadata_are_away_for_longer_than_sessions_last(brokers, postgres):
+    running = loads(brokers, 6)
+    time.sleep(1)
+    owners = {topic: brokers.owner(topic).id for topic in running}
+    before = {topic: len(load.acknowledged) for topic, load in running.items()}
+    postgres.stop("immediate")
+    time.sleep(10)
+    during = {topic: len(load.acknowledged) for topic, load in running.items()}
+    postgres.start()
+    time.sleep(5)
+    assert all(during[topic] > before[topic] + 500 for topic in running), (before, during)
+    assert {topic: brokers.owner(topic).id for topic in running} == owners, "a bundle has moved"
+    assert finish(brokers, running) < 5
+
+
+def test_partitioned_topics_are_administered_wherever_their_partitions_are(brokers):
+    topic = f"{NAMESPACE}/parts"
+    brokers.admin("PUT", f"{topic}/partitions", 6)
+    load = Load(brokers.pulsar_url, topic)
+    time.sleep(1)
+    acknowledged = load.finish()
+    brokers.admin("PUT", f"{topic}/subscription/s")
+    owners = {brokers.owner(f"{topic}-partition-{n}").id for n in range(6)}
+    assert len(owners) >= 2
+    for broker in brokers.brokers:
+        stats = servers.admin(broker.admin_url, "GET", f"{topic}/partitioned-stats")
+        assert stats["msgInCounter"] == len(acknowledged) and len(stats["partitions"]) == 6
+        assert servers.admin(broker.admin_url, "GET", f"{topic}/subscriptions") == ["s"]
+    brokers.admin("POST", f"{topic}/partitions", 8)
+    assert "s" in brokers.admin("GET", f"{topic}-partition-7/subscriptions")
+    assert sorted(everything(brokers.pulsar_url, topic, "all")) == acknowledged
+    brokers.admin("DELETE", f"{topic}/partitions?force=true")
+    assert brokers.admin("GET", "persistent/public/default/partitioned") == []
+    assert brokers.admin("GET", "persistent/public/default") == []
