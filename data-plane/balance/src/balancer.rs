@@ -73,8 +73,16 @@ impl Balancer {
         }
     }
 
+    /// A move was carried out, and the bundle belongs to whom it was decided for, with this epoch. Without this, that is found out
+    /// when reports show it, until when fewer other moves are begun.
+    pub fn moved(&mut self, now_ms: u64, bundle: &BundleId, epoch: u64) {
+        let Some(Change::Move { to, .. }) = self.in_flight.change_of(bundle).cloned() else { return };
+        let change = self.fleet.hand_over(now_ms, bundle, &to, epoch);
+        self.settle(now_ms, change.into_iter().collect());
+    }
+
     /// What is to be done now. To be called every few seconds. Each decision is for whoever owns the bundle, and is remembered
-    /// until reports show it done, [`failed`](Self::failed) is called or its time is over.
+    /// until [`moved`](Self::moved) is called or reports show it done, [`failed`](Self::failed) is called or its time is over.
     pub fn decide(&mut self, now_ms: u64) -> Vec<Decision> {
         for (bundle, pending) in self.in_flight.take_late(now_ms, self.config.moves.timeout_ms) {
             self.note_failure(now_ms, &bundle, &pending);
@@ -84,14 +92,13 @@ impl Balancer {
             self.tidied_ms = now_ms;
         }
         self.pause = self.find_pause(now_ms);
-        if self.pause.is_some() {
-            return Vec::new();
-        }
         let (fleet, in_flight, budget) = (&mut self.fleet, &mut self.in_flight, &mut self.budget);
         let mut round = Round::new(now_ms, &self.config, fleet, in_flight, budget);
         let serving = round.standings.all.iter().filter(|it| it.serves()).count();
         round.budget.refill(now_ms, serving, &self.config.moves);
-        round.run();
+        if self.pause.is_none() {
+            round.run();
+        }
         let Round { standings, verdicts, decisions, .. } = round;
         (self.standings, self.verdicts, self.round_ms) = (standings, verdicts, now_ms);
         decisions

@@ -52,8 +52,13 @@ impl Bundle {
         }
     }
 
+    /// A split that has failed is not waited for.
+    pub fn will_be_split(&self) -> bool {
+        self.hot.is_some() && self.failures == 0
+    }
+
     pub fn is_owned_by(&self, broker: &BrokerId) -> bool {
-        self.owner.as_ref() == Some(broker)
+        self.owner.as_ref().is_some_and(|owner| owner.is(broker))
     }
 }
 
@@ -70,19 +75,22 @@ pub(crate) struct Bundles {
 }
 
 impl Bundles {
+    pub fn slot_if_known(&self, id: &BundleId) -> Option<Slot> {
+        self.by_id.get(id).copied()
+    }
+
     pub fn find(&self, id: &BundleId) -> Option<&Bundle> {
-        self.by_id.get(id).map(|slot| &self[*slot])
+        self.slot_if_known(id).map(|slot| &self[slot])
     }
 
     pub fn find_mut(&mut self, id: &BundleId) -> Option<&mut Bundle> {
-        let slot = *self.by_id.get(id)?;
-        Some(&mut self[slot])
+        self.slot_if_known(id).map(|slot| &mut self[slot])
     }
 
     /// The slot of a bundle, which is made if it is new. A report mostly names the same bundles in the same order as the last
     /// one, so `guess`, the one then in that place, is looked at first.
     pub fn slot_of(&mut self, id: &BundleId, guess: Option<Slot>, now_ms: u64) -> Slot {
-        let guessed = guess.filter(|slot| self.slots[slot.0 as usize].as_ref().is_some_and(|it| it.id == *id));
+        let guessed = guess.filter(|slot| self.slots[slot.0 as usize].as_ref().is_some_and(|it| it.id.is(id)));
         if let Some(slot) = guessed.or_else(|| self.by_id.get(id).copied()) {
             return slot;
         }

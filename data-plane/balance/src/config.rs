@@ -102,13 +102,15 @@ pub struct Level {
     pub confirm_ms: u64,
     /// It gives down to so far above the mean, and nobody takes above that: no move can make its reverse worth while.
     pub goal: f64,
+    /// The load of a bundle that is best to move, as a part of a broker's share.
+    pub handy: f64,
     /// A plan that takes away less than this part of the surplus is not worth anybody's reconnect.
     pub least_gain: f64,
 }
 
 impl Default for Level {
     fn default() -> Self {
-        Self { trigger: 0.10, least: 0.01, confirm_ms: 2 * MINUTE, goal: 0.02, least_gain: 0.2 }
+        Self { trigger: 0.10, least: 0.01, confirm_ms: 2 * MINUTE, goal: 0.02, handy: 0.01, least_gain: 0.2 }
     }
 }
 
@@ -123,6 +125,9 @@ pub struct Fill {
     pub confirm_ms: u64,
     /// It is filled up to so far below the mean.
     pub goal: f64,
+    /// The load of a bundle that is best to move, as a part of a broker's share. Everything that a broker was filled with rests, so
+    /// it must keep its balance by itself: as many different bundles do, and few large ones with the same busy hours do not.
+    pub handy: f64,
     /// Others give down to so far below the mean. Less than `goal`, for the same reason as with `Level::goal`.
     pub donors: f64,
     /// A plan that brings less than this part of what is missing is not worth it.
@@ -139,7 +144,8 @@ impl Default for Fill {
             trigger: 0.20,
             least: 0.005,
             confirm_ms: 10 * SECOND,
-            goal: 0.04,
+            goal: 0.12,
+            handy: 0.003,
             donors: 0.02,
             least_gain: 0.2,
             restart_window_ms: HOUR,
@@ -174,7 +180,7 @@ impl Default for SplitLimits {
             sessions: 1_000,
             messages: 30_000.0,
             bytes: 100.0 * 1024.0 * 1024.0,
-            share: 0.3,
+            share: 0.1,
             share_least: 0.1,
             confirm_ms: 3 * MINUTE,
             in_flight: 16,
@@ -197,6 +203,8 @@ pub struct MoveLimits {
     pub timeout_ms: u64,
     /// How long a bundle is left alone after a failure; twice as long after each further one.
     pub retry_ms: u64,
+    /// A broker for which no move helped is not tried again for so long.
+    pub stuck_ms: u64,
     /// A broker that has failed to take so many in a row gets nothing for `retry_ms`.
     pub refusals: u32,
 }
@@ -210,6 +218,7 @@ impl Default for MoveLimits {
             in_flight: 256,
             timeout_ms: MINUTE,
             retry_ms: 5 * MINUTE,
+            stuck_ms: 30 * SECOND,
             refusals: 3,
         }
     }

@@ -8,7 +8,7 @@ use crate::BrokerId;
 #[derive(Clone, PartialEq, Debug)]
 pub struct Explanation {
     pub at_ms: u64,
-    /// Why no round was held, if so. What follows is then of the one before.
+    /// Why nothing was decided, if so.
     pub pause: Option<Pause>,
     /// Utilization if all brokers that serve had the same.
     pub mean: f64,
@@ -46,16 +46,34 @@ pub enum Pause {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Verdict {
+    /// While nothing is decided.
+    NotJudged,
     Balanced,
     Silent,
-    Over { since_ms: u64, acts_ms: u64 },
-    Shedding { moves: usize },
+    Over {
+        since_ms: u64,
+        acts_ms: u64,
+    },
+    Shedding {
+        moves: usize,
+    },
     CannotShed(Obstacle),
-    Under { since_ms: u64, acts_ms: u64 },
-    Filling { moves: usize },
+    Under {
+        since_ms: u64,
+        acts_ms: u64,
+    },
+    Filling {
+        moves: usize,
+    },
     CannotFill(Obstacle),
-    Draining { waiting: usize, moving: usize },
-    CannotDrain { waiting: usize, obstacle: Obstacle },
+    Draining {
+        waiting: usize,
+        moving: usize,
+    },
+    CannotDrain {
+        waiting: usize,
+        obstacle: Obstacle,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -108,6 +126,7 @@ impl fmt::Display for Pause {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
+            Self::NotJudged => f.write_str("not judged"),
             Self::Balanced => f.write_str("has its share"),
             Self::Silent => f.write_str("has not reported of late: gives and takes nothing"),
             Self::Over { since_ms, acts_ms } => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    BrokerId, BrokerReport, BundleReport, ReportRefused, SplitLimits, SplitReason,
+    BrokerId, BrokerReport, BundleId, BundleReport, ReportRefused, SplitLimits, SplitReason, Verdict,
     bundles::{Bundles, Slot},
     config::BalanceConfig,
     estimate::{Estimate, Gains},
@@ -26,6 +26,8 @@ pub(crate) struct Broker {
     /// Busy cores that its bundles do not explain.
     foreign: Estimate,
     pub over_since_ms: Option<u64>,
+    /// Nothing helped at the last try, which is not repeated before then.
+    pub stuck: Option<(u64, Verdict)>,
     pub under_since_ms: Option<u64>,
     /// Moves to it that have failed since the last that did not.
     pub refusals: u32,
@@ -46,6 +48,7 @@ impl Broker {
             cpu: Estimate::default(),
             foreign: Estimate::default(),
             over_since_ms: None,
+            stuck: None,
             under_since_ms: None,
             refusals: 0,
             refused_ms: 0,
@@ -152,6 +155,22 @@ impl Fleet {
         let foreign = (busy - EXPLAINED * cores_per_work * work).max(0.0);
         broker.foreign.observe(now_ms, foreign, gains, &config.smoothing);
         Ok(changes)
+    }
+
+    /// A bundle is known to have gone to a broker before that reports it.
+    pub fn hand_over(&mut self, now_ms: u64, bundle: &BundleId, to: &BrokerId, epoch: u64) -> Option<OwnerChange> {
+        let slot = self.bundles.slot_if_known(bundle)?;
+        if epoch <= self.bundles[slot].epoch || !self.brokers.contains_key(to) {
+            return None;
+        }
+        let mut changes = Vec::new();
+        self.assign(now_ms, slot, to, epoch, &mut changes);
+        let broker = self.brokers.get_mut(to)?;
+        broker.work += self.bundles[slot].work.value();
+        broker.bundles += 1;
+        // So that its reports have to go on naming it.
+        broker.claims.push(slot);
+        changes.pop()
     }
 
     /// The broker is gone, and owns nothing any more.
@@ -265,21 +284,26 @@ impl Fleet {
         if !is_newer && !is_free {
             return false;
         }
+        self.assign(now_ms, slot, id, news.epoch, changes);
+        let told_ms = news.since_move_ms.map(|since| now_ms.saturating_sub(since));
+        let bundle = &mut self.bundles[slot];
+        bundle.moved_ms = bundle.moved_ms.max(told_ms);
+        true
+    }
+
+    fn assign(&mut self, now_ms: u64, slot: Slot, id: &BrokerId, epoch: u64, changes: &mut Vec<OwnerChange>) {
+        let bundle = &mut self.bundles[slot];
         if let Some(before) = bundle.owner.as_ref().and_then(|owner| self.brokers.get_mut(owner)) {
             before.work -= bundle.work.value();
             before.bundles = before.bundles.saturating_sub(1);
         }
-        let bundle = &mut self.bundles[slot];
         bundle.owner = Some(id.clone());
-        bundle.epoch = news.epoch;
+        bundle.epoch = epoch;
         bundle.since_ms = now_ms;
         bundle.came_known = bundle.work.is_known();
         bundle.hot = None;
         self.hot.remove(&slot);
-        let told_ms = news.since_move_ms.map(|since| now_ms.saturating_sub(since));
-        bundle.moved_ms = bundle.moved_ms.max(told_ms);
         changes.push(OwnerChange { slot, owner: Some(id.clone()) });
-        true
     }
 
     fn release(&mut self, now_ms: u64, slot: Slot, changes: &mut Vec<OwnerChange>) {

@@ -44,6 +44,10 @@ impl InFlight {
         self.pending.contains_key(bundle)
     }
 
+    pub fn change_of(&self, bundle: &BundleId) -> Option<&Change> {
+        self.pending.get(bundle).map(|it| &it.change)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&BundleId, &Pending)> {
         self.pending.iter()
     }

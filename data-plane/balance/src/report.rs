@@ -15,6 +15,11 @@ macro_rules! name {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// Equality, without a look at the text where both are of one origin.
+            pub(crate) fn is(&self, other: &Self) -> bool {
+                Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+            }
         }
 
         impl<T: Into<Arc<str>>> From<T> for $name {

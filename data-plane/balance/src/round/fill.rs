@@ -19,13 +19,15 @@ impl Round<'_> {
         }
     }
 
-    /// Notes since when a broker has too little, and tells whether it has.
+    /// Notes since when a broker has too little, and tells whether it has. Once it has, it is filled up to the goal, in several
+    /// rounds if need be.
     fn is_far_below(&mut self, place: usize) -> bool {
         let (fill, mean) = (&self.config.fill, self.standings.mean);
         let standing = &self.standings.all[place];
         let missing = mean - standing.utilization();
-        let is_below = standing.serves() && missing > (fill.trigger * mean).max(fill.least);
         let broker = self.fleet.brokers.get_mut(&standing.broker).expect("standings are of the fleet");
+        let bound = if broker.under_since_ms.is_some() { fill.goal } else { fill.trigger };
+        let is_below = standing.serves() && missing > (bound * mean).max(fill.least);
         broker.under_since_ms = is_below.then(|| broker.under_since_ms.unwrap_or(self.now_ms));
         is_below
     }
@@ -45,6 +47,9 @@ impl Round<'_> {
         if self.standings.all[place].is_avoided {
             return Verdict::CannotFill(Obstacle::NobodyTakes);
         }
+        if let Some(verdict) = self.stuck(place) {
+            return verdict;
+        }
         let standing = &self.standings.all[place];
         let missing = (self.standings.mean * (1.0 - fill.goal) - standing.utilization()) * standing.cores;
         let draft = self.gather(place, missing);
@@ -52,7 +57,7 @@ impl Round<'_> {
         match draft.obstacle.clone() {
             Some(obstacle) if draft.load < fill.least_gain * missing && obstacle != Obstacle::ManyUnderWay => {
                 self.discard(draft);
-                Verdict::CannotFill(obstacle)
+                self.get_stuck(place, Verdict::CannotFill(obstacle))
             }
             Some(obstacle) if moves == 0 => Verdict::CannotFill(obstacle),
             _ => {
@@ -79,7 +84,7 @@ impl Round<'_> {
             };
             let donor = &self.standings.all[from];
             let most = ((donor.utilization() - floor) * donor.cores).min(missing - draft.load);
-            match self.pick(from, dust, most) {
+            match self.pick(from, dust, most, self.config.fill.handy) {
                 Ok(pick) => self.add(&mut draft, &pick, from, to),
                 Err(obstacle) => {
                     draft.obstacle = Some(obstacle);

@@ -36,6 +36,9 @@ impl Round<'_> {
         if self.now_ms < acts_ms {
             return Verdict::Over { since_ms, acts_ms };
         }
+        if let Some(verdict) = self.stuck(place) {
+            return verdict;
+        }
         let goal = self.standings.mean * (1.0 + level.goal);
         let surplus = (standing.utilization() - goal) * standing.cores;
         let draft = self.shed(place, goal, surplus);
@@ -44,7 +47,7 @@ impl Round<'_> {
             Some(Obstacle::BudgetSpent | Obstacle::ManyUnderWay) if moves > 0 => {}
             Some(obstacle) if draft.load < level.least_gain * surplus => {
                 self.discard(draft);
-                return Verdict::CannotShed(obstacle);
+                return self.get_stuck(place, Verdict::CannotShed(obstacle));
             }
             _ => {}
         }
@@ -53,7 +56,7 @@ impl Round<'_> {
         Verdict::Shedding { moves }
     }
 
-    /// Gives to whoever has least, one bundle after the other. Nobody gives below the goal or takes above it.
+    /// Gives to whoever has least, one bundle after the other.
     fn shed(&mut self, from: usize, goal: f64, surplus: f64) -> Draft {
         let mut draft = self.draft();
         let dust = DUST * surplus;
@@ -77,7 +80,14 @@ impl Round<'_> {
         let to = self.standings.least_loaded(limit, from).ok_or(Obstacle::NobodyTakes)?;
         let taker = &self.standings.all[to];
         let most = ((goal - taker.utilization()) * taker.cores).min(surplus - draft.load);
-        let pick = self.pick(from, DUST * surplus, most)?;
+        let fits = self.pick(from, DUST * surplus, most, self.config.level.handy);
+        // A large bundle lifts the taker above the goal, but not above where it comes from: what the taker has too much then may
+        // be smaller and go elsewhere.
+        let pick = fits.or_else(|obstacle| {
+            let gap = self.standings.all[from].utilization() - taker.utilization();
+            let half = gap / (1.0 / taker.cores + 1.0 / self.standings.all[from].cores);
+            self.pick_smallest(from, most.max(DUST * surplus), half).map_err(|_| obstacle)
+        })?;
         self.add(draft, &pick, from, to);
         Ok(())
     }

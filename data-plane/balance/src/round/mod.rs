@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     BrokerId, Decision, Obstacle, Reason, Verdict,
-    bundles::Slot,
+    bundles::{Bundle, Slot},
     config::BalanceConfig,
     fleet::Fleet,
     in_flight::{Budget, Change, InFlight},
@@ -60,13 +60,15 @@ impl<'a> Round<'a> {
         budget: &'a mut Budget,
     ) -> Self {
         let standings = Standings::of(now_ms, fleet, in_flight, config);
-        let verdict = |is_silent| if is_silent { Verdict::Silent } else { Verdict::Balanced };
-        let verdicts = standings.all.iter().map(|it| verdict(it.is_silent)).collect();
+        let verdicts = vec![Verdict::NotJudged; standings.all.len()];
         let (decisions, planned) = (Vec::new(), BTreeSet::new());
         Self { now_ms, config, fleet, in_flight, budget, standings, verdicts, decisions, planned }
     }
 
     pub fn run(&mut self) {
+        for (verdict, standing) in self.verdicts.iter_mut().zip(&self.standings.all) {
+            *verdict = if standing.is_silent { Verdict::Silent } else { Verdict::Balanced };
+        }
         self.drain();
         self.fill();
         self.level();
@@ -113,6 +115,19 @@ impl<'a> Round<'a> {
         }
     }
 
+    /// What was found at the last try for a broker, if that is not long ago and did not help.
+    fn stuck(&self, place: usize) -> Option<Verdict> {
+        let stuck = &self.fleet.brokers[&self.standings.all[place].broker].stuck;
+        stuck.as_ref().filter(|(until_ms, _)| self.now_ms < *until_ms).map(|(_, verdict)| verdict.clone())
+    }
+
+    fn get_stuck(&mut self, place: usize, verdict: Verdict) -> Verdict {
+        let until_ms = self.now_ms + self.config.moves.stuck_ms;
+        let broker = self.fleet.brokers.get_mut(&self.standings.all[place].broker).expect("standings are of the fleet");
+        broker.stuck = Some((until_ms, verdict.clone()));
+        verdict
+    }
+
     /// Bundles that a broker owns and that nothing is under way with.
     fn free_bundles<'b>(&'b self, of: &'b BrokerId) -> impl Iterator<Item = Slot> + 'b {
         let claims = self.fleet.brokers[of].claims.iter().copied();
@@ -122,28 +137,42 @@ impl<'a> Round<'a> {
         })
     }
 
-    /// The bundle of a broker, between two loads, that moves the most load for each client that has to connect again. Where
-    /// policies bind bundles to some brokers (isolation, failure domains, anti-affinity), the broker that is to take it has
-    /// to be asked about here, and in `choose`.
-    fn pick(&self, from: usize, least: f64, most: f64) -> Result<Pick, Obstacle> {
-        let (now_ms, limits) = (self.now_ms, &self.config.moves);
+    /// The bundle of a broker, with a load up to `most`, that moves the most for each client that has to connect again. From a
+    /// load of `handy` of the broker's share on, more is less.
+    fn pick(&self, from: usize, least: f64, most: f64, handy: f64) -> Result<Pick, Obstacle> {
+        let handy = handy * self.standings.mean * self.standings.all[from].cores;
+        self.best_of(from, least, most, |load, sessions| {
+            let value = if load <= handy { load } else { handy * handy / load };
+            value / (MOVE_IN_SESSIONS + f64::from(sessions))
+        })
+    }
+
+    /// The smallest bundle of a broker between two loads.
+    fn pick_smallest(&self, from: usize, least: f64, most: f64) -> Result<Pick, Obstacle> {
+        self.best_of(from, least, most, |load, _| -load)
+    }
+
+    /// The bundle between two loads that has the greatest worth, by load and sessions. Where policies bind bundles to some brokers
+    /// (isolation, failure domains, anti-affinity), the broker that is to take it has to be asked about here, and in `choose`.
+    fn best_of(&self, from: usize, least: f64, most: f64, worth: impl Fn(f64, u32) -> f64) -> Result<Pick, Obstacle> {
         let mut best: Option<(f64, Pick)> = None;
         let (mut resting, mut rested_ms) = (0, u64::MAX);
-        for slot in self.fleet.brokers[&self.standings.all[from].broker].claims.iter().copied() {
+        let from = &self.standings.all[from].broker;
+        for slot in self.fleet.brokers[from].claims.iter().copied() {
             let bundle = &self.fleet.bundles[slot];
             let load = bundle.work.value() * self.standings.cores_per_work;
-            if load < least || load > most || !bundle.is_owned_by(&self.standings.all[from].broker) {
+            // What is about to be split is moved in pieces.
+            let is_fit = (least..=most).contains(&load) && bundle.is_owned_by(from) && !bundle.will_be_split();
+            if !is_fit {
                 continue;
             }
-            let settled_ms = bundle.since_ms + self.config.hearing.settle_ms;
-            let free_ms = bundle.moved_ms.map_or(0, |moved| moved + limits.rest_ms).max(settled_ms);
-            let free_ms = free_ms.max(bundle.retry_after_ms);
-            if free_ms > now_ms {
+            let free_ms = self.free_from_ms(bundle);
+            if free_ms > self.now_ms {
                 resting += 1;
                 rested_ms = rested_ms.min(free_ms);
                 continue;
             }
-            let worth = load / (MOVE_IN_SESSIONS + f64::from(bundle.sessions));
+            let worth = worth(load, bundle.sessions);
             let is_better = best.as_ref().is_none_or(|(than, _)| worth > *than);
             if is_better && !self.planned.contains(&slot) && !self.in_flight.has(&bundle.id) {
                 best = Some((worth, Pick { slot, load }));
@@ -154,5 +183,12 @@ impl<'a> Round<'a> {
             None if resting > 0 => Err(Obstacle::Resting { bundles: resting, until_ms: rested_ms }),
             None => Err(Obstacle::NothingFits { cores: most }),
         }
+    }
+
+    /// From when on a bundle may be moved for balance's sake.
+    fn free_from_ms(&self, bundle: &Bundle) -> u64 {
+        let rested_ms = bundle.moved_ms.map_or(0, |moved| moved + self.config.moves.rest_ms);
+        let settled_ms = bundle.since_ms + self.config.hearing.settle_ms;
+        rested_ms.max(settled_ms).max(bundle.retry_after_ms)
     }
 }
