@@ -66,6 +66,12 @@ impl Bundle {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Slot(u32);
 
+impl Slot {
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Bundles in slots, which may be empty. Walks go by slot and so do not depend on the hash.
 #[derive(Debug, Default)]
 pub(crate) struct Bundles {

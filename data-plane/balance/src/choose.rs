@@ -54,9 +54,7 @@ fn is_clearly_less(utilization: f64, than: f64) -> bool {
 /// Exponentially distributed with the cores as its rate, so that a broker is nearest for its part of all cores' bundles.
 fn distance(bundle: &BundleId, summary: &BrokerSummary) -> f64 {
     let hash = mixed(hash(summary.broker.as_str(), hash(bundle.as_str(), FNV_BASIS)));
-    // The upper 53 bits, as a number above 0 and up to 1.
-    let uniform = ((hash >> 11) + 1) as f64 / (1_u64 << 53) as f64;
-    -uniform.ln() / summary.cores.max(f64::MIN_POSITIVE)
+    -unit(hash).ln() / summary.cores.max(f64::MIN_POSITIVE)
 }
 
 const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
@@ -68,10 +66,15 @@ fn hash(text: &str, seed: u64) -> u64 {
 }
 
 /// The finalizer of SplitMix64, as FNV's upper bits are poor.
-fn mixed(hash: u64) -> u64 {
+pub(crate) fn mixed(hash: u64) -> u64 {
     let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)
+}
+
+/// The upper 53 bits, as a number above 0 and up to 1.
+pub(crate) fn unit(hash: u64) -> f64 {
+    ((hash >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -123,11 +123,8 @@ pub struct Fill {
     pub least: f64,
     /// … for how long.
     pub confirm_ms: u64,
-    /// It is filled up to so far below the mean.
+    /// It is filled up to so far below the mean. What it was filled with rests for a day, so it must have room for the day's waves.
     pub goal: f64,
-    /// The load of a bundle that is best to move, as a part of a broker's share. Everything that a broker was filled with rests, so
-    /// it must keep its balance by itself: as many different bundles do, and few large ones with the same busy hours do not.
-    pub handy: f64,
     /// Others give down to so far below the mean. Less than `goal`, for the same reason as with `Level::goal`.
     pub donors: f64,
     /// A plan that brings less than this part of what is missing is not worth it.
@@ -144,8 +141,7 @@ impl Default for Fill {
             trigger: 0.20,
             least: 0.005,
             confirm_ms: 10 * SECOND,
-            goal: 0.12,
-            handy: 0.003,
+            goal: 0.10,
             donors: 0.02,
             least_gain: 0.2,
             restart_window_ms: HOUR,
@@ -214,7 +210,7 @@ impl Default for MoveLimits {
         Self {
             rest_ms: 24 * HOUR,
             per_broker_hour: 6.0,
-            in_flight_per_broker: 32,
+            in_flight_per_broker: 64,
             in_flight: 256,
             timeout_ms: MINUTE,
             retry_ms: 5 * MINUTE,

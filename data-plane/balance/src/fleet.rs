@@ -126,6 +126,11 @@ impl Fleet {
         config: &BalanceConfig,
     ) -> Result<Vec<OwnerChange>, ReportRefused> {
         report.check()?;
+        // What a broker has when it is first heard, it has had for a while, unless it has just started: then it has nothing.
+        let had_ms = match self.brokers.contains_key(&report.broker) {
+            true => now_ms,
+            false => now_ms.saturating_sub(config.hearing.settle_ms),
+        };
         let slots = self.slots_of(now_ms, report)?;
         let (id, elapsed_ms) = self.greet(now_ms, report, config)?;
         // One value after a silence is not worth more than others.
@@ -133,7 +138,7 @@ impl Fleet {
         let mut changes = Vec::new();
         let (mut work, mut bundles) = (0.0, 0);
         for (slot, news) in slots.iter().zip(&report.bundles) {
-            if !self.claim(now_ms, *slot, &id, news, &mut changes) {
+            if !self.claim(now_ms, had_ms, *slot, &id, news, &mut changes) {
                 continue;
             }
             self.observe(now_ms, *slot, news, gains, config);
@@ -266,6 +271,7 @@ impl Fleet {
     fn claim(
         &mut self,
         now_ms: u64,
+        had_ms: u64,
         slot: Slot,
         id: &BrokerId,
         news: &BundleReport,
@@ -284,14 +290,14 @@ impl Fleet {
         if !is_newer && !is_free {
             return false;
         }
-        self.assign(now_ms, slot, id, news.epoch, changes);
+        self.assign(had_ms, slot, id, news.epoch, changes);
         let told_ms = news.since_move_ms.map(|since| now_ms.saturating_sub(since));
         let bundle = &mut self.bundles[slot];
         bundle.moved_ms = bundle.moved_ms.max(told_ms);
         true
     }
 
-    fn assign(&mut self, now_ms: u64, slot: Slot, id: &BrokerId, epoch: u64, changes: &mut Vec<OwnerChange>) {
+    fn assign(&mut self, since_ms: u64, slot: Slot, id: &BrokerId, epoch: u64, changes: &mut Vec<OwnerChange>) {
         let bundle = &mut self.bundles[slot];
         if let Some(before) = bundle.owner.as_ref().and_then(|owner| self.brokers.get_mut(owner)) {
             before.work -= bundle.work.value();
@@ -299,7 +305,7 @@ impl Fleet {
         }
         bundle.owner = Some(id.clone());
         bundle.epoch = epoch;
-        bundle.since_ms = now_ms;
+        bundle.since_ms = since_ms;
         bundle.came_known = bundle.work.is_known();
         bundle.hot = None;
         self.hot.remove(&slot);

@@ -24,7 +24,8 @@ impl Round<'_> {
     fn is_far_below(&mut self, place: usize) -> bool {
         let (fill, mean) = (&self.config.fill, self.standings.mean);
         let standing = &self.standings.all[place];
-        let missing = mean - standing.utilization();
+        // What is under way to it may fail, so that only what has come counts as an end.
+        let missing = mean - standing.utilization().min(standing.load_now / standing.cores);
         let broker = self.fleet.brokers.get_mut(&standing.broker).expect("standings are of the fleet");
         let bound = if broker.under_since_ms.is_some() { fill.goal } else { fill.trigger };
         let is_below = standing.serves() && missing > (bound * mean).max(fill.least);
@@ -84,7 +85,7 @@ impl Round<'_> {
             };
             let donor = &self.standings.all[from];
             let most = ((donor.utilization() - floor) * donor.cores).min(missing - draft.load);
-            match self.pick(from, dust, most, self.config.fill.handy) {
+            match self.pick_any(from, dust, most) {
                 Ok(pick) => self.add(&mut draft, &pick, from, to),
                 Err(obstacle) => {
                     draft.obstacle = Some(obstacle);

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use crate::{
     BrokerId, Decision, Obstacle, Reason, Verdict,
     bundles::{Bundle, Slot},
+    choose::{mixed, unit},
     config::BalanceConfig,
     fleet::Fleet,
     in_flight::{Budget, Change, InFlight},
@@ -141,10 +142,16 @@ impl<'a> Round<'a> {
     /// load of `handy` of the broker's share on, more is less.
     fn pick(&self, from: usize, least: f64, most: f64, handy: f64) -> Result<Pick, Obstacle> {
         let handy = handy * self.standings.mean * self.standings.all[from].cores;
-        self.best_of(from, least, most, |load, sessions| {
+        self.best_of(from, least, most, |load, slot| {
             let value = if load <= handy { load } else { handy * handy / load };
-            value / (MOVE_IN_SESSIONS + f64::from(sessions))
+            value / (MOVE_IN_SESSIONS + f64::from(self.fleet.bundles[slot].sessions))
         })
+    }
+
+    /// Any bundle of a broker between two loads, with a chance in proportion to its load. So a broker that is filled gets what others
+    /// consist of. Had it only the small ones, or only those that happen to have some load now, its day would differ from theirs.
+    fn pick_any(&self, from: usize, least: f64, most: f64) -> Result<Pick, Obstacle> {
+        self.best_of(from, least, most, |load, slot| uniform(self.now_ms, slot).ln() / load)
     }
 
     /// The smallest bundle of a broker between two loads.
@@ -152,9 +159,9 @@ impl<'a> Round<'a> {
         self.best_of(from, least, most, |load, _| -load)
     }
 
-    /// The bundle between two loads that has the greatest worth, by load and sessions. Where policies bind bundles to some brokers
+    /// The bundle between two loads that has the greatest worth. Where policies bind bundles to some brokers
     /// (isolation, failure domains, anti-affinity), the broker that is to take it has to be asked about here, and in `choose`.
-    fn best_of(&self, from: usize, least: f64, most: f64, worth: impl Fn(f64, u32) -> f64) -> Result<Pick, Obstacle> {
+    fn best_of(&self, from: usize, least: f64, most: f64, worth: impl Fn(f64, Slot) -> f64) -> Result<Pick, Obstacle> {
         let mut best: Option<(f64, Pick)> = None;
         let (mut resting, mut rested_ms) = (0, u64::MAX);
         let from = &self.standings.all[from].broker;
@@ -172,7 +179,7 @@ impl<'a> Round<'a> {
                 rested_ms = rested_ms.min(free_ms);
                 continue;
             }
-            let worth = worth(load, bundle.sessions);
+            let worth = worth(load, slot);
             let is_better = best.as_ref().is_none_or(|(than, _)| worth > *than);
             if is_better && !self.planned.contains(&slot) && !self.in_flight.has(&bundle.id) {
                 best = Some((worth, Pick { slot, load }));
@@ -191,4 +198,9 @@ impl<'a> Round<'a> {
         let settled_ms = bundle.since_ms + self.config.hearing.settle_ms;
         rested_ms.max(settled_ms).max(bundle.retry_after_ms)
     }
+}
+
+/// A number above 0 and up to 1 that looks random and is the same for the same time and bundle.
+fn uniform(now_ms: u64, slot: Slot) -> f64 {
+    unit(mixed(mixed(now_ms) ^ u64::from(slot.number())))
 }

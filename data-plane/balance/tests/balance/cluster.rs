@@ -33,8 +33,10 @@ pub struct Broker {
     pub owned: Vec<usize>,
     /// Cores that something else than bundles keeps busy.
     pub foreign: f64,
-    incarnation: u64,
-    sequence: u64,
+    /// The last report, of which the next one is made.
+    report: BrokerReport,
+    /// Whether it owns others than that says.
+    has_changed: bool,
 }
 
 /// What goes wrong, as probabilities.
@@ -109,15 +111,25 @@ impl Cluster {
 
     pub fn add_broker(&mut self, cores: f64) -> usize {
         let number = self.brokers.len();
+        let id = BrokerId::from(format!("broker-{number:03}"));
+        let report = BrokerReport {
+            broker: id.clone(),
+            incarnation: 1,
+            sequence: 0,
+            cores,
+            cpu: 0.0,
+            accepts: true,
+            bundles: Vec::new(),
+        };
         self.brokers.push(Broker {
-            id: format!("broker-{number:03}").into(),
+            id,
             cores,
             is_up: true,
             accepts: true,
             owned: Vec::new(),
             foreign: 0.0,
-            incarnation: 1,
-            sequence: 0,
+            report,
+            has_changed: false,
         });
         number
     }
@@ -175,6 +187,7 @@ impl Cluster {
 
     pub fn kill(&mut self, broker: usize) {
         self.brokers[broker].is_up = false;
+        self.brokers[broker].has_changed = true;
         for bundle in std::mem::take(&mut self.brokers[broker].owned) {
             self.bundles[bundle].owner = None;
             let looked_up_ms = LEASE_MS + self.rng.random_range(0..10_000);
@@ -231,8 +244,8 @@ impl Cluster {
             Event::LookUp(bundle) => self.look_up(bundle),
             Event::Start(broker) => {
                 let it = &mut self.brokers[broker];
-                (it.is_up, it.accepts, it.sequence) = (true, true, 0);
-                it.incarnation += 1;
+                (it.is_up, it.accepts, it.report.sequence) = (true, true, 0);
+                it.report.incarnation += 1;
                 self.report(broker);
             }
         }
@@ -260,52 +273,52 @@ impl Cluster {
         it.owner = Some(broker);
         it.epoch += 1;
         self.brokers[broker].owned.push(bundle);
+        self.brokers[broker].has_changed = true;
     }
 
     fn take(&mut self, bundle: usize) {
         if let Some(owner) = self.bundles[bundle].owner.take() {
             self.brokers[owner].owned.retain(|it| *it != bundle);
+            self.brokers[owner].has_changed = true;
         }
     }
 
     fn report(&mut self, broker: usize) {
         let now_ms = self.now_ms;
         let waves = Waves::at(now_ms);
-        let (mut bundles, mut busy) = (Vec::with_capacity(self.brokers[broker].owned.len()), 0.0);
-        for number in &self.brokers[broker].owned {
+        let it = &mut self.brokers[broker];
+        if std::mem::take(&mut it.has_changed) {
+            it.report.bundles = it.owned.iter().map(|number| described(&self.bundles[*number])).collect();
+        }
+        let mut busy = 0.0;
+        for (number, news) in it.owned.iter().zip(&mut it.report.bundles) {
             let bundle = &self.bundles[*number];
             let load = bundle.load.at(now_ms, &waves);
             busy += load;
             let noise = if self.is_noisy { noise(&mut self.rng) } else { 1.0 };
-            bundles.push(measured(bundle, load * noise / REAL_CORES, now_ms));
+            measure(load * noise / REAL_CORES, news);
+            news.since_move_ms = bundle.moved_ms.map(|moved| now_ms - moved);
         }
         let noise = if self.is_noisy { self.rng.random_range(0.9..1.1) } else { 1.0 };
-        let it = &mut self.brokers[broker];
-        it.sequence += 1;
-        let cpu = 0.02 + (busy + it.foreign) / it.cores * noise;
-        let report = BrokerReport {
-            broker: it.id.clone(),
-            incarnation: it.incarnation,
-            sequence: it.sequence,
-            cores: it.cores,
-            cpu: cpu.min(1.0),
-            accepts: it.accepts,
-            bundles,
-        };
+        it.report.sequence += 1;
+        it.report.cpu = (0.02 + (busy + it.foreign) / it.cores * noise).min(1.0);
+        it.report.accepts = it.accepts;
         if self.rng.random_bool(self.faults.report_lost) {
             return;
         }
         if self.rng.random_bool(self.faults.report_late) {
             let late_ms = self.rng.random_range(10_000..50_000);
+            let report = it.report.clone();
             self.after(late_ms, Event::Report(report));
-        } else {
-            self.deliver(&report);
+        } else if self.now_ms >= self.leaderless_until_ms {
+            let taken = self.balancer.report(now_ms, &self.brokers[broker].report);
+            self.measures.stale_reports += u64::from(taken.is_err());
         }
     }
 
     fn deliver(&mut self, report: &BrokerReport) {
         let broker = self.number_of(&report.broker);
-        let is_over = !self.brokers[broker].is_up || report.incarnation < self.brokers[broker].incarnation;
+        let is_over = !self.brokers[broker].is_up || report.incarnation < self.brokers[broker].report.incarnation;
         if self.now_ms < self.leaderless_until_ms || is_over {
             return;
         }
@@ -389,20 +402,25 @@ impl Cluster {
     }
 }
 
-/// Messages of 500 bytes, in and out alike, that the default weights make `cores` of.
-fn measured(bundle: &Bundle, cores: f64, now_ms: u64) -> BundleReport {
-    let messages = cores / (0.5e-6 + 500.0 * 0.3e-9) / 2.0;
+fn described(bundle: &Bundle) -> BundleReport {
     BundleReport {
         bundle: bundle.id.clone(),
         epoch: bundle.epoch,
-        messages_in: messages,
-        messages_out: messages,
-        bytes_in: messages * 500.0,
-        bytes_out: messages * 500.0,
+        messages_in: 0.0,
+        messages_out: 0.0,
+        bytes_in: 0.0,
+        bytes_out: 0.0,
         topics: bundle.topics,
         producers: bundle.topics.min(200),
         consumers: bundle.topics.min(200),
         can_split: bundle.topics > 1,
-        since_move_ms: bundle.moved_ms.map(|moved| now_ms - moved),
+        since_move_ms: None,
     }
+}
+
+/// Messages of 500 bytes, in and out alike, that the default weights make `cores` of.
+fn measure(cores: f64, news: &mut BundleReport) {
+    let messages = cores / (0.5e-6 + 500.0 * 0.3e-9) / 2.0;
+    (news.messages_in, news.messages_out) = (messages, messages);
+    (news.bytes_in, news.bytes_out) = (messages * 500.0, messages * 500.0);
 }

@@ -58,7 +58,7 @@ fn days_of_a_large_cluster() {
     cluster.faults =
         Faults { report_lost: 0.02, report_late: 0.02, decision_lost: 0.03, answer_lost: 0.1, decision_late: 0.01 };
     let mut traffic = Traffic::new(cluster.now_ms, LOAD / BROKERS as f64);
-    let days = 3;
+    let days = std::env::var("BALANCE_DAYS").map_or(2, |days| days.parse().expect("BALANCE_DAYS is a number"));
     for minute in 0..days * MINUTES_A_DAY {
         traffic.faults(&mut cluster);
         traffic.minute(&mut cluster, BOUND);
