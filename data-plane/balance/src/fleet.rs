@@ -112,8 +112,9 @@ pub(crate) struct Fleet {
     reports: u64,
 }
 
-/// CPU within so much of what the work explains is not foreign.
+/// CPU up to so many times what the work explains is not foreign, nor is that of a machine that idles.
 const EXPLAINED: f64 = 1.15;
+const IDLE_CPU: f64 = 0.05;
 
 impl Fleet {
     /// Takes a report in, and says which bundles have changed hands.
@@ -157,7 +158,7 @@ impl Fleet {
         (broker.work, broker.bundles) = (work, bundles);
         let busy = report.cpu.min(1.0) * report.cores;
         broker.cpu.observe(now_ms, busy, gains, &config.smoothing);
-        let foreign = (busy - EXPLAINED * cores_per_work * work).max(0.0);
+        let foreign = (busy - EXPLAINED * cores_per_work * work - IDLE_CPU * report.cores).max(0.0);
         broker.foreign.observe(now_ms, foreign, gains, &config.smoothing);
         Ok(changes)
     }

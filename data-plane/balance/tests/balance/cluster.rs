@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use crate::{
     load::{BundleLoad, Waves, noise},
     measures::Measures,
+    oracle::Oracle,
 };
 
 #[derive(Clone)]
@@ -40,7 +41,7 @@ pub struct Broker {
 }
 
 /// What goes wrong, as probabilities.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     pub report_lost: f64,
     pub report_late: f64,
@@ -72,6 +73,8 @@ pub struct Cluster {
     pub brokers: Vec<Broker>,
     pub balancer: Balancer,
     pub measures: Measures,
+    /// Checks each decision, where a test wants it.
+    pub oracle: Option<Oracle>,
     pub faults: Faults,
     pub is_noisy: bool,
     config: BalanceConfig,
@@ -93,6 +96,7 @@ impl Cluster {
             brokers: Vec::new(),
             balancer: Balancer::new(config.clone()),
             measures: Measures::default(),
+            oracle: None,
             faults: Faults::default(),
             is_noisy: true,
             config,
@@ -203,6 +207,7 @@ impl Cluster {
     /// The leader is lost, and its successor knows nothing.
     pub fn lose_leader(&mut self) {
         self.balancer = Balancer::new(self.config.clone());
+        self.oracle = self.oracle.as_ref().map(|_| Oracle::default());
         self.leaderless_until_ms = self.now_ms + LEASE_MS;
     }
 
@@ -239,6 +244,9 @@ impl Cluster {
             Event::Forget(broker) => {
                 if !self.brokers[broker].is_up && self.now_ms >= self.leaderless_until_ms {
                     self.balancer.forget(self.now_ms, &self.brokers[broker].id);
+                    if let Some(oracle) = &mut self.oracle {
+                        oracle.forget(&self.brokers[broker].id);
+                    }
                 }
             }
             Event::LookUp(bundle) => self.look_up(bundle),
@@ -311,8 +319,10 @@ impl Cluster {
             let report = it.report.clone();
             self.after(late_ms, Event::Report(report));
         } else if self.now_ms >= self.leaderless_until_ms {
-            let taken = self.balancer.report(now_ms, &self.brokers[broker].report);
-            self.measures.stale_reports += u64::from(taken.is_err());
+            let bundles = std::mem::take(&mut self.brokers[broker].report.bundles);
+            let report = BrokerReport { bundles, ..self.brokers[broker].report.clone() };
+            self.deliver(&report);
+            self.brokers[broker].report.bundles = report.bundles;
         }
     }
 
@@ -322,15 +332,21 @@ impl Cluster {
         if self.now_ms < self.leaderless_until_ms || is_over {
             return;
         }
-        let taken = self.balancer.report(self.now_ms, report);
-        self.measures.stale_reports += u64::from(taken.is_err());
+        let is_taken = self.balancer.report(self.now_ms, report).is_ok();
+        self.measures.stale_reports += u64::from(!is_taken);
+        if let Some(oracle) = self.oracle.as_mut().filter(|_| is_taken) {
+            oracle.report(self.now_ms, report);
+        }
     }
 
     fn send(&mut self, decision: Decision) {
+        if let Some(oracle) = &mut self.oracle {
+            oracle.check(self.now_ms, &decision, &self.config);
+        }
         self.measures.decisions += 1;
         if self.rng.random_bool(self.faults.decision_lost) {
             if self.rng.random_bool(0.5) {
-                self.balancer.failed(self.now_ms, decision.bundle());
+                self.tell_failed(decision.bundle());
             }
             return;
         }
@@ -348,10 +364,20 @@ impl Cluster {
         if !is_done {
             self.measures.refused += 1;
             let id = self.bundles[bundle].id.clone();
-            self.balancer.failed(self.now_ms, &id);
+            self.tell_failed(&id);
         } else if !self.rng.random_bool(self.faults.answer_lost) {
             let (id, epoch) = (self.bundles[bundle].id.clone(), self.bundles[bundle].epoch);
             self.balancer.moved(self.now_ms, &id, epoch);
+            if let Some(oracle) = &mut self.oracle {
+                oracle.moved(self.now_ms, &id, epoch);
+            }
+        }
+    }
+
+    fn tell_failed(&mut self, bundle: &BundleId) {
+        self.balancer.failed(self.now_ms, bundle);
+        if let Some(oracle) = &mut self.oracle {
+            oracle.failed(bundle);
         }
     }
 

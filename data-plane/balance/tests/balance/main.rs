@@ -5,6 +5,7 @@ mod cluster;
 mod large;
 mod load;
 mod measures;
+mod oracle;
 mod properties;
 mod small;
 mod traffic;

@@ -4,8 +4,10 @@ use geminga_balance::Reason;
 
 use crate::load::DAY_MS;
 
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Measures {
+    /// How long a bundle has to rest after a move.
+    pub rest_ms: u64,
     pub decisions: u64,
     pub refused: u64,
     pub stale_reports: u64,
@@ -13,8 +15,24 @@ pub struct Measures {
     pub filled: u64,
     pub drained: u64,
     pub splits: u64,
-    /// Moves of a bundle less than a day after its last one.
+    /// Moves of a bundle that has not rested since its last one.
     pub moved_again: u64,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        Self {
+            rest_ms: DAY_MS,
+            decisions: 0,
+            refused: 0,
+            stale_reports: 0,
+            levelled: 0,
+            filled: 0,
+            drained: 0,
+            splits: 0,
+            moved_again: 0,
+        }
+    }
 }
 
 impl Measures {
@@ -27,7 +45,7 @@ impl Measures {
     }
 
     pub fn note_rest(&mut self, rested_ms: Option<u64>) {
-        self.moved_again += u64::from(rested_ms.is_some_and(|rested| rested < DAY_MS));
+        self.moved_again += u64::from(rested_ms.is_some_and(|rested| rested < self.rest_ms));
     }
 
     pub fn balancing(&self) -> u64 {
