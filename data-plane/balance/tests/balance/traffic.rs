@@ -1,0 +1,157 @@
+//! What happens to a large cluster in the course of days.
+
+use rand::Rng;
+
+use crate::{
+    cluster::Cluster,
+    load::{BundleLoad, DAY_MS, Waves},
+    measures::Imbalance,
+};
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+
+/// A broker that has started and has not got its share yet.
+struct Starting {
+    broker: usize,
+    since_ms: u64,
+}
+
+/// Changes of load, and brokers that come and go.
+pub struct Traffic {
+    pub imbalance: Imbalance,
+    /// From a broker's start until it had 85 % of its share, in milliseconds.
+    pub filled_after_ms: Vec<u64>,
+    pub kills: u64,
+    pub drains: u64,
+    pub leaders: u64,
+    starting: Vec<Starting>,
+    draining: Vec<usize>,
+    down: Vec<(usize, u64)>,
+    /// Busy cores of a broker on average.
+    share: f64,
+    next_fault_ms: u64,
+    next_leader_ms: u64,
+}
+
+impl Traffic {
+    pub fn new(now_ms: u64, share: f64) -> Self {
+        Self {
+            imbalance: Imbalance::default(),
+            filled_after_ms: Vec::new(),
+            kills: 0,
+            drains: 0,
+            leaders: 0,
+            starting: Vec::new(),
+            draining: Vec::new(),
+            down: Vec::new(),
+            share,
+            next_fault_ms: now_ms + HOUR_MS,
+            next_leader_ms: now_ms + 5 * HOUR_MS,
+        }
+    }
+
+    /// A minute in which nothing happens but what the balancer does and load that changes.
+    pub fn minute(&mut self, cluster: &mut Cluster, bound: f64) {
+        self.change_loads(cluster);
+        let end_ms = cluster.now_ms + MINUTE_MS;
+        while cluster.now_ms < end_ms {
+            cluster.tick();
+            self.watch(cluster);
+        }
+        self.imbalance.note(cluster.imbalance(), bound);
+    }
+
+    /// Every two hours or so a broker is killed, or leaves in order, and comes back; now and then the leader is lost.
+    pub fn faults(&mut self, cluster: &mut Cluster) {
+        if cluster.now_ms >= self.next_leader_ms {
+            self.next_leader_ms = cluster.now_ms + cluster.rng.random_range(4..10) * HOUR_MS;
+            self.leaders += 1;
+            cluster.lose_leader();
+        }
+        if cluster.now_ms < self.next_fault_ms {
+            return;
+        }
+        self.next_fault_ms = cluster.now_ms + cluster.rng.random_range(HOUR_MS..3 * HOUR_MS);
+        let up: Vec<usize> = (0..cluster.brokers.len())
+            .filter(|it| cluster.brokers[*it].is_up && cluster.brokers[*it].accepts)
+            .collect();
+        let broker = up[cluster.rng.random_range(0..up.len())];
+        if cluster.rng.random_bool(0.5) {
+            self.kills += 1;
+            cluster.kill(broker);
+            let down_ms = cluster.rng.random_range(20_000..600_000);
+            self.start_after(cluster, broker, down_ms);
+        } else {
+            self.drains += 1;
+            cluster.brokers[broker].accepts = false;
+            self.draining.push(broker);
+        }
+    }
+
+    pub fn start_after(&mut self, cluster: &mut Cluster, broker: usize, ms: u64) {
+        cluster.start_after(broker, ms);
+        self.down.push((broker, cluster.now_ms + ms));
+    }
+
+    /// Two in a hundred bundles have another load from some day on; some have bursts.
+    fn change_loads(&mut self, cluster: &mut Cluster) {
+        let waves = Waves::at(cluster.now_ms);
+        let share = self.share;
+        let count = cluster.bundles.len();
+        for _ in 0..count * MINUTE_MS as usize / DAY_MS as usize / 50 + 1 {
+            let number = cluster.rng.random_range(0..count);
+            let base = cluster.bundles[number].load.base * cluster.rng.random_range(0.3..2.2);
+            if cluster.bundles[number].topics > 1 || base < 0.05 * share {
+                cluster.bundles[number].load = BundleLoad::with_wave(base, &mut cluster.rng);
+            }
+        }
+        for _ in 0..5 {
+            let number = cluster.rng.random_range(0..count);
+            let factor = cluster.rng.random_range(2.0..20.0);
+            let until_ms = cluster.now_ms + cluster.rng.random_range(1..30) * MINUTE_MS;
+            let bundle = &mut cluster.bundles[number];
+            if bundle.load.at(cluster.now_ms, &waves) * factor < 0.1 * share {
+                bundle.load.burst(factor, until_ms);
+            }
+        }
+    }
+
+    fn watch(&mut self, cluster: &mut Cluster) {
+        let now_ms = cluster.now_ms;
+        let emptied: Vec<usize> = self.draining.extract_if(.., |it| cluster.brokers[*it].owned.is_empty()).collect();
+        for broker in emptied {
+            cluster.kill(broker);
+            self.start_after(cluster, broker, 30_000);
+        }
+        let started = self.down.extract_if(.., |(_, at_ms)| *at_ms <= now_ms);
+        self.starting.extend(started.map(|(broker, since_ms)| Starting { broker, since_ms }));
+        if self.starting.is_empty() {
+            return;
+        }
+        let (utilizations, mean) = cluster.utilizations();
+        for it in &self.starting {
+            let waited = now_ms - it.since_ms;
+            if std::env::var("BALANCE_VERBOSE").is_ok() && (waited == 120_000 || waited % 300_000 < 5000) {
+                let e = cluster.balancer.explain();
+                let b = e.brokers.iter().find(|b| b.broker == cluster.brokers[it.broker].id);
+                if let Some(b) = b {
+                    println!(
+                        "waits {waited}: really {:.3} measured {:.3} to be {:.3} {} {:?}",
+                        utilizations[it.broker] / mean,
+                        b.load / b.cores / e.mean,
+                        b.load_to_be / b.cores / e.mean,
+                        b.verdict,
+                        e.pause
+                    );
+                }
+            }
+        }
+        let filled = self.starting.extract_if(.., |it| utilizations[it.broker] >= 0.85 * mean);
+        self.filled_after_ms.extend(filled.map(|it| now_ms - it.since_ms));
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.starting.len() + self.draining.len() + self.down.len()
+    }
+}
