@@ -5,9 +5,11 @@
 
 mod histogram;
 pub mod logging;
+mod machine;
 mod metrics;
 mod process;
 
 pub use histogram::Histogram;
+pub use machine::MachineCpu;
 pub use metrics::{Labels, Metrics, family, sample, sample_histogram};
 pub use process::ProcessStats;

@@ -15,11 +15,18 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
         ("GET", []) => Ok(Answer::Json(json!(alive(broker)))),
         ("GET", ["leaderBroker"]) => {
-            Ok(Answer::Json(json!({ "serviceUrl": format!("http://{address}"), "brokerId": address })))
+            let leader = if broker.ownership().is_shared() { broker.leader().await? } else { Some(address.clone()) };
+            let leader = leader.ok_or_else(|| ApiError::not_found("Couldn't find leader broker"))?;
+            Ok(Answer::Json(json!({ "serviceUrl": format!("http://{leader}"), "brokerId": leader })))
         }
         ("GET", ["health"]) => {
             check_health(broker).await?;
             Ok(Answer::Text("ok".into()))
+        }
+        // Of this broker, which the request must be sent to.
+        ("POST", ["drain"]) => {
+            broker.drain().await?;
+            Ok(Answer::Nothing)
         }
         ("GET", ["ready"]) => {
             check_metadata(broker).await?;
@@ -125,6 +132,10 @@ async fn owned_namespaces(broker: &Broker, id: &str) -> Result<Answer> {
 pub(crate) async fn stats(call: &Call, path: &[&str]) -> Result<Answer> {
     match (call.method(), path) {
         ("GET", ["topics"]) => topics(&call.broker).await,
+        ("GET", ["balance"]) => match call.broker.explain_balance() {
+            Some(explanation) => Ok(Answer::Text(explanation)),
+            None => Err(ApiError::not_found("this broker does not lead; see brokers/leaderBroker")),
+        },
         ("GET", ["metrics"]) => Ok(Answer::Json(metrics(&call.broker))),
         ("GET", ["load-report"]) => Ok(Answer::Json(json!({
             "webServiceUrl": format!("http://{}", call.broker.config().advertised_http),

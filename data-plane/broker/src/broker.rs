@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use geminga_balance::Balancer;
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError, PartitionedTopicRecord, TopicRecord, Versioned};
 use geminga_model::{BundleName, NamespaceName, TopicDomain, TopicName};
@@ -33,6 +34,8 @@ pub struct Broker {
     topics: Mutex<FxHashMap<TopicName, Slot>>,
     pub(crate) bundles: Mutex<FxHashMap<BundleName, BundleSlot>>,
     pub(crate) ownership: Arc<Ownership>,
+    /// Of the leader, while this broker is that, or was.
+    pub(crate) balancer: Mutex<Option<Arc<Mutex<Balancer>>>>,
     /// What it follows for as long as it lives.
     pub(crate) tasks: Mutex<Vec<tokio::task::AbortHandle>>,
     changes: broadcast::Sender<NamespaceName>,
@@ -74,6 +77,7 @@ impl Broker {
             topics: Mutex::default(),
             bundles: Mutex::default(),
             ownership,
+            balancer: Mutex::default(),
             tasks: Mutex::default(),
             changes: broadcast::channel(TOPIC_CHANGES).0,
             housekeeping: Mutex::default(),
@@ -86,6 +90,7 @@ impl Broker {
         if broker.ownership.is_shared() {
             broker.follow_metadata().await?;
             broker.follow_ownership();
+            broker.balance_load();
         }
         broker.clone().start_housekeeping();
         Ok(broker)
@@ -305,6 +310,11 @@ impl Broker {
     pub async fn lookup(&self, name: &TopicName) -> Result<Owner> {
         let policies = self.policies(name).await?;
         self.ownership.find(&bundle_of(name, &policies)).await
+    }
+
+    /// Takes no more bundles from now on; whoever leads gives those that it has to others.
+    pub async fn drain(&self) -> Result<()> {
+        self.ownership.drain().await
     }
 
     /// How bundles are shared with other brokers.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use geminga_metadata::Metadata;
+use geminga_metadata::{Metadata, Wanted};
 use geminga_model::{BundleName, BundleRange, NamespaceName, TopicName, topic_hash};
 use tokio::sync::{OnceCell, RwLock};
 use tokio::task::JoinSet;
@@ -11,8 +11,9 @@ use tokio::task::JoinSet;
 use crate::broker::Broker;
 use crate::cursors::Cursors;
 use crate::error::{BrokerError, Result};
-use crate::ownership::{Change, Located, Owner, Tenure, not_served_here};
+use crate::ownership::{Change, Located, Owner, Target, Tenure, not_served_here};
 use crate::policies::EffectivePolicies;
+use crate::splitting::SplitAt;
 use crate::topic::Topic;
 
 pub(crate) type BundleSlot = Arc<OnceCell<Arc<Bundle>>>;
@@ -125,7 +126,7 @@ impl Broker {
 
     /// Hands a bundle over to another broker, or unloads it where there is no other: its topics finish what is in flight, and
     /// their clients are told where it goes.
-    pub(crate) async fn give_up_bundle(&self, bundle: &Arc<Bundle>, to: Option<&str>) -> Result<()> {
+    pub(crate) async fn give_up_bundle(&self, bundle: &Arc<Bundle>, to: Target<'_>) -> Result<()> {
         let Some(topics) = self.close_bundle(bundle).await else { return Ok(()) };
         let passed = self.ownership.give_up(&bundle.name, bundle.tenure, to).await;
         self.dismiss(bundle, topics, passed.as_ref().ok().and_then(Option::as_ref));
@@ -186,8 +187,11 @@ impl Broker {
             return Err(BrokerError::PreconditionFailed(format!("broker {to} is not in the list of active brokers")));
         }
         match self.open_bundle_named(name) {
-            Some(bundle) => self.give_up_bundle(&bundle, to).await,
-            None => self.ownership.ask_for(name, to).await,
+            Some(bundle) => self.give_up_bundle(&bundle, Target { broker: to, for_balance: false }).await,
+            None => {
+                let to = to.map(str::to_owned);
+                self.ownership.ask(name, Wanted::Handover { to, for_balance: false }).await
+            }
         }
     }
 
@@ -220,23 +224,26 @@ impl Broker {
                     self.drop_bundle(&bundle, to.as_ref());
                 }
             }
-            Change::Asked(name, to) => drop(tokio::spawn(async move {
-                let result = match self.open_bundle_named(&name) {
-                    Some(bundle) => self.give_up_bundle(&bundle, to.as_deref()).await,
-                    None => self.pass_on(&name, to.as_deref()).await,
-                };
-                if let Err(error) = result {
-                    tracing::warn!(bundle = %name, %error, "could not hand a bundle over");
+            Change::Asked(name, wanted) => drop(tokio::spawn(async move {
+                if let Err(error) = self.carry_out(&name, &wanted).await {
+                    tracing::warn!(bundle = %name, ?wanted, %error, "could not do what is asked of a bundle's owner");
                 }
             })),
         }
     }
 
-    /// Hands over a bundle that is this broker's and that it has not opened.
-    async fn pass_on(&self, name: &BundleName, to: Option<&str>) -> Result<()> {
-        match self.ownership.find(name).await? {
-            Owner::Me(tenure) => self.ownership.give_up(name, tenure, to).await.map(drop),
-            Owner::Other(_) => Ok(()),
+    async fn carry_out(self: &Arc<Self>, name: &BundleName, wanted: &Wanted) -> Result<()> {
+        let Wanted::Handover { to, for_balance } = wanted else {
+            return self.split_bundle(name, &SplitAt::Topics).await.map(drop);
+        };
+        let target = Target { broker: to.as_deref(), for_balance: *for_balance };
+        match self.open_bundle_named(name) {
+            Some(bundle) => self.give_up_bundle(&bundle, target).await,
+            // It is this broker's, which has not opened it.
+            None => match self.ownership.find(name).await? {
+                Owner::Me(tenure) => self.ownership.give_up(name, tenure, target).await.map(drop),
+                Owner::Other(_) => Ok(()),
+            },
         }
     }
 
@@ -254,7 +261,7 @@ impl Broker {
         for bundle in self.open_bundles() {
             let broker = self.clone();
             leaving.spawn(async move {
-                if let Err(error) = broker.give_up_bundle(&bundle, None).await {
+                if let Err(error) = broker.give_up_bundle(&bundle, Target::default()).await {
                     tracing::warn!(bundle = %bundle.name, %error, "could not hand a bundle over");
                 }
             });

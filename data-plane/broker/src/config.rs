@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::balancing::BalanceSettings;
+
 /// Everything a broker can be told. `Default` is right for a standalone.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
@@ -55,6 +57,8 @@ pub struct BrokerConfig {
     /// How long a connection that holds what another client wants may take to answer a ping (Pulsar's
     /// `connectionLivenessCheckTimeoutMillis`).
     pub liveness_timeout: Duration,
+    /// How load is spread over brokers, when there are several.
+    pub balance: BalanceSettings,
     /// Show metrics of each topic and subscription instead of each namespace.
     pub metrics_per_topic: bool,
 }
@@ -85,6 +89,7 @@ impl Default for BrokerConfig {
             delete_inactive_partitioned_topics: false,
             housekeeping_interval: Duration::from_secs(10),
             liveness_timeout: Duration::from_secs(5),
+            balance: BalanceSettings::default(),
             metrics_per_topic: false,
         }
     }

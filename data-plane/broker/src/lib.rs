@@ -3,6 +3,7 @@
 //! Start at [`Broker`] (broker.rs), then [`Topic`] (topic/mod.rs), which tells the way of a message. [`Peer`] is what a
 //! protocol implements. cursors.rs drives the log of acknowledgements, completions.rs brings finished writes back.
 
+mod balancing;
 mod broker;
 mod bundle;
 mod completions;
@@ -28,6 +29,7 @@ mod splitting;
 mod topic;
 mod upkeep;
 
+pub use balancing::BalanceSettings;
 pub use broker::Broker;
 pub use config::BrokerConfig;
 pub use dynamic::dynamic_settings;

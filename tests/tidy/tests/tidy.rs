@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-metadata", &["geminga-model"]),
     ("geminga-metadata-sql", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger", &["geminga-model"]),
+    ("geminga-balance", &[]),
     ("geminga-ensemble", &[]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
     (
@@ -42,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "geminga-broker",
         &[
+            "geminga-balance",
             "geminga-flow",
             "geminga-ledger",
             "geminga-ledger-client",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{BrokerRecord, BundleRecord, Handover, Versioned};
+use geminga_metadata::{BrokerRecord, BundleRecord, BundleRequest, Versioned};
 use geminga_model::BundleName;
 use rustc_hash::FxHashMap;
 
@@ -25,6 +25,8 @@ pub struct BundleState {
     pub bundle: BundleName,
     pub owner: String,
     pub epoch: u64,
+    /// When it was last moved to spread load, by the clock of metadata in milliseconds since the Unix epoch.
+    pub balanced_at_ms: Option<u64>,
 }
 
 /// Records as they were last heard of, and the sessions of brokers.
@@ -85,11 +87,11 @@ impl Directory {
         self.bundles.insert(bundle.clone(), record);
     }
 
-    /// Somebody wants a bundle to be handed over; concerns this broker only as long as it is the owner that is meant.
-    pub fn asked(&self, bundle: &BundleName, handover: Handover, changes: &mut Vec<Change>) {
+    /// Somebody asks something of a bundle's owner; concerns this broker only as long as it is the one that is meant.
+    pub fn asked(&self, bundle: &BundleName, request: BundleRequest, changes: &mut Vec<Change>) {
         let concerned = self.bundles.get(bundle).filter(|record| self.is_mine(&record.value));
-        if concerned.is_some_and(|record| record.value.epoch == handover.epoch) {
-            changes.push(Change::Asked(bundle.clone(), handover.to));
+        if concerned.is_some_and(|record| record.value.epoch == request.epoch) {
+            changes.push(Change::Asked(bundle.clone(), request.wanted));
         }
     }
 
@@ -171,7 +173,12 @@ impl Directory {
             .iter()
             .filter_map(|(bundle, Versioned { value, .. })| {
                 let owner = value.owner.clone().filter(|owner| is_alive(owner, value.incarnation))?;
-                Some(BundleState { bundle: bundle.clone(), owner, epoch: value.epoch })
+                Some(BundleState {
+                    bundle: bundle.clone(),
+                    owner,
+                    epoch: value.epoch,
+                    balanced_at_ms: value.balanced_at_ms,
+                })
             })
             .collect();
         owned.sort_by(|a, b| a.bundle.cmp(&b.bundle));
@@ -181,7 +188,7 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use geminga_metadata::BrokerSession;
+    use geminga_metadata::{BrokerSession, Wanted};
 
     use super::*;
 
@@ -190,7 +197,7 @@ mod tests {
     }
 
     fn record(owner: &str, incarnation: u64, version: u64) -> Versioned<BundleRecord> {
-        let value = BundleRecord { owner: Some(owner.into()), incarnation, epoch: 1 };
+        let value = BundleRecord { owner: Some(owner.into()), incarnation, epoch: 1, balanced_at_ms: None };
         Versioned { value, version }
     }
 
@@ -237,10 +244,10 @@ mod tests {
         let mut directory = directory();
         let mut changes = Vec::new();
         directory.learn(&bundle(), record("me", 3, 7), &mut changes);
-        directory.asked(&bundle(), Handover { to: None, epoch: 0 }, &mut changes);
+        directory.asked(&bundle(), BundleRequest { epoch: 0, wanted: Wanted::Split }, &mut changes);
         assert_eq!(changes.len(), 1);
-        directory.asked(&bundle(), Handover { to: Some("other".into()), epoch: 1 }, &mut changes);
-        assert!(matches!(&changes[1], Change::Asked(_, Some(to)) if to == "other"));
+        directory.asked(&bundle(), BundleRequest { epoch: 1, wanted: Wanted::Split }, &mut changes);
+        assert!(matches!(&changes[1], Change::Asked(_, Wanted::Split)));
     }
 
     #[test]

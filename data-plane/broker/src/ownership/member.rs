@@ -1,10 +1,11 @@
 //! A broker among others: the I/O around [`Directory`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use geminga_metadata::{
-    BrokerRecord, BundleRecord, Handover, Lease, Metadata, MetadataError, Versioned, Watch, WatchEvent,
+    BrokerRecord, BundleRecord, BundleRequest, Lease, Metadata, MetadataError, Versioned, Wanted, Watch, WatchEvent,
 };
 use geminga_model::{BundleName, topic_hash};
 use parking_lot::Mutex;
@@ -12,13 +13,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use super::directory::{BrokerState, BundleState, Directory, Known};
-use super::{Change, Located, MemberOptions, Owner, Tenure, session};
+use super::{Change, Located, MemberOptions, Owner, Target, Tenure, session};
 use crate::error::{BrokerError, Result};
 
 /// Pause before what cannot be decided yet is looked at again, if nothing is heard before.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long an owner may take to hand a bundle over before whoever asked for that is told that it has not.
-const HANDOVER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an owner may take to do what it is asked before whoever asked is told that it has not.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Member {
     pub id: String,
@@ -30,6 +31,7 @@ pub(super) struct Member {
     /// Something has changed in the directory.
     news: Notify,
     started: Instant,
+    is_draining: AtomicBool,
     changes: mpsc::UnboundedSender<Change>,
     changes_taken: Mutex<Option<mpsc::UnboundedReceiver<Change>>>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -51,20 +53,21 @@ impl Member {
             directory: Mutex::new(directory),
             news: Notify::new(),
             started: Instant::now(),
+            is_draining: AtomicBool::new(false),
             changes,
             changes_taken: Mutex::new(Some(taken)),
             tasks: Mutex::default(),
         });
         // Watch first, so that nothing is missed between reading and watching.
         let bundles = member.metadata.store().watch(Metadata::bundles_prefix()).await?;
-        let handovers = member.metadata.store().watch(Metadata::handovers_prefix()).await?;
+        let requests = member.metadata.store().watch(Metadata::bundle_requests_prefix()).await?;
         member.look().await?;
         member.read_all().await?;
         let tasks = [
             tokio::spawn(session::keep(member.clone())),
             tokio::spawn(follow_sessions(member.clone())),
             tokio::spawn(follow_bundles(member.clone(), bundles)),
-            tokio::spawn(follow_handovers(member.clone(), handovers)),
+            tokio::spawn(follow_requests(member.clone(), requests)),
         ];
         member.tasks.lock().extend(tasks.iter().map(|task| task.abort_handle()));
         Ok(member)
@@ -112,10 +115,10 @@ impl Member {
         for bundle in missing {
             self.read_again(&bundle).await?;
         }
-        let handovers = self.metadata.list_handovers().await?;
+        let requests = self.metadata.list_bundle_requests().await?;
         self.change(|directory, changes| {
-            for (bundle, handover) in handovers {
-                directory.asked(&bundle, handover, changes);
+            for (bundle, request) in requests {
+                directory.asked(&bundle, request, changes);
             }
         });
         Ok(())
@@ -171,7 +174,8 @@ impl Member {
             return Err(BrokerError::ServiceNotReady(format!("no broker takes bundle {bundle}")));
         };
         let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
-        let record = BundleRecord { owner: Some(owner), incarnation, epoch };
+        let balanced_at_ms = before.as_ref().and_then(|before| before.value.balanced_at_ms);
+        let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced_at_ms };
         match self.metadata.put_bundle(bundle, &record, before.map(|before| before.version)).await {
             Ok(version) => {
                 tracing::info!(%bundle, owner = record.owner, epoch, "bundle has an owner");
@@ -191,7 +195,7 @@ impl Member {
         Ok(policies.value.bundle_ranges().contains(&bundle.range))
     }
 
-    pub async fn ask_for(&self, bundle: &BundleName, to: Option<&str>) -> Result<()> {
+    pub async fn ask(&self, bundle: &BundleName, wanted: Wanted) -> Result<()> {
         self.read_again(bundle).await?;
         let epoch = {
             let directory = self.directory.lock();
@@ -200,8 +204,8 @@ impl Member {
                 (_, Some(record)) => record.value.epoch,
             }
         };
-        self.metadata.put_handover(bundle, &Handover { to: to.map(str::to_owned), epoch }).await?;
-        let handed_over = async {
+        self.metadata.put_bundle_request(bundle, &BundleRequest { epoch, wanted }).await?;
+        let done = async {
             loop {
                 let news = self.news.notified();
                 tokio::pin!(news);
@@ -212,27 +216,31 @@ impl Member {
                 let _ = tokio::time::timeout(PAUSE, news).await;
             }
         };
-        let late =
-            || BrokerError::ServiceNotReady(format!("bundle {bundle} was not handed over in {HANDOVER_PATIENCE:?}"));
-        tokio::time::timeout(HANDOVER_PATIENCE, handed_over).await.map_err(|_| late())
+        let late = || {
+            BrokerError::ServiceNotReady(format!("bundle {bundle} was not handed over or split within {PATIENCE:?}"))
+        };
+        tokio::time::timeout(PATIENCE, done).await.map_err(|_| late())
     }
 
-    pub async fn give_up(&self, bundle: &BundleName, version: u64, to: Option<&str>) -> Result<Option<Located>> {
-        let (epoch, target) = {
+    pub async fn give_up(&self, bundle: &BundleName, version: u64, to: Target<'_>) -> Result<Option<Located>> {
+        let (before, target) = {
             let directory = self.directory.lock();
             let Some(record) = directory.record(bundle).filter(|record| record.version == version) else {
                 return Ok(None);
             };
             let alive = directory.alive(self.now_ms());
-            let named = alive.iter().find(|broker| to == Some(&*broker.id));
+            let named = alive.iter().find(|broker| to.broker == Some(&*broker.id));
             let target = match named {
                 Some(broker) => Some((broker.id.clone(), broker.incarnation)),
                 None => choose(bundle, &alive, Some(&self.id)),
             };
-            (record.value.epoch + 1, target)
+            (record.value.clone(), target)
         };
         let (owner, incarnation) = target.unzip();
-        let record = BundleRecord { owner: owner.clone(), incarnation: incarnation.unwrap_or(0), epoch };
+        let epoch = before.epoch + 1;
+        let balanced_at_ms = if to.for_balance { Some(self.metadata.store().now_ms()) } else { before.balanced_at_ms };
+        let incarnation = incarnation.unwrap_or(0);
+        let record = BundleRecord { owner: owner.clone(), incarnation, epoch, balanced_at_ms };
         match self.metadata.pass_bundle(bundle, &record, version).await {
             Ok(version) => {
                 tracing::info!(%bundle, ?owner, epoch, "bundle was handed over");
@@ -250,7 +258,12 @@ impl Member {
     }
 
     pub fn me(&self) -> BundleRecord {
-        BundleRecord { owner: Some(self.id.clone()), incarnation: self.lease.lock().epoch, epoch: 1 }
+        BundleRecord {
+            owner: Some(self.id.clone()),
+            incarnation: self.lease.lock().epoch,
+            epoch: 1,
+            balanced_at_ms: None,
+        }
     }
 
     pub fn owner_known(&self, bundle: &BundleName) -> Option<Located> {
@@ -278,7 +291,12 @@ impl Member {
         directory.located(id).filter(|_| is_alive)
     }
 
+    pub fn standing(&self) -> (&str, u64, bool) {
+        (&self.id, self.lease.lock().epoch, !self.is_draining.load(Ordering::Relaxed))
+    }
+
     pub async fn drain(&self) -> Result<()> {
+        self.is_draining.store(true, Ordering::Relaxed);
         let record = BrokerRecord { draining: true, ..self.record.clone() };
         self.metadata.put_broker(&self.id, &record).await?;
         self.look().await
@@ -356,13 +374,13 @@ async fn follow_bundles(member: Arc<Member>, mut watch: Watch) {
     }
 }
 
-async fn follow_handovers(member: Arc<Member>, mut watch: Watch) {
+async fn follow_requests(member: Arc<Member>, mut watch: Watch) {
     while let Some(event) = watch.next().await {
         // All of them are read again when some were missed, with the bundles.
         let WatchEvent::Changed(key) = event else { continue };
         let Some(bundle) = Metadata::bundle_of_key(&key) else { continue };
-        match member.metadata.get_handover(&bundle).await {
-            Ok(Some(handover)) => member.change(|directory, changes| directory.asked(&bundle, handover, changes)),
+        match member.metadata.get_bundle_request(&bundle).await {
+            Ok(Some(request)) => member.change(|directory, changes| directory.asked(&bundle, request, changes)),
             Ok(None) => {}
             Err(error) => tracing::warn!(%bundle, %error, "could not read what is asked of a bundle's owner"),
         }

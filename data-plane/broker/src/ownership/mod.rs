@@ -13,7 +13,7 @@ mod sessions;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_metadata::{BrokerRecord, BundleRecord, Metadata};
+use geminga_metadata::{BrokerRecord, BundleRecord, Metadata, Wanted};
 use geminga_model::BundleName;
 use tokio::sync::mpsc;
 
@@ -58,6 +58,15 @@ pub struct Tenure {
     pub version: Option<u64>,
 }
 
+/// Where a bundle goes that is given up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Target<'a> {
+    /// None: to whichever broker suits.
+    pub broker: Option<&'a str>,
+    /// It goes so that load is spread.
+    pub for_balance: bool,
+}
+
 /// What has become of a bundle of this broker.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -65,8 +74,8 @@ pub(crate) enum Change {
     Gained(BundleName),
     /// It has another owner, or none.
     Lost(BundleName),
-    /// It is to be handed over, to this broker or to whichever suits.
-    Asked(BundleName, Option<String>),
+    /// Something is asked of this broker as its owner.
+    Asked(BundleName, Wanted),
 }
 
 impl Ownership {
@@ -100,11 +109,11 @@ impl Ownership {
         self.find(bundle).await
     }
 
-    /// Asks the owner of a bundle to hand it over, and waits until it has. Nothing happens when nobody owns it.
-    pub async fn ask_for(&self, bundle: &BundleName, to: Option<&str>) -> Result<()> {
+    /// Asks something of the owner of a bundle, and waits until it is done. Nothing happens when nobody owns it.
+    pub async fn ask(&self, bundle: &BundleName, wanted: Wanted) -> Result<()> {
         match &self.member {
             None => Ok(()),
-            Some(member) => member.ask_for(bundle, to).await,
+            Some(member) => member.ask(bundle, wanted).await,
         }
     }
 
@@ -113,17 +122,22 @@ impl Ownership {
         self.member.as_ref().map(|member| member.me())
     }
 
-    /// Gives a bundle of this broker up, to the one that is named or to whichever suits. Answers who has it now.
+    /// Gives a bundle of this broker up. Answers who has it now.
     pub(crate) async fn give_up(
         &self,
         bundle: &BundleName,
         tenure: Tenure,
-        to: Option<&str>,
+        target: Target<'_>,
     ) -> Result<Option<Located>> {
         match (&self.member, tenure.version) {
-            (Some(member), Some(version)) => member.give_up(bundle, version, to).await,
+            (Some(member), Some(version)) => member.give_up(bundle, version, target).await,
             _ => Ok(None),
         }
+    }
+
+    /// The broker's name among others, its session and whether it takes bundles. None when it is alone.
+    pub(crate) fn standing(&self) -> Option<(&str, u64, bool)> {
+        self.member.as_ref().map(|member| member.standing())
     }
 
     /// Whether the broker shares bundles with others.

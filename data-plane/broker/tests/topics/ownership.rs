@@ -17,7 +17,10 @@ async fn join(id: &str, metadata: &Metadata, ledgers: &MemoryLedgers) -> Arc<Bro
     let record = BrokerRecord { pulsar_url: format!("pulsar://{id}"), ..BrokerRecord::default() };
     let member = MemberOptions { id: id.into(), record, session_timeout: Duration::from_millis(600) };
     let ownership = Ownership::join(metadata.clone(), member).await.unwrap();
-    Broker::start_shared(BrokerConfig::default(), metadata.clone(), Arc::new(ledgers.clone()), ownership).await.unwrap()
+    let mut config = BrokerConfig::default();
+    config.balance.interval = Duration::from_millis(100);
+    config.balance.config.hearing.warm_up_ms = 300;
+    Broker::start_shared(config, metadata.clone(), Arc::new(ledgers.clone()), ownership).await.unwrap()
 }
 
 async fn bundle(metadata: &Metadata) -> BundleName {
@@ -97,7 +100,8 @@ async fn a_deposed_owner_writes_nothing() {
     let bundle = bundle(&metadata).await;
     let current = metadata.get_bundle(&bundle).await.unwrap().unwrap();
     let incarnation = other.ownership().brokers().iter().find(|broker| broker.id == target).unwrap().incarnation;
-    let taken = BundleRecord { owner: Some(target.into()), incarnation, epoch: current.value.epoch + 1 };
+    let taken =
+        BundleRecord { owner: Some(target.into()), incarnation, epoch: current.value.epoch + 1, balanced_at_ms: None };
     // Before the news arrive, if this is quick enough; afterwards the producer is closed, which is as good.
     metadata.put_bundle(&bundle, &taken, Some(current.version)).await.unwrap();
     asleep.publish(&producer, &mut messages(&["lost"]));
@@ -192,4 +196,22 @@ async fn a_bundle_is_split_with_its_acknowledgements() {
     let logs = metadata.list_cursor_logs().await.unwrap();
     assert!(parts.iter().all(|part| logs.contains(&part.to_string())), "{logs:?}");
     assert!(!logs.contains(&parent.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_takes_no_more_bundles_is_emptied_by_the_leader() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let client = Client::new();
+    let producer = client.produce(&topic(&owner, TOPIC).await, "p").await.unwrap();
+    publish(&client, &producer, &["1"]).await;
+    owner.drain().await.unwrap();
+    assert!(matches!(client.next().await, Told::ProducerClosed(_, Some(_))));
+    assert!(matches!(other.lookup(&name(TOPIC)).await.unwrap(), Owner::Me(_)));
+    let moved = metadata.get_bundle(&bundle(&metadata).await).await.unwrap().unwrap();
+    assert!(moved.value.balanced_at_ms.is_some(), "it rests where it is");
+    let leader = a.leader().await.unwrap().unwrap();
+    let explained = if leader == "a" { a.explain_balance() } else { b.explain_balance() };
+    assert!(explained.unwrap().contains("leav"), "the leader says why");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Metadata;
@@ -10,6 +11,7 @@ use crate::{Expect, LeaseOutcome, MetadataError, Op, codec, lease};
 
 const PREFIX: &str = "brokers/";
 const LEASES: &str = "broker/";
+const LOAD_REPORTS: &str = "load-reports/";
 
 /// Where a broker is reached, and how busy it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -46,13 +48,24 @@ impl Metadata {
     }
 
     pub async fn forget_broker(&self, id: &str) -> Result<(), MetadataError> {
-        self.store.commit(vec![Op::delete(format!("{PREFIX}{id}"), Expect::Any)]).await.map(drop)
+        let gone = [PREFIX, LOAD_REPORTS].map(|prefix| Op::delete(format!("{prefix}{id}"), Expect::Any));
+        self.store.commit(gone.into()).await.map(drop)
     }
 
     /// Every broker that was ever registered and has not been forgotten.
     pub async fn list_brokers(&self) -> Result<Vec<(String, BrokerRecord)>, MetadataError> {
         let records = self.list(PREFIX).await?;
         Ok(records.into_iter().map(|(id, record)| (id, record.value)).collect())
+    }
+
+    /// What a broker reports of its load; the form is the affair of whoever balances it.
+    pub async fn put_load_report<T: Serialize>(&self, broker: &str, report: &T) -> Result<(), MetadataError> {
+        let put = Op::put(format!("{LOAD_REPORTS}{broker}"), codec::encode(report)?, Expect::Any);
+        self.store.commit(vec![put]).await.map(drop)
+    }
+
+    pub async fn list_load_reports<T: DeserializeOwned>(&self) -> Result<Vec<T>, MetadataError> {
+        Ok(self.list(LOAD_REPORTS).await?.into_iter().map(|(_, report)| report.value).collect())
     }
 
     /// Begins a broker's session for `ttl` from now on. Another process that holds it is answered.

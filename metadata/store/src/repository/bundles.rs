@@ -12,7 +12,7 @@ use super::{Metadata, Versioned, cursor_logs, garbage, namespaces};
 use crate::{Expect, MetadataError, Op, Policies, codec};
 
 pub(super) const PREFIX: &str = "bundles/";
-pub(super) const HANDOVERS: &str = "handovers/";
+pub(super) const REQUESTS: &str = "bundle-requests/";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleRecord {
@@ -22,16 +22,32 @@ pub struct BundleRecord {
     pub incarnation: u64,
     /// Grows with every change of the owner.
     pub epoch: u64,
+    /// When it was last moved to spread load, by the store's clock in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balanced_at_ms: Option<u64>,
 }
 
-/// Somebody asks the owner of a bundle to hand it over: `handovers/<tenant>/<namespace>/<low>_<high>`. A record of its own, so
-/// that asking does not change the owner's proof.
+/// Somebody asks something of the owner of a bundle: `bundle-requests/<tenant>/<namespace>/<low>_<high>`. A record of its own,
+/// so that asking does not change the owner's proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Handover {
-    /// To this broker; none: to whichever suits.
-    pub to: Option<String>,
-    /// Of the ownership that is to end. With another one it means nothing.
+pub struct BundleRequest {
+    /// Of the ownership that is meant. With another one the request means nothing.
     pub epoch: u64,
+    pub wanted: Wanted,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// Hand the bundle over to this broker; none: to whichever suits.
+    Handover {
+        to: Option<String>,
+        /// It moves so that load is spread, and should then rest where it is.
+        #[serde(default)]
+        for_balance: bool,
+    },
+    /// Cut it into smaller ones.
+    Split,
 }
 
 /// What takes the place of a bundle.
@@ -74,7 +90,7 @@ impl Metadata {
         version: u64,
     ) -> Result<u64, MetadataError> {
         let pass = Op::put(key(name), codec::encode(record)?, Expect::Version(version));
-        let done = Op::delete(format!("{HANDOVERS}{name}"), Expect::Any);
+        let done = Op::delete(format!("{REQUESTS}{name}"), Expect::Any);
         Ok(self.store.commit(vec![pass, done]).await?[0])
     }
 
@@ -91,7 +107,7 @@ impl Metadata {
         let mut ops = vec![
             Op::put(namespaces::key(&name.namespace), policies, Expect::Version(split.policies_version)),
             Op::delete(cursor_logs::key(&name.to_string()), Expect::Any),
-            Op::delete(format!("{HANDOVERS}{name}"), Expect::Any),
+            Op::delete(format!("{REQUESTS}{name}"), Expect::Any),
             Op::delete(key(name), Expect::Any),
         ];
         if let Some(owner) = split.owner {
@@ -103,17 +119,17 @@ impl Metadata {
         self.store.commit(ops).await.map(drop)
     }
 
-    pub async fn put_handover(&self, name: &BundleName, handover: &Handover) -> Result<(), MetadataError> {
-        let put = Op::put(format!("{HANDOVERS}{name}"), codec::encode(handover)?, Expect::Any);
+    pub async fn put_bundle_request(&self, name: &BundleName, request: &BundleRequest) -> Result<(), MetadataError> {
+        let put = Op::put(format!("{REQUESTS}{name}"), codec::encode(request)?, Expect::Any);
         self.store.commit(vec![put]).await.map(drop)
     }
 
-    pub async fn get_handover(&self, name: &BundleName) -> Result<Option<Handover>, MetadataError> {
-        Ok(self.read(&format!("{HANDOVERS}{name}")).await?.map(|found| found.value))
+    pub async fn get_bundle_request(&self, name: &BundleName) -> Result<Option<BundleRequest>, MetadataError> {
+        Ok(self.read(&format!("{REQUESTS}{name}")).await?.map(|found| found.value))
     }
 
-    pub async fn list_handovers(&self) -> Result<Vec<(BundleName, Handover)>, MetadataError> {
-        let records = self.list(HANDOVERS).await?;
+    pub async fn list_bundle_requests(&self) -> Result<Vec<(BundleName, BundleRequest)>, MetadataError> {
+        let records = self.list(REQUESTS).await?;
         records.into_iter().map(|(name, record)| Ok((name.parse()?, record.value))).collect()
     }
 
@@ -129,12 +145,12 @@ impl Metadata {
         PREFIX
     }
 
-    pub fn handovers_prefix() -> &'static str {
-        HANDOVERS
+    pub fn bundle_requests_prefix() -> &'static str {
+        REQUESTS
     }
 
     pub fn bundle_of_key(key: &str) -> Option<BundleName> {
-        key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(HANDOVERS))?.parse().ok()
+        key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(REQUESTS))?.parse().ok()
     }
 
     /// These metadata for the owner of a bundle: every commit is refused with [`MetadataError::OwnershipLost`] once the

@@ -67,7 +67,7 @@ impl Metadata {
             Op::check_empty(format!("{}{name}/", topics::PREFIX)),
             Op::check_empty(format!("{}{name}/", partitioned::PREFIX)),
             Op::delete_prefix(format!("{}{name}/", bundles::PREFIX)),
-            Op::delete_prefix(format!("{}{name}/", bundles::HANDOVERS)),
+            Op::delete_prefix(format!("{}{name}/", bundles::REQUESTS)),
             Op::delete_prefix(format!("{}{name}/", cursor_logs::PREFIX)),
         ];
         ops.extend(garbage::note(ledgers)?);
