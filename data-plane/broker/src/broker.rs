@@ -44,7 +44,8 @@ pub struct Broker {
     pub(crate) housekeeping_rounds: AtomicU64,
     shared_policies: SharedPolicies,
     names: AtomicU64,
-    started_at: u64,
+    /// A number that no other broker of the cluster was given, nor this one at another start.
+    life: u64,
 }
 
 impl Broker {
@@ -60,6 +61,7 @@ impl Broker {
         ledgers: Arc<dyn LedgerClient>,
         ownership: Arc<Ownership>,
     ) -> Result<Arc<Self>> {
+        let life = metadata.store().allocate("broker-life", 1).await?;
         let lanes = std::thread::available_parallelism().map_or(2, usize::from);
         let shared = Arc::new(Shared {
             memory: Arc::new(Memory::divide(config.memory_limit)),
@@ -84,7 +86,7 @@ impl Broker {
             housekeeping_rounds: AtomicU64::new(0),
             shared_policies: SharedPolicies::default(),
             names: AtomicU64::new(0),
-            started_at: now_ms(),
+            life,
         });
         broker.migrate_cursor_log().await?;
         if broker.ownership.is_shared() {
@@ -392,8 +394,8 @@ impl Broker {
         self.topics.lock().remove(name);
     }
 
-    pub(crate) fn started_at(&self) -> u64 {
-        self.started_at
+    pub(crate) fn life(&self) -> u64 {
+        self.life
     }
 
     /// Whether a consumer may create its subscription.
@@ -403,11 +405,11 @@ impl Broker {
 
     /// A producer name that no other producer of this cluster has.
     pub fn next_producer_name(&self) -> String {
-        format!("{}-{}-{}", self.shared.config.cluster, self.started_at, self.names.fetch_add(1, Ordering::Relaxed))
+        format!("{}-{}-{}", self.shared.config.cluster, self.life, self.names.fetch_add(1, Ordering::Relaxed))
     }
 
     pub fn next_consumer_name(&self) -> String {
-        format!("{:x}-{:x}", self.started_at & 0xffff_ffff, self.names.fetch_add(1, Ordering::Relaxed))
+        format!("{:x}-{:x}", self.life, self.names.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Lets what is in flight finish: acknowledgements are written, topics are closed.

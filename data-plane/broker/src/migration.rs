@@ -22,7 +22,7 @@ impl Broker {
         let metadata = &self.shared.metadata;
         let cluster = &self.shared.config.cluster;
         while metadata.get_cursor_log::<Vec<LogLedger>>(cluster).await?.is_some() {
-            let me = format!("{}-{}", std::process::id(), self.started_at());
+            let me = format!("broker-{}", self.life());
             match metadata.store().acquire_lease(LEASE, &me, LEASE_TIME).await? {
                 LeaseOutcome::Held(_) => tokio::time::sleep(PAUSE).await,
                 LeaseOutcome::Acquired(lease) => {

@@ -36,8 +36,9 @@ pub use headers::{MessageHeader, SendHeader, encode_message_header, encode_send_
 pub use key_hash::{STICKY_HASH_RANGE, consistent_hash_slot, murmur3_32, sticky_hash_of_key, sticky_hash_slot};
 pub use payload::{
     BrokerEntry, Chunk, EntryMeta, MAGIC_BROKER_ENTRY, MAGIC_CHECKSUM, PayloadError, PayloadView, TxnId,
-    encode_broker_entry_metadata, encode_payload_header, encode_payload_header_with, frame_payload, parse_payload,
-    payload_header_len, strip_broker_entry_metadata,
+    encode_broker_entry_metadata, encode_labelled_broker_entry_metadata, encode_payload_header,
+    encode_payload_header_with, frame_payload, parse_payload, payload_header_len, strip_broker_entry_metadata,
+    topic_label,
 };
 
 /// CRC32C (Castagnoli), the checksum of payloads.

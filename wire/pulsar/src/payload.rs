@@ -19,6 +19,8 @@ use crate::{crc32c, crc32c_combine, key_hash, proto};
 
 /// Marks broker entry metadata.
 pub const MAGIC_BROKER_ENTRY: u16 = 0x0e02;
+/// Field of our own in the broker entry metadata of a ledger's first entry: the topic's name.
+const TOPIC_LABEL: u32 = 100;
 /// Marks a checksum.
 pub const MAGIC_CHECKSUM: u16 = 0x0e01;
 
@@ -398,6 +400,34 @@ pub fn encode_broker_entry_metadata(timestamp: u64, index: Option<u64>, out: &mu
         out.put_u8(2 << 3);
         encode_varint(index, out);
     }
+}
+
+/// The same with the topic's name in a field of our own (100), which Pulsar's clients and brokers skip: written with the first
+/// entry of a ledger, so that storage alone says what a ledger belongs to.
+pub fn encode_labelled_broker_entry_metadata(timestamp: u64, index: Option<u64>, topic: &str, out: &mut BytesMut) {
+    let start = out.len();
+    encode_broker_entry_metadata(timestamp, index, out);
+    encode_varint(u64::from(TOPIC_LABEL) << 3 | 2, out);
+    encode_varint(topic.len() as u64, out);
+    out.put_slice(topic.as_bytes());
+    let size = (out.len() - start - 6) as u32;
+    out[start + 2..start + 6].copy_from_slice(&size.to_be_bytes());
+}
+
+/// The topic that an entry says it belongs to, which the first entry of a ledger does.
+///
+/// # Errors
+/// The broker's part of the entry is malformed.
+pub fn topic_label(entry: &[u8]) -> Result<Option<&str>, PayloadError> {
+    let Some((start, end)) = broker_entry_bounds(entry)? else { return Ok(None) };
+    let mut fields = Fields::new(entry, start, end);
+    while let Some((field, value)) = fields.next().map_err(PayloadError::BrokerEntry)? {
+        if field == TOPIC_LABEL {
+            let range = value.bytes(field).map_err(PayloadError::BrokerEntry)?;
+            return Ok(std::str::from_utf8(range.of(entry)).ok());
+        }
+    }
+    Ok(None)
 }
 
 /// The producer's part of an entry, sharing its memory. Bytes without the broker's prefix come back as they are, and so

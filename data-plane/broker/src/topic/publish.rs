@@ -166,7 +166,17 @@ impl Topic {
             if numbered {
                 entry.meta.broker_timestamp = now;
                 entry.meta.index = Some(next_index - 1);
-                geminga_wire_pulsar::encode_broker_entry_metadata(now, entry.meta.index, &mut prefixes);
+            }
+            match (entry_id, numbered) {
+                // The first one says whose the ledger is.
+                (0, _) => geminga_wire_pulsar::encode_labelled_broker_entry_metadata(
+                    now,
+                    entry.meta.index,
+                    self.name.as_str(),
+                    &mut prefixes,
+                ),
+                (_, true) => geminga_wire_pulsar::encode_broker_entry_metadata(now, entry.meta.index, &mut prefixes),
+                (_, false) => {}
             }
             if caching {
                 let position = Position { ledger_id, entry_id: entry_id as i64 };

@@ -215,3 +215,34 @@ async fn a_broker_that_takes_no_more_bundles_is_emptied_by_the_leader() {
     let explained = if leader == "a" { a.explain_balance() } else { b.explain_balance() };
     assert!(explained.unwrap().contains("leav"), "the leader says why");
 }
+
+/// As the version before left it: one cursor log for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_of_the_old_form_are_moved_to_the_bundles() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let start =
+        || async { Broker::start(BrokerConfig::default(), metadata.clone(), Arc::new(ledgers.clone())).await.unwrap() };
+    let broker = start().await;
+    let loaded = topic(&broker, TOPIC).await;
+    let client = Client::new();
+    let producer = client.produce(&loaded, "p").await.unwrap();
+    publish(&client, &producer, &["1", "2"]).await;
+    let reader = Client::new();
+    let consumer = reader.consume(&loaded, "s", SubscriptionType::Exclusive).await.unwrap();
+    loaded.flow(&consumer, 10);
+    loaded.acknowledge(&consumer, ack(reader.message().await.entry.position), Some(1));
+    while !matches!(reader.next().await, Told::Acknowledged(1, true)) {}
+    broker.shut_down().await;
+    let bundle = bundle(&metadata).await.to_string();
+    let log = metadata.get_cursor_log::<serde_json::Value>(&bundle).await.unwrap().unwrap();
+    metadata.put_cursor_log("standalone", &log.value, None).await.unwrap();
+    metadata.delete_cursor_log(&bundle, &[]).await.unwrap();
+
+    let broker = start().await;
+    assert_eq!(metadata.list_cursor_logs().await.unwrap(), [bundle]);
+    let loaded = topic(&broker, TOPIC).await;
+    let reader = Client::new();
+    let consumer = reader.consume(&loaded, "s", SubscriptionType::Exclusive).await.unwrap();
+    loaded.flow(&consumer, 10);
+    assert_eq!(text(&reader.message().await), "2");
+}

@@ -3,8 +3,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use geminga_wire_pulsar::{
     Command, DEFAULT_MAX_FRAME_SIZE, FrameError, MessageHeader, SendHeader, SingleMessages, TxnId,
-    append_single_message, decode_frame, encode_broker_entry_metadata, encode_message_header, encode_send_header,
-    encode_send_receipt, encode_simple, frame_payload, frame_size, parse_payload, proto, strip_broker_entry_metadata,
+    append_single_message, decode_frame, encode_broker_entry_metadata, encode_labelled_broker_entry_metadata,
+    encode_message_header, encode_send_header, encode_send_receipt, encode_simple, frame_payload, frame_size,
+    parse_payload, proto, strip_broker_entry_metadata, topic_label,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -201,6 +202,20 @@ proptest! {
         let broker = view.broker_entry.unwrap();
         prop_assert_eq!((broker.timestamp, broker.index), (Some(timestamp), index));
         prop_assert_eq!(strip_broker_entry_metadata(&stored.freeze()), sent);
+    }
+
+    #[test]
+    fn the_first_entry_of_a_ledger_says_whose_it_is(timestamp: u64, index: Option<u64>, topic in "\\PC{0,300}") {
+        let sent = frame_payload(&proto::MessageMetadata::default(), b"payload");
+        let mut stored = BytesMut::new();
+        encode_labelled_broker_entry_metadata(timestamp, index, &topic, &mut stored);
+        stored.extend_from_slice(&sent);
+        let stored = stored.freeze();
+        prop_assert_eq!(topic_label(&stored).unwrap(), Some(topic.as_str()));
+        let broker = parse_payload(&stored).unwrap().broker_entry.unwrap();
+        prop_assert_eq!((broker.timestamp, broker.index), (Some(timestamp), index));
+        prop_assert_eq!(strip_broker_entry_metadata(&stored), sent.clone());
+        prop_assert_eq!(topic_label(&sent).unwrap(), None);
     }
 
     #[test]
