@@ -13,10 +13,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time of last change and size of each file.
 type Stamp = Vec<Option<(SystemTime, u64)>>;
 
+type Make<T> = dyn Fn(&[PathBuf]) -> Result<T, TlsError> + Send + Sync;
+
 /// What was made of some files, made anew when one of them has changed.
 pub struct Watched<T> {
     files: Vec<PathBuf>,
-    make: Box<dyn Fn(&[PathBuf]) -> Result<T, TlsError> + Send + Sync>,
+    make: Box<Make<T>>,
     current: Mutex<Current<T>>,
 }
 

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -35,10 +35,10 @@ impl ServerTls {
     }
 }
 
-fn acceptor(certificate: &PathBuf, key_file: &Path, protocols: &[Vec<u8>]) -> Result<TlsAcceptor, TlsError> {
+fn acceptor(certificate: &Path, key_file: &Path, protocols: &[Vec<u8>]) -> Result<TlsAcceptor, TlsError> {
     let chain = certificates(certificate)?;
     let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| pem_error(key_file, error))?;
-    let unusable = |source| TlsError::Unusable { path: certificate.clone(), source };
+    let unusable = |source| TlsError::Unusable { path: certificate.to_owned(), source };
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?

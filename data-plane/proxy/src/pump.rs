@@ -116,60 +116,83 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> io::Resu
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{duplex, split};
+    use tokio::io::{DuplexStream, duplex, split};
     use tokio::time::Instant;
 
     use super::*;
 
-    fn side(stream: tokio::io::DuplexStream) -> Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin> {
+    fn side(stream: DuplexStream) -> Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin> {
         let (read, write) = split(stream);
         Side { read, write, first: BytesMut::new() }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_was_read_before_comes_first_and_half_closing_passes() {
-        let (mut client, inner_client) = duplex(64);
-        let (mut broker, inner_broker) = duplex(64);
-        let figures = Figures::default();
+    /// Both ends of a pipe whose own buffers hold `bytes` in each direction.
+    async fn with_pipe<T>(
+        bytes: usize,
+        first: &[u8],
+        talk: impl AsyncFnOnce(DuplexStream, DuplexStream) -> T,
+    ) -> (io::Result<()>, T) {
+        let ((client, inner_client), (broker, inner_broker)) = (duplex(bytes), duplex(bytes));
         let mut client_side = side(inner_client);
-        client_side.first = BytesMut::from(&b"first "[..]);
-        let piping = pipe(client_side, side(inner_broker), &figures);
-        let talking = async {
+        client_side.first = BytesMut::from(first);
+        let figures = Figures::default();
+        tokio::join!(pipe(client_side, side(inner_broker), &figures), talk(client, broker))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_before_comes_first_and_a_closed_half_leaves_the_other() {
+        let (piped, ()) = with_pipe(64, b"first ", async |mut client, mut broker| {
             client.write_all(b"then").await.unwrap();
             client.shutdown().await.unwrap();
             let mut all = Vec::new();
             broker.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, b"first then");
-            broker.write_all(&[3; 100_000]).await.unwrap();
-            drop(broker);
-        };
-        let receiving = async {
-            let mut all = Vec::new();
-            tokio::io::AsyncReadExt::read_to_end(&mut client_reader(), &mut all).await.unwrap();
-            all
-        };
-        drop(receiving);
-        let (piped, ()) = tokio::join!(piping, talking);
-        piped.unwrap_err();
+            let (mut read, answer) = (Vec::new(), vec![3; 100_000]);
+            let (written, received) = tokio::join!(
+                async {
+                    broker.write_all(&answer).await?;
+                    broker.shutdown().await
+                },
+                client.read_to_end(&mut read)
+            );
+            written.unwrap();
+            received.unwrap();
+            assert_eq!(read, answer);
+        })
+        .await;
+        piped.unwrap();
     }
 
-    fn client_reader() -> impl AsyncRead + Unpin {
-        tokio::io::empty()
+    #[tokio::test(start_paused = true)]
+    async fn a_half_that_stays_without_a_word_is_given_up() {
+        let begin = Instant::now();
+        let (piped, _stays) = with_pipe(64, b"", async |client, mut broker| {
+            drop(client);
+            let mut all = Vec::new();
+            broker.read_to_end(&mut all).await.unwrap();
+            // One more word gives it one more time.
+            tokio::time::sleep(HALF_CLOSED_LIMIT / 2).await;
+            let _ = broker.write_all(b"word").await;
+            broker
+        })
+        .await;
+        assert!(piped.is_err());
+        assert!(begin.elapsed() <= HALF_CLOSED_LIMIT * 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_takes_nothing_is_given_up() {
-        let (mut client, inner_client) = duplex(64);
-        let (broker, inner_broker) = duplex(64);
-        let figures = Figures::default();
         let begin = Instant::now();
-        let writing = async { while client.write_all(&[1; 1000]).await.is_ok() {} };
-        let ended = tokio::select! {
-            ended = pipe(side(inner_client), side(inner_broker), &figures) => ended,
-            () = writing => panic!("the pipe is still there"),
-        };
-        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (piped, (sent, _stays)) = with_pipe(64, b"", async |mut client, broker| {
+            let mut sent = 0;
+            while client.write_all(&[1; 64]).await.is_ok() {
+                sent += 64;
+            }
+            (sent, broker)
+        })
+        .await;
+        assert_eq!(piped.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(begin.elapsed(), STALL_LIMIT);
-        drop(broker);
+        assert!(sent < 2 * READ_BYTES_MIN, "the sender was held back, not buffered for: {sent}");
     }
 }

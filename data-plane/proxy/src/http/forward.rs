@@ -198,8 +198,11 @@ fn redirect(from: &Endpoint, response: &Response<Incoming>) -> Result<Option<Nex
         Some(authority) => {
             let scheme = uri.scheme_str().ok_or_else(bad)?;
             let default = if scheme == "https" { 443 } else { 80 };
-            let port = authority.port_u16().unwrap_or(default);
-            Endpoint::http(&format!("{scheme}://{}:{port}", authority.host())).map_err(|_| bad())?
+            let address = match authority.port_u16() {
+                Some(_) => authority.to_string(),
+                None => format!("{authority}:{default}"),
+            };
+            Endpoint::http(&format!("{scheme}://{address}")).map_err(|_| bad())?
         }
     };
     if from.tls && !endpoint.tls {

@@ -82,8 +82,8 @@ impl Links {
         self.links.iter().find(|(_, link)| link.endpoint.as_ref() == Some(endpoint)).map(|(id, _)| *id)
     }
 
-    /// Links that are to be asked for a sign of life now.
-    pub fn to_ask(&mut self, now: Instant) -> Vec<LinkId> {
+    /// Links that are quiet, and count as asked for a sign of life from now on.
+    pub fn begin_asking(&mut self, now: Instant) -> Vec<LinkId> {
         let quiet = self.links.iter_mut().filter(|(_, link)| {
             link.stage == Stage::Ready && !link.asked_alive && now.saturating_duration_since(link.heard) >= KEEP_ALIVE
         });

@@ -134,7 +134,7 @@ impl Lookups {
         self.heard = now;
         self.asked_alive = false;
         match &frame.command {
-            Command::Ping(_) => self.to_client(Frame::new(proto::CommandPong {})),
+            Command::Ping(_) => self.tell(Frame::new(proto::CommandPong {})),
             Command::Pong(_) => {}
             Command::AuthResponse(response) => {
                 let response = response.response.clone();
@@ -158,7 +158,7 @@ impl Lookups {
                 Some(request_id) => {
                     let message = format!("{} needs a connection to a broker", other.name());
                     let answer = Refusal::not_allowed(message).answer(other, request_id);
-                    self.to_client(answer);
+                    self.tell(answer);
                 }
                 None => return Err(End::Unexpected(other.name())),
             },
@@ -241,7 +241,7 @@ impl Lookups {
                     return Err(End::Challenges);
                 }
                 self.challenges.push_back((link, asks_for_new_credentials(challenge)));
-                self.to_client(frame);
+                self.tell(frame);
             }
             Command::Connected(_) if !ready => self.agreed(link, frame, now),
             Command::Error(error) if !ready => {
@@ -266,7 +266,7 @@ impl Lookups {
         if !self.greeted && self.home == Some(link) {
             self.greeted = true;
             self.heard = now;
-            self.to_client(connected);
+            self.tell(connected);
         }
         let waiting = match self.links.get_mut(link) {
             Some(found) => {
@@ -283,7 +283,7 @@ impl Lookups {
     /// The broker of a link has refused the client: its word is final.
     fn refused(&mut self, link: LinkId, refusal: &Refusal, error: Frame) -> Result<(), End> {
         if !self.greeted {
-            self.to_client(error);
+            self.tell(error);
             return Err(End::Refused(refusal.message.clone()));
         }
         self.actions.push(Action::HangUp(link));
@@ -298,7 +298,7 @@ impl Lookups {
     fn answered(&mut self, link: LinkId, frame: Frame) {
         if let Command::WatchTopicUpdate(update) = &frame.command {
             if self.home == Some(link) && self.watches.contains(&update.watcher_id) {
-                self.to_client(frame);
+                self.tell(frame);
             }
             return;
         }
@@ -311,7 +311,7 @@ impl Lookups {
                 {
                     self.watches.remove(&watch.watcher_id);
                 }
-                self.to_client(frame);
+                self.tell(frame);
             }
             None => tracing::debug!(command = frame.command.name(), "ignored what a broker sent unasked"),
         }
@@ -334,7 +334,7 @@ impl Lookups {
         if !self.greeted {
             self.lost_greetings += 1;
             if !reached || self.lost_greetings >= ATTEMPTS {
-                self.to_client(Refusal::not_ready(format!("no broker can be reached: {reason}")).greeting());
+                self.tell(Refusal::not_ready(format!("no broker can be reached: {reason}")).greeting());
                 return Err(End::NoBroker(reason.to_owned()));
             }
             self.home(now);
@@ -368,7 +368,7 @@ impl Lookups {
         if let Command::WatchTopicList(watch) = &request.frame.command {
             self.watches.remove(&watch.watcher_id);
         }
-        self.to_client(refusal.answer(&request.frame.command, request_id));
+        self.tell(refusal.answer(&request.frame.command, request_id));
     }
 
     /// To be called every few seconds.
@@ -377,7 +377,7 @@ impl Lookups {
     /// When the connection is to end.
     pub fn tick(&mut self, now: Instant) -> Result<(), End> {
         if !self.greeted && now.saturating_duration_since(self.began) >= GREETING_LIMIT {
-            self.to_client(Refusal::not_ready("the broker has not agreed in time").greeting());
+            self.tell(Refusal::not_ready("the broker has not agreed in time").greeting());
             return Err(End::GreetingLimit);
         }
         let quiet = now.saturating_duration_since(self.heard);
@@ -385,7 +385,7 @@ impl Lookups {
             return Err(End::Silent);
         }
         if self.greeted && quiet >= KEEP_ALIVE && !std::mem::replace(&mut self.asked_alive, true) {
-            self.to_client(Frame::new(proto::CommandPing {}));
+            self.tell(Frame::new(proto::CommandPing {}));
         }
         for request_id in self.requests.overdue(now) {
             self.fail(request_id, &Refusal::not_ready("the broker has not answered in time"));
@@ -394,7 +394,7 @@ impl Lookups {
     }
 
     fn tick_links(&mut self, now: Instant) -> Result<(), End> {
-        for link in self.links.to_ask(now) {
+        for link in self.links.begin_asking(now) {
             self.actions.push(Action::ToBroker(link, Frame::new(proto::CommandPing {}).bytes));
         }
         for link in self.links.overdue(now) {
@@ -410,7 +410,7 @@ impl Lookups {
         Ok(())
     }
 
-    fn to_client(&mut self, frame: Frame) {
+    fn tell(&mut self, frame: Frame) {
         self.actions.push(Action::ToClient(frame.bytes));
     }
 }

@@ -31,14 +31,14 @@ impl Lookups {
         match kind {
             Some(LookupType::Failed) => {
                 self.requests.remove(request_id);
-                self.to_client(frame);
+                self.tell(frame);
             }
             Some(LookupType::Connect) => match self.named_by(link, response) {
                 Ok(endpoint) => {
                     self.requests.remove(request_id);
                     let answer = through_here(request_id, &endpoint);
                     self.actions.push(Action::LookedUp(endpoint));
-                    self.to_client(answer);
+                    self.tell(answer);
                 }
                 Err(refusal) => self.fail(request_id, &refusal),
             },
