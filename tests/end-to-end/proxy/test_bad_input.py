@@ -156,7 +156,7 @@ def test_a_client_that_asks_and_does_not_listen(proxy):
 def test_a_consumer_that_does_not_read_holds_back_its_broker_only(proxy, shared):
     through = client_through(f"127.0.0.1:{shared.broker.port}")
     topic = "persistent://public/default/stalled"
-    with through(proxy.port, receive_buffer=4096) as consumer, through(proxy.port) as producer:
+    with through(proxy.port) as consumer, through(proxy.port) as producer:
         consumer.subscribe(topic, "s")
         consumer.flow(100_000)
         name = producer.produce_on(topic)

@@ -73,13 +73,6 @@ def test_partitions_patterns_and_readers(client, shared, topic):
     assert len(found) == 3 and set(found) < set(sent)
 
 
-def test_a_pattern_finds_a_topic_that_comes_later(client, topic):
-    consumer = client.subscribe(re.compile(topic + ".*"), "pattern", initial_position=pulsar.InitialPosition.Earliest,
-                                pattern_auto_discovery_period=1)
-    client.create_producer(topic + "-later").send(b"late")
-    assert texts(consumer, 1) == ["late"]
-
-
 def test_lookups_name_the_broker_by_http(shared):
     """As Pulsar's proxy: the answer is the broker's own address."""
     with urllib.request.urlopen(f"{shared.proxy.admin_url}/lookup/v2/topic/persistent/public/default/t", timeout=10) as answer:
