@@ -1,3 +1,5 @@
+mod proxy;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -10,6 +12,8 @@ use crate::metadata::MetadataCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
 use crate::options::{Arguments, BrokerOptions, StandaloneOptions, StorageNodeOptions};
+
+pub use proxy::ProxyArguments;
 
 /// A streaming server that speaks Apache Pulsar's protocols.
 #[derive(Parser)]
@@ -39,6 +43,10 @@ pub enum Command {
     ///
     /// Options are layered as those of `standalone`.
     StorageNode(StorageNodeArguments),
+    /// Run a proxy: one address in front of brokers that clients cannot reach themselves
+    ///
+    /// Options are layered as those of `standalone`.
+    Proxy(ProxyArguments),
     /// Load any Pulsar broker and measure it
     #[command(subcommand)]
     Perf(PerfCommand),

@@ -10,6 +10,7 @@ mod data_dir;
 mod listen;
 mod metadata;
 mod options;
+mod proxy;
 mod ready;
 mod server;
 mod serving;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::StorageNode(arguments) => {
             options::resolve(&arguments, matches).and_then(|resolved| storage_node::start(&resolved))
         }
+        Command::Proxy(arguments) => options::resolve(&arguments, matches).and_then(|resolved| proxy::start(&resolved)),
         Command::Config(arguments) => options::resolve(&arguments, matches).map(|resolved| {
             print(&resolved.to_string());
             resolved.unknown_keys.iter().for_each(|key| eprintln!("geminga: warning: {key}"));

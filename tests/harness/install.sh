@@ -4,6 +4,7 @@
 # install_go       a Go toolchain (its modules go to Go's own cache)
 # install_java     a JDK and Maven
 # install_pulsar   $PULSAR_HOME: the published distribution of Apache Pulsar (the real pulsar-admin and pulsar-perf)
+# install_openssl  the openssl command, for certificates of tests
 # install_netns    unshare, ip and curl
 # install_postgres the server of PostgreSQL, for tests that start their own
 
@@ -40,6 +41,8 @@ install_python() {
 install_go() { debian go golang-go; }
 
 install_java() { debian javac openjdk-17-jdk-headless; debian mvn maven; }
+
+install_openssl() { debian openssl openssl; }
 
 install_netns() { debian unshare util-linux; debian ip iproute2; debian curl curl; debian python3 python3; }
 

@@ -1,7 +1,9 @@
 //! Settings and their layers: defaults, then the config file, the environment and the arguments.
 
 mod broker;
+pub mod list;
 pub mod listeners;
+mod proxy;
 mod standalone;
 mod storage_node;
 pub mod units;
@@ -18,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use broker::BrokerOptions;
+pub use proxy::ProxyOptions;
 pub use standalone::StandaloneOptions;
 pub use storage_node::StorageNodeOptions;
 

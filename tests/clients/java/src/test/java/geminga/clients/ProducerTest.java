@@ -13,7 +13,6 @@ import org.apache.pulsar.client.api.BatcherBuilder;
 import org.apache.pulsar.client.api.CompressionType;
 import org.apache.pulsar.client.api.Message;
 import org.apache.pulsar.client.api.ProducerAccessMode;
-import org.apache.pulsar.client.api.PulsarClient;
 import org.apache.pulsar.client.api.PulsarClientException;
 import org.apache.pulsar.client.api.Schema;
 import org.apache.pulsar.client.api.SizeUnit;
@@ -205,7 +204,7 @@ class ProducerTest extends Server {
 
     @Test
     void memoryLimit() throws Exception {
-        try (var small = PulsarClient.builder().serviceUrl(PULSAR_URL).memoryLimit(200, SizeUnit.KILO_BYTES).build()) {
+        try (var small = clientBuilder().memoryLimit(200, SizeUnit.KILO_BYTES).build()) {
             var producer = small.newProducer().topic(topic).blockIfQueueFull(true).create();
             var consumer = consumer(SubscriptionType.Exclusive).subscribe();
             CompletableFuture<?> last = null;

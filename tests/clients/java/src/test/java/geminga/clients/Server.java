@@ -14,6 +14,7 @@ import java.util.concurrent.TimeUnit;
 import java.util.function.IntFunction;
 import java.util.stream.IntStream;
 import org.apache.pulsar.client.admin.PulsarAdmin;
+import org.apache.pulsar.client.api.ClientBuilder;
 import org.apache.pulsar.client.api.Consumer;
 import org.apache.pulsar.client.api.ConsumerBuilder;
 import org.apache.pulsar.client.api.Message;
@@ -32,6 +33,9 @@ abstract class Server {
     static final String PULSAR_URL = System.getenv().getOrDefault("PULSAR_URL", "pulsar://127.0.0.1:6650");
     static final String ADMIN_URL = System.getenv().getOrDefault("ADMIN_URL", "http://127.0.0.1:8080");
 
+    /** Whom to trust when the URLs are with TLS; empty otherwise. */
+    static final String TLS_CA = System.getenv().getOrDefault("TLS_CA", "");
+
     /** One client for all tests, open until the JVM ends: to make one costs more than most tests. */
     static PulsarClient client;
     static PulsarAdmin admin;
@@ -40,8 +44,8 @@ abstract class Server {
     @BeforeAll
     static void connect() throws Exception {
         if (client == null) {
-            client = PulsarClient.builder().serviceUrl(PULSAR_URL).operationTimeout(10, TimeUnit.SECONDS).build();
-            admin = PulsarAdmin.builder().serviceHttpUrl(ADMIN_URL).build();
+            client = clientBuilder().operationTimeout(10, TimeUnit.SECONDS).build();
+            admin = PulsarAdmin.builder().serviceHttpUrl(ADMIN_URL).tlsTrustCertsFilePath(TLS_CA).build();
         }
     }
 
@@ -55,6 +59,10 @@ abstract class Server {
         var name = "public/java-" + UUID.randomUUID().toString().substring(0, 8);
         admin.namespaces().createNamespace(name);
         return name;
+    }
+
+    static ClientBuilder clientBuilder() {
+        return PulsarClient.builder().serviceUrl(PULSAR_URL).tlsTrustCertsFilePath(TLS_CA);
     }
 
     ProducerBuilder<byte[]> producer() {

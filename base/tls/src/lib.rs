@@ -1,0 +1,16 @@
+//! TLS as a server and as a client, with files that may change while the process runs.
+//!
+//! [`ServerTls`] shows a certificate, [`ClientTls`] trusts authorities; both look at their files' times when a connection
+//! is made, and read them again when those have changed. Files that are wrong then are complained of once, and what was
+//! read before stays in use. A [`Stream`] is a TCP connection with or without TLS. The one crypto provider is ring.
+
+mod client;
+mod error;
+mod files;
+mod server;
+mod stream;
+
+pub use client::ClientTls;
+pub use error::TlsError;
+pub use server::ServerTls;
+pub use stream::Stream;

@@ -1,0 +1,419 @@
+//! A connection on which a client asks where topics are: a pure state machine.
+//!
+//! The client has one connection to the proxy; the proxy has, for this client alone, a *link* to one of the configured
+//! brokers (its home), and further ones while lookups are redirected to other brokers. Each link is greeted with the
+//! client's own CONNECT, so that brokers know for whom they answer. Requests keep the client's ids. A home that is lost is
+//! replaced, and what it had not answered is asked again: everything that is asked here may be asked twice.
+//!
+//! Answers to lookups are rewritten: the broker's address stays, and the client is told to reach it through the proxy.
+//!
+//! Time and frames come in; what is to be done comes out of [`Lookups::take_actions`].
+
+mod links;
+mod redirects;
+mod requests;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use geminga_wire_pulsar::{Command, proto};
+use rustc_hash::FxHashSet;
+use thiserror::Error;
+
+use crate::answers::Refusal;
+use crate::endpoint::Endpoint;
+use crate::frame::Frame;
+use crate::greeting::{asks_for_new_credentials, introduction};
+use links::{Links, Stage};
+use requests::{Request, Requests};
+
+pub use links::LinkId;
+
+/// A side that is quiet for so long is asked for a sign of life, and given up after twice that.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// From the client's CONNECT, or from the beginning of a link, until the broker has agreed.
+pub const GREETING_LIMIT: Duration = Duration::from_secs(30);
+/// How often a request is asked again, and a broker greeted, when the broker goes away meanwhile.
+const ATTEMPTS: u8 = 3;
+/// Challenges of brokers that the client has not answered yet.
+const CHALLENGES_MAX: usize = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    ToClient(Bytes),
+    /// Connects a link: to this broker, or to any that is configured.
+    Dial(LinkId, Option<Endpoint>),
+    ToBroker(LinkId, Bytes),
+    HangUp(LinkId),
+    /// A broker has named this one: clients may be connected to it.
+    LookedUp(Endpoint),
+}
+
+/// Why the connection ends. What is to be sent to the client before stands in the actions.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum End {
+    #[error("{0} on a connection for lookups")]
+    Unexpected(&'static str),
+    #[error("request id {0} is used twice")]
+    DuplicateRequest(u64),
+    #[error("the broker refuses: {0}")]
+    Refused(String),
+    #[error("no broker can be reached: {0}")]
+    NoBroker(String),
+    #[error("the broker that topics were watched at is lost: {0}")]
+    WatchLost(String),
+    #[error("the broker has not agreed in time")]
+    GreetingLimit,
+    #[error("no sign of life")]
+    Silent,
+    #[error("the client leaves challenges unanswered")]
+    Challenges,
+}
+
+pub struct Lookups {
+    /// With the newest credentials.
+    connect: proto::CommandConnect,
+    began: Instant,
+    /// The client has been told CONNECTED.
+    greeted: bool,
+    /// Homes that were lost before they agreed.
+    lost_greetings: u8,
+    heard: Instant,
+    asked_alive: bool,
+    links: Links,
+    /// Where requests go. There is one from the beginning, and after it is lost from the next request on.
+    home: Option<LinkId>,
+    requests: Requests,
+    /// Watches of topic lists, all at home.
+    watches: FxHashSet<u64>,
+    /// Who waits for an answer to a challenge, and whether it asks for whole credentials. A link that is lost meanwhile stays
+    /// in the row, as the client answers it too.
+    challenges: VecDeque<(LinkId, bool)>,
+    actions: Vec<Action>,
+}
+
+impl Lookups {
+    pub fn new(connect: proto::CommandConnect, now: Instant) -> Self {
+        let mut new = Self {
+            connect,
+            began: now,
+            greeted: false,
+            lost_greetings: 0,
+            heard: now,
+            asked_alive: false,
+            links: Links::default(),
+            home: None,
+            requests: Requests::default(),
+            watches: FxHashSet::default(),
+            challenges: VecDeque::new(),
+            actions: Vec::new(),
+        };
+        new.home(now);
+        new
+    }
+
+    /// What is to be done, in this order.
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Bytes of requests that wait for an answer.
+    pub fn held_bytes(&self) -> usize {
+        self.requests.bytes()
+    }
+
+    /// Whether the client should be read: false while it has too much under way.
+    pub fn takes_more(&self) -> bool {
+        self.requests.has_room()
+    }
+
+    /// # Errors
+    /// When the connection is to end.
+    pub fn client_sent(&mut self, frame: Frame, now: Instant) -> Result<(), End> {
+        self.heard = now;
+        self.asked_alive = false;
+        match &frame.command {
+            Command::Ping(_) => self.tell(Frame::new(proto::CommandPong {})),
+            Command::Pong(_) => {}
+            Command::AuthResponse(response) => {
+                let response = response.response.clone();
+                self.challenge_answered(response, frame.bytes);
+            }
+            Command::Lookup(_)
+            | Command::PartitionedMetadata(_)
+            | Command::GetTopicsOfNamespace(_)
+            | Command::GetSchema(_)
+            | Command::GetOrCreateSchema(_) => self.ask(frame, now)?,
+            Command::WatchTopicList(watch) => {
+                self.watches.insert(watch.watcher_id);
+                self.ask(frame, now)?;
+            }
+            Command::WatchTopicListClose(close) => {
+                self.watches.remove(&close.watcher_id);
+                self.ask(frame, now)?;
+            }
+            Command::Unknown(_) => tracing::debug!("ignored a command that this proxy does not know"),
+            other => match other.request_id() {
+                Some(request_id) => {
+                    let message = format!("{} needs a connection to a broker", other.name());
+                    let answer = Refusal::not_allowed(message).answer(other, request_id);
+                    self.tell(answer);
+                }
+                None => return Err(End::Unexpected(other.name())),
+            },
+        }
+        Ok(())
+    }
+
+    fn challenge_answered(&mut self, response: Option<proto::AuthData>, bytes: Bytes) {
+        let Some((link, whole)) = self.challenges.pop_front() else { return };
+        if let (true, Some(response)) = (whole, response) {
+            self.connect.auth_data = response.auth_data;
+            if response.auth_method_name.is_some() {
+                self.connect.auth_method_name = response.auth_method_name;
+            }
+        }
+        if self.links.contains(link) {
+            self.actions.push(Action::ToBroker(link, bytes));
+        }
+    }
+
+    fn ask(&mut self, frame: Frame, now: Instant) -> Result<(), End> {
+        let Some(request_id) = frame.command.request_id() else { return Err(End::Unexpected(frame.command.name())) };
+        if self.requests.contains(request_id) {
+            return Err(End::DuplicateRequest(request_id));
+        }
+        let link = self.home(now);
+        self.requests.insert(request_id, Request::new(frame, link, now));
+        self.send(request_id, now);
+        Ok(())
+    }
+
+    /// Sends a request on its link, once that is ready.
+    fn send(&mut self, request_id: u64, now: Instant) {
+        let Some(request) = self.requests.get(request_id) else { return };
+        let Some(link) = self.links.get_mut(request.link) else { return };
+        match link.stage {
+            Stage::Ready => {
+                link.used = now;
+                self.actions.push(Action::ToBroker(request.link, request.frame.bytes.clone()));
+            }
+            Stage::Dialing | Stage::Greeting => link.waiting.push(request_id),
+        }
+    }
+
+    /// The link for requests, a new one if there is none.
+    fn home(&mut self, now: Instant) -> LinkId {
+        if let Some(home) = self.home {
+            return home;
+        }
+        let home = self.links.begin(now);
+        self.home = Some(home);
+        self.actions.push(Action::Dial(home, None));
+        home
+    }
+
+    /// A link is connected, to this broker.
+    pub fn dialed(&mut self, link: LinkId, endpoint: Endpoint, now: Instant) {
+        let Some(found) = self.links.get_mut(link) else { return };
+        found.stage = Stage::Greeting;
+        found.endpoint = Some(endpoint);
+        found.heard = now;
+        self.actions.push(Action::ToBroker(link, introduction(&self.connect).bytes));
+    }
+
+    /// # Errors
+    /// When the connection is to end.
+    pub fn broker_sent(&mut self, link: LinkId, frame: Frame, now: Instant) -> Result<(), End> {
+        let Some(found) = self.links.get_mut(link) else { return Ok(()) };
+        found.heard = now;
+        found.asked_alive = false;
+        let ready = matches!(found.stage, Stage::Ready);
+        match &frame.command {
+            Command::Ping(_) => {
+                let pong = Frame::new(proto::CommandPong {});
+                self.actions.push(Action::ToBroker(link, pong.bytes));
+            }
+            Command::Pong(_) => {}
+            Command::AuthChallenge(challenge) => {
+                if self.challenges.len() >= CHALLENGES_MAX {
+                    return Err(End::Challenges);
+                }
+                self.challenges.push_back((link, asks_for_new_credentials(challenge)));
+                self.tell(frame);
+            }
+            Command::Connected(_) if !ready => self.agreed(link, frame, now),
+            Command::Error(error) if !ready => {
+                let refusal = Refusal::of(error);
+                return self.refused(link, &refusal, frame);
+            }
+            _ if !ready => {
+                self.actions.push(Action::HangUp(link));
+                return self.lost(link, &format!("it greets with {}", frame.command.name()), true, now);
+            }
+            Command::LookupResponse(response) => {
+                let response = (**response).clone();
+                self.looked_up(link, &response, frame, now);
+            }
+            _ => self.answered(link, frame),
+        }
+        Ok(())
+    }
+
+    /// The broker of a link has accepted the client.
+    fn agreed(&mut self, link: LinkId, connected: Frame, now: Instant) {
+        if !self.greeted && self.home == Some(link) {
+            self.greeted = true;
+            self.heard = now;
+            self.tell(connected);
+        }
+        let waiting = match self.links.get_mut(link) {
+            Some(found) => {
+                found.stage = Stage::Ready;
+                std::mem::take(&mut found.waiting)
+            }
+            None => return,
+        };
+        for request_id in waiting {
+            self.send(request_id, now);
+        }
+    }
+
+    /// The broker of a link has refused the client: its word is final.
+    fn refused(&mut self, link: LinkId, refusal: &Refusal, error: Frame) -> Result<(), End> {
+        if !self.greeted {
+            self.tell(error);
+            return Err(End::Refused(refusal.message.clone()));
+        }
+        self.actions.push(Action::HangUp(link));
+        self.forget(link);
+        for request_id in self.requests.of(link) {
+            self.fail(request_id, refusal);
+        }
+        Ok(())
+    }
+
+    /// An answer that needs no change.
+    fn answered(&mut self, link: LinkId, frame: Frame) {
+        if let Command::WatchTopicUpdate(update) = &frame.command {
+            if self.home == Some(link) && self.watches.contains(&update.watcher_id) {
+                self.tell(frame);
+            }
+            return;
+        }
+        let answers = frame.command.request_id().filter(|id| self.requests.get(*id).is_some_and(|r| r.link == link));
+        match answers {
+            Some(request_id) => {
+                let request = self.requests.remove(request_id);
+                if let (Command::Error(_), Some(Command::WatchTopicList(watch))) =
+                    (&frame.command, request.map(|request| request.frame.command))
+                {
+                    self.watches.remove(&watch.watcher_id);
+                }
+                self.tell(frame);
+            }
+            None => tracing::debug!(command = frame.command.name(), "ignored what a broker sent unasked"),
+        }
+    }
+
+    /// A link could not be made, or has ended. `reached` says whether its broker had been reached: if not, no other could be
+    /// either.
+    ///
+    /// # Errors
+    /// When the connection is to end.
+    pub fn lost(&mut self, link: LinkId, reason: &str, reached: bool, now: Instant) -> Result<(), End> {
+        if !self.links.contains(link) {
+            return Ok(());
+        }
+        let was_home = self.home == Some(link);
+        self.forget(link);
+        if was_home && !self.watches.is_empty() {
+            return Err(End::WatchLost(reason.to_owned()));
+        }
+        if !self.greeted {
+            self.lost_greetings += 1;
+            if !reached || self.lost_greetings >= ATTEMPTS {
+                self.tell(Refusal::not_ready(format!("no broker can be reached: {reason}")).greeting());
+                return Err(End::NoBroker(reason.to_owned()));
+            }
+            self.home(now);
+        }
+        for request_id in self.requests.of(link) {
+            let again = self.requests.again(request_id, ATTEMPTS) && (reached || !was_home);
+            if again {
+                self.move_to_home(request_id, now);
+            } else {
+                self.fail(request_id, &Refusal::not_ready(format!("the broker is lost: {reason}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn move_to_home(&mut self, request_id: u64, now: Instant) {
+        let home = self.home(now);
+        self.requests.restart_at(request_id, home);
+        self.send(request_id, now);
+    }
+
+    fn forget(&mut self, link: LinkId) {
+        self.links.remove(link);
+        if self.home == Some(link) {
+            self.home = None;
+        }
+    }
+
+    fn fail(&mut self, request_id: u64, refusal: &Refusal) {
+        let Some(request) = self.requests.remove(request_id) else { return };
+        if let Command::WatchTopicList(watch) = &request.frame.command {
+            self.watches.remove(&watch.watcher_id);
+        }
+        self.tell(refusal.answer(&request.frame.command, request_id));
+    }
+
+    /// To be called every few seconds.
+    ///
+    /// # Errors
+    /// When the connection is to end.
+    pub fn tick(&mut self, now: Instant) -> Result<(), End> {
+        if !self.greeted && now.saturating_duration_since(self.began) >= GREETING_LIMIT {
+            self.tell(Refusal::not_ready("the broker has not agreed in time").greeting());
+            return Err(End::GreetingLimit);
+        }
+        let quiet = now.saturating_duration_since(self.heard);
+        if self.greeted && quiet >= 2 * KEEP_ALIVE {
+            return Err(End::Silent);
+        }
+        if self.greeted && quiet >= KEEP_ALIVE && !std::mem::replace(&mut self.asked_alive, true) {
+            self.tell(Frame::new(proto::CommandPing {}));
+        }
+        for request_id in self.requests.overdue(now) {
+            self.fail(request_id, &Refusal::not_ready("the broker has not answered in time"));
+        }
+        self.tick_links(now)
+    }
+
+    fn tick_links(&mut self, now: Instant) -> Result<(), End> {
+        for link in self.links.begin_asking(now) {
+            self.actions.push(Action::ToBroker(link, Frame::new(proto::CommandPing {}).bytes));
+        }
+        for link in self.links.overdue(now) {
+            self.actions.push(Action::HangUp(link));
+            self.lost(link, "it does not answer", true, now)?;
+        }
+        let home = self.home;
+        let requests = &self.requests;
+        for link in self.links.idle(now, |link| Some(link) == home || requests.any_at(link)) {
+            self.actions.push(Action::HangUp(link));
+            self.forget(link);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, frame: Frame) {
+        self.actions.push(Action::ToClient(frame.bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests;
