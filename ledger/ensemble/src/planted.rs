@@ -16,6 +16,8 @@ pub enum Bug {
     NameBeforeCopied,
     /// A repair copies an entry to one place of its write set only.
     CopyHalfTheStripes,
+    /// A repair believes a node that comes in that it has what it says, without reading it.
+    TrustLists,
     /// A repair that finds other metadata than it looked at writes its own over them.
     OverwriteConflicts,
     /// A repair replaces nodes of the fragment that a writer is writing to.

@@ -137,9 +137,9 @@ async fn fill_storage(metadata: &Metadata) {
         doing: [("17".to_owned(), "copies entries 0 to 9, is at 3".to_owned())].into(),
     };
     metadata.put_repair_worker("a", &worker).await.unwrap();
-    assert!(metadata.note_repair(17, &["b".to_owned()].into()).await.unwrap());
-    assert!(!metadata.note_repair(17, &["b".to_owned()].into()).await.unwrap());
-    assert!(metadata.note_repair(18, &Default::default()).await.unwrap());
+    assert!(metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
+    assert!(!metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
+    assert!(metadata.note_repair(18, &Default::default(), false).await.unwrap());
     let noted = metadata.list_repairs(18, 10).await.unwrap();
     let blocked = RepairRecord {
         blocked: Some("no node has a good copy of entry 3".into()),
@@ -150,6 +150,7 @@ async fn fill_storage(metadata: &Metadata) {
     };
     metadata.put_repair(18, &blocked, noted[0].1.version).await.unwrap();
     assert!(metadata.finish_repair(18, noted[0].1.version).await.unwrap_err().is_conflict());
+    assert!(!metadata.note_repair(18, &Default::default(), false).await.unwrap());
     assert!((blocked.is_due(9), blocked.is_due(8)) == (true, false));
 }
 

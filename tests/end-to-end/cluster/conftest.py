@@ -1,4 +1,5 @@
 """A cluster of processes on loopback: storage nodes in zones, a broker, metadata that they share."""
+import json
 import os
 import pathlib
 import shutil
@@ -33,7 +34,8 @@ class Process:
             if self.process.poll() is not None or time.monotonic() - since > limit_s:
                 raise RuntimeError(f"{self.arguments[0]} did not become ready; its log ends:\n{self.log_end()}")
             time.sleep(0.01)
-        return servers.read_json(ready)
+        self.ready = servers.read_json(ready)
+        return self.ready
 
     def alive(self):
         return self.process is not None and self.process.poll() is None
@@ -53,14 +55,14 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, folder, url, nodes, zones=3):
+    def __init__(self, folder, url, nodes, zones=3, node_options=()):
         self.folder = pathlib.Path(folder)
         subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
         self.nodes = []
         for n in range(nodes):
             own = self.folder / f"node-{n}"
             node = Process(own, "storage-node", "--data-dir", str(own / "data"), "--addr", f"127.0.0.1:{servers.free_port()}",
-                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s")
+                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s", *node_options)
             node.start()
             self.nodes.append(node)
         port, http_port = servers.free_port(), servers.free_port()
@@ -68,6 +70,11 @@ class Cluster:
         self.broker = Process(self.folder / "broker", "broker", "--metadata-url", url, "--cluster", "test", "--pulsar-addr",
                               f"127.0.0.1:{port}", "--http-addr", f"127.0.0.1:{http_port}")
         self.broker.start()
+
+    def command(self, *arguments):
+        """What `geminga admin` prints, as JSON; nothing if it prints nothing."""
+        done = subprocess.run([BINARY, "admin", *arguments, "--url", self.admin_url], check=True, capture_output=True, text=True)
+        return json.loads(done.stdout) if done.stdout else None
 
     def admin(self, method, path, body=None):
         return servers.admin(self.admin_url, method, path, body)
@@ -99,9 +106,16 @@ def cluster_on_sqlite(tmp_path):
     yield from run_cluster(f"sqlite:{tmp_path / 'metadata.db'}", 4)
 
 
-def run_cluster(url, nodes):
+@pytest.fixture
+def cluster_that_repairs(postgres):
+    """Six nodes in three zones that miss each other soon."""
+    options = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
+    yield from run_cluster(postgres.new_database(), 6, node_options=options)
+
+
+def run_cluster(url, nodes, **options):
     folder = tempfile.mkdtemp(prefix="geminga-cluster-")
-    made = Cluster(folder, url, nodes)
+    made = Cluster(folder, url, nodes, **options)
     try:
         yield made
         made.close()

@@ -1,4 +1,7 @@
 //! Copying what is missing of one stretch of a ledger.
+//!
+//! A list says that a node has an entry, not that the entry is good. So what a node that comes in says to have already, from a
+//! time when it was a member, is read and checked before it counts; a node with a bad entry is not taken.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -53,6 +56,8 @@ pub(super) struct Copying {
     pub homes: Vec<Home>,
     next: u64,
     flights: BTreeMap<u64, Flight>,
+    /// Entries that are read from a newcomer to see that they are good, each with the home.
+    checks: BTreeSet<(u64, usize)>,
     /// Bytes of the largest entry so far.
     largest: Option<u64>,
     pub copied: u64,
@@ -60,17 +65,30 @@ pub(super) struct Copying {
 
 impl Copying {
     pub fn new(quorum: Quorum, stretch: Stretch, ensemble: Vec<NodeId>, homes: Vec<Home>) -> Self {
-        let (next, flights) = (stretch.first, BTreeMap::new());
-        Self { quorum, stretch, ensemble, homes, next, flights, largest: None, copied: 0 }
+        Self {
+            quorum,
+            stretch,
+            ensemble,
+            homes,
+            next: stretch.first,
+            flights: BTreeMap::new(),
+            checks: BTreeSet::new(),
+            largest: None,
+            copied: 0,
+        }
     }
 
     pub fn is_done(&self) -> bool {
-        self.flights.is_empty() && self.next >= self.stretch.end
+        self.under_way() == 0 && self.next >= self.stretch.end
+    }
+
+    fn under_way(&self) -> usize {
+        self.flights.len() + self.checks.len()
     }
 
     fn has_room(&self) -> bool {
-        let bytes = (self.flights.len() as u64 + 1).saturating_mul(self.largest.unwrap_or(FIRST_GUESS_BYTES));
-        self.flights.is_empty() || self.flights.len() < ENTRIES_MAX && bytes <= BYTES_MAX
+        let bytes = (self.under_way() as u64 + 1).saturating_mul(self.largest.unwrap_or(FIRST_GUESS_BYTES));
+        self.under_way() == 0 || self.under_way() < ENTRIES_MAX && bytes <= BYTES_MAX
     }
 
     /// Begins with further entries as far as there is room.
@@ -78,7 +96,14 @@ impl Copying {
         while self.next < self.stretch.end && self.has_room() {
             let entry = self.next;
             self.next += 1;
-            let to = self.lacking(entry, holdings);
+            let (having, to) = self.homes_of(entry, holdings);
+            for at in having {
+                let node = self.homes[at].node.clone();
+                if !self.has_member(&node) && !is_planted(Bug::TrustLists) {
+                    self.checks.insert((entry, at));
+                    actions.push(RepairAction::Read { entry, node });
+                }
+            }
             if !to.is_empty() {
                 let sources = self.sources(entry, holdings);
                 self.flights.insert(entry, Flight { to, sources, asked: None });
@@ -87,17 +112,16 @@ impl Copying {
         }
     }
 
-    /// Homes that should have the entry and lack it.
-    fn lacking(&self, entry: u64, holdings: &Holdings) -> Vec<usize> {
+    /// Homes that should have the entry: those that say that they have it, and those that lack it.
+    fn homes_of(&self, entry: u64, holdings: &Holdings) -> (Vec<usize>, Vec<usize>) {
         let write_set = match is_planted(Bug::CopyHalfTheStripes) {
             true => write_order(self.quorum, entry).take(1).collect(),
             false => write_set(self.quorum, entry),
         };
-        let has_it = |node: &NodeId| holdings.get(node).and_then(Option::as_ref).is_some_and(|has| has.contains(entry));
-        let homes = self.homes.iter().enumerate();
-        let lacking =
-            homes.filter(|(_, home)| home.shortfall.is_none() && write_set.contains(home.slot) && !has_it(&home.node));
-        lacking.map(|(at, _)| at).collect()
+        let should_have = |at: &usize| self.homes[*at].shortfall.is_none() && write_set.contains(self.homes[*at].slot);
+        let listing = |at: &usize| holdings.get(&self.homes[*at].node).and_then(Option::as_ref);
+        let has_it = |at: &usize| listing(at).is_some_and(|has| has.contains(entry));
+        (0..self.homes.len()).filter(should_have).partition(has_it)
     }
 
     /// Those that say that they have it, then those of which nobody knows.
@@ -124,6 +148,15 @@ impl Copying {
 
     /// What came of asking a node for an entry: the bytes of a good copy, or none.
     pub fn read(&mut self, entry: u64, node: &NodeId, good: Option<u64>, actions: &mut Vec<RepairAction>) {
+        if let Some(at) = self.homes.iter().position(|home| home.node == *node)
+            && self.checks.remove(&(entry, at))
+        {
+            self.largest = self.largest.max(good);
+            if good.is_none() {
+                self.homes[at].shortfall.get_or_insert(Shortfall::NotTaken(CopyFailure::Refused));
+            }
+            return;
+        }
         let Some(flight) = self.flights.get_mut(&entry).filter(|flight| flight.asked.as_ref() == Some(node)) else {
             return;
         };

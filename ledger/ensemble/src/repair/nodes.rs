@@ -100,13 +100,18 @@ impl NodeTable {
         None
     }
 
-    /// A place whose node shares its zone with another member, while a node of a zone without any could have it.
+    /// A place whose node shares its zone with another member, while a node of a zone without any could have it. Nothing is
+    /// moved while a member is not there: every copy may be needed.
     pub fn crowded(&self, ensemble: &[NodeId], avoid: &BTreeSet<NodeId>) -> Option<usize> {
+        let is_there = |node: &NodeId| matches!(self.standing(node), Standing::Writable | Standing::ReadOnly);
+        if !ensemble.iter().all(is_there) {
+            return None;
+        }
         let zones = self.zones(ensemble);
         self.candidates(ensemble, avoid).find(|(_, view)| !zones.contains_key(view.zone.as_str()))?;
         let (most, count) = zones.iter().max_by_key(|(_, count)| **count)?;
-        let is_there = |node: &NodeId| self.zone(node) == Some(*most);
-        (*count > 1).then(|| ensemble.iter().rposition(is_there).expect("the zone has members"))
+        let is_in_it = |node: &NodeId| self.zone(node) == Some(*most);
+        (*count > 1).then(|| ensemble.iter().rposition(is_in_it).expect("the zone has members"))
     }
 }
 
@@ -164,14 +169,16 @@ mod tests {
 
     #[test]
     fn members_that_share_a_zone_are_moved_when_there_is_another() {
-        use Standing::{Away, Writable};
-        let all = [("a", "1", Writable, 1), ("b", "1", Writable, 1), ("c", "2", Away, 1), ("d", "2", Writable, 1)];
+        use Standing::{Away, ReadOnly, Writable};
+        let all = [("a", "1", Writable, 1), ("b", "1", Writable, 1), ("c", "2", ReadOnly, 1), ("d", "2", Writable, 1)];
         let two_zones = table(&all);
         assert_eq!(two_zones.crowded(&names(&["a", "b", "c"]), &BTreeSet::new()), None, "there are no more zones");
         assert_eq!(two_zones.crowded(&names(&["a", "b"]), &BTreeSet::new()), Some(1));
         let three_zones = table(&[&all[..], &[("e", "3", Writable, 1)]].concat());
         assert_eq!(three_zones.crowded(&names(&["b", "c", "a"]), &BTreeSet::new()), Some(2));
         assert_eq!(three_zones.crowded(&names(&["b", "c", "a"]), &BTreeSet::from(["e".to_owned()])), None);
+        let one_is_away = table(&[&all[..2], &[("c", "2", Away, 1), ("e", "3", Writable, 1)]].concat());
+        assert_eq!(one_is_away.crowded(&names(&["b", "c", "a"]), &BTreeSet::new()), None);
     }
 
     proptest! {

@@ -53,6 +53,11 @@ pub fn stretches(metadata: &LedgerMetadata) -> impl Iterator<Item = Stretch> {
     })
 }
 
+/// Those of them that a node is a member of.
+pub fn stretches_of(metadata: &LedgerMetadata, node: &NodeId) -> impl Iterator<Item = Stretch> {
+    stretches(metadata).filter(move |stretch| metadata.fragments[stretch.fragment].ensemble.contains(node))
+}
+
 /// Every place that needs another node.
 pub fn flaws(metadata: &LedgerMetadata, nodes: &NodeTable) -> Vec<Flaw> {
     let mut flaws = Vec::new();

@@ -82,13 +82,23 @@ pub struct AuditRecord {
     pub draining: BTreeMap<String, u64>,
 }
 
+pub(super) fn worker_key(node: &str) -> String {
+    format!("{WORKERS}{node}")
+}
+
 fn key(ledger: u64) -> String {
     format!("{REPAIRS}{ledger:020}")
 }
 
 impl Metadata {
-    /// Notes that a ledger is to be repaired, and that these nodes are lost. Whether that was news.
-    pub async fn note_repair(&self, ledger: u64, lost: &BTreeSet<String>) -> Result<bool, MetadataError> {
+    /// Notes that a ledger is to be repaired, and that these nodes are lost. With `at_once` an attempt that failed before is not
+    /// waited after: things have changed. Whether that was news.
+    pub async fn note_repair(
+        &self,
+        ledger: u64,
+        lost: &BTreeSet<String>,
+        at_once: bool,
+    ) -> Result<bool, MetadataError> {
         loop {
             let now_ms = self.store.now_ms();
             let (record, expect) = match self.read::<RepairRecord>(&key(ledger)).await? {
@@ -103,7 +113,11 @@ impl Metadata {
                     };
                     (record, Expect::Absent)
                 }
-                Some(known) if lost.is_subset(&known.value.lost) => return Ok(false),
+                Some(Versioned { value, .. })
+                    if lost.is_subset(&value.lost) && (!at_once || value.not_before_ms <= now_ms) =>
+                {
+                    return Ok(false);
+                }
                 Some(Versioned { value, version }) => {
                     let all = value.lost.union(lost).cloned().collect();
                     (RepairRecord { lost: all, not_before_ms: 0, ..value }, Expect::Version(version))
@@ -151,7 +165,7 @@ impl Metadata {
     }
 
     pub async fn put_repair_worker(&self, node: &str, record: &RepairWorkerRecord) -> Result<(), MetadataError> {
-        let put = Op::put(format!("{WORKERS}{node}"), codec::encode(record)?, Expect::Any);
+        let put = Op::put(worker_key(node), codec::encode(record)?, Expect::Any);
         self.store.commit(vec![put]).await.map(drop)
     }
 

@@ -104,6 +104,7 @@ impl Metadata {
         let ops = vec![
             Op::delete(format!("{PREFIX}{}", node.id), Expect::Version(node.version)),
             Op::delete(format!("{DECOMMISSIONS}{}", node.id), Expect::Any),
+            Op::delete(super::repairs::worker_key(&node.id), Expect::Any),
         ];
         self.store.commit(ops).await.map(drop)
     }
