@@ -8,6 +8,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use geminga_model::TopicName;
 
+/// Paths that are not Pulsar's.
+const OWN: &str = "/admin/geminga";
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -22,10 +24,48 @@ pub enum AdminCommand {
         #[command(flatten)]
         server: Server,
     },
+    /// List a cluster's storage nodes, and empty them
+    #[command(subcommand)]
+    StorageNodes(StorageNodesCommand),
+    /// Say which ledgers have too few copies, who repairs them, and what stands in the way
+    Recovery {
+        #[command(flatten)]
+        server: Server,
+    },
     /// Print what a path of the admin REST API answers
     Get {
         /// Like /admin/v2/tenants
         path: String,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum StorageNodesCommand {
+    /// List every node with its place, whether it is alive, and how far emptying it is
+    List {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Empty a node: nothing new goes to it, and what it has is copied to others
+    ///
+    /// Leave the node running until 'list' says that it is done; then stop it, and 'forget' it.
+    Decommission {
+        /// The node's id, as 'list' shows it
+        node: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Use a node again that was to be emptied
+    Recommission {
+        node: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Take a node out of the list that was emptied and is stopped
+    Forget {
+        node: String,
         #[command(flatten)]
         server: Server,
     },
@@ -49,16 +89,31 @@ pub fn run(command: &AdminCommand) -> anyhow::Result<()> {
                 topic.encoded_local_name(),
                 encode(subscription)
             );
-            get(&server.url, &path)?
+            ask("GET", &server.url, &path)?
         }
-        AdminCommand::Get { path, server } => get(&server.url, path)?,
+        AdminCommand::StorageNodes(command) => storage_nodes(command)?,
+        AdminCommand::Recovery { server } => ask("GET", &server.url, &format!("{OWN}/recovery"))?,
+        AdminCommand::Get { path, server } => ask("GET", &server.url, path)?,
     };
+    if answer.is_empty() {
+        return Ok(());
+    }
     let shown = match serde_json::from_str::<serde_json::Value>(&answer) {
         Ok(json) => serde_json::to_string_pretty(&json)? + "\n",
         Err(_) => answer,
     };
     crate::print(&shown);
     Ok(())
+}
+
+fn storage_nodes(command: &StorageNodesCommand) -> anyhow::Result<String> {
+    let path = |node: &str, rest: &str| format!("{OWN}/storage-nodes/{}{rest}", encode(node));
+    match command {
+        StorageNodesCommand::List { server } => ask("GET", &server.url, &format!("{OWN}/storage-nodes")),
+        StorageNodesCommand::Decommission { node, server } => ask("PUT", &server.url, &path(node, "/decommission")),
+        StorageNodesCommand::Recommission { node, server } => ask("DELETE", &server.url, &path(node, "/decommission")),
+        StorageNodesCommand::Forget { node, server } => ask("DELETE", &server.url, &path(node, "")),
+    }
 }
 
 /// One segment of a path.
@@ -75,7 +130,7 @@ fn encode(segment: &str) -> String {
 }
 
 /// Asks with HTTP/1.0, so that the answer comes in one piece and ends with the connection.
-fn get(url: &str, path: &str) -> anyhow::Result<String> {
+fn ask(method: &str, url: &str, path: &str) -> anyhow::Result<String> {
     let Some(address) = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) else {
         bail!("'{url}' is not a URL like http://127.0.0.1:8080");
     };
@@ -91,7 +146,8 @@ fn get(url: &str, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(&address).with_context(context)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: application/json\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nAccept: application/json\r\nContent-Length: 0\r\n\r\n");
     stream.write_all(request.as_bytes()).with_context(context)?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).with_context(context)?;
@@ -134,13 +190,13 @@ mod tests {
     #[test]
     fn asks_and_reads() {
         let (url, server) = serve("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"a\":1}");
-        assert_eq!(get(&url, "/admin/v2/x%2Fy").unwrap(), "{\"a\":1}");
+        assert_eq!(ask("GET", &url, "/admin/v2/x%2Fy").unwrap(), "{\"a\":1}");
         assert_eq!(server.join().unwrap(), "GET /admin/v2/x%2Fy HTTP/1.0");
         let (url, server) = serve("HTTP/1.0 404 Not Found\r\n\r\n{\"reason\":\"no such topic\"}");
-        assert_eq!(get(&url, "/x").unwrap_err().to_string(), "the server answers 404: no such topic");
+        assert_eq!(ask("PUT", &url, "/x").unwrap_err().to_string(), "the server answers 404: no such topic");
         server.join().unwrap();
-        assert!(get("ftp://x", "/x").is_err());
-        assert!(get("http://x", "/x y").is_err());
+        assert!(ask("GET", "ftp://x", "/x").is_err());
+        assert!(ask("GET", "http://x", "/x y").is_err());
         assert_eq!(encode("a/b c"), "a%2Fb%20c");
     }
 }

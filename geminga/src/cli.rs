@@ -275,6 +275,36 @@ pub struct StorageNodeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     garbage_interval: Option<Duration>,
 
+    /// Take part in finding and repairing ledgers that have too few copies [default: true]
+    #[arg(long, value_name = "BOOL", env = "GEMINGA_AUTO_RECOVERY", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auto_recovery: Option<bool>,
+
+    /// How long a node may be missing before what it had is copied from others [default: 60s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_LOST_NODE_AFTER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_node_after: Option<Duration>,
+
+    /// How long a writer has to leave a node that should go, before its ledger is closed [default: 30s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_OPEN_LEDGER_GRACE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_ledger_grace: Option<Duration>,
+
+    /// How often all ledgers are looked at although no node came or went [default: 1h]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_AUDIT_INTERVAL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_interval: Option<Duration>,
+
+    /// How often the node compares what it has with what it should have [default: 6h]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SELF_CHECK_INTERVAL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_check_interval: Option<Duration>,
+
+    /// Bytes that this node copies in a second at most [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_REPAIR_RATE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair_rate: Option<ByteSize>,
+
     /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,6 +10,8 @@ use axum::routing::get;
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Metadata, StorageNodeRecord};
 use geminga_observe::Metrics;
+use geminga_repair::{Figures, RepairOptions};
+use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
 use geminga_storage_node::{Identity, NodeOptions, Registration, StorageNode, collect_garbage};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +26,9 @@ use crate::server::{self, warn_of_wide_listening};
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+
+/// A node that takes longer for a call of a repair is given up.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<StorageNodeOptions>) -> anyhow::Result<()> {
@@ -59,9 +64,11 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         "none" => None,
         url => Some(Member::join(options, url, addr, &log).await?),
     };
+    let figures = Arc::new(Figures::default());
     let serving =
         tokio::spawn(geminga_storage_node::serve(TcpListener::from_std(listener)?, node.clone(), shutdown.clone()));
-    let serving_http = tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, shutdown.clone()));
+    let serving_http =
+        tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, &figures, shutdown.clone()));
 
     warn_of_wide_listening(&[addr, http]);
     let ports = [("bookie", addr), ("http", http)];
@@ -69,7 +76,10 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     tracing::info!(%addr, %http, data_dir = %options.data_dir.display(), "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
 
-    let upkeep = member.map(|member| member.keep(&node, options.garbage_interval.get()));
+    let upkeep = match member {
+        Some(member) => Some(member.keep(&node, options, &figures).await?),
+        None => None,
+    };
 
     // Fails only when the sender is gone, which then cannot ask for anything else either.
     let _ = shutdown.wait_for(|stop| *stop).await;
@@ -88,6 +98,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
 
 /// A node that is known to a cluster.
 struct Member {
+    id: String,
     metadata: Metadata,
     registration: Registration,
 }
@@ -108,15 +119,44 @@ impl Member {
             StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
         tracing::info!(id = identity.id, address = record.address, zone = record.zone, "joining the cluster");
         let registration = Registration::open(metadata.clone(), &identity.id, record, &owner).await?;
-        Ok(Self { metadata, registration })
+        Ok(Self { id: identity.id, metadata, registration })
     }
 
     /// Goes on until what is answered is dropped.
-    fn keep(self, node: &Arc<StorageNode>, garbage_interval: Duration) -> JoinSet<()> {
+    async fn keep(
+        self,
+        node: &Arc<StorageNode>,
+        options: &StorageNodeOptions,
+        figures: &Arc<Figures>,
+    ) -> anyhow::Result<[JoinSet<()>; 2]> {
         let mut tasks = JoinSet::new();
+        let mut recovery = JoinSet::new();
+        if options.auto_recovery {
+            let membership = Membership::open(self.metadata.clone()).await?;
+            // Ledgers are repaired with the quorums that they have.
+            let replication = ReplicationOptions {
+                quorum: Quorum { ensemble: 1, write: 1, ack: 1 },
+                call_timeout: CALL_TIMEOUT,
+                outbound_bytes: options.memory_limit.bytes() / 8,
+            };
+            let ledgers = ReplicatedLedgers::new(self.metadata.clone(), Arc::new(membership.clone()), replication);
+            tasks.spawn(membership.follow(|| ()));
+            recovery = geminga_repair::run(self.metadata.clone(), ledgers, repair_options(self.id, options), figures);
+        }
         tasks.spawn(self.registration.keep(node.clone()));
-        tasks.spawn(collect_garbage(node.clone(), self.metadata, garbage_interval));
-        tasks
+        tasks.spawn(collect_garbage(node.clone(), self.metadata, options.garbage_interval.get()));
+        Ok([tasks, recovery])
+    }
+}
+
+fn repair_options(node: String, options: &StorageNodeOptions) -> RepairOptions {
+    RepairOptions {
+        node,
+        lost_after: options.lost_node_after.get(),
+        open_ledger_grace: options.open_ledger_grace.get(),
+        audit_interval: options.audit_interval.get(),
+        self_check_interval: options.self_check_interval.get(),
+        bytes_per_second: options.repair_rate.bytes(),
     }
 }
 
@@ -133,10 +173,12 @@ fn open_log(data_dir: &DataDir, memory_limit: u64) -> anyhow::Result<Log> {
 fn serve_http(
     listener: TcpListener,
     node: &Arc<StorageNode>,
+    figures: &Arc<Figures>,
     mut shutdown: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + Send + use<> {
     let metrics = Arc::new(Metrics::new());
     node.show(&metrics);
+    figures.show(&metrics);
     let page = move || {
         let metrics = metrics.clone();
         async move {

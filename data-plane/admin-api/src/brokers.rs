@@ -1,4 +1,4 @@
-//! `/admin/v2/brokers`, `/admin/v2/broker-stats`, `/admin/v2/bookies`
+//! `/admin/v2/brokers`, `/admin/v2/broker-stats`
 
 use std::collections::BTreeMap;
 
@@ -172,15 +172,4 @@ fn metrics(broker: &Broker) -> Value {
         }
     }
     json!([{ "metrics": values, "dimensions": {} }])
-}
-
-pub(crate) fn bookies(call: &Call, path: &[&str]) -> Result<Answer> {
-    match (call.method(), path) {
-        ("GET", ["racks-info"]) => Ok(Answer::Json(json!({}))),
-        ("GET", ["racks-info", bookie]) => {
-            Err(ApiError::not_found(format!("Bookie rack placement configuration not found: {bookie}")))
-        }
-        ("GET", ["all"]) => Ok(Answer::Json(json!({ "bookies": [{ "bookieId": "embedded" }] }))),
-        _ => call.unsupported(),
-    }
 }

@@ -21,6 +21,7 @@ mod peers;
 mod policy_checks;
 mod routing;
 mod schemas;
+mod storage_nodes;
 mod subscriptions;
 mod tenants;
 mod topic_policies;
@@ -104,7 +105,8 @@ async fn serve(call: &Call) -> Result<Answer> {
         ["admin", "v2", "schemas", rest @ ..] => schemas::serve(call, rest).await,
         ["admin", "v2", "brokers", rest @ ..] => brokers::serve(call, rest).await,
         ["admin", "v2", "broker-stats", rest @ ..] => brokers::stats(call, rest).await,
-        ["admin", "v2", "bookies", rest @ ..] => brokers::bookies(call, rest),
+        ["admin", "v2", "bookies", rest @ ..] => storage_nodes::bookies(call, rest).await,
+        ["admin", "geminga", rest @ ..] => storage_nodes::serve(call, rest).await,
         ["admin", "v2", "resourcegroups"] if call.method() == "GET" => Ok(Answer::Json(serde_json::json!([]))),
         ["admin", "v2", "resource-quotas", ..] if call.method() == "GET" => Ok(Answer::Json(default_quota())),
         ["admin", _, group, ..] => match absent(group) {

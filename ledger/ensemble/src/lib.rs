@@ -8,14 +8,16 @@
 //! * entries are confirmed in order;
 //! * once a recovery has closed the ledger at an entry, no entry behind it was or will be confirmed, and every entry that was
 //!   confirmed is at or before it;
-//! * metadata of a closed ledger do not change but for where its entries are.
+//! * metadata of a closed ledger do not change but for where its entries are;
+//! * a repair names a node in the metadata only once the node has every entry that it should have.
 //!
-//! Start at [`LedgerMetadata`] and [`distribution`], then [`LedgerWriter`], [`LedgerRecovery`].
+//! Start at [`LedgerMetadata`] and [`distribution`], then [`LedgerWriter`], [`LedgerRecovery`], [`repair`].
 
 pub mod distribution;
 mod metadata;
 mod planted;
 mod recovery;
+pub mod repair;
 mod writer;
 
 pub use metadata::{Fragment, InvalidMetadata, LedgerMetadata, LedgerState, NodeId, Quorum};

@@ -12,6 +12,16 @@ pub enum Bug {
     EarlyFragments,
     /// One node's "no such entry" is taken for the ledger's end.
     OneDenialIsEnough,
+    /// A repair names a node in the metadata before it has everything.
+    NameBeforeCopied,
+    /// A repair copies an entry to one place of its write set only.
+    CopyHalfTheStripes,
+    /// A repair believes a node that comes in that it has what it says, without reading it.
+    TrustLists,
+    /// A repair that finds other metadata than it looked at writes its own over them.
+    OverwriteConflicts,
+    /// A repair replaces nodes of the fragment that a writer is writing to.
+    RepairWritersEnd,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
+use geminga_ensemble::repair::{Listing, NodeTable, RepairReport};
+use geminga_ensemble::{LedgerMetadata, LedgerState, NodeId, Quorum};
 use geminga_flow::Budget;
 use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, Pending, StoredEntry};
 use geminga_metadata::{Metadata, MetadataError};
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::catalog::{Catalog, Known};
 use crate::nodes::{NodeDirectory, Nodes};
+use crate::repairing::{self, CopyMeter};
 use crate::writing::OpenLedger;
 use crate::{reading, recovering};
 
@@ -156,6 +158,38 @@ impl ReplicatedLedgers {
                 options,
             }),
         }
+    }
+
+    /// Repairs what can be repaired of a ledger, with the nodes as they stand. `explain` hears now and then what it waits for.
+    ///
+    /// # Errors
+    /// The ledger's metadata could not be read.
+    pub async fn repair(
+        &self,
+        ledger: u64,
+        nodes: NodeTable,
+        meter: &Arc<CopyMeter>,
+        explain: impl Fn(String) + Send + Sync,
+    ) -> Result<RepairReport, LedgerError> {
+        repairing::repair(&self.shared, ledger, nodes, meter, explain).await
+    }
+
+    /// Fences and closes a ledger as [`LedgerClient::recover`] does, if there is such a ledger.
+    ///
+    /// # Errors
+    /// [`LedgerError::NoSuchLedger`] if there is none; another error if it cannot be recovered now.
+    pub async fn recover_existing(&self, ledger: u64) -> Result<(), LedgerError> {
+        recovering::recover_existing(&self.shared, ledger).await.map(drop)
+    }
+
+    /// Which entries of a ledger a storage node has; `None` if it does not say.
+    pub async fn list_entries(&self, ledger: u64, node: &NodeId) -> Option<Box<dyn Listing>> {
+        repairing::list_entries(&self.shared, ledger, node).await
+    }
+
+    /// Bytes that are free on a storage node's disk; `None` if it does not say.
+    pub async fn free_space(&self, node: &NodeId) -> Option<u64> {
+        repairing::free_space(&self.shared, node).await
     }
 
     /// There are other nodes than before.

@@ -1,9 +1,10 @@
 //! The storage nodes that metadata name, and which of them are alive.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_metadata::{Metadata, MetadataError};
+use geminga_metadata::{Metadata, MetadataError, StorageNodeStatus};
 use parking_lot::RwLock;
 
 use crate::nodes::{NodeDirectory, NodeInfo};
@@ -35,17 +36,7 @@ impl Membership {
 
     /// Whether anything has changed.
     async fn refresh(&self) -> Result<bool, MetadataError> {
-        let mut found = Vec::new();
-        for (id, record) in self.metadata.list_storage_nodes().await? {
-            // Nodes that are not alive still have entries: they are known, and not chosen.
-            let is_alive = self.metadata.storage_node_is_alive(&id).await?;
-            found.push(NodeInfo {
-                id,
-                address: record.address,
-                zone: record.zone,
-                is_writable: is_alive && !record.read_only,
-            });
-        }
+        let found = directory_of(self.metadata.storage_node_statuses().await?);
         let mut nodes = self.nodes.write();
         let has_changed = *nodes != found;
         *nodes = found;
@@ -66,5 +57,51 @@ impl Membership {
                 Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
             }
         }
+    }
+}
+
+/// Nodes that are not alive still have entries, so they are known, and not chosen.
+///
+/// Where several nodes were registered with one address, the last one is there: a disk was replaced by another. The others
+/// are left out, because the new disk's "no such entry" would be taken for theirs.
+fn directory_of(statuses: Vec<StorageNodeStatus>) -> Vec<NodeInfo> {
+    let mut latest: HashMap<String, u64> = HashMap::new();
+    for status in &statuses {
+        let version = latest.entry(status.record.address.clone()).or_default();
+        *version = status.version.max(*version);
+    }
+    let is_there = |status: &StorageNodeStatus| latest[&status.record.address] == status.version;
+    let info = |status: StorageNodeStatus| NodeInfo {
+        is_draining: status.decommissioned_ms.is_some(),
+        is_writable: status.is_alive && !status.record.read_only && status.decommissioned_ms.is_none(),
+        id: status.id,
+        address: status.record.address,
+        zone: status.record.zone,
+    };
+    statuses.into_iter().filter(is_there).map(info).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_metadata::StorageNodeRecord;
+
+    use super::*;
+
+    fn status(id: &str, address: &str, version: u64) -> StorageNodeStatus {
+        let record = StorageNodeRecord {
+            address: address.to_owned(),
+            zone: "a".to_owned(),
+            region: "b".to_owned(),
+            read_only: false,
+        };
+        StorageNodeStatus { id: id.to_owned(), record, version, is_alive: true, decommissioned_ms: None }
+    }
+
+    #[test]
+    fn a_disk_that_was_replaced_is_not_looked_for_where_the_new_one_is() {
+        let draining = StorageNodeStatus { decommissioned_ms: Some(1), ..status("draining", "y:1", 3) };
+        let found = directory_of(vec![status("old", "x:1", 4), status("new", "x:1", 9), draining]);
+        let found: Vec<(&str, bool)> = found.iter().map(|info| (info.id.as_str(), info.is_writable)).collect();
+        assert_eq!(found, [("new", true), ("draining", false)]);
     }
 }

@@ -1,4 +1,5 @@
-//! A connection to a storage node: calls go out in version 2 of the protocol, and come back in any order.
+//! A connection to a storage node: calls go out in version 2 of the protocol, or 3 where 2 has no such call, and come back in
+//! any order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -27,6 +28,8 @@ const TIMEOUT_CHECK: Duration = Duration::from_millis(250);
 const ADD: u8 = 1;
 const READ: u8 = 2;
 const BATCH_READ: u8 = 7;
+/// Any call of version 3: its answer repeats the number of its transaction and nothing else is needed.
+const TRANSACTION: u8 = 0;
 
 /// Why a call has no good answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,7 @@ enum Waiting {
     Add(Done<()>),
     Read(Done<Bytes>),
     BatchRead(Done<Vec<Bytes>>),
+    Ask(Done<Response>),
 }
 
 struct Call {
@@ -180,6 +184,7 @@ impl NodeConnection {
                 Waiting::Add(done) => done(Err(failure)),
                 Waiting::Read(done) => done(Err(failure)),
                 Waiting::BatchRead(done) => done(Err(failure)),
+                Waiting::Ask(done) => done(Err(failure)),
             }
         }
         self.tell(group);
@@ -263,6 +268,19 @@ impl NodeConnection {
         }
     }
 
+    /// Asks for something that only version 3 has.
+    pub fn ask(&self, request: &Request, done: Done<Response>) {
+        let transaction = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let call = self.call((TRANSACTION, 0, 0, transaction), Waiting::Ask(done), |sink| {
+            encode_request(WireVersion::Protobuf, transaction as u64, request, sink);
+        });
+        match call {
+            Ok(()) => self.flush(),
+            Err(Waiting::Ask(done)) => done(Err(Failure::Unreachable)),
+            Err(_) => unreachable!("it comes back as it went"),
+        }
+    }
+
     pub fn flush(&self) {
         self.outbox.flush();
         if self.outbox.queued() > QUEUED_BYTES_MAX {
@@ -299,12 +317,14 @@ impl NodeConnection {
     }
 
     fn hear(&self, answer: Answer, group: &mut Option<Group>) {
-        let Answer { reply_to: ReplyTo::Compact { operation, ledger, entry, request_id, .. }, code, response } = answer
-        else {
-            return;
+        let Answer { reply_to, code, response } = answer;
+        let key = match reply_to {
+            ReplyTo::Compact { operation, ledger, entry, request_id, .. } => (operation, ledger, entry, request_id),
+            ReplyTo::Protobuf { txn_id, .. } => (TRANSACTION, 0, 0, txn_id as i64),
         };
         // One that was given up has no call any more.
-        let Some(call) = self.calls.lock().remove((operation, ledger, entry, request_id)) else { return };
+        let Some(call) = self.calls.lock().remove(key) else { return };
+        let (_, _, entry, _) = key;
         let failure = if code == Code::Ok { None } else { Some(Failure::Code(code)) };
         let result = |()| failure.map_or(Ok(()), Err);
         match (call.waiting, response) {
@@ -314,6 +334,7 @@ impl NodeConnection {
             (Waiting::Read(done), _) => done(Err(failure.unwrap_or(Failure::Code(Code::Io)))),
             (Waiting::BatchRead(done), Response::Entries(entries)) => done(result(()).map(|()| entries)),
             (Waiting::BatchRead(done), _) => done(Err(failure.unwrap_or(Failure::Code(Code::Io)))),
+            (Waiting::Ask(done), response) => done(result(()).map(|()| response)),
         }
     }
 

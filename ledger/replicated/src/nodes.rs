@@ -25,6 +25,8 @@ pub struct NodeInfo {
     pub zone: String,
     /// It takes new entries.
     pub is_writable: bool,
+    /// It is to be emptied: whoever writes to it goes on with another node, if there is one.
+    pub is_draining: bool,
 }
 
 /// Where nodes are looked up.
@@ -44,6 +46,14 @@ pub struct Nodes {
 impl Nodes {
     pub fn new(directory: Arc<dyn NodeDirectory>, outbound: Arc<Budget>, call_timeout: Duration) -> Self {
         Self { directory, connections: Mutex::default(), connecting: Mutex::default(), outbound, call_timeout }
+    }
+
+    /// Those of an ensemble that are to be emptied, as many as there are others to take their places.
+    pub fn leaving(&self, ensemble: &[NodeId]) -> Vec<NodeId> {
+        let all = self.directory.nodes();
+        let spare = all.iter().filter(|info| info.is_writable && !ensemble.contains(&info.id)).count();
+        let draining = all.into_iter().filter(|info| info.is_draining && ensemble.contains(&info.id));
+        draining.map(|info| info.id).take(spare).collect()
     }
 
     /// A connection that is there.

@@ -32,6 +32,39 @@ pub async fn read(
     if first > last {
         return Err(no_entry);
     }
+    let answer = read_from(shared, ledger, &metadata, first, last, max_bytes).await;
+    let Err(LedgerError::Corrupt { .. }) = answer else { return answer };
+    // A repair may have moved the entries since the metadata were read.
+    match moved(shared, ledger, &metadata, first).await? {
+        Some(metadata) => read_from(shared, ledger, &metadata, first, last, max_bytes).await,
+        None => answer,
+    }
+}
+
+/// The ledger's metadata as they are now, if they name other nodes for the entry.
+async fn moved(
+    shared: &Arc<Shared>,
+    ledger: u64,
+    known: &LedgerMetadata,
+    entry: u64,
+) -> Result<Option<LedgerMetadata>, LedgerError> {
+    let found = shared.catalog.get(ledger).await.map_err(metadata_error)?;
+    let metadata = found.ok_or(LedgerError::NoSuchLedger(ledger))?.metadata;
+    if let LedgerState::Closed { .. } = metadata.state {
+        shared.remember_closed(ledger, &metadata);
+    }
+    let has_moved = metadata.fragment_of(entry).ensemble != known.fragment_of(entry).ensemble;
+    Ok(has_moved.then_some(metadata))
+}
+
+async fn read_from(
+    shared: &Arc<Shared>,
+    ledger: u64,
+    metadata: &LedgerMetadata,
+    first: u64,
+    last: u64,
+    max_bytes: usize,
+) -> Result<Vec<StoredEntry>, LedgerError> {
     let next_fragment = metadata.fragments.iter().map(|fragment| fragment.first_entry).find(|start| *start > first);
     let last = next_fragment.map_or(last, |start| last.min(start - 1));
     // Of striped entries a node has but some in a row.

@@ -11,6 +11,7 @@ use geminga_ledger_client::LedgerError;
 use geminga_wire_bookkeeper::{Code, Digest, DigestKind, LAST_ENTRY};
 use tokio::sync::mpsc;
 
+use crate::catalog::Known;
 use crate::client::{PASSWORD, Shared, metadata_error};
 use crate::node::Failure;
 
@@ -32,6 +33,16 @@ pub async fn recover(shared: &Arc<Shared>, ledger: u64) -> Result<LedgerMetadata
             shared.catalog.create(ledger, &metadata).await.map_err(metadata_error)?
         }
     };
+    recover_from(shared, ledger, known).await
+}
+
+/// The same for a ledger that has to be there.
+pub async fn recover_existing(shared: &Arc<Shared>, ledger: u64) -> Result<LedgerMetadata, LedgerError> {
+    let known = shared.catalog.get(ledger).await.map_err(metadata_error)?;
+    recover_from(shared, ledger, known.ok_or(LedgerError::NoSuchLedger(ledger))?).await
+}
+
+async fn recover_from(shared: &Arc<Shared>, ledger: u64, known: Known) -> Result<LedgerMetadata, LedgerError> {
     let mut recovery = LedgerRecovery::new(known.metadata, known.version);
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut bodies: BTreeMap<u64, Bytes> = BTreeMap::new();

@@ -156,9 +156,14 @@ impl OpenLedger {
         receiver
     }
 
-    /// Other nodes may be there now.
+    /// Other nodes may be there now, and some are to be emptied.
     pub fn nodes_changed(self: &Arc<Self>) {
-        self.tell(LedgerWriter::nodes_changed);
+        self.tell(|writer| {
+            for node in self.shared.nodes.leaving(&writer.metadata().last_fragment().ensemble) {
+                writer.node_lost(&node);
+            }
+            writer.nodes_changed();
+        });
     }
 
     fn tell(self: &Arc<Self>, event: impl FnOnce(&mut LedgerWriter)) {

@@ -74,6 +74,7 @@ impl Cluster {
                 address: node.address.clone(),
                 zone: format!("zone-{}", n % 3),
                 is_writable: true,
+                is_draining: false,
             });
             nodes.insert(format!("node-{n}"), node);
         }
@@ -192,4 +193,34 @@ async fn without_spare_nodes_it_goes_on_as_long_as_there_is_an_ack_quorum() {
     assert!(append(&client, 7, 100, 300).await.iter().all(Result::is_ok));
     cluster.nodes.pop_first().expect("two").1.end().await;
     assert!(append(&client, 7, 300, 310).await[0].is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_leaves_a_node_that_is_to_be_emptied_if_there_is_another() {
+    let cluster = Cluster::start(4).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 100).await.iter().all(Result::is_ok));
+    let ensemble = cluster.ledger(7).await.fragments[0].ensemble.clone();
+    let drain = |id: &String| {
+        let mut nodes = cluster.directory.0.lock().unwrap();
+        let info = nodes.iter_mut().find(|info| info.id == *id).expect("it is there");
+        (info.is_draining, info.is_writable) = (true, false);
+    };
+    drain(&ensemble[1]);
+    client.nodes_changed();
+    assert!(append(&client, 7, 100, 200).await.iter().all(Result::is_ok));
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while cluster.ledger(7).await.last_fragment().ensemble.contains(&ensemble[1]) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it leaves");
+    // Nobody could take the place of the next one, which goes on meanwhile.
+    drain(&ensemble[0]);
+    client.nodes_changed();
+    assert!(append(&client, 7, 200, 300).await.iter().all(Result::is_ok));
+    assert!(cluster.ledger(7).await.last_fragment().ensemble.contains(&ensemble[0]));
+    assert_eq!(client.recover(7).await.expect("it is closed"), Some(299));
+    check(&client, 7, 300).await;
 }

@@ -4,17 +4,32 @@
 use std::sync::Arc;
 
 use geminga_metadata::{
-    ClusterData, LedgerInfo, MemoryStore, Metadata, PartitionedTopicRecord, Policies, SchemaRecord, SubscriptionRecord,
-    TenantInfo, TopicRecord,
+    AuditRecord, ClusterData, LedgerInfo, ManualClock, MemoryStore, Metadata, PartitionedTopicRecord, Policies,
+    RepairClaim, RepairRecord, RepairWorkerRecord, SchemaRecord, StorageNodeRecord, SubscriptionRecord, TenantInfo,
+    TopicRecord,
 };
 use geminga_model::{Position, TopicName};
 
 const RECORDS: &[(&str, &str)] = &[
+    (
+        "audit",
+        r#"{"node":"a","started_ms":1,"finished_ms":2,"ledgers":9,"under_replicated":3,"misplaced":1,"waiting_for_writers":1,"lost":["b"],"draining":{"c":4}}"#,
+    ),
     ("clusters/standalone", r#"{"serviceUrl":"http://127.0.0.1:8080"}"#),
     ("configuration/maxTopics", r#""7""#),
     ("cursor-logs/bundle", r#"[5,6]"#),
+    ("decommissions/c", r#"{"since_ms":7}"#),
     ("garbage/00000000000000000017", "[17,18]"),
     ("partitioned/public/default/persistent/clicks", r#"{"partitions":4,"properties":{"a":"b"}}"#),
+    (
+        "repair-workers/a",
+        r#"{"since_ms":1,"updated_ms":2,"ledgers":3,"entries":4,"bytes":5,"doing":{"17":"copies entries 0 to 9, is at 3"}}"#,
+    ),
+    ("repairs/00000000000000000017", r#"{"since_ms":7,"lost":["b"],"not_before_ms":0}"#),
+    (
+        "repairs/00000000000000000018",
+        r#"{"since_ms":7,"blocked":"no node has a good copy of entry 3","writer_awaited_since_ms":6,"not_before_ms":9,"claim":{"node":"a","until_ms":8}}"#,
+    ),
     (
         "schemas/public/default/persistent/orders/00000000000000000000",
         r#"{"schema_type":2,"data":"t:{}","properties":{},"timestamp":3,"user":"","deleted":false}"#,
@@ -23,6 +38,7 @@ const RECORDS: &[(&str, &str)] = &[
         "schemas/public/default/persistent/orders/00000000000000000001",
         r#"{"schema_type":20,"data":"x:ff00","properties":{},"timestamp":4,"user":"me","deleted":false}"#,
     ),
+    ("storage-nodes/c", r#"{"address":"127.0.0.1:3181","zone":"east","region":"default","read_only":false}"#),
     (
         "subscriptions/public/default/persistent/orders/billing",
         r#"{"cursor_id":3,"initial":"17:-1","created_at":9,"replicated":false}"#,
@@ -90,10 +106,59 @@ async fn fill(metadata: &Metadata) {
     metadata.append_schema(&orders, Some(0), &binary).await.unwrap();
 }
 
+/// Of storage nodes, and of what is to be repaired on them.
+async fn fill_storage(metadata: &Metadata) {
+    let node = StorageNodeRecord {
+        address: "127.0.0.1:3181".into(),
+        zone: "east".into(),
+        region: "default".into(),
+        read_only: false,
+    };
+    metadata.put_storage_node("c", &node).await.unwrap();
+    metadata.decommission_storage_node("c").await.unwrap();
+    let audit = AuditRecord {
+        node: "a".into(),
+        started_ms: 1,
+        finished_ms: 2,
+        ledgers: 9,
+        under_replicated: 3,
+        misplaced: 1,
+        waiting_for_writers: 1,
+        lost: ["b".to_owned()].into(),
+        draining: [("c".to_owned(), 4)].into(),
+    };
+    metadata.put_audit(&audit).await.unwrap();
+    let worker = RepairWorkerRecord {
+        since_ms: 1,
+        updated_ms: 2,
+        ledgers: 3,
+        entries: 4,
+        bytes: 5,
+        doing: [("17".to_owned(), "copies entries 0 to 9, is at 3".to_owned())].into(),
+    };
+    metadata.put_repair_worker("a", &worker).await.unwrap();
+    assert!(metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
+    assert!(!metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
+    assert!(metadata.note_repair(18, &Default::default(), false).await.unwrap());
+    let noted = metadata.list_repairs(18, 10).await.unwrap();
+    let blocked = RepairRecord {
+        blocked: Some("no node has a good copy of entry 3".into()),
+        writer_awaited_since_ms: Some(6),
+        not_before_ms: 9,
+        claim: Some(RepairClaim { node: "a".into(), until_ms: 8 }),
+        ..noted[0].1.value.clone()
+    };
+    metadata.put_repair(18, &blocked, noted[0].1.version).await.unwrap();
+    assert!(metadata.finish_repair(18, noted[0].1.version).await.unwrap_err().is_conflict());
+    assert!(!metadata.note_repair(18, &Default::default(), false).await.unwrap());
+    assert!((blocked.is_due(9), blocked.is_due(8)) == (true, false));
+}
+
 #[tokio::test]
 async fn keys_and_records() {
-    let metadata = Metadata::new(Arc::new(MemoryStore::new()));
+    let metadata = Metadata::new(Arc::new(MemoryStore::with_clock(ManualClock::starting_at_ms(7))));
     fill(&metadata).await;
+    fill_storage(&metadata).await;
     let mut stored = Vec::new();
     for (key, record) in metadata.store().scan("", None, 100).await.unwrap() {
         // Policies have the form of Pulsar's admin REST, whose tests hold it.

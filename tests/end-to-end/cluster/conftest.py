@@ -1,4 +1,5 @@
 """A cluster of processes on loopback: storage nodes in zones, brokers, metadata that they share."""
+import json
 import os
 import pathlib
 import shutil
@@ -33,7 +34,8 @@ class Process:
             if self.process.poll() is not None or time.monotonic() - since > limit_s:
                 raise RuntimeError(f"{self.arguments[0]} did not become ready; its log ends:\n{self.log_end()}")
             time.sleep(0.01)
-        return servers.read_json(ready)
+        self.ready = servers.read_json(ready)
+        return self.ready
 
     def alive(self):
         return self.process is not None and self.process.poll() is None
@@ -59,14 +61,14 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, folder, url, nodes, zones=3, brokers=1):
+    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_options=()):
         self.folder = pathlib.Path(folder)
         subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
         self.nodes = []
         for n in range(nodes):
             own = self.folder / f"node-{n}"
             node = Process(own, "storage-node", "--data-dir", str(own / "data"), "--addr", f"127.0.0.1:{servers.free_port()}",
-                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s")
+                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s", *node_options)
             node.start()
             self.nodes.append(node)
         self.brokers = []
@@ -84,6 +86,11 @@ class Cluster:
         """The broker that serves a topic."""
         answer = servers.lookup(next(broker for broker in self.brokers if broker.alive()).admin_url, topic)
         return next(broker for broker in self.brokers if answer["brokerUrl"].endswith(broker.address))
+
+    def command(self, *arguments):
+        """What `geminga admin` prints, as JSON; nothing if it prints nothing."""
+        done = subprocess.run([BINARY, "admin", *arguments, "--url", self.admin_url], check=True, capture_output=True, text=True)
+        return json.loads(done.stdout) if done.stdout else None
 
     def admin(self, method, path, body=None):
         return servers.admin(self.admin_url, method, path, body)
@@ -119,9 +126,16 @@ def brokers(postgres):
     yield from run_cluster(postgres.new_database(), 3, brokers=3)
 
 
-def run_cluster(url, nodes, brokers=1):
+@pytest.fixture
+def cluster_that_repairs(postgres):
+    """Six nodes in three zones that miss each other soon."""
+    options = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
+    yield from run_cluster(postgres.new_database(), 6, node_options=options)
+
+
+def run_cluster(url, nodes, **options):
     folder = tempfile.mkdtemp(prefix="geminga-cluster-")
-    made = Cluster(folder, url, nodes, brokers=brokers)
+    made = Cluster(folder, url, nodes, **options)
     try:
         yield made
         made.close()

@@ -1,5 +1,7 @@
 //! Deterministic simulations: a seed decides everything, a failure names its seed, and the same seed gives the same trace.
 
+pub mod auto_recovery_simulation;
+pub mod auto_recovery_truth;
 pub mod dispatch_oracle;
 pub mod dispatch_simulation;
 pub mod dispatch_topic;

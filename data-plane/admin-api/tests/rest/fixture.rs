@@ -43,8 +43,13 @@ impl Rest {
 
     /// Status and body; a body that is not JSON comes as a string, no body as null.
     pub async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        self.call_at(method, &format!("/admin/v2{path}"), body).await
+    }
+
+    /// The same with a whole path.
+    pub async fn call_at(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let response = self.raw(method, &format!("/admin/v2{path}"), &body).await;
+        let response = self.raw(method, path, &body).await;
         let status = response.status().as_u16();
         let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();

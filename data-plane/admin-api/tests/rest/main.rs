@@ -3,6 +3,7 @@
 mod bundles;
 mod fixture;
 mod refusals;
+mod storage_nodes;
 
 use axum::body::to_bytes;
 use axum::http::StatusCode;

@@ -11,6 +11,13 @@ fn key(id: u64) -> String {
     format!("ledgers/{id:020}")
 }
 
+fn id_of(key: &str) -> Result<u64, MetadataError> {
+    key["ledgers/".len()..].parse().map_err(|_| MetadataError::Corrupt {
+        subject: format!("record '{key}'"),
+        reason: "its key is no ledger's".to_owned(),
+    })
+}
+
 impl Metadata {
     pub async fn get_ledger<T: DeserializeOwned>(&self, id: u64) -> Result<Option<Versioned<T>>, MetadataError> {
         self.read(&key(id)).await
@@ -32,16 +39,26 @@ impl Metadata {
         self.store.commit(vec![Op::delete(key(id), Expect::Any)]).await.map(drop)
     }
 
+    /// At most `limit` ledgers, in order, from `first` on; fewer mean that there are no more. A record that cannot be
+    /// understood is an error in its place, so that it does not hide the others.
+    pub async fn scan_ledgers<T: DeserializeOwned>(
+        &self,
+        first: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Result<Versioned<T>, MetadataError>)>, MetadataError> {
+        let before = first.checked_sub(1).map(key);
+        let records = self.store.scan("ledgers/", before.as_deref(), limit).await?;
+        let decoded = records.into_iter().map(|(key, record)| {
+            let value = codec::decode(&key, &record.value);
+            Ok((id_of(&key)?, value.map(|value| Versioned { value, version: record.version })))
+        });
+        decoded.collect()
+    }
+
     /// At most `limit` ids of ledgers, in order, from `first` on. None means that there are no more.
     pub async fn list_ledgers(&self, first: u64, limit: usize) -> Result<Vec<u64>, MetadataError> {
         let before = first.checked_sub(1).map(key);
         let records = self.store.scan("ledgers/", before.as_deref(), limit).await?;
-        let ids = records.iter().map(|(key, _)| {
-            key["ledgers/".len()..].parse().map_err(|_| MetadataError::Corrupt {
-                subject: format!("record '{key}'"),
-                reason: "its key is no ledger's".to_owned(),
-            })
-        });
-        ids.collect()
+        records.iter().map(|(key, _)| id_of(key)).collect()
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod garbage;
 pub(crate) mod ledgers;
 pub(crate) mod namespaces;
 pub(crate) mod partitioned;
+pub(crate) mod repairs;
 pub(crate) mod schemas;
 pub(crate) mod storage_nodes;
 pub(crate) mod subscriptions;

@@ -1,0 +1,25 @@
+//! Repair of ledgers whose entries are on fewer nodes, or in fewer zones, than they should be: pure.
+//!
+//! An *auditor* looks at ledgers' metadata and at the nodes that there are ([`survey`]) and says which ledgers need a repair. A
+//! *worker* carries out one [`LedgerRepair`]: it asks the members which entries they have, copies what is missing from those
+//! that have it, and only then names another node in the metadata, if these are still the ones that it looked at. So metadata
+//! never name a node that lacks what it should have, however many workers are at it and wherever one of them stops.
+//!
+//! Only stretches of a ledger that nobody writes any more are touched: finished fragments, and the last one of a closed ledger.
+//!
+//! **The last fragment of an open ledger** is its writer's. One that writes notices by itself that a node is gone, with the
+//! next entry at the latest, and goes on with another. A writer that is idle notices nothing; its entries have a copy less, and
+//! after a grace period ([`survey::writers_end`]) a worker recovers the ledger, which fences and closes it, as BookKeeper does, and
+//! repairs it like any other. The idle writer hears of it with its next entry: that entry is refused as fenced, was never
+//! acknowledged, and the topic goes on in a new ledger. So an idle writer never loses anything, costs its topic one reload
+//! after a node was lost for good, and never keeps a ledger from being repaired.
+
+mod absences;
+mod copying;
+mod ledger;
+mod nodes;
+pub mod survey;
+
+pub use absences::Absences;
+pub use ledger::{Blocker, CopyFailure, LedgerRepair, Listing, RepairAction, RepairReport};
+pub use nodes::{NodeTable, NodeView, Standing};

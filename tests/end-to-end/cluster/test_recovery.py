@@ -1,0 +1,142 @@
+"""Storage nodes that are lost, return or are emptied: the cluster makes the copies that are missing, and no others."""
+import re
+import time
+import urllib.request
+
+from test_cluster import NAMESPACE, Load, check, everything
+
+COPIES = "replication_worker_NUM_ENTRIES_WRITTEN"
+
+
+def wait_for(what, is_so, limit_s=120):
+    """What `is_so` answers once that is anything."""
+    since = time.monotonic()
+    while True:
+        answer = is_so()
+        if answer:
+            return answer
+        assert time.monotonic() - since < limit_s, f"waited for {limit_s} s: {what}"
+        time.sleep(0.3)
+
+
+def registered(cluster):
+    """What is known of each node, in the order of `cluster.nodes`."""
+    by_address = {node["address"]: node for node in cluster.command("storage-nodes", "list")}
+    return [by_address[node.ready["bookie"]] for node in cluster.nodes]
+
+
+def is_repaired(cluster, lost=(), since_ms=None):
+    """An audit that began after `since_ms` knows of these lost nodes, and nothing is left to be done."""
+    recovery = cluster.command("recovery")
+    audit = recovery["last_audit"]
+    return (audit and set(lost) <= set(audit["lost"]) and recovery["ledgers_to_repair"] == 0 and audit["started_ms"] > (since_ms or 0)
+            and audit["under_replicated"] + audit["misplaced"] + audit["waiting_for_writers"] == 0)
+
+
+def wait_until_repaired(cluster, lost=()):
+    since_ms = time.time() * 1000
+    try:
+        wait_for("everything has its copies", lambda: is_repaired(cluster, lost, since_ms))
+    except AssertionError:
+        print(cluster.command("recovery"))
+        raise
+
+
+def copies(cluster):
+    """Entries that nodes have copied, those that run."""
+    total = 0
+    for node in filter(lambda node: node.alive(), cluster.nodes):
+        with urllib.request.urlopen(f"http://{node.ready['http']}/metrics", timeout=10) as page:
+            total += int(re.search(rf"^{COPIES} (\d+)$", page.read().decode(), re.M)[1])
+    return total
+
+
+def produce(cluster, topic, seconds=2):
+    """Messages in a ledger that is closed then."""
+    load = Load(cluster.pulsar_url, topic)
+    time.sleep(seconds)
+    acknowledged = load.finish()
+    assert acknowledged and not load.failed
+    cluster.admin("PUT", topic.replace("://", "/") + "/unload")
+    return acknowledged
+
+
+def test_a_node_is_lost_for_good_under_load_and_then_one_of_another_zone(cluster_that_repairs):
+    cluster = cluster_that_repairs
+    old = {topic: produce(cluster, topic, 1) for topic in [f"{NAMESPACE}/old-{n}" for n in range(4)]}
+    ids = [node["id"] for node in registered(cluster)]
+    loads = {topic: Load(cluster.pulsar_url, topic) for topic in [f"{NAMESPACE}/busy-{n}" for n in range(2)]}
+    time.sleep(1)
+    cluster.nodes[0].kill()
+    wait_until_repaired(cluster, [ids[0]])
+    assert copies(cluster) > 0
+    # The first zone has one node left, the second loses one.
+    cluster.nodes[1].kill()
+    time.sleep(3)
+    acknowledged = {topic: load.finish() for topic, load in loads.items()}
+    for topic, load in loads.items():
+        print(f"{topic}: {len(acknowledged[topic])} messages, the slowest took {load.slowest:.2f} s")
+        assert not load.failed and load.slowest < 5
+    for topic, numbers in [*old.items(), *acknowledged.items()]:
+        check(numbers, everything(cluster.pulsar_url, topic, "after-two"))
+    # When all of that is copied again, the other node of the first zone and one more may go.
+    wait_until_repaired(cluster, ids[:2])
+    cluster.nodes[3].kill()
+    for topic, numbers in old.items():
+        check(numbers, everything(cluster.pulsar_url, topic, "after-three"))
+
+
+def test_a_node_that_returns_is_given_what_it_missed_and_nothing_else(cluster_that_repairs):
+    cluster = cluster_that_repairs
+    topics = [f"{NAMESPACE}/kept-{n}" for n in range(4)]
+    old = {topic: produce(cluster, topic, 2) for topic in topics}
+    wait_until_repaired(cluster)
+    before = copies(cluster)
+    victim = cluster.nodes[2]
+    # Within the grace.
+    busy = Load(cluster.pulsar_url, f"{NAMESPACE}/meanwhile")
+    time.sleep(1)
+    victim.kill()
+    time.sleep(4)
+    victim.start()
+    time.sleep(8)
+    acknowledged = busy.finish()
+    wait_until_repaired(cluster)
+    extra, entries = copies(cluster) - before, sum(len(numbers) for numbers in old.values())
+    print(f"{extra} copies for what was in flight, of {entries} messages that were there before")
+    assert extra < 1000 and not busy.failed
+    # After it: what it had is elsewhere by then, and it stays empty-handed.
+    node_id = registered(cluster)[2]["id"]
+    victim.kill()
+    wait_until_repaired(cluster, [node_id])
+    before = copies(cluster)
+    victim.start()
+    time.sleep(8)
+    wait_until_repaired(cluster)
+    assert copies(cluster) == before
+    for topic, numbers in [*old.items(), (f"{NAMESPACE}/meanwhile", acknowledged)]:
+        check(numbers, everything(cluster.pulsar_url, topic, "all"))
+
+
+def test_a_decommissioned_node_is_emptied_while_it_is_written_to(cluster_that_repairs):
+    cluster = cluster_that_repairs
+    old = {topic: produce(cluster, topic, 1) for topic in [f"{NAMESPACE}/old-{n}" for n in range(4)]}
+    busy = Load(cluster.pulsar_url, f"{NAMESPACE}/busy")
+    time.sleep(1)
+    node_id = registered(cluster)[4]["id"]
+    cluster.command("storage-nodes", "decommission", node_id)
+    done = wait_for("nothing depends on the node", lambda: registered(cluster)[4]["decommission"]["done"])
+    assert done and cluster.nodes[4].alive()
+    time.sleep(1)
+    cluster.nodes[4].kill()
+    time.sleep(2)
+    acknowledged = busy.finish()
+    print(f"{len(acknowledged)} messages, the slowest took {busy.slowest:.2f} s")
+    assert not busy.failed and busy.slowest < 5
+    # Nor does anything depend on it for reading: another one may go.
+    cluster.nodes[0].kill()
+    for topic, numbers in [*old.items(), (f"{NAMESPACE}/busy", acknowledged)]:
+        check(numbers, everything(cluster.pulsar_url, topic, "all"))
+    wait_for("the node is not alive any more", lambda: not registered(cluster)[4]["alive"])
+    cluster.command("storage-nodes", "forget", node_id)
+    assert node_id not in [node["id"] for node in cluster.command("storage-nodes", "list")]
