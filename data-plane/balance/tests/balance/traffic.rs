@@ -130,28 +130,17 @@ impl Traffic {
             return;
         }
         let (utilizations, mean) = cluster.utilizations();
-        for it in &self.starting {
-            let waited = now_ms - it.since_ms;
-            if std::env::var("BALANCE_VERBOSE").is_ok() && (waited == 120_000 || waited % 300_000 < 5000) {
-                let e = cluster.balancer.explain();
-                let b = e.brokers.iter().find(|b| b.broker == cluster.brokers[it.broker].id);
-                if let Some(b) = b {
-                    println!(
-                        "waits {waited}: really {:.3} measured {:.3} to be {:.3} {} {:?}",
-                        utilizations[it.broker] / mean,
-                        b.load / b.cores / e.mean,
-                        b.load_to_be / b.cores / e.mean,
-                        b.verdict,
-                        e.pause
-                    );
-                }
-            }
-        }
         let filled = self.starting.extract_if(.., |it| utilizations[it.broker] >= 0.85 * mean);
         self.filled_after_ms.extend(filled.map(|it| now_ms - it.since_ms));
     }
 
-    pub fn waiting(&self) -> usize {
-        self.starting.len() + self.draining.len() + self.down.len()
+    pub fn print(&self) {
+        let imbalance = &self.imbalance;
+        let [middle, high, most] = [0.5, 0.99, 1.0].map(|part| imbalance.quantile(part) * 100.0);
+        println!("imbalance: median {middle:.1} %, p99 {high:.1} %, most {most:.1} %");
+        let (part, longest) = (imbalance.part_above() * 100.0, imbalance.longest_above);
+        println!("above the bound {part:.2} % of the time, {longest} minutes at the longest");
+        println!("{} brokers killed, {} drained, {} leaders lost", self.kills, self.drains, self.leaders);
+        println!("brokers filled after {:?} ms", self.filled_after_ms);
     }
 }
