@@ -3,6 +3,7 @@
 use crate::{
     Obstacle, Reason, Verdict,
     round::{DUST, Draft, Round},
+    standings::Standing,
 };
 
 /// How much more than half a gap a bundle may have that is moved across it.
@@ -80,7 +81,8 @@ impl Round<'_> {
 
     fn shed_one(&mut self, draft: &mut Draft, from: usize, goal: f64, surplus: f64) -> Result<(), Obstacle> {
         let limit = self.config.moves.in_flight_per_broker;
-        let to = self.standings.least_loaded(limit, from).ok_or(Obstacle::NobodyTakes)?;
+        let may = |place, it: &Standing| place != from && !it.is_unsteady;
+        let to = self.standings.least_loaded(limit, may).ok_or(Obstacle::NobodyTakes)?;
         let taker = &self.standings.all[to];
         let most = ((goal - taker.utilization()) * taker.cores).min(surplus - draft.load);
         let fits = self.pick(from, DUST * surplus, most, self.config.level.handy);

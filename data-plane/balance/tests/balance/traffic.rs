@@ -60,6 +60,10 @@ impl Traffic {
             self.watch(cluster);
         }
         self.imbalance.note(cluster.imbalance(), bound);
+        if self.imbalance.is_above() {
+            println!("{} ms: imbalance {:.3}", cluster.now_ms, cluster.imbalance());
+            print_busiest(cluster);
+        }
     }
 
     /// Every two hours or so a broker is killed, or leaves in order, and comes back; now and then the leader is lost.
@@ -142,5 +146,14 @@ impl Traffic {
         println!("above the bound {part:.2} % of the time, {longest} minutes at the longest");
         println!("{} brokers killed, {} drained, {} leaders lost", self.kills, self.drains, self.leaders);
         println!("brokers filled after {:?} ms", self.filled_after_ms);
+    }
+}
+
+/// What the balancer says of the broker that it finds the busiest.
+fn print_busiest(cluster: &Cluster) {
+    let mut brokers = cluster.balancer.explain().brokers;
+    brokers.sort_by(|one, other| (other.load / other.cores).total_cmp(&(one.load / one.cores)));
+    if let Some(it) = brokers.first() {
+        println!("    {} with {} bundles: {}", it.broker, it.bundles, it.verdict);
     }
 }
