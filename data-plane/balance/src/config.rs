@@ -100,7 +100,7 @@ pub struct Level {
     pub least: f64,
     /// … for how long.
     pub confirm_ms: u64,
-    /// It gives down to so far above the mean, and nobody takes above that: no move can make its reverse worth while.
+    /// It gives down to so far above the mean, and nobody takes above that, unless only larger bundles are left.
     pub goal: f64,
     /// The load of a bundle that is best to move, as a part of a broker's share.
     pub handy: f64,
