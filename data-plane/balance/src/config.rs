@@ -141,7 +141,7 @@ impl Default for Fill {
             trigger: 0.20,
             least: 0.005,
             confirm_ms: 10 * SECOND,
-            goal: 0.08,
+            goal: 0.11,
             donors: 0.02,
             least_gain: 0.2,
             restart_window_ms: HOUR,

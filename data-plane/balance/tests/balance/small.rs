@@ -1,6 +1,6 @@
 //! Clusters of a few brokers, where one bundle more or less matters.
 
-use geminga_balance::{BalanceConfig, Obstacle, Pause, Verdict};
+use geminga_balance::{BalanceConfig, MoveLimits, Obstacle, Pause, Verdict};
 
 use crate::{
     cluster::{Cluster, Faults},
@@ -73,6 +73,23 @@ fn bundles_whose_load_changes_places_do_not_follow_it_all_day() {
     }
     assert_eq!(cluster.measures.moved_again, 0);
     assert!(cluster.measures.balancing() <= 8, "{:?}", cluster.measures);
+}
+
+#[test]
+fn levelling_keeps_to_its_moves_per_hour() {
+    let moves = MoveLimits { per_broker_hour: 1.0, ..MoveLimits::default() };
+    let mut cluster = Cluster::new(3, 2, BalanceConfig { moves, ..BalanceConfig::default() }, 10_000);
+    cluster.oracle = Some(Oracle::default());
+    for number in 0..200 {
+        // Not so few on the second that it would be filled.
+        cluster.add_bundle(BundleLoad::steady(0.01), 1, Some(usize::from(number >= 118)));
+    }
+    cluster.run_for(30 * MINUTE_MS);
+    // What can be saved up for three hours.
+    assert_eq!((cluster.measures.levelled, cluster.measures.filled), (6, 0), "{}", cluster.balancer.explain());
+    assert_eq!(verdict(&cluster, 0), Verdict::CannotShed(Obstacle::BudgetSpent));
+    cluster.run_for(60 * MINUTE_MS);
+    assert_eq!(cluster.measures.levelled, 8, "{}", cluster.balancer.explain());
 }
 
 #[test]
