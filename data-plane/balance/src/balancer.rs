@@ -94,9 +94,9 @@ impl Balancer {
         self.pause = self.find_pause(now_ms);
         let (fleet, in_flight, budget) = (&mut self.fleet, &mut self.in_flight, &mut self.budget);
         let mut round = Round::new(now_ms, &self.config, fleet, in_flight, budget);
-        let serving = round.standings.all.iter().filter(|it| it.serves()).count();
-        round.budget.refill(now_ms, serving, &self.config.moves);
         if self.pause.is_none() {
+            let serving = round.standings.all.iter().filter(|it| it.serves()).count();
+            round.budget.refill(now_ms, serving, &self.config.moves);
             round.run();
         }
         let Round { standings, verdicts, decisions, .. } = round;

@@ -100,7 +100,7 @@ pub struct Level {
     pub least: f64,
     /// … for how long.
     pub confirm_ms: u64,
-    /// It gives down to so far above the mean, and nobody takes above that: no move can make its reverse worth while.
+    /// It gives down to so far above the mean, and nobody takes above that, unless only larger bundles are left.
     pub goal: f64,
     /// The load of a bundle that is best to move, as a part of a broker's share.
     pub handy: f64,
@@ -125,6 +125,8 @@ pub struct Fill {
     pub confirm_ms: u64,
     /// It is filled up to so far below the mean. What it was filled with rests for a day, so it must have room for the day's waves.
     pub goal: f64,
+    /// Bundles with a greater part of a broker's share come last: few large ones have days of their own.
+    pub largest: f64,
     /// Others give down to so far below the mean. Less than `goal`, for the same reason as with `Level::goal`.
     pub donors: f64,
     /// A plan that brings less than this part of what is missing is not worth it.
@@ -141,7 +143,8 @@ impl Default for Fill {
             trigger: 0.20,
             least: 0.005,
             confirm_ms: 10 * SECOND,
-            goal: 0.10,
+            goal: 0.11,
+            largest: 0.04,
             donors: 0.02,
             least_gain: 0.2,
             restart_window_ms: HOUR,

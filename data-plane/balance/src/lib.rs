@@ -11,14 +11,16 @@
 //!   real jumps are followed in two. CPU that a broker's bundles do not explain counts as its load as well, so that a machine
 //!   that is slow or busy with something else is given less.
 //! * **A gap between cause and goal.** A broker gives when it has had 10 % more than its share for two minutes, down to 2 % more,
-//!   and nobody is lifted above that: no move makes its own reverse worth while. The bundles that move the most load per client
-//!   that has to reconnect go first. A plan that would not help noticeably is dropped.
+//!   and nobody is lifted above that, unless all that is left to give is too large for it; then the gap between the two all but
+//!   closes. So no move makes its own reverse worth while. The bundles that move the most load per client that has to reconnect
+//!   go first. A plan that would not help noticeably is dropped.
 //! * **Rest.** A bundle that was moved for balance stays for a day, also under a new leader, as owners report when it was moved. A
 //!   bundle that has just come, or come out of a split, is not judged by the rates of the first two minutes.
 //! * **Bounds.** Moves per hour for levelling, moves and splits at once, per broker and in all; what fails is tried again later
 //!   and later.
 //! * **Starting and leaving are quick.** A broker far below its share is given it in one go, unless it keeps starting; one that
-//!   leaves is emptied, and neither rest nor budget holds that up.
+//!   leaves is emptied, and neither rest nor budget holds that up. All that a broker was filled with rests, so that for a day it
+//!   cannot give much back: therefore it gets a sample of what the others have, large and small, and not quite all of its share.
 //! * **Silence is not absence.** Brokers that are not heard give and take nothing, and a leader that hears too few decides
 //!   nothing.
 //!

@@ -24,6 +24,8 @@ pub(crate) struct Standing {
     pub accepts: bool,
     /// Whether it has refused too often of late to be given anything.
     pub is_avoided: bool,
+    /// Whether it has started so often of late that nothing is moved to it without need.
+    pub is_unsteady: bool,
 }
 
 impl Standing {
@@ -49,7 +51,10 @@ pub(crate) struct Standings {
 impl Standings {
     pub fn of(now_ms: u64, fleet: &Fleet, in_flight: &InFlight, config: &BalanceConfig) -> Self {
         let cores_per_work = cores_per_work(fleet);
-        let each = fleet.brokers.iter().map(|(id, broker)| standing(now_ms, id, broker, cores_per_work, config));
+        let each = fleet.brokers.iter().map(|(id, broker)| Standing {
+            is_unsteady: now_ms < fleet.filled_from_ms(id, config),
+            ..standing(now_ms, id, broker, cores_per_work, config)
+        });
         let mut all: Vec<Standing> = each.collect();
         let places: BTreeMap<BrokerId, usize> =
             all.iter().enumerate().map(|(place, it)| (it.broker.clone(), place)).collect();
@@ -75,13 +80,13 @@ impl Standings {
         standings
     }
 
-    /// Who can be given something, least loaded first among equals the first by name.
-    pub fn least_loaded(&self, moves_at_once: usize, but: usize) -> Option<usize> {
+    /// The least loaded of those that can be given something, among equals the first by name.
+    pub fn least_loaded(&self, moves_at_once: usize, may: impl Fn(usize, &Standing) -> bool) -> Option<usize> {
         let takers = self
             .all
             .iter()
             .enumerate()
-            .filter(|(place, it)| *place != but && it.serves() && !it.is_avoided && it.moving < moves_at_once);
+            .filter(|(place, it)| it.serves() && !it.is_avoided && it.moving < moves_at_once && may(*place, it));
         let least = takers.min_by(|(_, one), (_, other)| one.utilization().total_cmp(&other.utilization()));
         least.map(|(place, _)| place)
     }
@@ -113,6 +118,7 @@ fn standing(now_ms: u64, id: &BrokerId, broker: &Broker, cores_per_work: f64, co
         is_silent: now_ms.saturating_sub(broker.heard_ms) >= config.hearing.silent_after_ms,
         accepts: broker.accepts,
         is_avoided: broker.refusals >= limits.refusals && now_ms.saturating_sub(broker.refused_ms) < limits.retry_ms,
+        is_unsteady: false,
     }
 }
 

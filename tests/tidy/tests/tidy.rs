@@ -6,7 +6,8 @@ use geminga_tidy::{output, text_files};
 use serde_json::Value;
 
 /// Crates without clock, socket, thread or runtime, and those that none of them may name.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
+    "geminga-balance",
     "geminga-ensemble",
     "geminga-model",
     "geminga-wire-bookkeeper",
@@ -45,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-ledger", &["geminga-model"]),
     ("geminga-balance", &[]),
     ("geminga-ensemble", &[]),
+    ("geminga-balance", &[]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
     (
         "geminga-replicated-ledgers",

@@ -26,7 +26,8 @@ impl Round<'_> {
             if self.room() == 0 || self.is_full(place) {
                 break;
             }
-            let Some(to) = self.standings.least_loaded(self.config.moves.in_flight_per_broker, place) else {
+            let limit = self.config.moves.in_flight_per_broker;
+            let Some(to) = self.standings.least_loaded(limit, |it, _| it != place) else {
                 draft.obstacle = Some(Obstacle::NobodyTakes);
                 break;
             };

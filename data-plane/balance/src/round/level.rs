@@ -3,7 +3,11 @@
 use crate::{
     Obstacle, Reason, Verdict,
     round::{DUST, Draft, Round},
+    standings::Standing,
 };
+
+/// How much more than half a gap a bundle may have that is moved across it.
+const HALF: f64 = 1.2;
 
 impl Round<'_> {
     pub fn level(&mut self) {
@@ -77,16 +81,17 @@ impl Round<'_> {
 
     fn shed_one(&mut self, draft: &mut Draft, from: usize, goal: f64, surplus: f64) -> Result<(), Obstacle> {
         let limit = self.config.moves.in_flight_per_broker;
-        let to = self.standings.least_loaded(limit, from).ok_or(Obstacle::NobodyTakes)?;
+        let may = |place, it: &Standing| place != from && !it.is_unsteady;
+        let to = self.standings.least_loaded(limit, may).ok_or(Obstacle::NobodyTakes)?;
         let taker = &self.standings.all[to];
         let most = ((goal - taker.utilization()) * taker.cores).min(surplus - draft.load);
         let fits = self.pick(from, DUST * surplus, most, self.config.level.handy);
-        // A large bundle lifts the taker above the goal, but not above where it comes from: what the taker has too much then may
-        // be smaller and go elsewhere.
+        // A large bundle lifts the taker above the goal, but hardly above where it comes from, so that the gap between them all but
+        // closes. What the taker has too much then may be smaller and go elsewhere.
         let pick = fits.or_else(|obstacle| {
             let gap = self.standings.all[from].utilization() - taker.utilization();
             let half = gap / (1.0 / taker.cores + 1.0 / self.standings.all[from].cores);
-            self.pick_smallest(from, most.max(DUST * surplus), half).map_err(|_| obstacle)
+            self.pick_smallest(from, most.max(DUST * surplus), HALF * half).map_err(|_| obstacle)
         })?;
         self.add(draft, &pick, from, to);
         Ok(())

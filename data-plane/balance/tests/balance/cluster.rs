@@ -315,7 +315,7 @@ impl Cluster {
             return;
         }
         if self.rng.random_bool(self.faults.report_late) {
-            let late_ms = self.rng.random_range(10_000..50_000);
+            let late_ms = self.rng.random_range(10_000..90_000);
             let report = it.report.clone();
             self.after(late_ms, Event::Report(report));
         } else if self.now_ms >= self.leaderless_until_ms {

@@ -70,6 +70,11 @@ impl Imbalance {
         self.longest_above = self.longest_above.max(self.above_in_a_row);
     }
 
+    /// Whether it was at the last time.
+    pub fn is_above(&self) -> bool {
+        self.above_in_a_row > 0
+    }
+
     pub fn part_above(&self) -> f64 {
         self.above as f64 / self.samples.len() as f64
     }

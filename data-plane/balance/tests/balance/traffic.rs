@@ -60,6 +60,10 @@ impl Traffic {
             self.watch(cluster);
         }
         self.imbalance.note(cluster.imbalance(), bound);
+        if self.imbalance.is_above() {
+            println!("{} ms: imbalance {:.3}", cluster.now_ms, cluster.imbalance());
+            print_busiest(cluster);
+        }
     }
 
     /// Every two hours or so a broker is killed, or leaves in order, and comes back; now and then the leader is lost.
@@ -130,28 +134,26 @@ impl Traffic {
             return;
         }
         let (utilizations, mean) = cluster.utilizations();
-        for it in &self.starting {
-            let waited = now_ms - it.since_ms;
-            if std::env::var("BALANCE_VERBOSE").is_ok() && (waited == 120_000 || waited % 300_000 < 5000) {
-                let e = cluster.balancer.explain();
-                let b = e.brokers.iter().find(|b| b.broker == cluster.brokers[it.broker].id);
-                if let Some(b) = b {
-                    println!(
-                        "waits {waited}: really {:.3} measured {:.3} to be {:.3} {} {:?}",
-                        utilizations[it.broker] / mean,
-                        b.load / b.cores / e.mean,
-                        b.load_to_be / b.cores / e.mean,
-                        b.verdict,
-                        e.pause
-                    );
-                }
-            }
-        }
         let filled = self.starting.extract_if(.., |it| utilizations[it.broker] >= 0.85 * mean);
         self.filled_after_ms.extend(filled.map(|it| now_ms - it.since_ms));
     }
 
-    pub fn waiting(&self) -> usize {
-        self.starting.len() + self.draining.len() + self.down.len()
+    pub fn print(&self) {
+        let imbalance = &self.imbalance;
+        let [middle, high, most] = [0.5, 0.99, 1.0].map(|part| imbalance.quantile(part) * 100.0);
+        println!("imbalance: median {middle:.1} %, p99 {high:.1} %, most {most:.1} %");
+        let (part, longest) = (imbalance.part_above() * 100.0, imbalance.longest_above);
+        println!("above the bound {part:.2} % of the time, {longest} minutes at the longest");
+        println!("{} brokers killed, {} drained, {} leaders lost", self.kills, self.drains, self.leaders);
+        println!("brokers filled after {:?} ms", self.filled_after_ms);
+    }
+}
+
+/// What the balancer says of the broker that it finds the busiest.
+fn print_busiest(cluster: &Cluster) {
+    let mut brokers = cluster.balancer.explain().brokers;
+    brokers.sort_by(|one, other| (other.load / other.cores).total_cmp(&(one.load / one.cores)));
+    if let Some(it) = brokers.first() {
+        println!("    {} with {} bundles: {}", it.broker, it.bundles, it.verdict);
     }
 }
