@@ -1,7 +1,9 @@
 //! How a simulated broker takes a bundle over: it fences and replays the log of acknowledgements, then recovers each topic.
 //!
-//! Each record is read, what it leaves open is recovered, and it is written back by compare-and-set. Whoever owned the bundle
-//! before can from then on neither write to what is fenced nor name anything new.
+//! Each record is read, what it leaves open is recovered, and it is written back by compare-and-set, in a commit that also checks
+//! that the lease still has this owner's epoch. Whoever owned the bundle before can from then on neither write to what is
+//! fenced nor name anything new; and of two that take it over at once, only the later one gets all of it. (If claims did not
+//! look at the epoch, a topic could come to somebody who has replayed an older log.)
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,14 +11,14 @@ use std::rc::Rc;
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::{CursorLog, LogLedger};
 use geminga_ledger::managed_ledger::ManagedLedger;
-use geminga_metadata::{Lease, TopicRecord, Versioned};
+use geminga_metadata::{Lease, MetadataError, TopicRecord, Versioned};
 use geminga_model::Position;
 use geminga_topic::dedup::Deduplication;
 use geminga_topic::{Subscription, SubscriptionOptions};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_cursors::{BundleLog, LOG, log_name, replay};
-use crate::cluster_ownership::Bundle;
+use crate::cluster_ownership::{Bundle, still_owned};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::{Failure, entries_of};
 use crate::cluster_subscriptions::Sub;
@@ -29,15 +31,15 @@ const ATTEMPTS: usize = 5;
 
 impl Broker {
     pub async fn load(self: &Rc<Self>, bundle: usize, lease: Lease) -> Result<Bundle, Failure> {
-        let log = self.load_log(bundle).await?;
+        let log = self.load_log(bundle, &lease).await?;
         let mut topics = BTreeMap::new();
         for number in (bundle..self.deduplicates.len()).step_by(self.bundle_count) {
-            topics.insert(number, self.load_topic(number, lease.epoch, &log.log).await?);
+            topics.insert(number, self.load_topic(number, &lease, &log.log).await?);
         }
         Ok(Bundle { number: bundle, lease, log, topics, is_closing: false, is_renewing: false })
     }
 
-    async fn load_log(self: &Rc<Self>, bundle: usize) -> Result<BundleLog, Failure> {
+    async fn load_log(self: &Rc<Self>, bundle: usize, lease: &Lease) -> Result<BundleLog, Failure> {
         for _ in 0..ATTEMPTS {
             let name = log_name(bundle);
             let found: Option<Versioned<Vec<LogLedger>>> = self
@@ -50,17 +52,25 @@ impl Broker {
                 return Ok(BundleLog::new(log, version));
             }
             let (name, record) = (log_name(bundle), log.record());
+            let lease = self.checked_lease(lease);
             let claimed = self
                 .ask("claim cursor log", move |metadata| async move {
+                    still_owned(&metadata, lease).await?;
                     metadata.put_cursor_log(&name, &record, Some(version)).await
                 })
                 .await;
             match claimed {
                 Ok(version) => return Ok(BundleLog::new(log, version)),
+                Err(error @ MetadataError::LeaseLost { .. }) => return Err(error.to_string()),
                 Err(_) => self.sim.count("claims that had to be repeated"),
             }
         }
         Err("the bundle's log changes all the time".into())
+    }
+
+    /// What a claim has to check.
+    fn checked_lease(&self, lease: &Lease) -> Option<Lease> {
+        (self.sim.plant != Plant::ClaimsIgnoreEpoch).then(|| lease.clone())
     }
 
     async fn replay_log(self: &Rc<Self>, list: &[LogLedger]) -> Result<CursorLog, Failure> {
@@ -80,7 +90,7 @@ impl Broker {
         Ok(log)
     }
 
-    async fn load_topic(self: &Rc<Self>, number: usize, epoch: u64, log: &CursorLog) -> Result<Topic, Failure> {
+    async fn load_topic(self: &Rc<Self>, number: usize, lease: &Lease, log: &CursorLog) -> Result<Topic, Failure> {
         for _ in 0..ATTEMPTS {
             let found: Option<Versioned<TopicRecord>> = self
                 .ask("get topic", move |metadata| async move { metadata.get_topic(&topic_name(number)).await })
@@ -91,16 +101,20 @@ impl Broker {
             let record = with_managed(&before, ledger.record());
             let claimed = match self.sim.plant {
                 Plant::NoClaim => Ok(version),
-                _ => self.put_topic(number, &before, record.clone(), version).await,
+                _ => self.put_topic(number, &before, record.clone(), version, self.checked_lease(lease)).await,
             };
-            let Ok(version) = claimed else {
-                self.sim.count("claims that had to be repeated");
-                continue;
+            let version = match claimed {
+                Ok(version) => version,
+                Err(error @ MetadataError::LeaseLost { .. }) => return Err(error.to_string()),
+                Err(_) => {
+                    self.sim.count("claims that had to be repeated");
+                    continue;
+                }
             };
             let record = if self.sim.plant == Plant::NoClaim { before } else { record };
             let mut topic = Topic::new(number, ledger, record, version);
             self.load_subscriptions(&mut topic, log).await?;
-            self.check_loaded(&topic, epoch);
+            self.check_loaded(&topic, lease.epoch);
             self.load_deduplication(&mut topic, log).await?;
             return Ok(topic);
         }

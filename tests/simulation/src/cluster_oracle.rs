@@ -32,14 +32,22 @@ struct LedgerTruth {
     metadata: Option<LedgerMetadata>,
 }
 
+/// Of an entry that exists.
+pub struct Existing {
+    producer: u64,
+    highest_sequence: u64,
+}
+
 #[derive(Default)]
 pub struct TopicTruth {
     /// What its producers have receipts for, or an owner found when it took over, and was not trimmed.
-    pub entries: BTreeMap<Position, Origin>,
+    pub entries: BTreeMap<Position, Existing>,
     /// By producer and sequence id, with the place.
     stored: BTreeMap<(u64, u64), Position>,
     /// Ledgers that its record no longer names.
     gone: BTreeSet<u64>,
+    /// Of each producer the highest sequence id in these.
+    gone_up_to: BTreeMap<u64, u64>,
     /// Of the last ownership that was complete.
     pub epoch: u64,
     pub subscriptions: Vec<SubTruth>,
@@ -133,7 +141,6 @@ impl Oracle {
     /// A producer of the topic gets a receipt from the owner in this epoch.
     pub fn confirmed(&mut self, topic: usize, epoch: u64, position: Position, entry: &Entry, deduplicates: bool) {
         let topic = &mut self.topics[topic];
-        let origin = entry.origin.expect("every message has a producer");
         if topic.gone.contains(&position.ledger_id) {
             return;
         }
@@ -141,7 +148,7 @@ impl Oracle {
             let found = topic.entries.contains_key(&position);
             assert!(found, "{position} is confirmed by a deposed owner, and the next one has not found it");
         }
-        topic.exists(position, origin, deduplicates);
+        topic.exists(position, entry, deduplicates);
     }
 
     /// The message is taken for a duplicate.
@@ -158,7 +165,10 @@ impl Oracle {
             let range = Position { ledger_id, entry_id: -1 }..Position { ledger_id: ledger_id + 1, entry_id: -1 };
             let lost: Vec<Position> = topic.entries.range(range).map(|(position, _)| *position).collect();
             for position in lost {
-                topic.entries.remove(&position);
+                if let Some(Existing { producer, highest_sequence }) = topic.entries.remove(&position) {
+                    let highest = topic.gone_up_to.entry(producer).or_default();
+                    *highest = highest_sequence.max(*highest);
+                }
                 for (number, sub) in topic.subscriptions.iter_mut().enumerate() {
                     assert!(sub.forget(position), "{position} is trimmed, and subscription {number} may need it");
                 }
@@ -183,7 +193,7 @@ impl Oracle {
         truth.epoch = epoch;
         let missing = truth.entries.keys().find(|position| !list.contains(**position));
         assert_eq!(missing, None, "it was acknowledged, and is not in the list of topic {topic}");
-        let mut last: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut last = truth.gone_up_to.clone();
         for position in positions(list) {
             let written = self.ledgers.get(&position.ledger_id);
             let payload = written.and_then(|ledger| ledger.written.get(position.entry_id as usize));
@@ -195,7 +205,7 @@ impl Oracle {
             }
             let highest = last.entry(origin.producer).or_default();
             *highest = entry.highest_sequence().max(*highest);
-            truth.exists(position, origin, deduplicates);
+            truth.exists(position, &entry, deduplicates);
         }
         for (sub, cursor) in truth.subscriptions.iter_mut().zip(cursors) {
             sub.loaded(list, cursor, epoch, order);
@@ -247,8 +257,10 @@ impl Oracle {
 }
 
 impl TopicTruth {
-    fn exists(&mut self, position: Position, origin: Origin, deduplicates: bool) {
-        self.entries.insert(position, origin);
+    fn exists(&mut self, position: Position, entry: &Entry, deduplicates: bool) {
+        let origin = entry.origin.expect("every message has a producer");
+        let existing = Existing { producer: origin.producer, highest_sequence: entry.highest_sequence() };
+        self.entries.insert(position, existing);
         let first = *self.stored.entry((origin.producer, origin.sequence)).or_insert(position);
         assert!(!deduplicates || first == position, "{position} is a duplicate of {first}: {origin:?}");
     }

@@ -24,7 +24,7 @@ pub struct SubTruth {
     durable: BTreeSet<Position>,
     /// Acknowledged by anybody since the last durable reset, with the number of the last time.
     applied: BTreeMap<Position, u64>,
-    /// Resets of the present owner: number, target.
+    /// Resets by those who were the present owner then: number, target.
     resets: Vec<(u64, Position)>,
     /// What the present owner has found.
     found: BTreeSet<Position>,
@@ -43,7 +43,8 @@ impl SubTruth {
     /// Entries before it that nobody has reset since.
     pub fn durable(&mut self, token: &AckToken, positions: &[Position], is_deposed: bool) {
         if is_deposed {
-            if token.target.is_none() && self.resets.is_empty() {
+            let is_superseded = self.resets.last().is_some_and(|(order, _)| *order > token.order);
+            if token.target.is_none() && !is_superseded {
                 let lost = positions.iter().find(|position| !self.found.contains(position));
                 assert_eq!(lost, None, "its ack is confirmed by a deposed owner, and the next one has not found it");
             }
@@ -82,6 +83,5 @@ impl SubTruth {
         self.applied = found.iter().map(|position| (*position, order)).collect();
         self.durable = found.clone();
         self.found = found;
-        self.resets.clear();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use geminga_metadata::{Lease, LeaseOutcome, MetadataError};
+use geminga_metadata::{Lease, LeaseOutcome, Metadata, MetadataError};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_cursors::BundleLog;
@@ -37,6 +37,17 @@ impl Bundle {
     fn is_settled(&self) -> bool {
         let idle = |topic: &Topic| topic.ledger.pending_bytes() == 0;
         self.log.is_settled() && self.topics.values().all(idle)
+    }
+}
+
+/// In the same commit as what depends on it: the lease has this epoch still, whether or not its time is over.
+///
+/// # Errors
+/// [`MetadataError::LeaseLost`].
+pub async fn still_owned(metadata: &Metadata, lease: Option<Lease>) -> Result<(), MetadataError> {
+    match lease {
+        Some(lease) => metadata.store().renew_lease(&lease, LEASE).await.map(drop),
+        None => Ok(()),
     }
 }
 

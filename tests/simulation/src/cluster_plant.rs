@@ -35,4 +35,8 @@ pub enum Plant {
     LaterMessagesPass,
     /// The new owner of a bundle goes by the records that it has read, and does not write them to keep others from doing so.
     NoClaim,
+    /// Claims go by the records' versions alone, whoever has the lease by then.
+    ClaimsIgnoreEpoch,
+    /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.
+    OpenLedgersAreNotRead,
 }

@@ -218,7 +218,12 @@ impl Broker {
             return Ok(metadata);
         }
         let found = self.get_ledger(ledger).await.map_err(|error| error.to_string())?;
-        let metadata = found.ok_or_else(|| format!("ledger {ledger} is gone"))?.value;
+        let mut metadata = found.ok_or_else(|| format!("ledger {ledger} is gone"))?.value;
+        if !matches!(metadata.state, LedgerState::Closed { .. }) && self.sim.plant != Plant::OpenLedgersAreNotRead {
+            // Its owner has closed it in its own record, and came no further.
+            self.sim.count("ledgers closed by a reader");
+            metadata = self.recover(ledger).await?;
+        }
         if entry >= entries_of(&metadata) {
             return Err(format!("ledger {ledger} is open, or ends before entry {entry}"));
         }

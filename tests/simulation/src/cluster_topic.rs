@@ -10,7 +10,7 @@ use geminga_ledger::managed_ledger::{
     Action, ManagedLedger, ManagedLedgerConfig, ManagedLedgerRecord, Retention,
 };
 use geminga_ledger::cursor_log::Record;
-use geminga_metadata::{LedgerInfo, MetadataError, TopicRecord};
+use geminga_metadata::{Lease, LedgerInfo, MetadataError, TopicRecord};
 use geminga_model::{Position, TopicName};
 use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
 
@@ -18,7 +18,7 @@ use crate::cluster_broker::Broker;
 use crate::cluster_cursors::{BundleLog, Durable};
 use crate::cluster_ledgers::{Part, WriteDone};
 use crate::cluster_messages::{ToBroker, ToClient};
-use crate::cluster_ownership::Bundle;
+use crate::cluster_ownership::{Bundle, still_owned};
 use crate::cluster_plant::Plant;
 use crate::cluster_subscriptions::Sub;
 use crate::ledger_oracle::Entry;
@@ -317,24 +317,26 @@ impl Broker {
         let (broker, number) = (self.clone(), topic.number);
         let (before, version) = (topic.record.clone(), topic.version);
         self.tasks.spawn(async move {
-            let saved = broker.put_topic(number, &before, record.clone(), version).await;
+            let saved = broker.put_topic(number, &before, record.clone(), version, None).await;
             broker.with_topic(part, |broker, topic| broker.record_saved(topic, record, saved, created));
         });
     }
 
-    /// Writes a topic's record if it has that version still; the new version.
+    /// Writes a topic's record if it has that version still, and `lease` its epoch; the new version.
     pub async fn put_topic(
         self: &Rc<Self>,
         topic: usize,
         before: &TopicRecord,
         record: TopicRecord,
         version: u64,
+        lease: Option<Lease>,
     ) -> Result<u64, MetadataError> {
         let kept = |id| record.ledgers.iter().any(|ledger| ledger.ledger_id == id);
         let dropped: Vec<u64> =
             before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
         let sim = self.sim.clone();
         self.ask("put topic", move |metadata| async move {
+            still_owned(&metadata, lease).await?;
             let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped).await;
             if saved.is_ok() {
                 sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);

@@ -4,7 +4,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use geminga_ensemble::Bug;
 use geminga_simulation::cluster_plant::Plant;
 use geminga_simulation::cluster_sim::{SECOND, Seen};
 use geminga_simulation::cluster_simulation::{Options, Report, run};
@@ -14,6 +13,13 @@ const MINUTES: u64 = 10;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// A violation is a panic that is caught and told.
+fn be_quiet() {
+    if std::env::var_os("CLUSTER_LOUD").is_none() {
+        std::panic::set_hook(Box::new(|_| ()));
+    }
 }
 
 fn options(plant: Plant) -> Options {
@@ -67,17 +73,21 @@ fn join(mut one: Total, other: Total) -> Total {
 #[test]
 fn many_hours_keep_every_promise() {
     if let Some(seed) = number("CLUSTER_SEED") {
+        be_quiet();
         let report = run(seed, Options { is_traced: true, ..options(Plant::None) });
         let place = std::env::temp_dir().join(format!("cluster-{seed}.trace"));
         std::fs::write(&place, report.trace).expect("the temporary folder can be written");
         println!("{:#?}\ntrace: {}", report.seen, place.display());
+        let _ = std::panic::take_hook();
         assert_eq!(report.violation, None, "CLUSTER_SEED={seed}");
         return;
     }
+    be_quiet();
     let hours = number("CLUSTER_HOURS").unwrap_or(100);
     let (first, count) = (number("CLUSTER_FIRST_SEED").unwrap_or(0), hours * 60 / MINUTES);
     let total = run_seeds(first, count, Plant::None);
     println!("seeds {first} to {}, {} simulated hours", first + count - 1, total.seconds / 3600);
     total.seen.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
+    let _ = std::panic::take_hook();
     assert_eq!(total.violation, None, "run it alone with CLUSTER_SEED");
 }
