@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use geminga_ensemble::{NodeId, Quorum};
-use geminga_metadata::Metadata;
+use geminga_metadata::{Lease, Metadata};
 
 use crate::cluster_ledgers::{Ledgers, WriteDone, node_number};
 use crate::cluster_messages::{Answer, Call, ToBroker, ToClient};
@@ -65,6 +65,9 @@ pub struct Broker {
     /// Who had a bundle when it was looked up.
     pub owners: RefCell<BTreeMap<usize, usize>>,
     pub suspects: RefCell<BTreeMap<usize, Micros>>,
+    pub session: RefCell<Option<Lease>>,
+    /// How often it has opened bundles.
+    pub opened: Cell<u64>,
     /// How much its clock is ahead, in milliseconds.
     pub skew_ms: Cell<u64>,
     expected: RefCell<BTreeMap<u64, Expected>>,
@@ -98,6 +101,8 @@ impl Broker {
             connections: RefCell::default(),
             owners: RefCell::default(),
             suspects: RefCell::default(),
+            session: RefCell::default(),
+            opened: Cell::new(0),
             skew_ms: Cell::new(skew_ms),
             expected: RefCell::default(),
             next_number: Cell::new(0),
@@ -105,6 +110,7 @@ impl Broker {
             sim,
         });
         broker.sim.after(TICK, Event::BrokerTick { broker: id, life });
+        broker.tasks.spawn(broker.clone().keep_session());
         broker
     }
 
@@ -170,7 +176,7 @@ impl Broker {
         self.ticks.set(ticks + 1);
         if ticks.is_multiple_of(10) {
             self.close_silent();
-            self.renew_leases();
+            self.check_ownership();
             self.time_passes(ticks.is_multiple_of(50));
         }
         if ticks.is_multiple_of(50) {

@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use geminga_ledger::cursor_log::{Action, CursorLog, CursorLogConfig, Record};
+use geminga_ledger::cursor_log::{Action, CursorLog, CursorLogConfig, LogLedger, Record};
 use geminga_ledger::managed_ledger::WriteError;
+use geminga_metadata::Metadata;
 use geminga_model::Position;
 
 use crate::cluster_broker::Broker;
 use crate::cluster_ledgers::{Part, WriteDone};
 use crate::cluster_messages::ToClient;
 use crate::cluster_oracle::AckToken;
-use crate::cluster_ownership::Bundle;
+use crate::cluster_ownership::{Bundle, bundle_name};
 use crate::cluster_plant::Plant;
 
 /// Small enough that it goes through its ledgers within minutes.
@@ -36,18 +37,20 @@ pub enum Durable {
 
 pub struct BundleLog {
     pub log: CursorLog,
+    /// Of the bundle's owner.
+    metadata: Metadata,
     pub version: u64,
     last_sequence: u64,
     waiting: VecDeque<(u64, Durable)>,
 }
 
 pub fn log_name(bundle: usize) -> String {
-    format!("bundle-{bundle}")
+    bundle_name(bundle).to_string()
 }
 
 impl BundleLog {
-    pub fn new(log: CursorLog, version: u64) -> BundleLog {
-        BundleLog { log, version, last_sequence: 0, waiting: VecDeque::new() }
+    pub fn new(log: CursorLog, metadata: Metadata, version: u64) -> BundleLog {
+        BundleLog { log, metadata, version, last_sequence: 0, waiting: VecDeque::new() }
     }
 
     pub fn append(&mut self, record: Record, then: impl IntoIterator<Item = Durable>) {
@@ -81,14 +84,14 @@ impl Broker {
 
     pub fn pump_log(self: &Rc<Self>, bundle: &mut Bundle) {
         self.tell_durable(bundle);
-        let part = Part { bundle: bundle.number, epoch: bundle.epoch(), topic: None };
+        let part = Part { bundle: bundle.number, ownership: bundle.ownership(), topic: None };
         while let Some(action) = bundle.log.log.poll_action() {
             match action {
                 Action::Write { ledger_id, first_entry, entries } => {
                     self.append(part, ledger_id, first_entry as u64, entries);
                 }
-                Action::CreateLedger => self.create_log_ledger(part),
-                Action::SaveRecord(list) => self.save_log_record(part, list, bundle.log.version),
+                Action::CreateLedger => self.create_log_ledger(part, bundle.log.metadata.clone()),
+                Action::SaveRecord(list) => self.save_log_record(part, list, &bundle.log),
                 Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
             }
         }
@@ -115,16 +118,17 @@ impl Broker {
 
     fn with_log(&self, part: Part, change: impl FnOnce(&mut BundleLog)) {
         let mut bundles = self.bundles.borrow_mut();
-        if let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.epoch() == part.epoch) {
+        if let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) {
             change(&mut bundle.log);
             self.touch(part.bundle);
         }
     }
 
-    fn create_log_ledger(self: &Rc<Self>, part: Part) {
+    fn create_log_ledger(self: &Rc<Self>, part: Part, metadata: Metadata) {
         let broker = self.clone();
         self.tasks.spawn(async move {
-            let created = broker.ask("ledger id", |metadata| async move { metadata.next_ledger_id(0).await }).await;
+            let ask = |metadata: Metadata| async move { metadata.next_ledger_id(0).await };
+            let created = broker.ask(&metadata, "ledger id", ask).await;
             broker.with_log(part, |log| match created {
                 Ok(id) => log.log.ledger_created(id),
                 Err(_) => log.log.ledger_create_failed(),
@@ -132,17 +136,12 @@ impl Broker {
         });
     }
 
-    fn save_log_record(
-        self: &Rc<Self>,
-        part: Part,
-        list: Vec<geminga_ledger::cursor_log::LogLedger>,
-        version: u64,
-    ) {
-        let broker = self.clone();
+    fn save_log_record(self: &Rc<Self>, part: Part, list: Vec<LogLedger>, log: &BundleLog) {
+        let (broker, metadata, version) = (self.clone(), log.metadata.clone(), log.version);
         self.tasks.spawn(async move {
             let name = log_name(part.bundle);
             let saved = broker
-                .ask("put cursor log", move |metadata| async move {
+                .ask(&metadata, "put cursor log", move |metadata| async move {
                     metadata.put_cursor_log(&name, &list, Some(version)).await
                 })
                 .await;
@@ -151,7 +150,7 @@ impl Broker {
                     log.version = version;
                     log.log.record_saved();
                 }
-                Err(error) if error.is_conflict() => log.log.fence(),
+                Err(error) if error.is_deposed() => log.log.fence(),
                 Err(_) => log.log.record_save_failed(),
             });
         });
@@ -164,7 +163,7 @@ impl Broker {
         }
         let part = done.part;
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.epoch() == part.epoch) else { return };
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
         match part.topic {
             Some(topic) => self.topic_written(bundle, topic, done),
             None => self.log_written(bundle, done),

@@ -20,7 +20,7 @@ use crate::cluster_tasks::Resolver;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     pub bundle: usize,
-    pub epoch: u64,
+    pub ownership: u64,
     pub topic: Option<usize>,
 }
 

@@ -1,9 +1,8 @@
-//! How a simulated broker takes a bundle over: it fences and replays the log of acknowledgements, then recovers each topic.
+//! How a simulated broker takes a bundle over that metadata say to be its own: it fences and replays the log of acknowledgements,
+//! then recovers the last ledger of each topic.
 //!
-//! Each record is read, what it leaves open is recovered, and it is written back by compare-and-set, in a commit that also checks
-//! that the lease still has this owner's epoch. Whoever owned the bundle before can from then on neither write to what is
-//! fenced nor name anything new; and of two that take it over at once, only the later one gets all of it. (If claims did not
-//! look at the epoch, a topic could come to somebody who has replayed an older log.)
+//! Since the bundle's record has a new version, whoever owned it before can write no record of the bundle any more, and so name
+//! nothing new; what it may still write to is fenced here.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -11,66 +10,44 @@ use std::rc::Rc;
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::{CursorLog, LogLedger};
 use geminga_ledger::managed_ledger::ManagedLedger;
-use geminga_metadata::{Lease, MetadataError, TopicRecord, Versioned};
+use geminga_metadata::{Metadata, TopicRecord, Versioned};
 use geminga_model::Position;
 use geminga_topic::dedup::Deduplication;
 use geminga_topic::{Subscription, SubscriptionOptions};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_cursors::{BundleLog, LOG, log_name, replay};
-use crate::cluster_ownership::{Bundle, still_owned};
+use crate::cluster_ownership::{Bundle, Tenure};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::{Failure, entries_of};
 use crate::cluster_subscriptions::Sub;
-use crate::cluster_topic::{Dedup, LEDGER, Topic, managed_record, snapshot_key, topic_name, with_managed};
+use crate::cluster_topic::{Dedup, LEDGER, Topic, managed_record, snapshot_key, topic_name};
 use crate::ledger_oracle::{Entry, positions};
 use crate::ledger_producers;
 
-/// How often a record that somebody else writes meanwhile is tried again.
-const ATTEMPTS: usize = 5;
-
 impl Broker {
-    pub async fn load(self: &Rc<Self>, bundle: usize, lease: Lease) -> Result<Bundle, Failure> {
-        let log = self.load_log(bundle, &lease).await?;
+    pub async fn load(self: &Rc<Self>, bundle: usize, tenure: Tenure) -> Result<Bundle, Failure> {
+        let metadata = match self.sim.plant {
+            Plant::Unguarded => self.metadata.clone(),
+            _ => tenure.metadata(bundle, &self.metadata),
+        };
+        let log = self.load_log(bundle, &metadata).await?;
         let mut topics = BTreeMap::new();
         for number in (bundle..self.deduplicates.len()).step_by(self.bundle_count) {
-            topics.insert(number, self.load_topic(number, &lease, &log.log).await?);
+            topics.insert(number, self.load_topic(number, &tenure, &metadata, &log.log).await?);
         }
-        Ok(Bundle { number: bundle, lease, log, topics, is_closing: false, is_renewing: false })
+        Ok(Bundle { number: bundle, tenure, log, topics, is_closing: false, is_being_checked: false })
     }
 
-    async fn load_log(self: &Rc<Self>, bundle: usize, lease: &Lease) -> Result<BundleLog, Failure> {
-        for _ in 0..ATTEMPTS {
-            let name = log_name(bundle);
-            let found: Option<Versioned<Vec<LogLedger>>> = self
-                .ask("get cursor log", move |metadata| async move { metadata.get_cursor_log(&name).await })
-                .await
-                .map_err(|error| error.to_string())?;
-            let Versioned { value: list, version } = found.ok_or("the bundle's log is not in metadata")?;
-            let log = self.replay_log(&list).await?;
-            if self.sim.plant == Plant::NoClaim {
-                return Ok(BundleLog::new(log, version));
-            }
-            let (name, record) = (log_name(bundle), log.record());
-            let lease = self.checked_lease(lease);
-            let claimed = self
-                .ask("claim cursor log", move |metadata| async move {
-                    still_owned(&metadata, lease).await?;
-                    metadata.put_cursor_log(&name, &record, Some(version)).await
-                })
-                .await;
-            match claimed {
-                Ok(version) => return Ok(BundleLog::new(log, version)),
-                Err(error @ MetadataError::LeaseLost { .. }) => return Err(error.to_string()),
-                Err(_) => self.sim.count("claims that had to be repeated"),
-            }
-        }
-        Err("the bundle's log changes all the time".into())
-    }
-
-    /// What a claim has to check.
-    fn checked_lease(&self, lease: &Lease) -> Option<Lease> {
-        (self.sim.plant != Plant::ClaimsIgnoreEpoch).then(|| lease.clone())
+    async fn load_log(self: &Rc<Self>, bundle: usize, metadata: &Metadata) -> Result<BundleLog, Failure> {
+        let name = log_name(bundle);
+        let found: Option<Versioned<Vec<LogLedger>>> = self
+            .ask(metadata, "get cursor log", move |metadata| async move { metadata.get_cursor_log(&name).await })
+            .await
+            .map_err(|error| error.to_string())?;
+        let Versioned { value: list, version } = found.ok_or("the bundle's log is not in metadata")?;
+        let log = self.replay_log(&list).await?;
+        Ok(BundleLog::new(log, metadata.clone(), version))
     }
 
     async fn replay_log(self: &Rc<Self>, list: &[LogLedger]) -> Result<CursorLog, Failure> {
@@ -90,35 +67,24 @@ impl Broker {
         Ok(log)
     }
 
-    async fn load_topic(self: &Rc<Self>, number: usize, lease: &Lease, log: &CursorLog) -> Result<Topic, Failure> {
-        for _ in 0..ATTEMPTS {
-            let found: Option<Versioned<TopicRecord>> = self
-                .ask("get topic", move |metadata| async move { metadata.get_topic(&topic_name(number)).await })
-                .await
-                .map_err(|error| error.to_string())?;
-            let Versioned { value: before, version } = found.ok_or("the topic is not in metadata")?;
-            let ledger = self.recover_last_ledger(&before).await?;
-            let record = with_managed(&before, ledger.record());
-            let claimed = match self.sim.plant {
-                Plant::NoClaim => Ok(version),
-                _ => self.put_topic(number, &before, record.clone(), version, self.checked_lease(lease)).await,
-            };
-            let version = match claimed {
-                Ok(version) => version,
-                Err(error @ MetadataError::LeaseLost { .. }) => return Err(error.to_string()),
-                Err(_) => {
-                    self.sim.count("claims that had to be repeated");
-                    continue;
-                }
-            };
-            let record = if self.sim.plant == Plant::NoClaim { before } else { record };
-            let mut topic = Topic::new(number, ledger, record, version);
-            self.load_subscriptions(&mut topic, log).await?;
-            self.check_loaded(&topic, lease.epoch);
-            self.load_deduplication(&mut topic, log).await?;
-            return Ok(topic);
-        }
-        Err("the topic's record changes all the time".into())
+    async fn load_topic(
+        self: &Rc<Self>,
+        number: usize,
+        tenure: &Tenure,
+        metadata: &Metadata,
+        log: &CursorLog,
+    ) -> Result<Topic, Failure> {
+        let found: Option<Versioned<TopicRecord>> = self
+            .ask(metadata, "get topic", move |metadata| async move { metadata.get_topic(&topic_name(number)).await })
+            .await
+            .map_err(|error| error.to_string())?;
+        let record = found.ok_or("the topic is not in metadata")?;
+        let ledger = self.recover_last_ledger(&record.value).await?;
+        let mut topic = Topic::new(number, metadata.clone(), ledger, record);
+        self.load_subscriptions(&mut topic, log).await?;
+        self.check_loaded(&topic, tenure.ownership());
+        self.load_deduplication(&mut topic, log).await?;
+        Ok(topic)
     }
 
     async fn recover_last_ledger(self: &Rc<Self>, record: &TopicRecord) -> Result<ManagedLedger<Entry>, Failure> {
@@ -140,7 +106,7 @@ impl Broker {
     async fn load_subscriptions(self: &Rc<Self>, topic: &mut Topic, log: &CursorLog) -> Result<(), Failure> {
         let number = topic.number;
         let records = self
-            .ask("list subscriptions", move |metadata| async move {
+            .ask(&self.metadata, "list subscriptions", move |metadata| async move {
                 metadata.list_subscriptions(&topic_name(number)).await
             })
             .await
@@ -157,10 +123,10 @@ impl Broker {
         Ok(())
     }
 
-    fn check_loaded(&self, topic: &Topic, epoch: u64) {
+    fn check_loaded(&self, topic: &Topic, ownership: u64) {
         let cursors: Vec<&Cursor> = topic.subscriptions.iter().map(|sub| sub.core.cursor()).collect();
         let mut oracle = self.sim.oracle.borrow_mut();
-        oracle.loaded(topic.number, epoch, topic.ledger.list(), &cursors, self.deduplicates[topic.number]);
+        oracle.loaded(topic.number, ownership, topic.ledger.list(), &cursors, self.deduplicates[topic.number]);
     }
 
     async fn load_deduplication(self: &Rc<Self>, topic: &mut Topic, log: &CursorLog) -> Result<(), Failure> {

@@ -63,12 +63,13 @@ impl Default for MetadataService {
 }
 
 impl Broker {
-    /// Asks the metadata service.
+    /// Asks the metadata service, as `metadata` do: for a bundle its owner's, which are written only while it is the owner.
     ///
     /// # Errors
     /// What the store says; [`MetadataError::OutcomeUnknown`] when no answer comes in time.
     pub async fn ask<T: 'static, F>(
         self: &Rc<Self>,
+        metadata: &Metadata,
         what: &'static str,
         ask: impl FnOnce(Metadata) -> F + 'static,
     ) -> Result<T, MetadataError>
@@ -76,7 +77,7 @@ impl Broker {
         F: Future<Output = Result<T, MetadataError>>,
     {
         let result: Rc<RefCell<Option<Result<T, MetadataError>>>> = Rc::default();
-        let (metadata, place) = (self.metadata.clone(), result.clone());
+        let (metadata, place) = (metadata.clone(), result.clone());
         let ask = Ask::new(what, move || *place.borrow_mut() = Some(at_once(ask(metadata))));
         let (resolver, answered) = promise();
         let number = self.expect(None, PATIENCE, Waiting::Task(resolver));
@@ -93,7 +94,7 @@ impl Broker {
         self: &Rc<Self>,
         ledger: u64,
     ) -> Result<Option<Versioned<LedgerMetadata>>, MetadataError> {
-        self.ask("get ledger", move |metadata| async move { metadata.get_ledger(ledger).await }).await
+        self.ask(&self.metadata, "get ledger", move |metadata| async move { metadata.get_ledger(ledger).await }).await
     }
 
     pub async fn put_ledger(
@@ -103,7 +104,7 @@ impl Broker {
         version: Option<u64>,
     ) -> Result<u64, MetadataError> {
         let sim = self.sim.clone();
-        self.ask("put ledger", move |metadata| async move {
+        self.ask(&self.metadata, "put ledger", move |metadata| async move {
             let written = metadata.put_ledger(ledger, &value, version).await;
             match &written {
                 Ok(_) => sim.oracle.borrow_mut().metadata_written(ledger, &value),
@@ -143,7 +144,7 @@ impl Broker {
         self.tasks.spawn(async move {
             for ledger in ledgers {
                 let sim = broker.sim.clone();
-                let deleted = broker.ask("delete ledger", move |metadata| async move {
+                let deleted = broker.ask(&broker.metadata, "delete ledger", move |metadata| async move {
                     sim.oracle.borrow_mut().ledger_deleted(ledger, &metadata);
                     metadata.delete_ledger(ledger).await
                 });

@@ -49,7 +49,7 @@ pub struct TopicTruth {
     /// Of each producer the highest sequence id in these.
     gone_up_to: BTreeMap<u64, u64>,
     /// Of the last ownership that was complete.
-    pub epoch: u64,
+    pub ownership: u64,
     pub subscriptions: Vec<SubTruth>,
 }
 
@@ -138,13 +138,13 @@ impl Oracle {
         }
     }
 
-    /// A producer of the topic gets a receipt from the owner in this epoch.
-    pub fn confirmed(&mut self, topic: usize, epoch: u64, position: Position, entry: &Entry, deduplicates: bool) {
+    /// A producer of the topic gets a receipt from this owner.
+    pub fn confirmed(&mut self, topic: usize, ownership: u64, position: Position, entry: &Entry, deduplicates: bool) {
         let topic = &mut self.topics[topic];
         if topic.gone.contains(&position.ledger_id) {
             return;
         }
-        if epoch < topic.epoch {
+        if ownership < topic.ownership {
             let found = topic.entries.contains_key(&position);
             assert!(found, "{position} is confirmed by a deposed owner, and the next one has not found it");
         }
@@ -180,17 +180,17 @@ impl Oracle {
     pub fn loaded(
         &mut self,
         topic: usize,
-        epoch: u64,
+        ownership: u64,
         list: &LedgerList,
         cursors: &[&Cursor],
         deduplicates: bool,
     ) {
         let order = self.order;
         let truth = &mut self.topics[topic];
-        if epoch < truth.epoch {
+        if ownership < truth.ownership {
             return;
         }
-        truth.epoch = epoch;
+        truth.ownership = ownership;
         let missing = truth.entries.keys().find(|position| !list.contains(**position));
         assert_eq!(missing, None, "it was acknowledged, and is not in the list of topic {topic}");
         let mut last = truth.gone_up_to.clone();
@@ -208,7 +208,7 @@ impl Oracle {
             truth.exists(position, &entry, deduplicates);
         }
         for (sub, cursor) in truth.subscriptions.iter_mut().zip(cursors) {
-            sub.loaded(list, cursor, epoch, order);
+            sub.loaded(list, cursor, ownership, order);
         }
     }
 
@@ -221,10 +221,10 @@ impl Oracle {
     }
 
     /// A cursor has taken acknowledgements in, in memory.
-    pub fn ack_applied(&mut self, topic: usize, sub: usize, epoch: u64, positions: Vec<Position>) -> AckToken {
+    pub fn ack_applied(&mut self, topic: usize, sub: usize, ownership: u64, positions: Vec<Position>) -> AckToken {
         self.order += 1;
         self.topics[topic].subscriptions[sub].applied(&positions, self.order);
-        AckToken { topic, sub, epoch, order: self.order, target: None, positions }
+        AckToken { topic, sub, ownership, order: self.order, target: None, positions }
     }
 
     /// A cursor was reset, in memory: what is `before` the target is acknowledged, and nothing else.
@@ -232,18 +232,18 @@ impl Oracle {
         &mut self,
         topic: usize,
         sub: usize,
-        epoch: u64,
+        ownership: u64,
         target: Position,
         before: Vec<Position>,
     ) -> AckToken {
         self.order += 1;
-        let topic_epoch = self.topics[topic].epoch;
+        let topic_ownership = self.topics[topic].ownership;
         let truth = &mut self.topics[topic].subscriptions[sub];
         truth.applied(&before, self.order);
-        if epoch >= topic_epoch {
+        if ownership >= topic_ownership {
             truth.reset(target, self.order);
         }
-        AckToken { topic, sub, epoch, order: self.order, target: Some(target), positions: before }
+        AckToken { topic, sub, ownership, order: self.order, target: Some(target), positions: before }
     }
 
     /// It is durable, as its owner believes.
@@ -251,7 +251,7 @@ impl Oracle {
         let topic = &mut self.topics[token.topic];
         let exists = |position: &Position| topic.entries.contains_key(position);
         let positions: Vec<Position> = token.positions.iter().copied().filter(exists).collect();
-        let is_deposed = token.epoch < topic.epoch;
+        let is_deposed = token.ownership < topic.ownership;
         topic.subscriptions[token.sub].durable(&token, &positions, is_deposed);
     }
 }

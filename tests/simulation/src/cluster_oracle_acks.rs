@@ -12,7 +12,7 @@ use crate::ledger_oracle::positions;
 pub struct AckToken {
     pub topic: usize,
     pub sub: usize,
-    pub epoch: u64,
+    pub ownership: u64,
     pub order: u64,
     pub target: Option<Position>,
     pub positions: Vec<Position>,
@@ -67,14 +67,14 @@ impl SubTruth {
         self.durable.remove(&position)
     }
 
-    pub fn loaded(&mut self, list: &LedgerList, cursor: &Cursor, epoch: u64, order: u64) {
+    pub fn loaded(&mut self, list: &LedgerList, cursor: &Cursor, ownership: u64, order: u64) {
         let mut found = BTreeSet::new();
         for position in positions(list) {
             let is_acked = cursor.is_acked(position);
-            assert!(is_acked || !self.durable.contains(&position), "the ack of {position} is lost in epoch {epoch}");
+            assert!(is_acked || !self.durable.contains(&position), "the ack of {position} is lost in ownership {ownership}");
             assert!(
                 !is_acked || self.applied.contains_key(&position),
-                "{position} counts as acknowledged in epoch {epoch}, and nobody has acknowledged it"
+                "{position} counts as acknowledged in ownership {ownership}, and nobody has acknowledged it"
             );
             if is_acked {
                 found.insert(position);

@@ -33,10 +33,10 @@ pub enum Plant {
     UnknownIsDuplicate,
     /// After a message has failed, those sent behind it on the same connection are taken.
     LaterMessagesPass,
-    /// The new owner of a bundle goes by the records that it has read, and does not write them to keep others from doing so.
-    NoClaim,
-    /// Claims go by the records' versions alone, whoever has the lease by then.
-    ClaimsIgnoreEpoch,
+    /// An owner writes metadata without looking whether its bundle is still its own.
+    Unguarded,
+    /// A new ledger's id is greater than those in the topic's list, and not than those that were trimmed.
+    LedgerIdsGoBack,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.
     OpenLedgersAreNotRead,
 }

@@ -122,7 +122,7 @@ impl Broker {
         request: Option<u64>,
     ) {
         let Some(subscription) = self.subscription_of(connection) else { return };
-        let (now, epoch) = (self.now_ms(), bundle.epoch());
+        let (now, ownership) = (self.now_ms(), bundle.ownership());
         let topic = bundle.topics.get_mut(&at).expect("all topics of a bundle are loaded");
         topic.dispatch_due = true;
         let list = topic.ledger.list();
@@ -140,7 +140,7 @@ impl Broker {
         self.sim.count_many("entries acknowledged", newly.len() as u64);
         match sub.core.take_delta() {
             Some(delta) => {
-                let token = self.sim.oracle.borrow_mut().ack_applied(at, subscription, epoch, newly);
+                let token = self.sim.oracle.borrow_mut().ack_applied(at, subscription, ownership, newly);
                 let then = [Durable::Acknowledged(token)].into_iter().chain(asked);
                 bundle.log.append(Record::Delta { cursor_id: sub.cursor_id, delta }, then);
             }
@@ -158,14 +158,14 @@ impl Broker {
 
     pub fn seek(&self, bundle: &mut Bundle, at: usize, connection: u64, target: Position, request: u64) {
         let Some(subscription) = self.subscription_of(connection) else { return };
-        let epoch = bundle.epoch();
+        let ownership = bundle.ownership();
         let topic = bundle.topics.get_mut(&at).expect("all topics of a bundle are loaded");
         topic.dispatch_due = true;
         let list = topic.ledger.list();
         let sub = &mut topic.subscriptions[subscription];
         sub.core.reset(target, list);
         let before: Vec<Position> = positions(list).take_while(|position| *position < target).collect();
-        let token = self.sim.oracle.borrow_mut().seek_applied(at, subscription, epoch, target, before);
+        let token = self.sim.oracle.borrow_mut().seek_applied(at, subscription, ownership, target, before);
         let mut stored: Cursor = sub.core.cursor().clone();
         let mut delta = sub.core.take_delta();
         if self.sim.plant == Plant::SeekStoresReadPosition {
@@ -239,7 +239,7 @@ impl Broker {
         }
         self.sim.count_many("entries read for consumers", read.len() as u64);
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.epoch() == part.epoch) else { return };
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
         let topic = topic_of(bundle, part.topic.expect("only topics have consumers"));
         topic.is_reading = false;
         topic.dispatch_due = true;

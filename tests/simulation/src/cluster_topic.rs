@@ -10,7 +10,7 @@ use geminga_ledger::managed_ledger::{
     Action, ManagedLedger, ManagedLedgerConfig, ManagedLedgerRecord, Retention,
 };
 use geminga_ledger::cursor_log::Record;
-use geminga_metadata::{Lease, LedgerInfo, MetadataError, TopicRecord};
+use geminga_metadata::{LedgerInfo, Metadata, MetadataError, TopicRecord, Versioned};
 use geminga_model::{Position, TopicName};
 use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
 
@@ -18,7 +18,7 @@ use crate::cluster_broker::Broker;
 use crate::cluster_cursors::{BundleLog, Durable};
 use crate::cluster_ledgers::{Part, WriteDone};
 use crate::cluster_messages::{ToBroker, ToClient};
-use crate::cluster_ownership::{Bundle, still_owned};
+use crate::cluster_ownership::Bundle;
 use crate::cluster_plant::Plant;
 use crate::cluster_subscriptions::Sub;
 use crate::ledger_oracle::Entry;
@@ -36,6 +36,8 @@ const CACHED: usize = 40;
 
 pub struct Topic {
     pub number: usize,
+    /// Of the bundle's owner.
+    metadata: Metadata,
     pub ledger: ManagedLedger<Entry>,
     /// As metadata have it, as far as this broker knows.
     pub record: TopicRecord,
@@ -82,10 +84,11 @@ pub fn managed_record(record: &TopicRecord) -> ManagedLedgerRecord {
         last_open: record.last_open,
         next_index: record.next_index,
         terminated: record.terminated,
+        last_ledger: record.last_ledger,
     }
 }
 
-pub fn with_managed(record: &TopicRecord, managed: ManagedLedgerRecord) -> TopicRecord {
+fn with_managed(record: &TopicRecord, managed: ManagedLedgerRecord) -> TopicRecord {
     let info = |span: &LedgerSpan| LedgerInfo {
         ledger_id: span.ledger_id,
         entries: span.entries,
@@ -98,17 +101,24 @@ pub fn with_managed(record: &TopicRecord, managed: ManagedLedgerRecord) -> Topic
         last_open: managed.last_open,
         next_index: managed.next_index,
         terminated: managed.terminated,
+        last_ledger: managed.last_ledger,
         ..record.clone()
     }
 }
 
 impl Topic {
-    pub fn new(number: usize, ledger: ManagedLedger<Entry>, record: TopicRecord, version: u64) -> Topic {
+    pub fn new(
+        number: usize,
+        metadata: Metadata,
+        ledger: ManagedLedger<Entry>,
+        record: Versioned<TopicRecord>,
+    ) -> Topic {
         Topic {
             number,
+            metadata,
             ledger,
-            record,
-            version,
+            record: record.value,
+            version: record.version,
             in_flight: BTreeMap::new(),
             cache: BTreeMap::new(),
             read: BTreeMap::new(),
@@ -214,7 +224,7 @@ impl Broker {
     }
 
     pub fn topic_written(&self, bundle: &mut Bundle, at: usize, done: WriteDone) {
-        let epoch = bundle.epoch();
+        let ownership = bundle.ownership();
         let topic = bundle.topics.get_mut(&at).expect("all topics of a bundle are loaded");
         let written = topic.ledger.written(done.ledger, done.first as i64, done.count, done.result);
         if let Some(from) = written.failed_from {
@@ -225,7 +235,7 @@ impl Broker {
         while let Some(first) = topic.in_flight.first_entry().filter(|first| Some(*first.key()) <= written.lac) {
             let (position, entry) = first.remove_entry();
             let origin = entry.origin.expect("every message has a producer");
-            self.sim.oracle.borrow_mut().confirmed(at, epoch, position, &entry, topic.dedup.is_some());
+            self.sim.oracle.borrow_mut().confirmed(at, ownership, position, &entry, topic.dedup.is_some());
             if let Some(dedup) = &mut topic.dedup {
                 dedup.state.persisted(&name(origin.producer), entry.highest_sequence(), position);
             }
@@ -245,9 +255,9 @@ impl Broker {
     }
 
     pub fn pump_topics(self: &Rc<Self>, bundle: &mut Bundle) {
-        let (number, epoch) = (bundle.number, bundle.epoch());
+        let (number, ownership) = (bundle.number, bundle.ownership());
         for topic in bundle.topics.values_mut() {
-            let part = Part { bundle: number, epoch, topic: Some(topic.number) };
+            let part = Part { bundle: number, ownership, topic: Some(topic.number) };
             while let Some(action) = topic.ledger.poll_action() {
                 self.carry_out(part, topic, action);
             }
@@ -275,9 +285,12 @@ impl Broker {
             }
             Action::Fail { entries, .. } => self.failed(topic, &entries),
             Action::CreateLedger => {
-                let broker = self.clone();
-                let after = topic.ledger.record().spans.last().map_or(0, |span| span.ledger_id);
-                self.tasks.spawn(async move { broker.create_topic_ledger(part, after).await });
+                let (broker, metadata) = (self.clone(), topic.metadata.clone());
+                let after = match self.sim.plant {
+                    Plant::LedgerIdsGoBack => topic.ledger.list().last_span().map_or(0, |span| span.ledger_id),
+                    _ => topic.ledger.last_ledger_id(),
+                };
+                self.tasks.spawn(async move { broker.create_topic_ledger(part, metadata, after).await });
             }
             Action::SaveRecord => self.save_record(part, topic, None),
             Action::Seal { ledger_id, .. } => {
@@ -289,8 +302,9 @@ impl Broker {
         }
     }
 
-    async fn create_topic_ledger(self: Rc<Self>, part: Part, after: u64) {
-        let id = self.ask("ledger id", move |metadata| async move { metadata.next_ledger_id(after).await }).await;
+    async fn create_topic_ledger(self: Rc<Self>, part: Part, metadata: Metadata, after: u64) {
+        let ask = move |metadata: Metadata| async move { metadata.next_ledger_id(after).await };
+        let id = self.ask(&metadata, "ledger id", ask).await;
         self.with_topic(part, |broker, topic| match id {
             Ok(id) => broker.save_record(part, topic, Some(id)),
             Err(error) => topic.ledger.ledger_create_failed(&error.to_string()),
@@ -299,7 +313,7 @@ impl Broker {
 
     fn with_topic(self: &Rc<Self>, part: Part, change: impl FnOnce(&Rc<Self>, &mut Topic)) {
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.epoch() == part.epoch) else { return };
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
         let topic = part.topic.and_then(|topic| bundle.topics.get_mut(&topic));
         if let Some(topic) = topic {
             change(self, topic);
@@ -315,28 +329,27 @@ impl Broker {
         };
         let record = with_managed(&topic.record, managed);
         let (broker, number) = (self.clone(), topic.number);
-        let (before, version) = (topic.record.clone(), topic.version);
+        let (metadata, before, version) = (topic.metadata.clone(), topic.record.clone(), topic.version);
         self.tasks.spawn(async move {
-            let saved = broker.put_topic(number, &before, record.clone(), version, None).await;
+            let saved = broker.put_topic(&metadata, number, &before, record.clone(), version).await;
             broker.with_topic(part, |broker, topic| broker.record_saved(topic, record, saved, created));
         });
     }
 
-    /// Writes a topic's record if it has that version still, and `lease` its epoch; the new version.
-    pub async fn put_topic(
+    /// Writes a topic's record if it has that version still; the new version.
+    async fn put_topic(
         self: &Rc<Self>,
+        metadata: &Metadata,
         topic: usize,
         before: &TopicRecord,
         record: TopicRecord,
         version: u64,
-        lease: Option<Lease>,
     ) -> Result<u64, MetadataError> {
         let kept = |id| record.ledgers.iter().any(|ledger| ledger.ledger_id == id);
         let dropped: Vec<u64> =
             before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
         let sim = self.sim.clone();
-        self.ask("put topic", move |metadata| async move {
-            still_owned(&metadata, lease).await?;
+        self.ask(metadata, "put topic", move |metadata| async move {
             let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped).await;
             if saved.is_ok() {
                 sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);
@@ -361,7 +374,7 @@ impl Broker {
                     None => topic.ledger.record_saved(),
                 }
             }
-            (Err(error), _) if error.is_conflict() => topic.ledger.fence(),
+            (Err(error), _) if error.is_deposed() => topic.ledger.fence(),
             (Err(error), Some(_)) => topic.ledger.ledger_create_failed(&error.to_string()),
             (Err(_), None) => topic.ledger.record_save_failed(),
         }
