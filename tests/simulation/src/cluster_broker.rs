@@ -130,8 +130,12 @@ impl Broker {
 
     /// Asks a storage node; false if there is none of that name, and nothing will be heard.
     pub fn call(&self, node: &NodeId, call: Call, waiting: Waiting) -> bool {
+        self.call_for(CALL_PATIENCE, node, call, waiting)
+    }
+
+    pub fn call_for(&self, patience: Micros, node: &NodeId, call: Call, waiting: Waiting) -> bool {
         let Some(node) = node_number(node) else { return false };
-        let number = self.expect(Some(node), CALL_PATIENCE, waiting);
+        let number = self.expect(Some(node), patience, waiting);
         let event = Event::Call { node, broker: self.id, life: self.life, number, call };
         self.sim.send(Machine::Broker(self.id), Machine::Node(node), event);
         true
@@ -221,6 +225,13 @@ impl Broker {
     pub fn say(&self, client: usize, connection: u64, message: ToClient) {
         let event = Event::ToClient { client, connection, message };
         self.sim.send_on(connection, Machine::Broker(self.id), Machine::Client(client), event);
+    }
+
+    pub fn answer_ping(&self, connection: u64) {
+        let client = self.connections.borrow().get(&connection).map(|connection| connection.client);
+        if let Some(client) = client {
+            self.say(client, connection, ToClient::Pong);
+        }
     }
 
     /// A client has said something.

@@ -14,8 +14,8 @@ use crate::cluster_subscriptions::type_of;
 use crate::ledger_oracle::{BATCH, Entry};
 use crate::ledger_producers::{Answer, Producer};
 
-/// How long a broker may be silent that owes an answer.
-const PATIENCE: Micros = 6 * SECOND;
+/// How long a broker may be silent, which answers pings.
+const PATIENCE: Micros = 8 * SECOND;
 const PING: Micros = 3 * SECOND;
 /// Messages that a consumer is ready for when it begins.
 const PERMITS: u32 = 30;
@@ -58,7 +58,7 @@ pub struct Client {
     broker: usize,
     connection: u64,
     heard_at: Micros,
-    said_at: Micros,
+    pinged_at: Micros,
     period: Micros,
 }
 
@@ -113,7 +113,7 @@ impl Client {
             broker: rng.random_range(0..brokers),
             connection: (id as u64) << 32,
             heard_at: 0,
-            said_at: 0,
+            pinged_at: 0,
             period,
             rng,
         }
@@ -128,7 +128,6 @@ impl Client {
     }
 
     fn say(&mut self, message: ToBroker) {
-        self.said_at = self.sim.now();
         let event = Event::ToBroker { broker: self.broker, client: self.id, connection: self.connection, message };
         self.sim.send_on(self.connection, Machine::Client(self.id), Machine::Broker(self.broker), event);
     }
@@ -141,18 +140,11 @@ impl Client {
             Link::Away { .. } => (),
             Link::Connecting { since } if since + PATIENCE < now => self.look_elsewhere(),
             Link::Connecting { .. } => (),
-            Link::Connected if self.owes_answer() && self.heard_at.max(self.said_at) + PATIENCE < now => {
+            Link::Connected if self.heard_at + PATIENCE < now => {
                 self.sim.count("connections given up by clients");
                 self.look_elsewhere();
             }
             Link::Connected => self.work(mood),
-        }
-    }
-
-    fn owes_answer(&self) -> bool {
-        match &self.role {
-            Role::Producer(producer) => !producer.is_idle(),
-            Role::Consumer(_) => false,
         }
     }
 
@@ -186,7 +178,8 @@ impl Client {
     fn work(&mut self, mood: Mood) {
         let now = self.sim.now();
         let is_lively = mood == Mood::Lively;
-        if self.said_at + PING < now {
+        if self.pinged_at + PING < now {
+            self.pinged_at = now;
             self.say(ToBroker::Ping);
         }
         if is_lively && self.rng.random_bool(0.002) {
@@ -260,6 +253,7 @@ impl Client {
                 }
             }
             ToClient::Messages(messages) => self.consume(messages, mood),
+            ToClient::Pong => (),
             ToClient::Done(_) => self.sim.count("acks and resets with a receipt"),
         }
     }

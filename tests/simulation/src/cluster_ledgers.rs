@@ -301,6 +301,12 @@ impl Broker {
             .collect()
     }
 
+    pub fn is_suspect(&self, node: &NodeId) -> bool {
+        let suspects = self.suspects.borrow();
+        node_number(node).and_then(|node| suspects.get(&node)).is_some_and(|until| *until > self.sim.now())
+    }
+
+    /// A node that has not answered is avoided for a while, as far as there are others.
     pub fn suspect(&self, node: usize) {
         self.suspects.borrow_mut().insert(node, self.sim.now() + 10 * SECOND);
     }

@@ -88,6 +88,7 @@ pub enum ToClient {
     Messages(Vec<Message>),
     /// An ack or a seek is durable.
     Done(u64),
+    Pong,
     Closed,
 }
 

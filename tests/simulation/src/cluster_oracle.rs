@@ -28,6 +28,7 @@ struct LedgerTruth {
     written: Vec<Bytes>,
     confirmed: u64,
     closed: Option<LedgerState>,
+    is_deleted: bool,
     /// As they were last written.
     metadata: Option<LedgerMetadata>,
 }
@@ -100,6 +101,11 @@ impl Oracle {
     pub fn metadata_written(&mut self, ledger: u64, metadata: &LedgerMetadata) {
         assert_eq!(metadata.check(), Ok(()), "ledger {ledger}");
         let truth = self.ledgers.entry(ledger).or_default();
+        if truth.is_deleted {
+            // Whoever recovers a ledger that is gone leaves a record that says it is empty. It has no entries to lose.
+            let state = LedgerState::Closed { entries: 0, length: 0 };
+            return assert_eq!(metadata.state, state, "ledger {ledger} is deleted, and comes back");
+        }
         if let Some(closed) = truth.closed {
             assert_eq!(closed, metadata.state, "ledger {ledger} is closed, and changes");
         }
@@ -125,7 +131,8 @@ impl Oracle {
             assert!(!named, "ledger {ledger} is deleted, and the log of bundle {bundle} names it");
         }
         // What was confirmed once stays so: a deposed writer must not go on.
-        self.ledgers.entry(ledger).or_default().metadata = None;
+        let truth = self.ledgers.entry(ledger).or_default();
+        (truth.metadata, truth.is_deleted) = (None, true);
     }
 
     /// Every confirmed entry of a ledger that exists is on some disk, undamaged.

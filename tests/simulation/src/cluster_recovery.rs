@@ -5,16 +5,20 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use geminga_ensemble::{
-    AddFailure, LedgerMetadata, LedgerRecovery, LedgerState, ReadAnswer, RecoveryAction, distribution,
+    AddFailure, LedgerMetadata, LedgerRecovery, LedgerState, NodeId, ReadAnswer, RecoveryAction, distribution,
 };
 use geminga_metadata::Versioned;
 use geminga_wire_bookkeeper::EntryHead;
 
 use crate::cluster_broker::{Broker, Waiting};
-use crate::cluster_ledgers::{closed_empty, digest_of, node_name};
+use crate::cluster_ledgers::{closed_empty, digest_of, node_name, node_number};
 use crate::cluster_messages::{Answer, Call};
 use crate::cluster_plant::Plant;
+use crate::cluster_sim::{MS, Micros};
 use crate::cluster_tasks::{Resolver, promise};
+
+/// How long a node may take to answer a reader before the next one is asked.
+const READ_PATIENCE: Micros = 500 * MS;
 
 /// Why a ledger cannot be recovered or read now.
 pub type Failure = String;
@@ -186,15 +190,24 @@ impl Broker {
     pub async fn read_entry(self: &Rc<Self>, ledger: u64, entry: u64) -> Result<Bytes, Failure> {
         let metadata = self.whereabouts(ledger, entry).await?;
         let fragment = metadata.fragment_of(entry);
-        for slot in distribution::write_order(metadata.quorum, entry) {
+        let mut nodes: Vec<&NodeId> =
+            distribution::write_order(metadata.quorum, entry).map(|slot| &fragment.ensemble[slot]).collect();
+        nodes.sort_by_key(|node| self.is_suspect(node));
+        for node in nodes {
             let (resolver, answered) = promise();
             let call = Call::Read { ledger, entry, fences: false };
-            if !self.call(&fragment.ensemble[slot], call, Waiting::Task(resolver)) {
+            if !self.call_for(READ_PATIENCE, node, call, Waiting::Task(resolver)) {
                 continue;
             }
-            let Answer::Here(body) = answered.await else {
-                self.sim.count("reads that went to another node");
-                continue;
+            let body = match answered.await {
+                Answer::Here(body) => body,
+                answer => {
+                    self.sim.count("reads that went to another node");
+                    if answer == Answer::Failed {
+                        self.suspect(node_number(node).expect("it was called"));
+                    }
+                    continue;
+                }
             };
             match digest_of(ledger).open(entry as i64, body.clone()) {
                 Ok((_, payload)) => {

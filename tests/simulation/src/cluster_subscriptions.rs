@@ -165,7 +165,9 @@ impl Broker {
         let sub = &mut topic.subscriptions[subscription];
         sub.core.reset(target, list);
         let before: Vec<Position> = positions(list).take_while(|position| *position < target).collect();
-        let token = self.sim.oracle.borrow_mut().seek_applied(at, subscription, ownership, target, before);
+        // What the owner has trimmed already, though the record may still name it, nobody gets back.
+        let from = list.ceiling(target).unwrap_or(Position::LATEST);
+        let token = self.sim.oracle.borrow_mut().seek_applied(at, subscription, ownership, from, before);
         let mut stored: Cursor = sub.core.cursor().clone();
         let mut delta = sub.core.take_delta();
         if self.sim.plant == Plant::SeekStoresReadPosition {

@@ -164,7 +164,8 @@ impl Broker {
             }
             ToBroker::Redeliver(positions) => self.redeliver(bundle, topic, connection, &positions),
             ToBroker::Seek { position, request } => self.seek(bundle, topic, connection, position, request),
-            ToBroker::Ping | ToBroker::Connect { .. } => (),
+            ToBroker::Ping => self.answer_ping(connection),
+            ToBroker::Connect { .. } => (),
         }
     }
 
