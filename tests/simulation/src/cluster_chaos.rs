@@ -23,6 +23,8 @@ pub enum Fault {
     /// Messages get lost and repeated.
     BadNetwork,
     SlowNetwork,
+    /// As by SIGSTOP: what comes meanwhile waits.
+    Paused(Machine),
 }
 
 /// What happens at one moment.

@@ -64,7 +64,8 @@ struct World {
     lives: Vec<Life>,
     clients: Vec<Client>,
     mood: Mood,
-    paused: BTreeMap<Machine, Micros>,
+    /// Machines that do nothing, with what waits for them.
+    paused: BTreeMap<Machine, Vec<Event>>,
     chaos: Chaos,
 }
 
@@ -249,12 +250,9 @@ impl World {
     fn step(&mut self) {
         let event = self.sim.next().expect("clients never stop");
         if let Some(machine) = event.machine()
-            && let Some(&until) = self.paused.get(&machine)
+            && let Some(waiting) = self.paused.get_mut(&machine)
         {
-            if until > self.sim.now() {
-                return self.sim.at(until, event);
-            }
-            self.paused.remove(&machine);
+            return waiting.push(event);
         }
         match event {
             Event::Call { node, broker, life, number, call } => {
@@ -370,7 +368,8 @@ impl World {
             Happening::Pause(machine, time) => {
                 let broker = matches!(machine, Machine::Broker(_));
                 self.sim.count(if broker { "fault: broker paused" } else { "fault: node paused" });
-                self.paused.insert(machine, self.sim.now() + time);
+                self.paused.entry(machine).or_default();
+                self.sim.after(time, Event::Heal(Fault::Paused(machine)));
             }
             Happening::Part(apart, one_way, time) => {
                 self.sim.count("fault: network parted");
@@ -408,6 +407,11 @@ impl World {
                 }
             }
         }
+    }
+
+    /// It goes on with what has come meanwhile, in that order.
+    fn resume(&self, waiting: Vec<Event>) {
+        waiting.into_iter().for_each(|event| self.sim.after(0, event));
     }
 
     fn begin(&mut self, fault: Fault) {
@@ -449,7 +453,7 @@ impl World {
                 network.slowness = self.rng.random_range(5..200);
                 "fault: network slow"
             }
-            Fault::Partition => "fault: network parted",
+            Fault::Partition | Fault::Paused(_) => unreachable!("they begin otherwise"),
             Fault::BrokerDown(broker) => {
                 drop((nodes, network));
                 self.stop_broker(broker);
@@ -479,6 +483,11 @@ impl World {
             }
             Fault::BadNetwork => (network.loss, network.repetition) = (0.0, 0.0),
             Fault::SlowNetwork => network.slowness = 1,
+            Fault::Paused(machine) => {
+                drop((nodes, network));
+                let waiting = self.paused.remove(&machine).unwrap_or_default();
+                self.resume(waiting);
+            }
             Fault::BrokerDown(broker) => {
                 drop((nodes, network));
                 self.start_broker(broker);
@@ -495,7 +504,7 @@ impl World {
         self.sim.metadata.is_up.set(true);
         self.sim.network.borrow_mut().heal();
         self.sim.release_held();
-        self.paused.clear();
+        std::mem::take(&mut self.paused).into_values().for_each(|waiting| self.resume(waiting));
         (0..self.brokers.len()).for_each(|broker| self.start_broker(broker));
     }
 }
