@@ -160,6 +160,19 @@ async fn a_recovery_finds_the_end_and_keeps_the_writer_out() {
     assert!(matches!(late[0], Err(LedgerError::Fenced(8))), "{late:?}");
 }
 
+/// As when a broker ends after it has begun another ledger, and before it has closed this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_its_writer_left_open_is_closed_by_its_next_reader() {
+    let cluster = Cluster::start(3).await;
+    let writer = cluster.client(3, 3, 2);
+    assert!(append(&writer, 7, 0, 100).await.iter().all(Result::is_ok));
+    assert_eq!(cluster.ledger(7).await.state, LedgerState::Open);
+    let reader = cluster.client(3, 3, 2);
+    check(&reader, 7, 100).await;
+    assert!(matches!(cluster.ledger(7).await.state, LedgerState::Closed { entries: 100, .. }));
+    assert!(append(&writer, 7, 100, 110).await.iter().all(Result::is_err), "its writer is deposed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_ends_is_replaced_under_load() {
     let mut cluster = Cluster::start(5).await;

@@ -88,7 +88,7 @@ impl Broker {
         while let Some(action) = bundle.log.log.poll_action() {
             match action {
                 Action::Write { ledger_id, first_entry, entries } => {
-                    self.append(part, ledger_id, first_entry as u64, entries);
+                    self.append(part, &bundle.log.metadata, ledger_id, first_entry as u64, entries);
                 }
                 Action::CreateLedger => self.create_log_ledger(part, bundle.log.metadata.clone()),
                 Action::SaveRecord(list) => self.save_log_record(part, list, &bundle.log),

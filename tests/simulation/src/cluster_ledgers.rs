@@ -8,10 +8,12 @@ use geminga_ensemble::{
     AddFailure, LedgerMetadata, LedgerState, LedgerWriter, NodeId, Quorum, WriterAction, WriterError,
 };
 use geminga_ledger::managed_ledger::WriteError;
+use geminga_metadata::Metadata;
 use geminga_wire_bookkeeper::{Digest, DigestKind, ENTRY_NONE};
 
 use crate::cluster_broker::{Broker, Waiting};
 use crate::cluster_messages::{Answer, Call};
+use crate::cluster_plant::Plant;
 use crate::cluster_recovery::Recovery;
 use crate::cluster_sim::SECOND;
 use crate::cluster_tasks::Resolver;
@@ -88,7 +90,16 @@ pub fn closed_empty(quorum: Quorum) -> LedgerMetadata {
 }
 
 impl Broker {
-    pub fn append(self: &Rc<Self>, part: Part, ledger: u64, first: u64, payloads: Vec<Bytes>) {
+    /// `metadata` are those of the bundle's owner: a ledger comes into being only while the bundle is still its own. (A deposed
+    /// owner could otherwise create it after it was recovered as one that never was, and deleted.)
+    pub fn append(
+        self: &Rc<Self>,
+        part: Part,
+        metadata: &Metadata,
+        ledger: u64,
+        first: u64,
+        payloads: Vec<Bytes>,
+    ) {
         let append = Append { part, first, payloads };
         let mut ledgers = self.ledgers.borrow_mut();
         match ledgers.open.get_mut(&ledger) {
@@ -101,8 +112,12 @@ impl Broker {
             None if first > 0 => self.append_failed(ledger, append, WriteError::Fenced),
             None => {
                 ledgers.open.insert(ledger, OpenLedger { early: vec![append], ..OpenLedger::default() });
+                let metadata = match self.sim.plant {
+                    Plant::UnguardedCreation => self.metadata.clone(),
+                    _ => metadata.clone(),
+                };
                 let broker = self.clone();
-                self.tasks.spawn(async move { broker.create_ledger(ledger).await });
+                self.tasks.spawn(async move { broker.create_ledger(ledger, metadata).await });
             }
         }
         self.forget_ended(&mut ledgers, ledger);
@@ -114,8 +129,8 @@ impl Broker {
         self.done.borrow_mut().push_back(done);
     }
 
-    async fn create_ledger(self: Rc<Self>, ledger: u64) {
-        let created = self.put_new_ledger(ledger).await;
+    async fn create_ledger(self: Rc<Self>, ledger: u64, guarded: Metadata) {
+        let created = self.put_new_ledger(ledger, &guarded).await;
         let mut ledgers = self.ledgers.borrow_mut();
         let Some(open) = ledgers.open.get_mut(&ledger) else { return };
         let early = std::mem::take(&mut open.early);
@@ -133,7 +148,11 @@ impl Broker {
         self.forget_ended(&mut ledgers, ledger);
     }
 
-    async fn put_new_ledger(self: &Rc<Self>, ledger: u64) -> Result<(LedgerMetadata, u64), WriteError> {
+    async fn put_new_ledger(
+        self: &Rc<Self>,
+        ledger: u64,
+        guarded: &Metadata,
+    ) -> Result<(LedgerMetadata, u64), WriteError> {
         let quorum = self.quorum;
         let ensemble: Vec<NodeId> =
             self.choose(quorum.ensemble as usize, &[], &BTreeSet::new()).into_iter().flatten().collect();
@@ -141,10 +160,10 @@ impl Broker {
             return Err(WriteError::Failed("too few storage nodes".into()));
         }
         let metadata = LedgerMetadata::new(quorum, ensemble, BTreeMap::new());
-        match self.put_ledger(ledger, metadata.clone(), None).await {
+        match self.put_ledger(guarded, ledger, metadata.clone(), None).await {
             Ok(version) => Ok((metadata, version)),
             // Somebody has recovered it before it was there.
-            Err(error) if error.is_conflict() => Err(WriteError::Fenced),
+            Err(error) if error.is_deposed() => Err(WriteError::Fenced),
             Err(error) => Err(WriteError::Failed(error.to_string())),
         }
     }

@@ -99,12 +99,13 @@ impl Broker {
 
     pub async fn put_ledger(
         self: &Rc<Self>,
+        metadata: &Metadata,
         ledger: u64,
         value: LedgerMetadata,
         version: Option<u64>,
     ) -> Result<u64, MetadataError> {
         let sim = self.sim.clone();
-        self.ask(&self.metadata, "put ledger", move |metadata| async move {
+        self.ask(metadata, "put ledger", move |metadata| async move {
             let written = metadata.put_ledger(ledger, &value, version).await;
             match &written {
                 Ok(_) => sim.oracle.borrow_mut().metadata_written(ledger, &value),
@@ -124,7 +125,7 @@ impl Broker {
         version: u64,
     ) -> Option<MetadataOutcome> {
         loop {
-            if let Ok(version) = self.put_ledger(ledger, value.clone(), Some(version)).await {
+            if let Ok(version) = self.put_ledger(&self.metadata, ledger, value.clone(), Some(version)).await {
                 return Some(MetadataOutcome::Written { version });
             }
             // Whoever does not know what became of a write looks.

@@ -35,6 +35,8 @@ pub enum Plant {
     LaterMessagesPass,
     /// An owner writes metadata without looking whether its bundle is still its own.
     Unguarded,
+    /// A ledger is created without looking whether its bundle is still its owner's.
+    UnguardedCreation,
     /// A new ledger's id is greater than those in the topic's list, and not than those that were trimmed.
     LedgerIdsGoBack,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.

@@ -54,7 +54,7 @@ impl Broker {
             Some(known) => known,
             None => {
                 let value = closed_empty(self.quorum);
-                let created = self.put_ledger(ledger, value.clone(), None).await;
+                let created = self.put_ledger(&self.metadata, ledger, value.clone(), None).await;
                 // If somebody was faster, it is tried again.
                 Versioned { value, version: created.map_err(|error| error.to_string())? }
             }

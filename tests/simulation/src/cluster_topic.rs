@@ -282,7 +282,7 @@ impl Broker {
                     payloads.push(payload);
                     topic.in_flight.insert(position, entry);
                 }
-                self.append(part, ledger_id, first_entry as u64, payloads);
+                self.append(part, &topic.metadata, ledger_id, first_entry as u64, payloads);
             }
             Action::Fail { entries, .. } => self.failed(topic, &entries),
             Action::CreateLedger => {

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use geminga_ensemble::Bug;
 use geminga_simulation::cluster_plant::Plant;
 use geminga_simulation::cluster_sim::{SECOND, Seen};
 use geminga_simulation::cluster_simulation::{Options, Report, run};
@@ -74,7 +75,8 @@ fn join(mut one: Total, other: Total) -> Total {
 fn many_hours_keep_every_promise() {
     if let Some(seed) = number("CLUSTER_SEED") {
         be_quiet();
-        let report = run(seed, Options { is_traced: true, ..options(Plant::None) });
+        let is_traced = number("CLUSTER_SILENT").is_none();
+        let report = run(seed, Options { is_traced, ..options(Plant::None) });
         let place = std::env::temp_dir().join(format!("cluster-{seed}.trace"));
         std::fs::write(&place, report.trace).expect("the temporary folder can be written");
         println!("{:#?}\ntrace: {}", report.seen, place.display());
@@ -90,4 +92,53 @@ fn many_hours_keep_every_promise() {
     total.seen.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
     let _ = std::panic::take_hook();
     assert_eq!(total.violation, None, "run it alone with CLUSTER_SEED");
+}
+
+#[test]
+fn a_seed_takes_the_same_course_twice() {
+    let traced = Options { plant: Plant::None, minutes: 2, is_traced: true };
+    for seed in 0..4 {
+        let (one, other) = (run(seed, traced), run(seed, traced));
+        assert!(one.trace.len() > 100_000, "seed {seed} does something");
+        assert!(one.trace == other.trace, "seed {seed} took another course");
+        assert_eq!((one.seen, one.simulated), (other.seen, other.simulated));
+    }
+}
+
+/// Each within the hours of an ordinary run; the test says how fast.
+#[test]
+fn planted_bugs_are_found() {
+    let plants = [
+        Plant::AckBeforeSync,
+        Plant::IgnoreSyncError,
+        Plant::DamagedIsAbsent,
+        Plant::NoDigestCheck,
+        Plant::TrustLease,
+        Plant::SeekStoresReadPosition,
+        Plant::AckBeforeDurable,
+        Plant::TrimByMemory,
+        Plant::NoReplay,
+        Plant::UnknownIsDuplicate,
+        Plant::LaterMessagesPass,
+        Plant::Unguarded,
+        Plant::LedgerIdsGoBack,
+        Plant::OpenLedgersAreNotRead,
+        Plant::DeletedIsForgotten,
+        Plant::UnguardedCreation,
+        Plant::Client(Bug::ConfirmBeforeMetadata),
+        Plant::Client(Bug::RecoverFromTheStart),
+        Plant::Client(Bug::KeepAcksOfReplaced),
+        Plant::Client(Bug::EarlyFragments),
+        Plant::Client(Bug::OneDenialIsEnough),
+        Plant::ReadsDoNotFence,
+    ];
+    be_quiet();
+    let found: Vec<(Plant, Total)> = plants.into_iter().map(|plant| (plant, run_seeds(0, 600, plant))).collect();
+    let _ = std::panic::take_hook();
+    for (plant, total) in &found {
+        let hours = total.seconds as f64 / 3600.0;
+        println!("{plant:?}: {hours:.1} simulated hours: {:?}", total.violation);
+    }
+    let missed: Vec<&Plant> = found.iter().filter(|(_, total)| total.violation.is_none()).map(|(plant, _)| plant).collect();
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }
