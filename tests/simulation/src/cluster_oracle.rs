@@ -74,6 +74,8 @@ impl Oracle {
     pub fn entry_written(&mut self, ledger: u64, entry: u64, payload: &Bytes) {
         let truth = self.ledgers.entry(ledger).or_default();
         assert_eq!(truth.written.len() as u64, entry, "ledger {ledger} has two writers");
+        // One that was open before does not know yet, and will be told that it is fenced.
+        assert!(entry > 0 || !truth.is_deleted, "ledger {ledger} is deleted, and somebody begins to write to it");
         truth.written.push(payload.clone());
     }
 

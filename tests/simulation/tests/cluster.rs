@@ -9,6 +9,55 @@ use geminga_simulation::cluster_plant::Plant;
 use geminga_simulation::cluster_sim::{SECOND, Seen};
 use geminga_simulation::cluster_simulation::{Options, Report, run};
 
+/// What a run is for: each has to happen, at least once in ten simulated hours.
+const EXPECTED: [&str; 46] = [
+    "acks and resets with a receipt",
+    "bundles given away",
+    "bundles taken over",
+    "conflicts of ledgers' metadata",
+    "connections given up by clients",
+    "cursor resets",
+    "damaged entries noticed by a reader",
+    "duplicates that were known",
+    "entries acknowledged",
+    "entries of cursor logs replayed",
+    "entries read at the end",
+    "entries read for consumers",
+    "entries replayed for deduplication",
+    "entries written again by a recovery",
+    "fault: bit flipped",
+    "fault: broker crashed",
+    "fault: broker paused",
+    "fault: clock changed",
+    "fault: disk full",
+    "fault: disk lost",
+    "fault: disk slow",
+    "fault: file cut off",
+    "fault: index damaged",
+    "fault: links clogged",
+    "fault: messages lost and repeated",
+    "fault: metadata away",
+    "fault: network parted",
+    "fault: network slow",
+    "fault: node crashed",
+    "fault: node paused",
+    "fault: syncs fail",
+    "ledgers closed by a reader",
+    "ledgers deleted",
+    "messages checked by consumers",
+    "messages confirmed",
+    "messages refused",
+    "owners that learned of their end from fencing",
+    "owners that learned of their end from metadata",
+    "reads that went to another node",
+    "recoveries given up",
+    "replicas of deleted ledgers swept",
+    "storage nodes replaced under a writer",
+    "takeovers that failed",
+    "times that everything came to rest",
+    "writers fenced",
+    "writers without nodes",
+];
 /// Simulated, of one seed.
 const MINUTES: u64 = 10;
 
@@ -92,6 +141,9 @@ fn many_hours_keep_every_promise() {
     total.seen.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
     let _ = std::panic::take_hook();
     assert_eq!(total.violation, None, "run it alone with CLUSTER_SEED");
+    let times = |what: &str| total.seen.get(what).copied().unwrap_or(0);
+    let rare: Vec<&str> = EXPECTED.into_iter().filter(|what| times(what) < hours / 10).collect();
+    assert!(rare.is_empty(), "hardly ever seen: {rare:?}");
 }
 
 #[test]
@@ -105,7 +157,8 @@ fn a_seed_takes_the_same_course_twice() {
     }
 }
 
-/// Each within the hours of an ordinary run; the test says how fast.
+/// Each within a third of the hours of an ordinary run; the test says how fast. What only a few of a hundred thousand orders of
+/// messages bring about is planted in the simulation of ensembles.
 #[test]
 fn planted_bugs_are_found() {
     let plants = [
@@ -128,17 +181,16 @@ fn planted_bugs_are_found() {
         Plant::Client(Bug::ConfirmBeforeMetadata),
         Plant::Client(Bug::RecoverFromTheStart),
         Plant::Client(Bug::KeepAcksOfReplaced),
-        Plant::Client(Bug::EarlyFragments),
         Plant::Client(Bug::OneDenialIsEnough),
-        Plant::ReadsDoNotFence,
     ];
     be_quiet();
-    let found: Vec<(Plant, Total)> = plants.into_iter().map(|plant| (plant, run_seeds(0, 600, plant))).collect();
+    let seeds = number("CLUSTER_PLANTED_SEEDS").unwrap_or(200);
+    let is_missed = |plant: &Plant| {
+        let total = run_seeds(0, seeds, *plant);
+        println!("{plant:?}: {:.1} simulated hours: {:?}", total.seconds as f64 / 3600.0, total.violation);
+        total.violation.is_none()
+    };
+    let missed: Vec<Plant> = plants.into_iter().filter(is_missed).collect();
     let _ = std::panic::take_hook();
-    for (plant, total) in &found {
-        let hours = total.seconds as f64 / 3600.0;
-        println!("{plant:?}: {hours:.1} simulated hours: {:?}", total.violation);
-    }
-    let missed: Vec<&Plant> = found.iter().filter(|(_, total)| total.violation.is_none()).map(|(plant, _)| plant).collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }

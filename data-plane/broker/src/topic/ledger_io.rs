@@ -59,7 +59,10 @@ impl Topic {
             let mut flushes = Flushes::default();
             let mut state = topic.state.lock();
             match result {
-                Ok(id) => state.ledger.ledger_created(now_ms(), id),
+                Ok(id) => {
+                    topic.shared.ledgers.owned_by(id, &topic.bundle.metadata);
+                    state.ledger.ledger_created(now_ms(), id);
+                }
                 Err(error) if error.is_deposed() => topic.deposed(&mut state, &error),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not create a ledger");
