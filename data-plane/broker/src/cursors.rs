@@ -303,7 +303,10 @@ impl Cursors {
             let created = cursors.metadata.next_ledger_id(0).await;
             let mut state = cursors.state.lock();
             match created {
-                Ok(id) => state.log.ledger_created(id),
+                Ok(id) => {
+                    cursors.ledgers.owned_by(id, &cursors.metadata);
+                    state.log.ledger_created(id);
+                }
                 Err(error) => {
                     tracing::error!(%error, "could not create a ledger for acknowledgements");
                     state.log.ledger_create_failed();

@@ -18,6 +18,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use geminga_metadata::Metadata;
 
 pub use embedded::EmbeddedLedgers;
 pub use memory::MemoryLedgers;
@@ -68,6 +69,11 @@ pub enum LedgerError {
 }
 
 pub trait LedgerClient: Send + Sync + 'static {
+    /// The ledger comes into being by commits of `metadata`, which are refused once its owner is deposed. To be called before its first
+    /// append. Otherwise an owner that slept meanwhile could bring a ledger into being that the next owner has recovered (as
+    /// one that never was) and deleted, and write to it.
+    fn owned_by(&self, _ledger_id: u64, _metadata: &Metadata) {}
+
     /// Queues `entries` as `first_entry`, `first_entry + 1`, … of the ledger. Never blocks.
     fn append(&self, ledger_id: u64, first_entry: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone);
 

@@ -46,6 +46,8 @@ pub struct Shared {
     pub runtime: tokio::runtime::Handle,
     pub closed: Mutex<HashMap<u64, LedgerMetadata>>,
     open: Mutex<HashMap<u64, Writing>>,
+    /// The metadata of who owns a ledger that is about to be created.
+    owners: Mutex<HashMap<u64, Metadata>>,
 }
 
 /// Appends that wait for a ledger to come into being.
@@ -101,8 +103,13 @@ impl Shared {
             )));
         }
         let metadata = LedgerMetadata::new(quorum, ensemble, BTreeMap::new());
+        let owner = self.owners.lock().remove(&ledger);
+        let catalog = owner.map_or_else(|| self.catalog.clone(), Catalog::new);
         let Known { metadata: found, version } =
-            self.catalog.create(ledger, &metadata).await.map_err(metadata_error)?;
+            catalog.create(ledger, &metadata).await.map_err(|error| match error.is_deposed() {
+                true => LedgerError::Fenced(ledger),
+                false => metadata_error(error),
+            })?;
         if found != metadata {
             // Somebody recovered it before it was there.
             return Err(LedgerError::Fenced(ledger));
@@ -155,6 +162,7 @@ impl ReplicatedLedgers {
                 runtime: tokio::runtime::Handle::current(),
                 closed: Mutex::default(),
                 open: Mutex::default(),
+                owners: Mutex::default(),
                 options,
             }),
         }
@@ -209,6 +217,10 @@ impl ReplicatedLedgers {
 }
 
 impl LedgerClient for ReplicatedLedgers {
+    fn owned_by(&self, ledger_id: u64, metadata: &Metadata) {
+        self.shared.owners.lock().insert(ledger_id, metadata.clone());
+    }
+
     fn append(&self, ledger_id: u64, first_entry: u64, entries: Vec<EntryParts>, class: AppendClass, done: AppendDone) {
         let ledger = {
             let mut open = self.shared.open.lock();

@@ -108,14 +108,15 @@ async fn whereabouts(shared: &Arc<Shared>, ledger: u64) -> Result<(LedgerMetadat
     }
     let known = shared.catalog.get(ledger).await.map_err(metadata_error)?;
     let metadata = known.ok_or(LedgerError::NoSuchLedger(ledger))?.metadata;
-    match metadata.state {
-        LedgerState::Closed { .. } => {
-            shared.remember_closed(ledger, &metadata);
-            let last = crate::recovering::last_entry(&metadata);
-            Ok((metadata, last))
-        }
-        _ => Err(LedgerError::Io(format!("ledger {ledger} is open and not written by this process"))),
-    }
+    let metadata = match metadata.state {
+        LedgerState::Closed { .. } => metadata,
+        // Whoever reads it owns it now. Its writer was given up before the ledger was closed: a topic's record, or that of a
+        // cursor log, names the end of a ledger without waiting for the ledger's own metadata.
+        LedgerState::Open | LedgerState::InRecovery => crate::recovering::recover(shared, ledger).await?,
+    };
+    shared.remember_closed(ledger, &metadata);
+    let last = crate::recovering::last_entry(&metadata);
+    Ok((metadata, last))
 }
 
 /// The entries as one node has them, checked.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
 use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError, StoredEntry};
 use geminga_log::{Log, LogOptions};
-use geminga_metadata::{MemoryStore, Metadata};
+use geminga_metadata::{BundleRecord, MemoryStore, Metadata};
 use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions};
 use geminga_storage_node::{NodeOptions, StorageNode, serve};
 use tempfile::TempDir;
@@ -159,6 +159,39 @@ async fn a_recovery_finds_the_end_and_keeps_the_writer_out() {
     assert_eq!(other.recover(8).await.expect("a ledger that nobody has created"), None);
     let late = append(&writer, 8, 0, 10).await;
     assert!(matches!(late[0], Err(LedgerError::Fenced(8))), "{late:?}");
+}
+
+/// Its owner slept between naming the ledger and creating it; meanwhile the next owner has recovered it, and deleted it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deposed_owner_brings_no_ledger_into_being() {
+    let cluster = Cluster::start(3).await;
+    let bundle = "public/default/0x00000000_0xffffffff".parse().expect("a bundle's name");
+    let owned = |epoch| BundleRecord { owner: Some("broker".to_owned()), incarnation: 1, epoch, balanced_at_ms: None };
+    let version = cluster.metadata.put_bundle(&bundle, &owned(1), None).await.expect("it is new");
+    let sleeper = cluster.client(3, 3, 2);
+    for ledger in [7, 8] {
+        sleeper.owned_by(ledger, &cluster.metadata.guarded_by_bundle(&bundle, version));
+    }
+    assert!(append(&sleeper, 8, 0, 10).await.iter().all(Result::is_ok), "it is the owner still");
+    cluster.metadata.put_bundle(&bundle, &owned(2), Some(version)).await.expect("nobody else has written it");
+    let next = cluster.client(3, 3, 2);
+    assert_eq!(next.recover(7).await.expect("it is closed"), None);
+    next.delete(vec![7]).await.expect("it is deleted");
+    assert!(matches!(append(&sleeper, 7, 0, 10).await[..], [Err(LedgerError::Fenced(7))]));
+    assert!(cluster.metadata.get_ledger::<LedgerMetadata>(7).await.expect("metadata").is_none());
+}
+
+/// As when a broker ends after it has begun another ledger, and before it has closed this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_its_writer_left_open_is_closed_by_its_next_reader() {
+    let cluster = Cluster::start(3).await;
+    let writer = cluster.client(3, 3, 2);
+    assert!(append(&writer, 7, 0, 100).await.iter().all(Result::is_ok));
+    assert_eq!(cluster.ledger(7).await.state, LedgerState::Open);
+    let reader = cluster.client(3, 3, 2);
+    check(&reader, 7, 100).await;
+    assert!(matches!(cluster.ledger(7).await.state, LedgerState::Closed { entries: 100, .. }));
+    assert!(append(&writer, 7, 100, 110).await.iter().all(Result::is_err), "its writer is deposed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

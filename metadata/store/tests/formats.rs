@@ -47,7 +47,7 @@ const RECORDS: &[(&str, &str)] = &[
     ("topic-policies/public/default/persistent/orders", r#"{"maxProducerPerTopic":7}"#),
     (
         "topics/public/default/persistent/orders",
-        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"entries":0,"size":0,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"created_at":4,"epoch":2}"#,
+        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"entries":0,"size":0,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"last_ledger":19,"created_at":4,"epoch":2}"#,
     ),
 ];
 
@@ -74,6 +74,7 @@ async fn fill(metadata: &Metadata) {
         next_index: 250,
         terminated: Some(Position { ledger_id: 17, entry_id: 99 }),
         properties: [("k".into(), "v".into())].into(),
+        last_ledger: 19,
         created_at: 4,
         epoch: Some(2),
     };

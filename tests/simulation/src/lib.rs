@@ -2,6 +2,26 @@
 
 pub mod auto_recovery_simulation;
 pub mod auto_recovery_truth;
+pub mod cluster_broker;
+pub mod cluster_chaos;
+pub mod cluster_clients;
+pub mod cluster_cursors;
+pub mod cluster_ledgers;
+pub mod cluster_loading;
+pub mod cluster_messages;
+pub mod cluster_metadata;
+pub mod cluster_network;
+pub mod cluster_node;
+pub mod cluster_oracle;
+pub mod cluster_oracle_acks;
+pub mod cluster_ownership;
+pub mod cluster_plant;
+pub mod cluster_recovery;
+pub mod cluster_sim;
+pub mod cluster_simulation;
+pub mod cluster_subscriptions;
+pub mod cluster_tasks;
+pub mod cluster_topic;
 pub mod dispatch_oracle;
 pub mod dispatch_simulation;
 pub mod dispatch_topic;

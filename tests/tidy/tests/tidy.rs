@@ -78,7 +78,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("geminga-proxy", &["geminga-flow", "geminga-observe", "geminga-tls", "geminga-wire-pulsar"]),
     ("geminga-perf", &["geminga-wire-pulsar"]),
-    ("geminga-simulation", &["geminga-ensemble", "geminga-ledger", "geminga-log", "geminga-model", "geminga-topic"]),
+    (
+        "geminga-simulation",
+        &[
+            "geminga-ensemble",
+            "geminga-ledger",
+            "geminga-log",
+            "geminga-metadata",
+            "geminga-model",
+            "geminga-topic",
+            "geminga-wire-bookkeeper",
+        ],
+    ),
     ("geminga-test-postgres", &[]),
     ("geminga-tidy", &[]),
     (

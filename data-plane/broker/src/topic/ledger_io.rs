@@ -28,6 +28,7 @@ pub(super) fn managed_record(record: &TopicRecord) -> ManagedLedgerRecord {
         last_open: record.last_open,
         next_index: record.next_index,
         terminated: record.terminated,
+        last_ledger: record.last_ledger,
     }
 }
 
@@ -46,6 +47,7 @@ fn put_managed_record(record: &mut TopicRecord, managed: ManagedLedgerRecord) {
     record.last_open = managed.last_open;
     record.next_index = managed.next_index;
     record.terminated = managed.terminated;
+    record.last_ledger = managed.last_ledger;
 }
 
 impl Topic {
@@ -57,7 +59,10 @@ impl Topic {
             let mut flushes = Flushes::default();
             let mut state = topic.state.lock();
             match result {
-                Ok(id) => state.ledger.ledger_created(now_ms(), id),
+                Ok(id) => {
+                    topic.shared.ledgers.owned_by(id, &topic.bundle.metadata);
+                    state.ledger.ledger_created(now_ms(), id);
+                }
                 Err(error) if error.is_deposed() => topic.deposed(&mut state, &error),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not create a ledger");
@@ -77,7 +82,7 @@ impl Topic {
     }
 
     async fn store_new_ledger(&self) -> Result<u64, MetadataError> {
-        let after = self.state.lock().ledger.record().spans.last().map_or(0, |span| span.ledger_id);
+        let after = self.state.lock().ledger.last_ledger_id();
         let id = self.bundle.metadata.next_ledger_id(after).await?;
         let now = now_ms();
         self.write_record(|record, state| put_managed_record(record, state.ledger.record_with(id, now))).await?;

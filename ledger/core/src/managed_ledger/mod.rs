@@ -64,6 +64,8 @@ enum MetaOp {
 pub struct ManagedLedger<E> {
     config: ManagedLedgerConfig,
     list: LedgerList,
+    /// The greatest id that ever was in the list.
+    last_ledger: u64,
     open: Option<OpenLedger>,
     /// The last ledger of the record, until its length is known.
     recovering: Option<LedgerSpan>,
@@ -92,11 +94,13 @@ impl<E: EntryBytes> ManagedLedger<E> {
     /// Takes what metadata says. If that leaves the last ledger open, appends wait for [`recovered`](Self::recovered).
     pub fn new(record: ManagedLedgerRecord, config: ManagedLedgerConfig) -> ManagedLedger<E> {
         let mut spans = record.spans;
+        let last_ledger = spans.last().map_or(0, |last| last.ledger_id).max(record.last_ledger);
         let recovering = if record.last_open { spans.pop() } else { None };
         let next_index = recovering.map_or(record.next_index, |last| last.first_index);
         ManagedLedger {
             config,
             list: LedgerList::new(spans),
+            last_ledger,
             open: None,
             recovering,
             confirmed_index: next_index,
@@ -187,13 +191,21 @@ impl<E: EntryBytes> ManagedLedger<E> {
             last_open: self.open.is_some() || self.recovering.is_some(),
             next_index: self.confirmed_index,
             terminated: self.terminated,
+            last_ledger: self.last_ledger,
         }
+    }
+
+    /// The greatest id of all ledgers that the topic has, or had: that of a new one is to be above it, also when the list is
+    /// empty.
+    pub fn last_ledger_id(&self) -> u64 {
+        self.last_ledger
     }
 
     /// What metadata has to say before the new ledger `ledger_id` is used.
     pub fn record_with(&self, ledger_id: u64, now_ms: u64) -> ManagedLedgerRecord {
         let mut record = self.record();
         record.spans.push(self.new_span(ledger_id, now_ms));
+        record.last_ledger = ledger_id;
         record.last_open = true;
         record
     }
@@ -277,6 +289,8 @@ impl<E: EntryBytes> ManagedLedger<E> {
         }
         self.meta = None;
         self.delete_removed();
+        assert!(ledger_id > self.last_ledger, "ledger ids of a topic rise");
+        self.last_ledger = ledger_id;
         self.list.push(self.new_span(ledger_id, now_ms));
         self.open = Some(OpenLedger {
             id: ledger_id,

@@ -65,6 +65,10 @@ pub struct ManagedLedgerRecord {
     /// Nothing can be appended any more; the last position there ever was.
     #[serde(default)]
     pub terminated: Option<Position>,
+    /// The greatest id of all ledgers that were ever in the list, as far as it was not trimmed: cursors and clients know
+    /// positions in it, behind which everything new has to be.
+    #[serde(default)]
+    pub last_ledger: u64,
 }
 
 impl ManagedLedgerRecord {
@@ -112,7 +116,7 @@ pub enum FailReason {
 /// What the driver is to do; see the module's head.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<E> {
-    /// Allocate a ledger id above all others, save [`record_with`](super::ManagedLedger::record_with) that id by compare-and-set, then call
+    /// Allocate a ledger id above [`last_ledger_id`](super::ManagedLedger::last_ledger_id), save [`record_with`](super::ManagedLedger::record_with) that id by compare-and-set, then call
     /// `ledger_created` or `ledger_create_failed`.
     CreateLedger,
     /// Write to the open ledger, then call `written`; writes are handed out in order, many may be under way. `first_index` is the

@@ -46,6 +46,9 @@ pub struct TopicRecord {
     pub terminated: Option<Position>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
+    /// The greatest id of all ledgers that were ever in the list.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub last_ledger: u64,
     /// Milliseconds since the Unix epoch.
     pub created_at: u64,
     /// The epoch of the last exclusive producer.

@@ -1,0 +1,150 @@
+//! How a simulated broker takes a bundle over that metadata say to be its own: it fences and replays the log of acknowledgements,
+//! then recovers the last ledger of each topic.
+//!
+//! Since the bundle's record has a new version, whoever owned it before can write no record of the bundle any more, and so name
+//! nothing new; what it may still write to is fenced here.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use geminga_ledger::cursor::Cursor;
+use geminga_ledger::cursor_log::{CursorLog, LogLedger};
+use geminga_ledger::managed_ledger::ManagedLedger;
+use geminga_metadata::{Metadata, TopicRecord, Versioned};
+use geminga_model::Position;
+use geminga_topic::dedup::Deduplication;
+use geminga_topic::{Subscription, SubscriptionOptions};
+
+use crate::cluster_broker::Broker;
+use crate::cluster_cursors::{BundleLog, LOG, log_name, replay};
+use crate::cluster_ownership::{Bundle, Tenure};
+use crate::cluster_plant::Plant;
+use crate::cluster_recovery::{Failure, entries_of};
+use crate::cluster_subscriptions::Sub;
+use crate::cluster_topic::{Dedup, LEDGER, Topic, managed_record, snapshot_key, topic_name};
+use crate::ledger_oracle::{Entry, positions};
+use crate::ledger_producers;
+
+impl Broker {
+    pub async fn load(self: &Rc<Self>, bundle: usize, tenure: Tenure) -> Result<Bundle, Failure> {
+        let metadata = match self.sim.plant {
+            Plant::Unguarded => self.metadata.clone(),
+            _ => tenure.metadata(bundle, &self.metadata),
+        };
+        let log = self.load_log(bundle, &metadata).await?;
+        let mut topics = BTreeMap::new();
+        for number in (bundle..self.deduplicates.len()).step_by(self.bundle_count) {
+            topics.insert(number, self.load_topic(number, &tenure, &metadata, &log.log).await?);
+        }
+        Ok(Bundle { number: bundle, tenure, log, topics, is_closing: false, is_being_checked: false })
+    }
+
+    async fn load_log(self: &Rc<Self>, bundle: usize, metadata: &Metadata) -> Result<BundleLog, Failure> {
+        let name = log_name(bundle);
+        let found: Option<Versioned<Vec<LogLedger>>> = self
+            .ask(metadata, "get cursor log", move |metadata| async move { metadata.get_cursor_log(&name).await })
+            .await
+            .map_err(|error| error.to_string())?;
+        let Versioned { value: list, version } = found.ok_or("the bundle's log is not in metadata")?;
+        let log = self.replay_log(&list).await?;
+        Ok(BundleLog::new(log, metadata.clone(), version))
+    }
+
+    async fn replay_log(self: &Rc<Self>, list: &[LogLedger]) -> Result<CursorLog, Failure> {
+        let mut log = CursorLog::new(LOG);
+        for ledger in list {
+            let count = match ledger.entries {
+                Some(count) => count,
+                None => entries_of(&self.recover(ledger.ledger_id).await?),
+            };
+            let mut entries = Vec::new();
+            for entry in 0..count {
+                entries.push(self.read_entry(ledger.ledger_id, entry).await?);
+            }
+            self.sim.count_many("entries of cursor logs replayed", count);
+            replay(&mut log, ledger.ledger_id, &entries)?;
+        }
+        Ok(log)
+    }
+
+    async fn load_topic(
+        self: &Rc<Self>,
+        number: usize,
+        tenure: &Tenure,
+        metadata: &Metadata,
+        log: &CursorLog,
+    ) -> Result<Topic, Failure> {
+        let found: Option<Versioned<TopicRecord>> = self
+            .ask(metadata, "get topic", move |metadata| async move { metadata.get_topic(&topic_name(number)).await })
+            .await
+            .map_err(|error| error.to_string())?;
+        let record = found.ok_or("the topic is not in metadata")?;
+        let ledger = self.recover_last_ledger(&record.value).await?;
+        let mut topic = Topic::new(number, metadata.clone(), ledger, record);
+        self.load_subscriptions(&mut topic, log).await?;
+        self.check_loaded(&topic, tenure.ownership());
+        self.load_deduplication(&mut topic, log).await?;
+        Ok(topic)
+    }
+
+    async fn recover_last_ledger(self: &Rc<Self>, record: &TopicRecord) -> Result<ManagedLedger<Entry>, Failure> {
+        let mut ledger = ManagedLedger::new(managed_record(record), LEDGER);
+        let Some(id) = ledger.needs_recovery() else { return Ok(ledger) };
+        let metadata = self.recover(id).await?;
+        let entries = entries_of(&metadata);
+        let next_index = match entries.checked_sub(1) {
+            Some(last) => {
+                let last = Entry::from_bytes(&self.read_entry(id, last).await?);
+                Some(last.index + u64::from(last.messages))
+            }
+            None => None,
+        };
+        ledger.recovered(self.now_ms(), id, entries as i64 - 1, entries * 100, next_index);
+        Ok(ledger)
+    }
+
+    async fn load_subscriptions(self: &Rc<Self>, topic: &mut Topic, log: &CursorLog) -> Result<(), Failure> {
+        let number = topic.number;
+        let records = self
+            .ask(&self.metadata, "list subscriptions", move |metadata| async move {
+                metadata.list_subscriptions(&topic_name(number)).await
+            })
+            .await
+            .map_err(|error| error.to_string())?;
+        for (name, record) in records {
+            let (cursor_id, initial) = (record.value.cursor_id, record.value.initial);
+            let cursor = match log.state(cursor_id) {
+                Some(state) => Cursor::from_snapshot(state.clone()),
+                None => Cursor::new(initial),
+            };
+            let core = Subscription::new(name, cursor, SubscriptionOptions::default());
+            topic.subscriptions.push(Sub { cursor_id, initial, core });
+        }
+        Ok(())
+    }
+
+    fn check_loaded(&self, topic: &Topic, ownership: u64) {
+        let cursors: Vec<&Cursor> = topic.subscriptions.iter().map(|sub| sub.core.cursor()).collect();
+        let mut oracle = self.sim.oracle.borrow_mut();
+        oracle.loaded(topic.number, ownership, topic.ledger.list(), &cursors, self.deduplicates[topic.number]);
+    }
+
+    async fn load_deduplication(self: &Rc<Self>, topic: &mut Topic, log: &CursorLog) -> Result<(), Failure> {
+        if !self.deduplicates[topic.number] {
+            return Ok(());
+        }
+        let (mut state, durable) = match log.blob(snapshot_key(topic.number)) {
+            Some(bytes) => Deduplication::decode(bytes, self.now_ms()).map_err(|error| error.to_string())?,
+            None => (Deduplication::new(), Position::EARLIEST),
+        };
+        let since: Vec<Position> = positions(topic.ledger.list()).filter(|position| *position > durable).collect();
+        let entries_since = since.len() as u64;
+        for position in since.into_iter().filter(|_| self.sim.plant != Plant::NoReplay) {
+            let payload = self.read_entry(position.ledger_id, position.entry_id as u64).await?;
+            ledger_producers::replay(&mut state, &Entry::from_bytes(&payload), position, self.now_ms());
+            self.sim.count("entries replayed for deduplication");
+        }
+        topic.dedup = Some(Dedup { state, entries_since, durable });
+        Ok(())
+    }
+}

@@ -1,0 +1,293 @@
+//! A storage node of a simulated cluster: what it has on its disk, what only waits to be synced, and what it answers.
+//!
+//! It keeps the promises of the storage engine: an answer means durable; reads see only what is durable; what it may have lost
+//! it does not deny. `storage-node/log/tests/simulation` holds the engine itself to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::cluster_messages::{Answer, Call};
+use crate::cluster_plant::Plant;
+use crate::cluster_sim::{Life, MS, Micros};
+
+struct Stored {
+    body: Bytes,
+    /// False if it is only in the page cache: a sync failed, and the node has not minded.
+    durable: bool,
+    /// The node's own checksum does not fit.
+    damaged: bool,
+}
+
+#[derive(Default)]
+struct Replica {
+    entries: BTreeMap<u64, Stored>,
+    /// Durably.
+    fenced: bool,
+    /// Asked for; no entry of the ledger's writer is taken from then on.
+    fencing: bool,
+    /// Something is missing that was there: whatever is not here may have been.
+    has_holes: bool,
+}
+
+/// A request that is answered when it is synced.
+struct Queued {
+    reply: ReplyTo,
+    call: Call,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyTo {
+    pub broker: usize,
+    pub life: Life,
+    pub number: u64,
+}
+
+/// What a node does upon a request.
+pub struct Outcome {
+    pub answers: Vec<(ReplyTo, Answer)>,
+    /// Begin to sync, which takes so long.
+    pub sync: Option<Micros>,
+}
+
+pub struct Node {
+    pub life: Life,
+    pub is_up: bool,
+    /// Its disk is gone for good.
+    pub is_lost: bool,
+    /// May be damaged: of these there are fewer than copies that count.
+    pub is_victim: bool,
+    pub is_full: bool,
+    /// Syncs take so many times longer.
+    pub slowness: u64,
+    pub sync_failures: f64,
+    replicas: BTreeMap<u64, Replica>,
+    deleted: BTreeSet<u64>,
+    /// Not in metadata when it looked last.
+    missing: BTreeSet<u64>,
+    waiting: Vec<Queued>,
+    syncing: Vec<Queued>,
+    plant: Plant,
+    rng: SmallRng,
+}
+
+impl Node {
+    pub fn new(plant: Plant, rng: SmallRng) -> Node {
+        Node {
+            life: 0,
+            is_up: true,
+            is_lost: false,
+            is_victim: false,
+            is_full: false,
+            slowness: 1,
+            sync_failures: 0.0,
+            replicas: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            waiting: Vec::new(),
+            syncing: Vec::new(),
+            plant,
+            rng,
+        }
+    }
+
+    pub fn ask(&mut self, reply: ReplyTo, call: Call) -> Outcome {
+        let answer = match &call {
+            Call::Add { ledger, recovery, .. } => match self.refusal(*ledger, *recovery) {
+                Some(refusal) => Some(refusal),
+                None if self.plant == Plant::AckBeforeSync => Some(Answer::Added),
+                None => None,
+            },
+            Call::Last { ledger, fences } => self.begin_fence(*ledger, *fences).then(|| self.last(*ledger)),
+            Call::Read { ledger, entry, fences } => {
+                self.begin_fence(*ledger, *fences).then(|| self.read(*ledger, *entry))
+            }
+        };
+        let is_refused = !matches!(answer, None | Some(Answer::Added));
+        if !is_refused {
+            self.waiting.push(Queued { reply, call });
+        }
+        Outcome { answers: answer.map(|answer| (reply, answer)).into_iter().collect(), sync: self.begin_sync() }
+    }
+
+    fn refusal(&self, ledger: u64, recovery: bool) -> Option<Answer> {
+        if self.deleted.contains(&ledger) && self.plant != Plant::DeletedIsForgotten {
+            return Some(Answer::Fenced);
+        }
+        match self.replicas.get(&ledger) {
+            Some(replica) if replica.fencing && !recovery => Some(Answer::Fenced),
+            _ if self.is_full && !recovery => Some(Answer::Failed),
+            _ => None,
+        }
+    }
+
+    /// Whether no fence has to become durable first.
+    fn begin_fence(&mut self, ledger: u64, fences: bool) -> bool {
+        if !fences {
+            return true;
+        }
+        let replica = self.replicas.entry(ledger).or_default();
+        replica.fencing = true;
+        replica.fenced
+    }
+
+    fn begin_sync(&mut self) -> Option<Micros> {
+        if self.waiting.is_empty() || !self.syncing.is_empty() {
+            return None;
+        }
+        self.syncing = std::mem::take(&mut self.waiting);
+        Some(self.rng.random_range(MS / 10..MS) * self.slowness)
+    }
+
+    /// The sync under way ends.
+    pub fn synced(&mut self) -> Outcome {
+        let fails = self.sync_failures > 0.0 && self.rng.random_bool(self.sync_failures);
+        let mut answers = Vec::new();
+        for Queued { reply, call } in std::mem::take(&mut self.syncing) {
+            answers.push((reply, self.apply(&call, fails)));
+        }
+        if self.plant == Plant::AckBeforeSync {
+            answers.retain(|(_, answer)| !matches!(answer, Answer::Added | Answer::Failed));
+        }
+        Outcome { answers, sync: self.begin_sync() }
+    }
+
+    fn apply(&mut self, call: &Call, fails: bool) -> Answer {
+        match call {
+            // It may be on the disk all the same, and nobody may rely on it.
+            Call::Add { ledger, entry, body, .. } if fails => match self.plant {
+                Plant::IgnoreSyncError => {
+                    self.put(*ledger, *entry, body, false);
+                    Answer::Added
+                }
+                _ => {
+                    if self.rng.random_bool(0.3) {
+                        self.put(*ledger, *entry, body, true);
+                    }
+                    Answer::Failed
+                }
+            },
+            Call::Add { ledger, entry, body, .. } => {
+                self.put(*ledger, *entry, body, true);
+                Answer::Added
+            }
+            Call::Last { .. } | Call::Read { .. } if fails => Answer::Unknown,
+            Call::Last { ledger, .. } => {
+                self.replicas.entry(*ledger).or_default().fenced = true;
+                self.last(*ledger)
+            }
+            Call::Read { ledger, entry, .. } => {
+                self.replicas.entry(*ledger).or_default().fenced = true;
+                self.read(*ledger, *entry)
+            }
+        }
+    }
+
+    /// What is there already stays: it is the same.
+    fn put(&mut self, ledger: u64, entry: u64, body: &Bytes, durable: bool) {
+        if self.deleted.contains(&ledger) && self.plant != Plant::DeletedIsForgotten {
+            return;
+        }
+        let replica = self.replicas.entry(ledger).or_default();
+        let stored = Stored { body: body.clone(), durable, damaged: false };
+        match replica.entries.get(&entry) {
+            Some(there) if there.durable && !there.damaged => (),
+            _ => drop(replica.entries.insert(entry, stored)),
+        }
+    }
+
+    fn last(&self, ledger: u64) -> Answer {
+        let last = self.replicas.get(&ledger).and_then(|replica| replica.entries.last_key_value());
+        match last {
+            Some((entry, _)) => self.read(ledger, *entry),
+            None => self.read(ledger, 0),
+        }
+    }
+
+    fn read(&self, ledger: u64, entry: u64) -> Answer {
+        let denies = self.plant == Plant::DamagedIsAbsent;
+        let Some(replica) = self.replicas.get(&ledger) else { return Answer::Absent };
+        match replica.entries.get(&entry) {
+            Some(stored) if !stored.damaged => Answer::Here(stored.body.clone()),
+            Some(_) if denies => Answer::Absent,
+            None if !replica.has_holes || denies => Answer::Absent,
+            _ => Answer::Unknown,
+        }
+    }
+
+    /// Whether the entry would be there after a crash, as it was written.
+    pub fn holds(&self, ledger: u64, entry: u64, body: impl Fn(&Bytes) -> bool) -> bool {
+        let stored = self.replicas.get(&ledger).and_then(|replica| replica.entries.get(&entry));
+        !self.is_lost && stored.is_some_and(|stored| stored.durable && !stored.damaged && body(&stored.body))
+    }
+
+    /// Power is lost. Of what was not synced some is there, in no order.
+    pub fn crash(&mut self) {
+        self.life += 1;
+        self.is_up = false;
+        let unsynced = std::mem::take(&mut self.syncing).into_iter().chain(std::mem::take(&mut self.waiting));
+        for Queued { call, .. } in unsynced.collect::<Vec<_>>() {
+            if self.rng.random_bool(0.4) {
+                self.apply(&call, false);
+            }
+        }
+        for replica in self.replicas.values_mut() {
+            replica.entries.retain(|_, stored| stored.durable);
+            replica.fencing = replica.fenced;
+        }
+    }
+
+    pub fn lose_disk(&mut self) {
+        self.crash();
+        self.is_lost = true;
+        self.replicas.clear();
+    }
+
+    fn any_replica(&mut self) -> Option<&mut Replica> {
+        let at = self.rng.random_range(0..self.replicas.len().max(1));
+        self.replicas.values_mut().nth(at).filter(|replica| !replica.entries.is_empty())
+    }
+
+    /// One bit of one entry flips. The node notices, or whoever reads it does.
+    pub fn flip_bit(&mut self) -> bool {
+        let (nth, at, bit, is_noticed) = (self.rng.random::<u64>(), self.rng.random::<u64>(), 0..8, self.rng.random());
+        let bit = self.rng.random_range(bit);
+        let Some(replica) = self.any_replica() else { return false };
+        let nth = nth as usize % replica.entries.len();
+        let stored = replica.entries.values_mut().nth(nth).expect("there are more");
+        let mut body = stored.body.to_vec();
+        let at = at as usize % body.len();
+        body[at] ^= 1 << bit;
+        stored.body = body.into();
+        stored.damaged = is_noticed;
+        true
+    }
+
+    /// The index no longer says where some entries of a ledger are, or its last ones were cut off.
+    pub fn forget_entries(&mut self, only_the_last: bool) -> bool {
+        let (first, count) = (self.rng.random::<u64>(), self.rng.random_range(1..6));
+        let Some(replica) = self.any_replica() else { return false };
+        let (&low, &high) = (
+            replica.entries.first_key_value().expect("there are some").0,
+            replica.entries.last_key_value().expect("there are some").0,
+        );
+        let first = if only_the_last { high.saturating_sub(count - 1) } else { low + first % (high - low + 1) };
+        replica.entries.retain(|entry, _| !(first..first + count).contains(entry));
+        replica.has_holes = true;
+        true
+    }
+
+    /// Ledgers that are here and were in no metadata, twice, go.
+    pub fn sweep(&mut self, exists: impl Fn(u64) -> bool) -> u64 {
+        let missing: BTreeSet<u64> = self.replicas.keys().copied().filter(|ledger| !exists(*ledger)).collect();
+        let gone: Vec<u64> = missing.intersection(&self.missing).copied().collect();
+        for ledger in &gone {
+            self.replicas.remove(ledger);
+            self.deleted.insert(*ledger);
+        }
+        self.missing = missing;
+        gone.len() as u64
+    }
+}

@@ -1,0 +1,302 @@
+//! What must be true in a simulated cluster, in the simplest terms. A broken promise panics.
+//!
+//! It sees everything at once, which nobody in the cluster does: what was written, what was confirmed to whom, what metadata
+//! say, and what is on the disks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use geminga_ensemble::{LedgerMetadata, LedgerState, distribution};
+use geminga_ledger::cursor::Cursor;
+use geminga_ledger::cursor_log::LogLedger;
+use geminga_ledger::ledger_list::LedgerList;
+use geminga_metadata::Metadata;
+use geminga_model::Position;
+
+use crate::cluster_cursors::log_name;
+use crate::cluster_ledgers::node_number;
+use crate::cluster_oracle_acks::SubTruth;
+pub use crate::cluster_oracle_acks::AckToken;
+use crate::cluster_sim::Sim;
+use crate::cluster_tasks::at_once;
+use crate::cluster_topic::topic_name;
+use crate::ledger_oracle::{Entry, Origin, positions};
+
+/// A ledger, with whatever was ever given to it.
+#[derive(Default)]
+struct LedgerTruth {
+    written: Vec<Bytes>,
+    confirmed: u64,
+    closed: Option<LedgerState>,
+    is_deleted: bool,
+    /// As they were last written.
+    metadata: Option<LedgerMetadata>,
+}
+
+/// Of an entry that exists.
+pub struct Existing {
+    producer: u64,
+    highest_sequence: u64,
+}
+
+#[derive(Default)]
+pub struct TopicTruth {
+    /// What its producers have receipts for, or an owner found when it took over, and was not trimmed.
+    pub entries: BTreeMap<Position, Existing>,
+    /// By producer and sequence id, with the place.
+    stored: BTreeMap<(u64, u64), Position>,
+    /// Ledgers that its record no longer names.
+    gone: BTreeSet<u64>,
+    /// Of each producer the highest sequence id in these.
+    gone_up_to: BTreeMap<u64, u64>,
+    /// Of the last ownership that was complete.
+    pub ownership: u64,
+    pub subscriptions: Vec<SubTruth>,
+}
+
+#[derive(Default)]
+pub struct Oracle {
+    ledgers: BTreeMap<u64, LedgerTruth>,
+    pub topics: Vec<TopicTruth>,
+    pub bundle_count: usize,
+    /// Counts applied acknowledgements and resets.
+    order: u64,
+}
+
+impl Oracle {
+    pub fn begin(&mut self, topics: usize, subscriptions: usize, bundle_count: usize) {
+        self.bundle_count = bundle_count;
+        let subs = || (0..subscriptions).map(|_| SubTruth::default()).collect();
+        self.topics = (0..topics).map(|_| TopicTruth { subscriptions: subs(), ..TopicTruth::default() }).collect();
+    }
+
+    /// Its writer has numbered an entry.
+    pub fn entry_written(&mut self, ledger: u64, entry: u64, payload: &Bytes) {
+        let truth = self.ledgers.entry(ledger).or_default();
+        assert_eq!(truth.written.len() as u64, entry, "ledger {ledger} has two writers");
+        // One that was open before does not know yet, and will be told that it is fenced.
+        assert!(entry > 0 || !truth.is_deleted, "ledger {ledger} is deleted, and somebody begins to write to it");
+        truth.written.push(payload.clone());
+    }
+
+    /// Somebody was given this as the entry.
+    pub fn entry_read(&self, ledger: u64, entry: u64, payload: &Bytes) {
+        let written = self.ledgers.get(&ledger).and_then(|truth| truth.written.get(entry as usize));
+        assert_eq!(written, Some(payload), "entry {entry} of ledger {ledger} was read as another than it was written");
+    }
+
+    /// A writer has confirmed entries from `from` on.
+    pub fn ledger_confirmed(&mut self, sim: &Sim, ledger: u64, from: u64, up_to: u64) {
+        let truth = self.ledgers.get_mut(&ledger).expect("it was written");
+        assert_eq!(from, truth.confirmed, "the last add confirmed of ledger {ledger} went back");
+        truth.confirmed = up_to + 1;
+        if let Some(LedgerState::Closed { entries, .. }) = truth.closed {
+            assert!(up_to < entries, "entry {up_to} of ledger {ledger} is confirmed, which was closed with {entries}");
+        }
+        if truth.is_deleted {
+            // It was there, and the next owner has found it, until everybody had acknowledged it.
+            return assert!(truth.closed.is_some(), "ledger {ledger} is deleted and was never closed");
+        }
+        for entry in from..=up_to {
+            let (holders, needed) = truth.holders(sim, ledger, entry);
+            assert!(holders >= needed, "entry {entry} of ledger {ledger} is confirmed and on {holders} nodes only");
+        }
+    }
+
+    /// The metadata service has taken these.
+    pub fn metadata_written(&mut self, ledger: u64, metadata: &LedgerMetadata) {
+        assert_eq!(metadata.check(), Ok(()), "ledger {ledger}");
+        let truth = self.ledgers.entry(ledger).or_default();
+        if truth.is_deleted {
+            // Whoever recovers a ledger that is gone leaves a record that says it is empty, and a creation that was given up may
+            // come late. Nothing of it may ever be confirmed.
+            truth.closed.get_or_insert(LedgerState::Closed { entries: 0, length: 0 });
+            return;
+        }
+        if let Some(closed) = truth.closed {
+            assert_eq!(closed, metadata.state, "ledger {ledger} is closed, and changes");
+        }
+        if let LedgerState::Closed { entries, .. } = metadata.state {
+            let confirmed = truth.confirmed;
+            assert!(entries >= confirmed, "ledger {ledger} is closed with {entries} entries, {confirmed} are confirmed");
+            assert!(entries <= truth.written.len() as u64, "ledger {ledger} is closed with more than was written");
+            truth.closed = Some(metadata.state);
+        }
+        truth.metadata = Some(metadata.clone());
+    }
+
+    /// Somebody deletes a ledger: no record may name it.
+    pub fn ledger_deleted(&mut self, ledger: u64, metadata: &Metadata) {
+        for topic in 0..self.topics.len() {
+            let record = at_once(metadata.get_topic(&topic_name(topic))).expect("it is in memory").expect("it exists");
+            let named = record.value.ledgers.iter().any(|named| named.ledger_id == ledger);
+            assert!(!named, "ledger {ledger} is deleted, and the record of topic {topic} names it");
+        }
+        for bundle in 0..self.bundle_count {
+            let log = at_once(metadata.get_cursor_log::<Vec<LogLedger>>(&log_name(bundle))).expect("it is in memory");
+            let named = log.expect("it exists").value.iter().any(|named| named.ledger_id == ledger);
+            assert!(!named, "ledger {ledger} is deleted, and the log of bundle {bundle} names it");
+        }
+        // What was confirmed once stays so: a deposed writer must not go on.
+        let truth = self.ledgers.entry(ledger).or_default();
+        (truth.metadata, truth.is_deleted) = (None, true);
+    }
+
+    /// Every confirmed entry of a ledger that exists is on some disk, undamaged.
+    pub fn check_disks(&self, sim: &Sim) {
+        for (ledger, truth) in self.ledgers.iter().filter(|(_, truth)| truth.metadata.is_some()) {
+            for entry in 0..truth.confirmed {
+                let good = truth.places(entry).any(|node| truth.is_good(sim, node, *ledger, entry));
+                assert!(good, "entry {entry} of ledger {ledger} is confirmed, and nobody has it any more");
+            }
+        }
+    }
+
+    /// A producer of the topic gets a receipt from this owner.
+    pub fn confirmed(&mut self, topic: usize, ownership: u64, position: Position, entry: &Entry, deduplicates: bool) {
+        let topic = &mut self.topics[topic];
+        if topic.gone.contains(&position.ledger_id) {
+            return;
+        }
+        if ownership < topic.ownership {
+            let found = topic.entries.contains_key(&position);
+            assert!(found, "{position} is confirmed by a deposed owner, and the next one has not found it");
+        }
+        topic.exists(position, entry, deduplicates);
+    }
+
+    /// The message is taken for a duplicate.
+    pub fn is_stored(&self, topic: usize, origin: Origin) {
+        let stored = self.topics[topic].stored.contains_key(&(origin.producer, origin.sequence));
+        assert!(stored, "it is taken for a duplicate and is not stored: {origin:?}");
+    }
+
+    /// The topic's record no longer names these ledgers: every subscription has acknowledged what was in them, durably.
+    pub fn ledgers_dropped(&mut self, topic: usize, dropped: &[u64]) {
+        let topic = &mut self.topics[topic];
+        for &ledger_id in dropped {
+            topic.gone.insert(ledger_id);
+            let range = Position { ledger_id, entry_id: -1 }..Position { ledger_id: ledger_id + 1, entry_id: -1 };
+            let lost: Vec<Position> = topic.entries.range(range).map(|(position, _)| *position).collect();
+            for position in lost {
+                if let Some(Existing { producer, highest_sequence }) = topic.entries.remove(&position) {
+                    let highest = topic.gone_up_to.entry(producer).or_default();
+                    *highest = highest_sequence.max(*highest);
+                }
+                for (number, sub) in topic.subscriptions.iter_mut().enumerate() {
+                    assert!(sub.forget(position), "{position} is trimmed, and subscription {number} may need it");
+                }
+            }
+        }
+    }
+
+    /// A new owner has taken the topic over and knows this.
+    pub fn loaded(
+        &mut self,
+        topic: usize,
+        ownership: u64,
+        list: &LedgerList,
+        cursors: &[&Cursor],
+        deduplicates: bool,
+    ) {
+        let order = self.order;
+        let truth = &mut self.topics[topic];
+        if ownership < truth.ownership {
+            return;
+        }
+        truth.ownership = ownership;
+        let missing = truth.entries.keys().find(|position| !list.contains(**position));
+        assert_eq!(missing, None, "it was acknowledged, and is not in the list of topic {topic}");
+        let mut last = truth.gone_up_to.clone();
+        for position in positions(list) {
+            let written = self.ledgers.get(&position.ledger_id);
+            let payload = written.and_then(|ledger| ledger.written.get(position.entry_id as usize));
+            let entry = Entry::from_bytes(payload.unwrap_or_else(|| panic!("{position} was never written")));
+            let origin = entry.origin.expect("every message has a producer");
+            if let Some(last) = last.get(&origin.producer) {
+                let in_order = if deduplicates { origin.sequence > *last } else { origin.sequence <= *last + 1 };
+                assert!(in_order, "{position} is out of its producer's order: {origin:?} after {last}");
+            }
+            let highest = last.entry(origin.producer).or_default();
+            *highest = entry.highest_sequence().max(*highest);
+            truth.exists(position, &entry, deduplicates);
+        }
+        for (sub, cursor) in truth.subscriptions.iter_mut().zip(cursors) {
+            sub.loaded(list, cursor, ownership, order);
+        }
+    }
+
+    /// A consumer is given an entry.
+    pub fn delivered(&self, topic: usize, position: Position, payload: &Bytes) {
+        self.entry_read(position.ledger_id, position.entry_id as u64, payload);
+        let topic = &self.topics[topic];
+        let exists = topic.entries.contains_key(&position) || topic.gone.contains(&position.ledger_id);
+        assert!(exists, "{position} is delivered, and was not confirmed");
+    }
+
+    /// A cursor has taken acknowledgements in, in memory.
+    pub fn ack_applied(&mut self, topic: usize, sub: usize, ownership: u64, positions: Vec<Position>) -> AckToken {
+        self.order += 1;
+        self.topics[topic].subscriptions[sub].applied(&positions, self.order);
+        AckToken { topic, sub, ownership, order: self.order, target: None, positions }
+    }
+
+    /// A cursor was reset, in memory: what is `before` the target is acknowledged, and nothing else.
+    pub fn seek_applied(
+        &mut self,
+        topic: usize,
+        sub: usize,
+        ownership: u64,
+        target: Position,
+        before: Vec<Position>,
+    ) -> AckToken {
+        self.order += 1;
+        let topic_ownership = self.topics[topic].ownership;
+        let truth = &mut self.topics[topic].subscriptions[sub];
+        truth.applied(&before, self.order);
+        if ownership >= topic_ownership {
+            truth.reset(target, self.order);
+        }
+        AckToken { topic, sub, ownership, order: self.order, target: Some(target), positions: before }
+    }
+
+    /// It is durable, as its owner believes.
+    pub fn ack_durable(&mut self, token: AckToken) {
+        let topic = &mut self.topics[token.topic];
+        let exists = |position: &Position| topic.entries.contains_key(position);
+        let positions: Vec<Position> = token.positions.iter().copied().filter(exists).collect();
+        let is_deposed = token.ownership < topic.ownership;
+        topic.subscriptions[token.sub].durable(&token, &positions, is_deposed);
+    }
+}
+
+impl TopicTruth {
+    fn exists(&mut self, position: Position, entry: &Entry, deduplicates: bool) {
+        let origin = entry.origin.expect("every message has a producer");
+        let existing = Existing { producer: origin.producer, highest_sequence: entry.highest_sequence() };
+        self.entries.insert(position, existing);
+        let first = *self.stored.entry((origin.producer, origin.sequence)).or_insert(position);
+        assert!(!deduplicates || first == position, "{position} is a duplicate of {first}: {origin:?}");
+    }
+}
+
+impl LedgerTruth {
+    /// The nodes that the metadata name for an entry.
+    fn places(&self, entry: u64) -> impl Iterator<Item = usize> {
+        let metadata = self.metadata.as_ref().expect("the ledger exists");
+        let ensemble = &metadata.fragment_of(entry).ensemble;
+        distribution::write_order(metadata.quorum, entry).filter_map(|slot| node_number(&ensemble[slot]))
+    }
+
+    fn is_good(&self, sim: &Sim, node: usize, ledger: u64, entry: u64) -> bool {
+        let payload = &self.written[entry as usize];
+        sim.nodes.borrow()[node].holds(ledger, entry, |body| body.ends_with(payload))
+    }
+
+    /// On how many nodes an entry is, counting those that may lose it, and how many are needed.
+    fn holders(&self, sim: &Sim, ledger: u64, entry: u64) -> (u32, u32) {
+        let metadata = self.metadata.as_ref().expect("the ledger exists");
+        let holds = |node: &usize| sim.nodes.borrow()[*node].is_victim || self.is_good(sim, *node, ledger, entry);
+        (self.places(entry).filter(holds).count() as u32, metadata.quorum.ack)
+    }
+}

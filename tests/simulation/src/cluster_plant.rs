@@ -1,0 +1,44 @@
+//! Bugs that are planted to see that the simulation of a cluster finds them.
+
+use geminga_ensemble::Bug;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    None,
+    /// In the state machines of ledgers.
+    Client(Bug),
+    /// A node answers before it has synced.
+    AckBeforeSync,
+    /// A node takes a failed sync for a good one.
+    IgnoreSyncError,
+    /// A node says of what it finds damaged, or misses behind damage, that it does not exist.
+    DamagedIsAbsent,
+    /// Readers do not check digests.
+    NoDigestCheck,
+    /// A broker whose predecessor's lease has expired does not fence: nobody writes any more, it believes.
+    TrustLease,
+    /// Fencing goes by the first request only: reads of a recovery do not fence.
+    ReadsDoNotFence,
+    /// A node that has deleted a ledger takes entries for it as for a new one.
+    DeletedIsForgotten,
+    /// A cursor reset stores its target as the mark-delete position.
+    SeekStoresReadPosition,
+    /// An acknowledgement is confirmed when it is queued.
+    AckBeforeDurable,
+    /// Trimming goes by mark-delete positions that are not durable.
+    TrimByMemory,
+    /// Deduplication does not hear of what was stored after its snapshot.
+    NoReplay,
+    /// A message whose first sending is not durable yet gets a receipt.
+    UnknownIsDuplicate,
+    /// After a message has failed, those sent behind it on the same connection are taken.
+    LaterMessagesPass,
+    /// An owner writes metadata without looking whether its bundle is still its own.
+    Unguarded,
+    /// A ledger is created without looking whether its bundle is still its owner's.
+    UnguardedCreation,
+    /// A new ledger's id is greater than those in the topic's list, and not than those that were trimmed.
+    LedgerIdsGoBack,
+    /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.
+    OpenLedgersAreNotRead,
+}

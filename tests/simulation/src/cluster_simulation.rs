@@ -1,0 +1,534 @@
+//! A whole cluster from one seed: brokers that own bundles of topics under leases, replicated ledgers on storage nodes, metadata,
+//! producers and consumers, and whatever goes wrong between and in them.
+//!
+//! Times of faults alternate with times without: then everything has to come to rest within a bound, with nothing lost.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use geminga_ensemble::{Quorum, plant};
+use geminga_ledger::cursor_log::LogLedger;
+use geminga_metadata::{Metadata, Policies, SubscriptionRecord, TenantInfo, TopicRecord};
+use geminga_model::{NamespaceName, Position};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::cluster_broker::Broker;
+use crate::cluster_chaos::{Chaos, Fault, Happening};
+use crate::cluster_clients::{Client, Mood};
+use crate::cluster_cursors::log_name;
+use crate::cluster_network::{Layout, Network};
+use crate::cluster_node::{Node, Outcome, ReplyTo};
+use crate::cluster_plant::Plant;
+use crate::cluster_sim::{Event, Life, MS, Machine, Micros, SECOND, Seen, Sim};
+use crate::cluster_tasks::at_once;
+use crate::cluster_topic::topic_name;
+use crate::ledger_oracle::positions;
+
+const NODES: usize = 6;
+/// Nodes that may come in the place of lost ones.
+const SPARES: usize = 2;
+const SUBSCRIPTIONS: usize = 2;
+/// Within which everything comes to rest once nothing fails any more.
+const REST: Micros = 90 * SECOND;
+const SWEEP: Micros = 12 * SECOND;
+const INSPECTION: Micros = 10 * SECOND;
+
+/// What a run is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub plant: Plant,
+    /// Simulated.
+    pub minutes: u64,
+    pub is_traced: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub seen: Seen,
+    pub simulated: Micros,
+    pub trace: String,
+    /// What was violated, if anything.
+    pub violation: Option<String>,
+}
+
+struct World {
+    sim: Rc<Sim>,
+    rng: SmallRng,
+    quorum: Quorum,
+    bundles: usize,
+    deduplicates: Rc<Vec<bool>>,
+    brokers: Vec<Option<Rc<Broker>>>,
+    lives: Vec<Life>,
+    clients: Vec<Client>,
+    mood: Mood,
+    /// Machines that do nothing, with what waits for them.
+    paused: BTreeMap<Machine, Vec<Event>>,
+    chaos: Chaos,
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, options: Options) -> Report {
+    plant(match options.plant {
+        Plant::Client(bug) => Some(bug),
+        _ => None,
+    });
+    let mut world = World::new(seed, options);
+    let ran = catch_unwind(AssertUnwindSafe(|| world.run(options.minutes * 60 * SECOND)));
+    plant(None);
+    let violation = ran.err().map(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
+    });
+    let sim = &world.sim;
+    Report { seen: sim.take_seen(), simulated: sim.now(), trace: sim.take_trace(), violation }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Tasks and their broker hold each other.
+        self.brokers.iter().flatten().for_each(|broker| broker.crash());
+    }
+}
+
+impl World {
+    fn new(seed: u64, options: Options) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let quorums = [(3, 3, 2), (3, 3, 2), (3, 2, 2), (4, 3, 2), (5, 3, 2), (3, 3, 3)];
+        let &(ensemble, write, ack) = quorums.choose(&mut rng).expect("there are some");
+        let (topics, bundles) = (rng.random_range(1..=3), rng.random_range(1..=2));
+        let producers: Vec<usize> = (0..topics).flat_map(|topic| vec![topic; rng.random_range(1..=2)]).collect();
+        let consumers: Vec<(usize, usize)> = (0..topics).flat_map(|topic| [(topic, 0), (topic, 1), (topic, 1)]).collect();
+        let layout = Layout {
+            brokers: rng.random_range(2..=3),
+            nodes: NODES + SPARES,
+            clients: producers.len() + consumers.len(),
+        };
+        let network = Network::new(layout, SmallRng::from_rng(&mut rng));
+        let sim = Rc::new(Sim::new(rng.random(), options.plant, network, options.is_traced));
+        let victims = ack as usize - 1;
+        let chaos = Chaos::new(&mut rng, layout, NODES, bundles, victims);
+        for node in 0..NODES {
+            let mut state = Node::new(options.plant, SmallRng::from_rng(&mut rng));
+            state.is_victim = chaos.victims.contains(&node);
+            sim.nodes.borrow_mut().push(state);
+            sim.after(rng.random_range(0..SWEEP), Event::Sweep { node });
+        }
+        sim.oracle.borrow_mut().begin(topics, SUBSCRIPTIONS, bundles);
+        at_once(create_records(&sim.metadata.client(), topics, bundles));
+        let mut clients = Vec::new();
+        for topic in producers {
+            let (id, rng) = (clients.len(), SmallRng::from_rng(&mut rng));
+            clients.push(Client::producer(sim.clone(), id, topic, layout.brokers, rng));
+        }
+        for (topic, subscription) in consumers {
+            let (id, rng) = (clients.len(), SmallRng::from_rng(&mut rng));
+            clients.push(Client::consumer(sim.clone(), id, topic, subscription, layout.brokers, rng));
+        }
+        let mut world = World {
+            quorum: Quorum { ensemble, write, ack },
+            bundles,
+            deduplicates: Rc::new((0..topics).map(|_| rng.random_bool(0.7)).collect()),
+            brokers: vec![None; layout.brokers],
+            lives: vec![0; layout.brokers],
+            clients,
+            mood: Mood::Lively,
+            paused: BTreeMap::new(),
+            chaos,
+            sim,
+            rng,
+        };
+        (0..layout.brokers).for_each(|broker| world.start_broker(broker));
+        world.sim.after(INSPECTION, Event::Inspect);
+        world
+    }
+
+    fn run(&mut self, time: Micros) {
+        while self.sim.now() < time {
+            self.mood = Mood::Lively;
+            self.sim.after(self.chaos.next_pause(), Event::NextFault);
+            let trouble = self.rng.random_range(60 * SECOND..240 * SECOND);
+            self.run_for(trouble);
+            self.heal();
+            self.mood = Mood::Orderly;
+            self.run_for(3 * SECOND);
+            self.come_to_rest();
+        }
+        // Whoever takes over now has only what is durable.
+        (0..self.brokers.len()).for_each(|broker| self.stop_broker(broker));
+        (0..self.brokers.len()).for_each(|broker| self.start_broker(broker));
+        self.come_to_rest();
+        self.read_everything();
+    }
+
+    fn run_for(&mut self, time: Micros) {
+        let until = self.sim.now() + time;
+        while self.sim.now() < until {
+            self.step();
+        }
+    }
+
+    fn come_to_rest(&mut self) {
+        self.mood = Mood::Quiet;
+        let begin = self.sim.now();
+        while !self.is_at_rest() {
+            assert!(self.sim.now() < begin + REST, "not at rest {} s after the last fault: {}", REST / SECOND, self.wait());
+            self.run_for(500 * MS);
+        }
+        self.sim.count("times that everything came to rest");
+    }
+
+    /// Everything that was sent is stored, read and acknowledged.
+    fn is_at_rest(&self) -> bool {
+        self.clients.iter().all(Client::is_idle) && self.wait().is_empty()
+    }
+
+    /// What is waited for.
+    fn wait(&self) -> String {
+        let mut waits = Vec::new();
+        for topic in 0..self.deduplicates.len() {
+            let bundle = topic % self.bundles;
+            let mut owners = 0;
+            for broker in self.brokers.iter().flatten() {
+                let bundles = broker.bundles.borrow();
+                let Some(owned) = bundles.get(&bundle) else { continue };
+                owners += 1;
+                let topic = &owned.topics[&topic];
+                let list = topic.ledger.list();
+                for (number, sub) in topic.subscriptions.iter().enumerate() {
+                    let backlog = sub.core.cursor().unacked_entries(list);
+                    if backlog > 0 {
+                        waits.push(format!("{backlog} entries of subscription {number} of topic {}", topic.number));
+                    }
+                }
+                if topic.ledger.pending_bytes() > 0 || !owned.log.is_settled() {
+                    waits.push(format!("writes of topic {}: {:?}", topic.number, topic.ledger.waiting_for()));
+                }
+            }
+            if owners != 1 {
+                waits.push(format!("{owners} owners of bundle {bundle}"));
+            }
+        }
+        let busy = self.clients.iter().filter(|client| !client.is_idle()).count();
+        if busy > 0 {
+            waits.push(format!("{busy} clients"));
+        }
+        waits.join(", ")
+    }
+
+    /// A last reader finds every entry.
+    fn read_everything(&mut self) {
+        for topic in 0..self.deduplicates.len() {
+            let bundle = topic % self.bundles;
+            let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
+            let owner = owner.expect("every bundle has an owner").clone();
+            let all: Vec<Position> =
+                positions(owner.bundles.borrow()[&bundle].topics[&topic].ledger.list()).collect();
+            let (reader, count) = (owner.clone(), all.len() as u64);
+            let (resolver, read) = crate::cluster_tasks::promise();
+            owner.tasks.spawn(async move {
+                for position in all {
+                    let read = reader.read_entry(position.ledger_id, position.entry_id as u64).await;
+                    read.unwrap_or_else(|failure| panic!("at the end: {failure}"));
+                }
+                resolver.resolve(());
+            });
+            owner.drive();
+            let mut read = std::pin::pin!(read);
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let begin = self.sim.now();
+            while std::future::Future::poll(read.as_mut(), &mut context).is_pending() {
+                assert!(self.sim.now() < begin + REST, "reading everything does not end");
+                self.step();
+            }
+            self.sim.count_many("entries read at the end", count);
+        }
+    }
+
+    fn step(&mut self) {
+        let event = self.sim.next().expect("clients never stop");
+        if let Some(machine) = event.machine()
+            && let Some(waiting) = self.paused.get_mut(&machine)
+        {
+            return waiting.push(event);
+        }
+        match event {
+            Event::Call { node, broker, life, number, call } => {
+                let outcome = match &mut self.sim.nodes.borrow_mut()[node] {
+                    state if state.is_up => state.ask(ReplyTo { broker, life, number }, call),
+                    _ => return,
+                };
+                self.follow_node(node, outcome);
+            }
+            Event::Synced { node, life } => {
+                let outcome = match &mut self.sim.nodes.borrow_mut()[node] {
+                    state if state.is_up && state.life == life => state.synced(),
+                    _ => return,
+                };
+                self.follow_node(node, outcome);
+            }
+            Event::Answer { broker, life, number, answer } => {
+                if let Some(broker) = self.alive(broker, life) {
+                    broker.answered(number, answer);
+                }
+            }
+            Event::Metadata { broker, life, number, ask } => {
+                self.sim.metadata.answer(&self.sim, broker, life, number, &ask);
+            }
+            Event::ToBroker { broker, client, connection, message } => {
+                if let Some(broker) = self.brokers[broker].clone() {
+                    broker.heard(client, connection, message);
+                }
+            }
+            Event::ToClient { client, connection, message } => {
+                self.clients[client].hear(connection, message, self.mood);
+            }
+            Event::BrokerTick { broker, life } => {
+                if let Some(broker) = self.alive(broker, life) {
+                    broker.tick();
+                }
+            }
+            Event::ClientTick { client } => self.clients[client].tick(self.mood),
+            Event::Sweep { node } => self.sweep(node),
+            Event::NextFault if self.mood != Mood::Lively => (),
+            Event::NextFault => {
+                self.sim.after(self.chaos.next_pause(), Event::NextFault);
+                if let Some(happening) = self.chaos.next() {
+                    self.happen(happening);
+                }
+            }
+            Event::Heal(fault) => self.end(fault),
+            Event::Inspect => self.inspect(),
+        }
+    }
+
+    fn alive(&self, broker: usize, life: Life) -> Option<Rc<Broker>> {
+        self.brokers[broker].clone().filter(|broker| broker.life == life)
+    }
+
+    fn follow_node(&self, node: usize, outcome: Outcome) {
+        for (ReplyTo { broker, life, number }, answer) in outcome.answers {
+            let event = Event::Answer { broker, life, number, answer };
+            self.sim.send(Machine::Node(node), Machine::Broker(broker), event);
+        }
+        if let Some(time) = outcome.sync {
+            let life = self.sim.nodes.borrow()[node].life;
+            self.sim.after(time, Event::Synced { node, life });
+        }
+    }
+
+    fn sweep(&self, node: usize) {
+        self.sim.after(SWEEP, Event::Sweep { node });
+        let mut nodes = self.sim.nodes.borrow_mut();
+        if !nodes[node].is_up || !self.sim.metadata.is_up.get() {
+            return;
+        }
+        let known = at_once(self.sim.metadata.client().list_ledgers(0, usize::MAX)).expect("it is in memory");
+        let gone = nodes[node].sweep(|ledger| known.binary_search(&ledger).is_ok());
+        self.sim.count_many("replicas of deleted ledgers swept", gone);
+    }
+
+    fn inspect(&self) {
+        self.sim.after(INSPECTION, Event::Inspect);
+        self.sim.oracle.borrow().check_disks(&self.sim);
+        for broker in self.brokers.iter().flatten() {
+            for topic in broker.bundles.borrow().values().flat_map(|bundle| bundle.topics.values()) {
+                topic.subscriptions.iter().for_each(|sub| sub.core.check_invariants());
+            }
+        }
+    }
+
+    fn start_broker(&mut self, broker: usize) {
+        if self.brokers[broker].is_none() {
+            let life = self.lives[broker];
+            let (sim, deduplicates) = (self.sim.clone(), self.deduplicates.clone());
+            self.brokers[broker] = Some(Broker::new(broker, life, sim, self.quorum, self.bundles, deduplicates));
+        }
+    }
+
+    fn stop_broker(&mut self, broker: usize) {
+        if let Some(stopped) = self.brokers[broker].take() {
+            stopped.crash();
+            self.lives[broker] += 1;
+            self.paused.remove(&Machine::Broker(broker));
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        self.sim.note(format_args!("{happening:?}"));
+        let mut nodes = self.sim.nodes.borrow_mut();
+        match happening {
+            Happening::Begin(fault, time) => {
+                drop(nodes);
+                self.sim.after(time, Event::Heal(fault.clone()));
+                self.begin(fault);
+            }
+            Happening::Pause(machine, time) => {
+                let broker = matches!(machine, Machine::Broker(_));
+                self.sim.count(if broker { "fault: broker paused" } else { "fault: node paused" });
+                self.paused.entry(machine).or_default();
+                self.sim.after(time, Event::Heal(Fault::Paused(machine)));
+            }
+            Happening::Part(apart, one_way, time) => {
+                self.sim.count("fault: network parted");
+                self.sim.network.borrow_mut().part(&apart, one_way);
+                self.sim.after(time, Event::Heal(Fault::Partition));
+            }
+            Happening::FlipBits(node) => {
+                for _ in 0..3 {
+                    self.sim.count_many("fault: bit flipped", u64::from(nodes[node].flip_bit()));
+                }
+            }
+            Happening::ForgetEntries(node, is_cut) => {
+                let what = if is_cut { "fault: file cut off" } else { "fault: index damaged" };
+                self.sim.count_many(what, u64::from(nodes[node].forget_entries(is_cut)));
+            }
+            Happening::LoseDisk(node) => {
+                self.sim.count("fault: disk lost");
+                nodes[node].lose_disk();
+                let state = Node::new(self.sim.plant, SmallRng::from_rng(&mut self.rng));
+                nodes.push(state);
+                self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
+            }
+            Happening::SetClock(broker, skew_ms) => {
+                self.sim.count("fault: clock changed");
+                if let Some(broker) = &self.brokers[broker] {
+                    broker.skew_ms.set(skew_ms);
+                }
+            }
+            Happening::Transfer { bundle, to } => {
+                drop(nodes);
+                let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
+                let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
+                if let Some(owner) = owner.filter(is_running).cloned() {
+                    owner.transfer(bundle, to);
+                }
+            }
+        }
+    }
+
+    /// It goes on with what has come meanwhile, in that order.
+    fn resume(&self, waiting: Vec<Event>) {
+        waiting.into_iter().for_each(|event| self.sim.after(0, event));
+    }
+
+    fn begin(&mut self, fault: Fault) {
+        let mut nodes = self.sim.nodes.borrow_mut();
+        let mut network = self.sim.network.borrow_mut();
+        let what = match fault {
+            Fault::NodeDown(node) => {
+                if nodes[node].is_up {
+                    nodes[node].crash();
+                }
+                "fault: node crashed"
+            }
+            Fault::SlowDisk(node) => {
+                nodes[node].slowness = self.rng.random_range(10..6000);
+                "fault: disk slow"
+            }
+            Fault::FullDisk(node) => {
+                nodes[node].is_full = true;
+                "fault: disk full"
+            }
+            Fault::FailingSyncs(node) => {
+                nodes[node].sync_failures = self.rng.random_range(0.01..0.5);
+                "fault: syncs fail"
+            }
+            Fault::MetadataAway => {
+                self.sim.metadata.is_up.set(false);
+                "fault: metadata away"
+            }
+            Fault::Clogged => {
+                network.clog(20);
+                "fault: links clogged"
+            }
+            Fault::BadNetwork => {
+                network.loss = self.rng.random_range(0.001..0.1);
+                network.repetition = self.rng.random_range(0.0..0.1);
+                "fault: messages lost and repeated"
+            }
+            Fault::SlowNetwork => {
+                network.slowness = self.rng.random_range(5..200);
+                "fault: network slow"
+            }
+            Fault::Partition | Fault::Paused(_) => unreachable!("they begin otherwise"),
+            Fault::BrokerDown(broker) => {
+                drop((nodes, network));
+                self.stop_broker(broker);
+                "fault: broker crashed"
+            }
+        };
+        self.sim.count(what);
+    }
+
+    fn end(&mut self, fault: Fault) {
+        let mut nodes = self.sim.nodes.borrow_mut();
+        let mut network = self.sim.network.borrow_mut();
+        match fault {
+            Fault::NodeDown(node) => nodes[node].is_up = !nodes[node].is_lost,
+            Fault::SlowDisk(node) => nodes[node].slowness = 1,
+            Fault::FullDisk(node) => nodes[node].is_full = false,
+            Fault::FailingSyncs(node) => nodes[node].sync_failures = 0.0,
+            Fault::MetadataAway => self.sim.metadata.is_up.set(true),
+            Fault::Partition => network.reunite(),
+            Fault::Clogged => {
+                network.unclog_some();
+                if network.is_clogged() {
+                    self.sim.after(100 * MS, Event::Heal(Fault::Clogged));
+                }
+                drop(network);
+                self.sim.release_held();
+            }
+            Fault::BadNetwork => (network.loss, network.repetition) = (0.0, 0.0),
+            Fault::SlowNetwork => network.slowness = 1,
+            Fault::Paused(machine) => {
+                drop((nodes, network));
+                let waiting = self.paused.remove(&machine).unwrap_or_default();
+                self.resume(waiting);
+            }
+            Fault::BrokerDown(broker) => {
+                drop((nodes, network));
+                self.start_broker(broker);
+            }
+        }
+    }
+
+    /// Nothing fails any more.
+    fn heal(&mut self) {
+        self.sim.note(format_args!("nothing fails from now on"));
+        for node in self.sim.nodes.borrow_mut().iter_mut() {
+            (node.is_up, node.is_full, node.slowness, node.sync_failures) = (!node.is_lost, false, 1, 0.0);
+        }
+        self.sim.metadata.is_up.set(true);
+        self.sim.network.borrow_mut().heal();
+        self.sim.release_held();
+        std::mem::take(&mut self.paused).into_values().for_each(|waiting| self.resume(waiting));
+        (0..self.brokers.len()).for_each(|broker| self.start_broker(broker));
+    }
+}
+
+async fn create_records(metadata: &Metadata, topics: usize, bundles: usize) {
+    let namespace = NamespaceName::new("public", "default").expect("it is a name");
+    let tenant = TenantInfo::default();
+    metadata.create_tenant_with_namespace(&tenant, &namespace, &Policies::default()).await.expect("it is new");
+    for topic in 0..topics {
+        let name = topic_name(topic);
+        metadata.create_topic(&name, TopicRecord::default()).await.expect("it is new");
+        for subscription in 0..SUBSCRIPTIONS {
+            let record = SubscriptionRecord {
+                cursor_id: metadata.next_cursor_id().await.expect("it is in memory"),
+                initial: Position::EARLIEST,
+                properties: BTreeMap::new(),
+                created_at: 0,
+                replicated: false,
+            };
+            metadata.create_subscription(&name, &format!("s{subscription}"), record).await.expect("it is new");
+        }
+    }
+    for bundle in 0..bundles {
+        let none: Vec<LogLedger> = Vec::new();
+        metadata.put_cursor_log(&log_name(bundle), &none, None).await.expect("it is new");
+    }
+}

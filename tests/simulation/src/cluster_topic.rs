@@ -1,0 +1,420 @@
+//! A topic in a simulated broker: messages in, receipts out, its record in metadata, and trimming.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use geminga_ledger::cursor::Cursor;
+use geminga_ledger::ledger_list::LedgerSpan;
+use geminga_ledger::managed_ledger::{
+    Action, ManagedLedger, ManagedLedgerConfig, ManagedLedgerRecord, Retention,
+};
+use geminga_ledger::cursor_log::Record;
+use geminga_metadata::{LedgerInfo, Metadata, MetadataError, TopicRecord, Versioned};
+use geminga_model::{Position, TopicName};
+use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
+
+use crate::cluster_broker::Broker;
+use crate::cluster_cursors::{BundleLog, Durable};
+use crate::cluster_ledgers::{Part, WriteDone};
+use crate::cluster_messages::{ToBroker, ToClient};
+use crate::cluster_ownership::Bundle;
+use crate::cluster_plant::Plant;
+use crate::cluster_subscriptions::Sub;
+use crate::ledger_oracle::Entry;
+use crate::ledger_producers::name;
+
+/// Small enough that a topic goes through its ledgers within minutes.
+pub const LEDGER: ManagedLedgerConfig =
+    ManagedLedgerConfig { max_ledger_bytes: 8000, max_ledger_entries: 60, max_ledger_age_ms: 60_000 };
+/// Keys of deduplication's snapshots in the log; above those of cursors.
+const SNAPSHOT_KEYS: u64 = 1 << 32;
+/// Confirmed entries between snapshots of deduplication.
+const SNAPSHOT_ENTRIES: u64 = 30;
+/// Entries that consumers find without a read.
+const CACHED: usize = 40;
+
+pub struct Topic {
+    pub number: usize,
+    /// Of the bundle's owner.
+    metadata: Metadata,
+    pub ledger: ManagedLedger<Entry>,
+    /// As metadata have it, as far as this broker knows.
+    pub record: TopicRecord,
+    pub version: u64,
+    in_flight: BTreeMap<Position, Entry>,
+    /// The payload of entries that were written lately.
+    pub cache: BTreeMap<Position, Bytes>,
+    /// And of those that were read last.
+    pub read: BTreeMap<Position, Bytes>,
+    pub is_reading: bool,
+    pub subscriptions: Vec<Sub>,
+    pub dedup: Option<Dedup>,
+    /// Connections on which a message has failed: nothing more is taken from them.
+    broken: BTreeSet<u64>,
+    pub dispatch_due: bool,
+}
+
+/// What deduplication knows, and from where it would replay after a crash.
+pub struct Dedup {
+    pub state: Deduplication,
+    pub entries_since: u64,
+    pub durable: Position,
+}
+
+pub fn topic_name(topic: usize) -> TopicName {
+    TopicName::parse(&format!("persistent://public/default/t{topic}")).expect("it is a name")
+}
+
+pub fn snapshot_key(topic: usize) -> u64 {
+    SNAPSHOT_KEYS + topic as u64
+}
+
+/// The managed ledger's part of a topic's record.
+pub fn managed_record(record: &TopicRecord) -> ManagedLedgerRecord {
+    let span = |info: &LedgerInfo| LedgerSpan {
+        ledger_id: info.ledger_id,
+        entries: info.entries,
+        size: info.size,
+        timestamp_ms: info.timestamp,
+        first_index: info.first_index,
+    };
+    ManagedLedgerRecord {
+        spans: record.ledgers.iter().map(span).collect(),
+        last_open: record.last_open,
+        next_index: record.next_index,
+        terminated: record.terminated,
+        last_ledger: record.last_ledger,
+    }
+}
+
+fn with_managed(record: &TopicRecord, managed: ManagedLedgerRecord) -> TopicRecord {
+    let info = |span: &LedgerSpan| LedgerInfo {
+        ledger_id: span.ledger_id,
+        entries: span.entries,
+        size: span.size,
+        timestamp: span.timestamp_ms,
+        first_index: span.first_index,
+    };
+    TopicRecord {
+        ledgers: managed.spans.iter().map(info).collect(),
+        last_open: managed.last_open,
+        next_index: managed.next_index,
+        terminated: managed.terminated,
+        last_ledger: managed.last_ledger,
+        ..record.clone()
+    }
+}
+
+impl Topic {
+    pub fn new(
+        number: usize,
+        metadata: Metadata,
+        ledger: ManagedLedger<Entry>,
+        record: Versioned<TopicRecord>,
+    ) -> Topic {
+        Topic {
+            number,
+            metadata,
+            ledger,
+            record: record.value,
+            version: record.version,
+            in_flight: BTreeMap::new(),
+            cache: BTreeMap::new(),
+            read: BTreeMap::new(),
+            is_reading: false,
+            subscriptions: Vec::new(),
+            dedup: None,
+            broken: BTreeSet::new(),
+            dispatch_due: true,
+        }
+    }
+
+    fn keep(&mut self, position: Position, payload: Bytes) {
+        self.cache.insert(position, payload);
+        while self.cache.len() > CACHED {
+            self.cache.pop_first();
+        }
+    }
+
+    /// Takes the entries of one write that failed, and of those behind it.
+    fn take_failed(&mut self, from: Position) -> Vec<Entry> {
+        let range = from..=Position { ledger_id: from.ledger_id, entry_id: i64::MAX };
+        let void: Vec<Position> = self.in_flight.range(range).map(|(position, _)| *position).collect();
+        void.iter().for_each(|position| drop(self.cache.remove(position)));
+        void.iter().filter_map(|position| self.in_flight.remove(position)).collect()
+    }
+
+    fn snapshot(&mut self, log: &mut BundleLog) {
+        let position = self.ledger.last_confirmed();
+        let Some(dedup) = &mut self.dedup else { return };
+        dedup.entries_since = 0;
+        let record = Record::Blob { key: snapshot_key(self.number), bytes: dedup.state.encode(position).into() };
+        log.append(record, [Durable::Snapshot { topic: self.number, position }]);
+    }
+}
+
+impl Broker {
+    pub fn hear_about(self: &Rc<Self>, bundle: &mut Bundle, topic: usize, connection: u64, message: ToBroker) {
+        match message {
+            ToBroker::Publish(entries) => self.publish(bundle, topic, connection, entries),
+            ToBroker::Flow(permits) => self.flow(bundle, topic, connection, permits),
+            ToBroker::Ack { positions, cumulative, request } => {
+                self.acknowledge(bundle, topic, connection, &positions, cumulative, request);
+            }
+            ToBroker::Redeliver(positions) => self.redeliver(bundle, topic, connection, &positions),
+            ToBroker::Seek { position, request } => self.seek(bundle, topic, connection, position, request),
+            ToBroker::Ping => self.answer_ping(connection),
+            ToBroker::Connect { .. } => (),
+        }
+    }
+
+    fn publish(&self, bundle: &mut Bundle, at: usize, connection: u64, entries: Vec<Entry>) {
+        let (now, plant) = (self.now_ms(), self.sim.plant);
+        let topic = bundle.topics.get_mut(&at).expect("all topics of a bundle are loaded");
+        let (mut taken, mut receipts, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in entries {
+            let origin = entry.origin.expect("every message has a producer");
+            let is_broken = bundle.is_closing || topic.broken.contains(&connection);
+            let verdict = match &mut topic.dedup {
+                _ if is_broken && plant != Plant::LaterMessagesPass => Verdict::Unknown,
+                None => Verdict::New,
+                Some(dedup) => {
+                    dedup.state.check(&name(origin.producer), origin.sequence, entry.highest_sequence(), false)
+                }
+            };
+            match verdict {
+                Verdict::New => taken.push(entry),
+                Verdict::Unknown if plant != Plant::UnknownIsDuplicate || is_broken => {
+                    topic.broken.insert(connection);
+                    refused.push(origin.sequence);
+                }
+                Verdict::Duplicate | Verdict::Unknown => {
+                    self.sim.count("duplicates that were known");
+                    self.sim.oracle.borrow().is_stored(at, origin);
+                    receipts.push(origin.sequence);
+                }
+            }
+        }
+        topic.ledger.append(now, taken);
+        self.say_all(connection, receipts, refused);
+    }
+
+    fn say_all(&self, connection: u64, receipts: Vec<u64>, refused: Vec<u64>) {
+        let client = self.connections.borrow().get(&connection).map(|connection| connection.client);
+        let Some(client) = client else { return };
+        if !receipts.is_empty() {
+            self.say(client, connection, ToClient::Receipts(receipts));
+        }
+        for sequence in refused {
+            self.sim.count("messages refused");
+            self.say(client, connection, ToClient::Refused(sequence));
+        }
+    }
+
+    /// These will not become durable.
+    fn failed(&self, topic: &mut Topic, entries: &[Entry]) {
+        for entry in entries {
+            let origin = entry.origin.expect("every message has a producer");
+            if let Some(dedup) = &mut topic.dedup {
+                dedup.state.failed(&name(origin.producer));
+            }
+            topic.broken.insert(origin.connection);
+            self.say_all(origin.connection, Vec::new(), vec![origin.sequence]);
+        }
+    }
+
+    pub fn topic_written(&self, bundle: &mut Bundle, at: usize, done: WriteDone) {
+        let ownership = bundle.ownership();
+        let topic = bundle.topics.get_mut(&at).expect("all topics of a bundle are loaded");
+        let written = topic.ledger.written(done.ledger, done.first as i64, done.count, done.result);
+        if let Some(from) = written.failed_from {
+            let failed = topic.take_failed(from);
+            self.failed(topic, &failed);
+        }
+        let mut receipts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        while let Some(first) = topic.in_flight.first_entry().filter(|first| Some(*first.key()) <= written.lac) {
+            let (position, entry) = first.remove_entry();
+            let origin = entry.origin.expect("every message has a producer");
+            self.sim.oracle.borrow_mut().confirmed(at, ownership, position, &entry, topic.dedup.is_some());
+            if let Some(dedup) = &mut topic.dedup {
+                dedup.state.persisted(&name(origin.producer), entry.highest_sequence(), position);
+            }
+            receipts.entry(origin.connection).or_default().push(origin.sequence);
+        }
+        self.sim.count_many("messages confirmed", written.confirmed);
+        topic.dispatch_due |= written.confirmed > 0;
+        for (connection, sequences) in receipts {
+            self.say_all(connection, sequences, Vec::new());
+        }
+        if let Some(dedup) = &mut topic.dedup {
+            dedup.entries_since += written.confirmed;
+            if dedup.entries_since >= SNAPSHOT_ENTRIES {
+                topic.snapshot(&mut bundle.log);
+            }
+        }
+    }
+
+    pub fn pump_topics(self: &Rc<Self>, bundle: &mut Bundle) {
+        let (number, ownership) = (bundle.number, bundle.ownership());
+        for topic in bundle.topics.values_mut() {
+            let part = Part { bundle: number, ownership, topic: Some(topic.number) };
+            while let Some(action) = topic.ledger.poll_action() {
+                self.carry_out(part, topic, action);
+            }
+            if std::mem::take(&mut topic.dispatch_due) {
+                self.dispatch(part, topic);
+            }
+        }
+    }
+
+    fn carry_out(self: &Rc<Self>, part: Part, topic: &mut Topic, action: Action<Entry>) {
+        match action {
+            Action::Write { ledger_id, first_entry, first_index, entries } => {
+                let mut index = first_index;
+                let mut payloads = Vec::with_capacity(entries.len());
+                for (entry_id, mut entry) in (first_entry..).zip(entries) {
+                    let position = Position { ledger_id, entry_id };
+                    entry.index = index;
+                    index += u64::from(entry.messages);
+                    let payload = entry.to_bytes();
+                    topic.keep(position, payload.clone());
+                    payloads.push(payload);
+                    topic.in_flight.insert(position, entry);
+                }
+                self.append(part, &topic.metadata, ledger_id, first_entry as u64, payloads);
+            }
+            Action::Fail { entries, .. } => self.failed(topic, &entries),
+            Action::CreateLedger => {
+                let (broker, metadata) = (self.clone(), topic.metadata.clone());
+                let after = match self.sim.plant {
+                    Plant::LedgerIdsGoBack => topic.ledger.list().last_span().map_or(0, |span| span.ledger_id),
+                    _ => topic.ledger.last_ledger_id(),
+                };
+                self.tasks.spawn(async move { broker.create_topic_ledger(part, metadata, after).await });
+            }
+            Action::SaveRecord => self.save_record(part, topic, None),
+            Action::Seal { ledger_id, .. } => {
+                let broker = self.clone();
+                // Its end is in the record already.
+                self.tasks.spawn(async move { drop(broker.recover(ledger_id).await) });
+            }
+            Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
+        }
+    }
+
+    async fn create_topic_ledger(self: Rc<Self>, part: Part, metadata: Metadata, after: u64) {
+        let ask = move |metadata: Metadata| async move { metadata.next_ledger_id(after).await };
+        let id = self.ask(&metadata, "ledger id", ask).await;
+        self.with_topic(part, |broker, topic| match id {
+            Ok(id) => broker.save_record(part, topic, Some(id)),
+            Err(error) => topic.ledger.ledger_create_failed(&error.to_string()),
+        });
+    }
+
+    fn with_topic(self: &Rc<Self>, part: Part, change: impl FnOnce(&Rc<Self>, &mut Topic)) {
+        let mut bundles = self.bundles.borrow_mut();
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
+        let topic = part.topic.and_then(|topic| bundle.topics.get_mut(&topic));
+        if let Some(topic) = topic {
+            change(self, topic);
+            self.touch(part.bundle);
+        }
+    }
+
+    /// Saves what the managed ledger says, with a new ledger if one is `created`.
+    fn save_record(self: &Rc<Self>, part: Part, topic: &Topic, created: Option<u64>) {
+        let managed = match created {
+            Some(id) => topic.ledger.record_with(id, self.now_ms()),
+            None => topic.ledger.record(),
+        };
+        let record = with_managed(&topic.record, managed);
+        let (broker, number) = (self.clone(), topic.number);
+        let (metadata, before, version) = (topic.metadata.clone(), topic.record.clone(), topic.version);
+        self.tasks.spawn(async move {
+            let saved = broker.put_topic(&metadata, number, &before, record.clone(), version).await;
+            broker.with_topic(part, |broker, topic| broker.record_saved(topic, record, saved, created));
+        });
+    }
+
+    /// Writes a topic's record if it has that version still; the new version.
+    async fn put_topic(
+        self: &Rc<Self>,
+        metadata: &Metadata,
+        topic: usize,
+        before: &TopicRecord,
+        record: TopicRecord,
+        version: u64,
+    ) -> Result<u64, MetadataError> {
+        let kept = |id| record.ledgers.iter().any(|ledger| ledger.ledger_id == id);
+        let dropped: Vec<u64> =
+            before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
+        let sim = self.sim.clone();
+        self.ask(metadata, "put topic", move |metadata| async move {
+            let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped).await;
+            if saved.is_ok() {
+                sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);
+            }
+            saved
+        })
+        .await
+    }
+
+    fn record_saved(
+        &self,
+        topic: &mut Topic,
+        record: TopicRecord,
+        saved: Result<u64, MetadataError>,
+        created: Option<u64>,
+    ) {
+        match (saved, created) {
+            (Ok(version), created) => {
+                (topic.record, topic.version) = (record, version);
+                match created {
+                    Some(id) => topic.ledger.ledger_created(self.now_ms(), id),
+                    None => topic.ledger.record_saved(),
+                }
+            }
+            (Err(error), _) if error.is_deposed() => topic.ledger.fence(),
+            (Err(error), Some(_)) => topic.ledger.ledger_create_failed(&error.to_string()),
+            (Err(_), None) => topic.ledger.record_save_failed(),
+        }
+    }
+
+    /// Time passes: what failed is tried again, old ledgers are closed, and sometimes acknowledged ones freed.
+    pub fn time_passes(&self, trims: bool) {
+        for bundle in self.bundles.borrow_mut().values_mut() {
+            bundle.log.log.tick();
+            for topic in bundle.topics.values_mut() {
+                topic.ledger.tick(self.now_ms());
+                topic.dispatch_due = true;
+                if trims {
+                    self.trim(topic, &mut bundle.log);
+                }
+            }
+            self.touch(bundle.number);
+        }
+    }
+
+    fn trim(&self, topic: &mut Topic, log: &mut BundleLog) {
+        let mark = |sub: &Sub| match self.sim.plant {
+            Plant::TrimByMemory => Cursor::mark_delete(sub.core.cursor()),
+            _ => log.log.durable_mark_delete(sub.cursor_id, sub.initial),
+        };
+        let mut slowest = topic.subscriptions.iter().map(mark).min();
+        let mut held_up = false;
+        if let Some(dedup) = &topic.dedup {
+            held_up = snapshot_holds_up_trimming(topic.ledger.list(), slowest, dedup.durable) && dedup.entries_since > 0;
+            slowest = Some(slowest.map_or(dedup.durable, |slowest| slowest.min(dedup.durable)));
+        }
+        if held_up {
+            topic.snapshot(log);
+        }
+        let trimmed = topic.ledger.trim(self.now_ms(), slowest, Retention::NONE);
+        if trimmed > 0 {
+            self.sim.count_many("ledgers trimmed", trimmed as u64);
+            let list = topic.ledger.list();
+            topic.subscriptions.iter_mut().for_each(|sub| sub.core.on_trimmed(list));
+        }
+    }
+}

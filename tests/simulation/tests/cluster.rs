@@ -1,0 +1,196 @@
+//! Seeds of a whole cluster. A failure names its seed; `CLUSTER_SEED=n` runs that one alone and writes what happened to
+//! `cluster-n.trace` in the temporary folder, `CLUSTER_HOURS=n` sets how many hours the large run simulates, beginning with
+//! `CLUSTER_FIRST_SEED`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use geminga_ensemble::Bug;
+use geminga_simulation::cluster_plant::Plant;
+use geminga_simulation::cluster_sim::{SECOND, Seen};
+use geminga_simulation::cluster_simulation::{Options, Report, run};
+
+/// What a run is for: each has to happen, at least once in ten simulated hours.
+const EXPECTED: [&str; 46] = [
+    "acks and resets with a receipt",
+    "bundles given away",
+    "bundles taken over",
+    "conflicts of ledgers' metadata",
+    "connections given up by clients",
+    "cursor resets",
+    "damaged entries noticed by a reader",
+    "duplicates that were known",
+    "entries acknowledged",
+    "entries of cursor logs replayed",
+    "entries read at the end",
+    "entries read for consumers",
+    "entries replayed for deduplication",
+    "entries written again by a recovery",
+    "fault: bit flipped",
+    "fault: broker crashed",
+    "fault: broker paused",
+    "fault: clock changed",
+    "fault: disk full",
+    "fault: disk lost",
+    "fault: disk slow",
+    "fault: file cut off",
+    "fault: index damaged",
+    "fault: links clogged",
+    "fault: messages lost and repeated",
+    "fault: metadata away",
+    "fault: network parted",
+    "fault: network slow",
+    "fault: node crashed",
+    "fault: node paused",
+    "fault: syncs fail",
+    "ledgers closed by a reader",
+    "ledgers deleted",
+    "messages checked by consumers",
+    "messages confirmed",
+    "messages refused",
+    "owners that learned of their end from fencing",
+    "owners that learned of their end from metadata",
+    "reads that went to another node",
+    "recoveries given up",
+    "replicas of deleted ledgers swept",
+    "storage nodes replaced under a writer",
+    "takeovers that failed",
+    "times that everything came to rest",
+    "writers fenced",
+    "writers without nodes",
+];
+/// Simulated, of one seed.
+const MINUTES: u64 = 10;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// A violation is a panic that is caught and told.
+fn be_quiet() {
+    if std::env::var_os("CLUSTER_LOUD").is_none() {
+        std::panic::set_hook(Box::new(|_| ()));
+    }
+}
+
+fn options(plant: Plant) -> Options {
+    Options { plant, minutes: MINUTES, is_traced: false }
+}
+
+struct Total {
+    seen: Seen,
+    seconds: u64,
+    violation: Option<(u64, String)>,
+}
+
+/// Runs seeds until so many are done or one fails.
+fn run_seeds(first: u64, count: u64, plant: Plant) -> Total {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let next = AtomicU64::new(first);
+    let end = AtomicU64::new(first + count);
+    let work = || {
+        let mut total = Total { seen: Seen::new(), seconds: 0, violation: None };
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end.load(Ordering::Relaxed) {
+                return total;
+            }
+            let Report { seen, simulated, violation, .. } = run(seed, options(plant));
+            total.seconds += simulated / SECOND;
+            seen.into_iter().for_each(|(what, times)| *total.seen.entry(what).or_default() += times);
+            if let Some(violation) = violation {
+                end.fetch_min(seed, Ordering::Relaxed);
+                total.violation = Some((seed, violation));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let parts = threads.into_iter().map(|part| part.join().expect("violations are caught"));
+        parts.reduce(join).expect("there is a thread")
+    })
+}
+
+fn join(mut one: Total, other: Total) -> Total {
+    one.seconds += other.seconds;
+    other.seen.into_iter().for_each(|(what, times)| *one.seen.entry(what).or_default() += times);
+    one.violation = match (one.violation, other.violation) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    };
+    one
+}
+
+#[test]
+fn many_hours_keep_every_promise() {
+    if let Some(seed) = number("CLUSTER_SEED") {
+        be_quiet();
+        let is_traced = number("CLUSTER_SILENT").is_none();
+        let report = run(seed, Options { is_traced, ..options(Plant::None) });
+        let place = std::env::temp_dir().join(format!("cluster-{seed}.trace"));
+        std::fs::write(&place, report.trace).expect("the temporary folder can be written");
+        println!("{:#?}\ntrace: {}", report.seen, place.display());
+        let _ = std::panic::take_hook();
+        assert_eq!(report.violation, None, "CLUSTER_SEED={seed}");
+        return;
+    }
+    be_quiet();
+    let hours = number("CLUSTER_HOURS").unwrap_or(100);
+    let (first, count) = (number("CLUSTER_FIRST_SEED").unwrap_or(0), hours * 60 / MINUTES);
+    let total = run_seeds(first, count, Plant::None);
+    println!("seeds {first} to {}, {} simulated hours", first + count - 1, total.seconds / 3600);
+    total.seen.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
+    let _ = std::panic::take_hook();
+    assert_eq!(total.violation, None, "run it alone with CLUSTER_SEED");
+    let times = |what: &str| total.seen.get(what).copied().unwrap_or(0);
+    let rare: Vec<&str> = EXPECTED.into_iter().filter(|what| times(what) < hours / 10).collect();
+    assert!(rare.is_empty(), "hardly ever seen: {rare:?}");
+}
+
+#[test]
+fn a_seed_takes_the_same_course_twice() {
+    let traced = Options { plant: Plant::None, minutes: 2, is_traced: true };
+    for seed in 0..4 {
+        let (one, other) = (run(seed, traced), run(seed, traced));
+        assert!(one.trace.len() > 100_000, "seed {seed} does something");
+        assert!(one.trace == other.trace, "seed {seed} took another course");
+        assert_eq!((one.seen, one.simulated), (other.seen, other.simulated));
+    }
+}
+
+/// Each within a third of the hours of an ordinary run; the test says how fast. What only a few of a hundred thousand orders of
+/// messages bring about is planted in the simulation of ensembles.
+#[test]
+fn planted_bugs_are_found() {
+    let plants = [
+        Plant::AckBeforeSync,
+        Plant::IgnoreSyncError,
+        Plant::DamagedIsAbsent,
+        Plant::NoDigestCheck,
+        Plant::TrustLease,
+        Plant::SeekStoresReadPosition,
+        Plant::AckBeforeDurable,
+        Plant::TrimByMemory,
+        Plant::NoReplay,
+        Plant::UnknownIsDuplicate,
+        Plant::LaterMessagesPass,
+        Plant::Unguarded,
+        Plant::LedgerIdsGoBack,
+        Plant::OpenLedgersAreNotRead,
+        Plant::DeletedIsForgotten,
+        Plant::UnguardedCreation,
+        Plant::Client(Bug::ConfirmBeforeMetadata),
+        Plant::Client(Bug::RecoverFromTheStart),
+        Plant::Client(Bug::KeepAcksOfReplaced),
+        Plant::Client(Bug::OneDenialIsEnough),
+    ];
+    be_quiet();
+    let seeds = number("CLUSTER_PLANTED_SEEDS").unwrap_or(200);
+    let is_missed = |plant: &Plant| {
+        let total = run_seeds(0, seeds, *plant);
+        println!("{plant:?}: {:.1} simulated hours: {:?}", total.seconds as f64 / 3600.0, total.violation);
+        total.violation.is_none()
+    };
+    let missed: Vec<Plant> = plants.into_iter().filter(is_missed).collect();
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
