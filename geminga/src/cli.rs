@@ -225,10 +225,18 @@ pub struct StorageNodeArguments {
     #[serde(skip)]
     config: Option<PathBuf>,
 
-    /// Folder for entries, created when missing [default: geminga-storage]
-    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true)]
+    /// Folder for entries, created when missing; given several times, or with commas, one folder per disk [default: geminga-storage]
+    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true, value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    data_dir: Vec<PathBuf>,
+
+    /// Disks of this node that are missing are gone for good: go on with the others, and with empty ones in their place
+    ///
+    /// Their ledgers stay unknown to this node, and are copied elsewhere from the nodes that have them. [default: false]
+    #[arg(long, value_name = "BOOL", env = "GEMINGA_GIVE_UP_MISSING_DIRECTORIES", hide_env_values = true,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    data_dir: Option<PathBuf>,
+    give_up_missing_directories: Option<bool>,
 
     /// Where to listen for brokers and BookKeeper clients; port 0 takes a free one [default: 127.0.0.1:3181]
     #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_ADDR", hide_env_values = true)]

@@ -16,6 +16,7 @@ mod server;
 mod serving;
 mod signals;
 mod standalone;
+mod storage_directories;
 mod storage_node;
 
 use std::io::Write;

@@ -7,23 +7,25 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::routing::get;
-use geminga_log::{Log, LogOptions};
-use geminga_metadata::{Metadata, StorageNodeRecord};
+use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
-use geminga_storage_node::{Identity, NodeOptions, Registration, StorageNode, collect_garbage};
+use geminga_storage_node::{NodeOptions, Registration, RegistrationError, StorageNode, collect_garbage};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::data_dir::DataDir;
 use crate::listen::listen;
 use crate::options::units::ByteSize;
 use crate::options::{Resolved, StorageNodeOptions};
 use crate::ready::ReadyFile;
 use crate::server::{self, warn_of_wide_listening};
+use crate::storage_directories::{self, OpenDirectories};
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+/// How long a start waits for metadata: longer than another process's registration takes to expire.
+const JOINING_AT_START: Duration = Duration::from_secs(20);
+const JOINING_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<StorageNodeOptions>) -> anyhow::Result<()> {
@@ -43,21 +45,26 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
             options.max_frame_size
         );
     }
-    let data_dir = DataDir::open(&options.data_dir)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
     }
     let (listener, addr) = listen(&options.addr, "addr")?;
     let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
-    let log = open_log(&data_dir, memory_limit)?;
-    let node_options = NodeOptions {
-        max_frame_bytes: options.max_frame_size.bytes() as usize,
-        ..NodeOptions::new(&options.data_dir, memory_limit)
+    let is_alone = options.metadata_url == "none";
+    let horizon = if options.give_up_missing_directories { Some(horizon(options).await?) } else { None };
+    let paths = options.data_dir.paths();
+    let OpenDirectories { node: id, directories, is_incomplete, locks } =
+        storage_directories::open(&paths, horizon, is_alone, memory_limit)?;
+    let node_options =
+        NodeOptions { max_frame_bytes: options.max_frame_size.bytes() as usize, ..NodeOptions::new(memory_limit) };
+    let node = StorageNode::new(directories, node_options);
+    let cluster = match &id {
+        Some(id) if !is_alone => Some(Cluster::new(options, id, addr, is_incomplete)),
+        _ => None,
     };
-    let node = StorageNode::new(log.clone(), node_options);
-    let member = match &options.metadata_url[..] {
-        "none" => None,
-        url => Some(Member::join(options, url, addr, &log).await?),
+    let member = match &cluster {
+        Some(cluster) => cluster.join_at_start(&node).await?,
+        None => None,
     };
     let serving =
         tokio::spawn(geminga_storage_node::serve(TcpListener::from_std(listener)?, node.clone(), shutdown.clone()));
@@ -66,14 +73,24 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     warn_of_wide_listening(&[addr, http]);
     let ports = [("bookie", addr), ("http", http)];
     let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &ports)).transpose()?;
-    tracing::info!(%addr, %http, data_dir = %options.data_dir.display(), "serving");
+    tracing::info!(%addr, %http, data_dirs = ?paths, "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
 
-    let upkeep = member.map(|member| member.keep(&node, options.garbage_interval.get()));
-
-    // Fails only when the sender is gone, which then cannot ask for anything else either.
-    let _ = shutdown.wait_for(|stop| *stop).await;
-    drop((ready, upkeep));
+    let upkeep = async {
+        let Some(cluster) = &cluster else { return std::future::pending().await };
+        let member = match member {
+            Some(member) => member,
+            None => cluster.join_when_possible(&node).await,
+        };
+        let mut tasks = member.keep(&node, cluster.garbage_interval);
+        while tasks.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        // Fails only when the sender is gone, which then cannot ask for anything else either.
+        _ = shutdown.wait_for(|stop| *stop) => (),
+        () = upkeep => bail!("the upkeep of this node ended"),
+    }
+    drop(ready);
     let finish = async {
         let _ = serving.await;
         let _ = serving_http.await;
@@ -81,9 +98,106 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
         tracing::warn!("gave up waiting for what was in flight");
     }
-    tokio::task::spawn_blocking(move || log.close()).await?;
+    tokio::task::spawn_blocking(move || node.close()).await?;
+    drop(locks);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Ledgers below it may have been on directories that are gone.
+async fn horizon(options: &StorageNodeOptions) -> anyhow::Result<u64> {
+    if options.metadata_url == "none" {
+        bail!(
+            "only with metadata is it known which ledgers may have been on a directory (--give-up-missing-directories)"
+        );
+    }
+    let store =
+        geminga_metadata_sql::open(&options.metadata_url).await.context("cannot open the metadata (--metadata-url)")?;
+    let horizon = Metadata::new(store.clone()).ledger_id_horizon().await?;
+    store.close().await;
+    Ok(horizon)
+}
+
+/// The cluster that a node is to be a member of.
+struct Cluster {
+    url: String,
+    id: String,
+    record: StorageNodeRecord,
+    garbage_interval: Duration,
+    /// Some directory is missing: which ledgers may be on it, metadata say.
+    is_incomplete: bool,
+}
+
+impl Cluster {
+    fn new(options: &StorageNodeOptions, id: &str, addr: SocketAddr, is_incomplete: bool) -> Self {
+        let address = match &options.advertised_address {
+            Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
+            Some(host) => format!("{host}:{}", addr.port()),
+            None => addr.to_string(),
+        };
+        let record =
+            StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
+        Self {
+            url: options.metadata_url.clone(),
+            id: id.to_owned(),
+            record,
+            garbage_interval: options.garbage_interval.get(),
+            is_incomplete,
+        }
+    }
+
+    async fn join(&self, node: &StorageNode) -> anyhow::Result<Member> {
+        let store = geminga_metadata_sql::open(&self.url).await.context("cannot open the metadata (--metadata-url)")?;
+        let metadata = Metadata::new(store);
+        // The folder is locked, so whoever had it at this address is gone.
+        let owner = self.record.address.clone();
+        let registration = Registration::open(metadata.clone(), &self.id, self.record.clone(), &owner).await?;
+        if self.is_incomplete {
+            node.directories().set_limbo_below(metadata.ledger_id_horizon().await?);
+        }
+        tracing::info!(id = self.id, address = self.record.address, zone = self.record.zone, "joined the cluster");
+        Ok(Member { metadata, registration })
+    }
+
+    /// `None` if metadata cannot be reached now: what is here is served all the same.
+    ///
+    /// # Errors
+    /// Waiting would not help.
+    async fn join_at_start(&self, node: &StorageNode) -> anyhow::Result<Option<Member>> {
+        match tokio::time::timeout(JOINING_AT_START, self.join(node)).await {
+            Ok(Ok(member)) => Ok(Some(member)),
+            Ok(Err(error)) if !is_unavailable(&error) => Err(error),
+            Ok(Err(error)) => {
+                tracing::warn!("serving without metadata, and joining the cluster when they can be reached: {error:#}");
+                Ok(None)
+            }
+            Err(_) => {
+                tracing::warn!("serving without metadata, and joining the cluster when they can be reached: no answer");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn join_when_possible(&self, node: &StorageNode) -> Member {
+        loop {
+            tokio::time::sleep(JOINING_AGAIN).await;
+            match self.join(node).await {
+                Ok(member) => return member,
+                Err(error) if is_unavailable(&error) => tracing::debug!("metadata cannot be reached: {error:#}"),
+                Err(error) => tracing::error!("this node cannot join the cluster: {error:#}"),
+            }
+        }
+    }
+}
+
+/// Whether the metadata may be there later.
+fn is_unavailable(error: &anyhow::Error) -> bool {
+    let of = |error: &MetadataError| matches!(error, MetadataError::Unavailable(_) | MetadataError::OutcomeUnknown(_));
+    error.chain().any(|cause| match cause.downcast_ref::<RegistrationError>() {
+        Some(RegistrationError::Metadata(error)) => of(error),
+        Some(RegistrationError::InUse { .. }) => false,
+        None => cause.downcast_ref::<MetadataError>().is_some_and(of),
+    })
 }
 
 /// A node that is known to a cluster.
@@ -93,24 +207,6 @@ struct Member {
 }
 
 impl Member {
-    async fn join(options: &StorageNodeOptions, url: &str, addr: SocketAddr, log: &Log) -> anyhow::Result<Self> {
-        let identity = Identity::open(&options.data_dir, !log.ledgers().is_empty())?;
-        let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
-        let metadata = Metadata::new(store);
-        let address = match &options.advertised_address {
-            Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
-            Some(host) => format!("{host}:{}", addr.port()),
-            None => addr.to_string(),
-        };
-        // The folder is locked, so whoever had it at this address is gone.
-        let owner = address.clone();
-        let record =
-            StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
-        tracing::info!(id = identity.id, address = record.address, zone = record.zone, "joining the cluster");
-        let registration = Registration::open(metadata.clone(), &identity.id, record, &owner).await?;
-        Ok(Self { metadata, registration })
-    }
-
     /// Goes on until what is answered is dropped.
     fn keep(self, node: &Arc<StorageNode>, garbage_interval: Duration) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
@@ -118,16 +214,6 @@ impl Member {
         tasks.spawn(collect_garbage(node.clone(), self.metadata, garbage_interval));
         tasks
     }
-}
-
-/// Recovery after a crash happens here.
-fn open_log(data_dir: &DataDir, memory_limit: u64) -> anyhow::Result<Log> {
-    let path = data_dir.log();
-    let options = LogOptions { max_queued_bytes: (memory_limit / 4) as usize, ..LogOptions::default() };
-    let (log, report) =
-        Log::open(&path, options).with_context(|| format!("cannot open the log in {}", path.display()))?;
-    tracing::info!(?report, "log is open");
-    Ok(log)
 }
 
 fn serve_http(

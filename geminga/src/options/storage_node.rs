@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use geminga_observe::logging::LogFormat;
 use serde::{Deserialize, Serialize};
 
+use super::data_dirs::DataDirs;
 use super::units::{ByteSize, Duration};
 
 /// The effective settings of `geminga storage-node`. Field names are the keys of the config file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StorageNodeOptions {
-    pub data_dir: PathBuf,
+    pub data_dir: DataDirs,
+    pub give_up_missing_directories: bool,
     pub addr: String,
     pub http_addr: String,
     pub ready_file: Option<PathBuf>,
@@ -29,7 +31,8 @@ pub struct StorageNodeOptions {
 impl Default for StorageNodeOptions {
     fn default() -> Self {
         StorageNodeOptions {
-            data_dir: "geminga-storage".into(),
+            data_dir: DataDirs::One("geminga-storage".into()),
+            give_up_missing_directories: false,
             addr: "127.0.0.1:3181".into(),
             http_addr: "127.0.0.1:8000".into(),
             ready_file: None,

@@ -145,6 +145,11 @@ impl Log {
         self.shared().submit(Request::ExplicitLac { ledger, key, lac, done });
     }
 
+    /// Whether anything durable is known of the ledger, a deletion apart.
+    pub fn knows(&self, ledger: u64) -> bool {
+        self.shared().engine.knows(ledger)
+    }
+
     /// Whether a replica is fenced, and its explicit last add confirmed; `None` if nothing is known of it.
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
         self.shared().engine.replica(ledger)

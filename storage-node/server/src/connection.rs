@@ -213,18 +213,14 @@ impl Connection {
     }
 
     fn node_info(&self, reply_to: &ReplyTo, requested: i64) {
-        match self.node.space() {
-            Ok((total, free)) => {
-                let asked = |bit, value: u64| (requested & bit != 0).then_some(value as i64);
-                let response =
-                    Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free) };
-                self.answer(reply_to, Code::Ok, &response);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "could not ask for free space");
-                self.answer(reply_to, Code::Io, &Response::Empty);
-            }
+        let (total, free) = self.node.space();
+        if total == 0 {
+            return self.answer(reply_to, Code::Io, &Response::Empty);
         }
+        let asked = |bit, value: u64| (requested & bit != 0).then_some(value as i64);
+        let response =
+            Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free) };
+        self.answer(reply_to, Code::Ok, &response);
     }
 
     pub fn answer(&self, reply_to: &ReplyTo, code: Code, response: &Response) {

@@ -1,7 +1,8 @@
 //! A storage node: the log engine behind BookKeeper's wire protocol.
 //!
 //! [`StorageNode`] is what all connections share. [`serve`] accepts them; connection.rs reads the requests of one in order,
-//! adding.rs hands adds to the log in groups, reading.rs works on reads beside them, confirmed.rs knows how far each ledger
+//! adding.rs hands adds to the log in groups, directories.rs
+//! knows which of several logs has a ledger, reading.rs works on reads beside them, confirmed.rs knows how far each ledger
 //! is confirmed and who waits for more. With metadata, identity.rs and membership.rs make it a member of a cluster, and garbage.rs
 //! deletes what no ledger's metadata name.
 //!
@@ -10,8 +11,10 @@
 //! log leaves that open, the answer is [`Code::UnknownLedgerState`](geminga_wire_bookkeeper::Code).
 
 mod adding;
+mod assembly;
 mod confirmed;
 mod connection;
+mod directories;
 mod errors;
 mod garbage;
 mod identity;
@@ -21,6 +24,8 @@ mod read_cache;
 mod reading;
 mod serving;
 
+pub use assembly::{Assembly, Found, assemble};
+pub use directories::{Directories, Directory, LedgerTwice};
 pub use garbage::collect_garbage;
 pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
 pub use identity::{Identity, IdentityError};

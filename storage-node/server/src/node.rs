@@ -1,17 +1,17 @@
 //! What all connections of a storage node share.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use geminga_flow::Budget;
-use geminga_log::{AppendError, Log, ReadError};
+use geminga_log::{AppendError, ReadError};
 use geminga_observe::{Histogram, Metrics, family, sample};
 use geminga_wire_bookkeeper::{Code, DEFAULT_MAX_FRAME_BYTES, ENTRY_NONE, EntryHead, LAST_ENTRY, LacHead};
 use tokio::sync::Semaphore;
 
 use crate::confirmed::{Confirmation, Confirmed};
+use crate::directories::Directories;
 use crate::errors;
 use crate::read_cache::ReadCache;
 
@@ -26,18 +26,16 @@ pub struct NodeOptions {
     /// What the node may keep in memory, in bytes.
     pub memory_limit: u64,
     pub max_frame_bytes: usize,
-    /// Where the log is, for the space that is left there.
-    pub data_dir: PathBuf,
 }
 
 impl NodeOptions {
-    pub fn new(data_dir: &Path, memory_limit: u64) -> Self {
-        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, data_dir: data_dir.to_owned() }
+    pub fn new(memory_limit: u64) -> Self {
+        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES }
     }
 }
 
 pub struct StorageNode {
-    pub(crate) log: Log,
+    pub(crate) log: Directories,
     pub(crate) options: NodeOptions,
     pub(crate) confirmed: Confirmed,
     pub(crate) cache: ReadCache,
@@ -66,10 +64,10 @@ pub(crate) struct Stats {
 }
 
 impl StorageNode {
-    pub fn new(log: Log, options: NodeOptions) -> Arc<Self> {
+    pub fn new(log: impl Into<Directories>, options: NodeOptions) -> Arc<Self> {
         let limit = options.memory_limit;
         Arc::new(Self {
-            log,
+            log: log.into(),
             confirmed: Confirmed::default(),
             cache: ReadCache::new((limit / 8) as usize),
             adding: Budget::new(limit / 8),
@@ -79,6 +77,15 @@ impl StorageNode {
             stats: Stats::default(),
             options,
         })
+    }
+
+    pub fn directories(&self) -> &Directories {
+        &self.log
+    }
+
+    /// Ends the logs; what is queued is written before. Reads go on. Blocks.
+    pub fn close(&self) {
+        self.log.close();
     }
 
     /// One entry, [`LAST_ENTRY`] for the last. Blocks.
@@ -107,8 +114,11 @@ impl StorageNode {
     }
 
     pub(crate) fn failed(&self, error: &ReadError) -> Code {
-        if let ReadError::Corrupt { .. } | ReadError::Io(_) = error {
-            tracing::warn!(%error, "could not read");
+        match error {
+            // That a directory is missing was said once.
+            ReadError::Corrupt { ledger, .. } if self.log.is_in_limbo(*ledger) => (),
+            ReadError::Corrupt { .. } | ReadError::Io(_) => tracing::warn!(%error, "could not read"),
+            ReadError::NoSuchLedger { .. } | ReadError::NoSuchEntry { .. } => (),
         }
         errors::of_read(error)
     }
@@ -136,15 +146,7 @@ impl StorageNode {
 
     /// Deletes ledgers, durably; those that are not here are no error. Their space is freed later.
     pub async fn delete_ledgers(&self, ledgers: Vec<u64>) -> Result<(), AppendError> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.log.delete_ledgers(
-            &ledgers,
-            Box::new(move |result| {
-                // The caller may have gone; the deletion stands all the same.
-                let _ = sender.send(result);
-            }),
-        );
-        receiver.await.unwrap_or(Err(AppendError::Closed))?;
+        self.log.delete(&ledgers).await?;
         for ledger in ledgers {
             self.cache.forget(ledger);
             self.confirmed.forget(ledger);
@@ -152,10 +154,10 @@ impl StorageNode {
         Ok(())
     }
 
-    /// Capacity and free space of the disk, in bytes.
-    pub(crate) fn space(&self) -> std::io::Result<(u64, u64)> {
-        let stat = rustix::fs::statvfs(&self.options.data_dir)?;
-        Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    /// Capacity and free space of the disks, in bytes.
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let stats = self.log.stats();
+        (stats.total_bytes, stats.free_bytes)
     }
 
     /// Adds the node's figures to a page of metrics.

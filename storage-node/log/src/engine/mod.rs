@@ -89,6 +89,7 @@ pub struct LogStats {
     pub data_bytes: u64,
     pub live_bytes: u64,
     pub free_bytes: u64,
+    pub total_bytes: u64,
     pub index_cache_bytes: usize,
     pub open_index_bytes: usize,
     pub full: bool,

@@ -80,6 +80,11 @@ impl<D: Disk> Engine<D> {
         Ok(catalog.ledgers.get(&ledger).ok_or(ReadError::NoSuchLedger { ledger })?.last())
     }
 
+    /// Whether anything durable is known of the ledger, a deletion apart.
+    pub fn knows(&self, ledger: u64) -> bool {
+        self.catalog.read().ledgers.contains_key(&ledger)
+    }
+
     /// What else there is of a replica: whether it is fenced, and its explicit last add confirmed. Both `None`s mean that
     /// nothing is known of it.
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
