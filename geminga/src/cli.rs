@@ -278,6 +278,16 @@ pub struct StorageNodeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     region: Option<String>,
 
+    /// What the scrub, which looks for damage, may read per second; 0 turns it off [default: 8MiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_SCRUB_RATE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scrub_rate: Option<ByteSize>,
+
+    /// Pause between two passes of the scrub over everything [default: 24h]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SCRUB_INTERVAL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scrub_interval: Option<Duration>,
+
     /// How often ledgers are looked for that metadata do not name any more [default: 60s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_GARBAGE_INTERVAL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

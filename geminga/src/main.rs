@@ -18,6 +18,7 @@ mod signals;
 mod standalone;
 mod storage_directories;
 mod storage_node;
+mod storage_repair;
 
 use std::io::Write;
 use std::process::ExitCode;

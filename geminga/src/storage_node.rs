@@ -9,7 +9,9 @@ use axum::Router;
 use axum::routing::get;
 use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
-use geminga_storage_node::{NodeOptions, Registration, RegistrationError, StorageNode, collect_garbage};
+use geminga_storage_node::{
+    NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, collect_garbage, repair,
+};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,12 +22,15 @@ use crate::options::{Resolved, StorageNodeOptions};
 use crate::ready::ReadyFile;
 use crate::server::{self, warn_of_wide_listening};
 use crate::storage_directories::{self, OpenDirectories};
+use crate::storage_repair::OtherNodes;
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 /// How long a start waits for metadata: longer than another process's registration takes to expire.
 const JOINING_AT_START: Duration = Duration::from_secs(20);
 const JOINING_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes per second that may be copied to repair what is damaged, whatever is scrubbed.
+const REPAIR_RATE_MIN: u64 = 4 << 20;
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<StorageNodeOptions>) -> anyhow::Result<()> {
@@ -45,6 +50,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
             options.max_frame_size
         );
     }
+    let scrub = ScrubOptions { bytes_per_second: options.scrub_rate.bytes(), interval: options.scrub_interval.get() };
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
     }
@@ -76,13 +82,14 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     tracing::info!(%addr, %http, data_dirs = ?paths, "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
 
+    let scrubber = Scrubber::start(node.clone(), scrub)?;
     let upkeep = async {
         let Some(cluster) = &cluster else { return std::future::pending().await };
         let member = match member {
             Some(member) => member,
             None => cluster.join_when_possible(&node).await,
         };
-        let mut tasks = member.keep(&node, cluster.garbage_interval);
+        let mut tasks = member.keep(&node, cluster).await;
         while tasks.join_next().await.is_some() {}
     };
     tokio::select! {
@@ -91,6 +98,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         () = upkeep => bail!("the upkeep of this node ended"),
     }
     drop(ready);
+    tokio::task::spawn_blocking(move || drop(scrubber)).await?;
     let finish = async {
         let _ = serving.await;
         let _ = serving_http.await;
@@ -124,6 +132,7 @@ struct Cluster {
     id: String,
     record: StorageNodeRecord,
     garbage_interval: Duration,
+    repair_bytes_per_second: u64,
     /// Some directory is missing: which ledgers may be on it, metadata say.
     is_incomplete: bool,
 }
@@ -142,6 +151,7 @@ impl Cluster {
             id: id.to_owned(),
             record,
             garbage_interval: options.garbage_interval.get(),
+            repair_bytes_per_second: options.scrub_rate.bytes().max(REPAIR_RATE_MIN),
             is_incomplete,
         }
     }
@@ -208,10 +218,18 @@ struct Member {
 
 impl Member {
     /// Goes on until what is answered is dropped.
-    fn keep(self, node: &Arc<StorageNode>, garbage_interval: Duration) -> JoinSet<()> {
+    async fn keep(self, node: &Arc<StorageNode>, cluster: &Cluster) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.registration.keep(node.clone()));
-        tasks.spawn(collect_garbage(node.clone(), self.metadata, garbage_interval));
+        tasks.spawn(collect_garbage(node.clone(), self.metadata.clone(), cluster.garbage_interval));
+        let others = loop {
+            match OtherNodes::of(&cluster.id, self.metadata.clone(), &mut tasks).await {
+                Ok(others) => break others,
+                Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
+            }
+            tokio::time::sleep(JOINING_AGAIN).await;
+        };
+        tasks.spawn(repair(node.clone(), others, cluster.repair_bytes_per_second));
         tasks
     }
 }

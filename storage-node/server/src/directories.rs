@@ -221,6 +221,24 @@ impl Directories {
         }
     }
 
+    /// The master key of a replica, if it is known.
+    pub fn key(&self, ledger: u64) -> Option<MasterKey> {
+        match self.home(ledger) {
+            Home::Here(log) => log.key(ledger),
+            Home::Limbo | Home::Nowhere => None,
+        }
+    }
+
+    /// Whether the index has the entry, readable or not. Blocks.
+    pub fn lists(&self, ledger: u64, entry: u64) -> bool {
+        matches!(self.home(ledger), Home::Here(log) if log.lists(ledger, entry))
+    }
+
+    /// As [`Log::is_damaged`].
+    pub fn is_damaged(&self, ledger: u64, entry: u64) -> bool {
+        matches!(self.home(ledger), Home::Here(log) if log.is_damaged(ledger, entry))
+    }
+
     /// Deletes ledgers, durably; `done` hears once. Those that are nowhere are no error.
     pub async fn delete(&self, ledgers: &[u64]) -> Result<(), AppendError> {
         let mut waiting = Vec::new();

@@ -6,6 +6,9 @@
 //! is confirmed and who waits for more. With metadata, identity.rs and membership.rs make it a member of a cluster, and garbage.rs
 //! deletes what no ledger's metadata name.
 //!
+//! scrub.rs reads everything now and then, damage.rs remembers which entries cannot be read, and repair.rs copies those from
+//! other nodes.
+//!
 //! What an answer means: an add is answered when it is synced, never before, also if the client would have allowed it. A
 //! fence is answered when it is synced. "No such entry" is said only of what certainly is not here; where damage to the
 //! log leaves that open, the answer is [`Code::UnknownLedgerState`](geminga_wire_bookkeeper::Code).
@@ -14,6 +17,7 @@ mod adding;
 mod assembly;
 mod confirmed;
 mod connection;
+mod damage;
 mod directories;
 mod errors;
 mod garbage;
@@ -22,6 +26,8 @@ mod membership;
 mod node;
 mod read_cache;
 mod reading;
+mod repair;
+mod scrub;
 mod serving;
 
 pub use assembly::{Assembly, Found, assemble};
@@ -31,4 +37,6 @@ pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
 pub use identity::{Identity, IdentityError};
 pub use membership::{Registration, RegistrationError};
 pub use node::{NodeOptions, StorageNode};
+pub use repair::{Fetched, Fetching, Replicas, repair};
+pub use scrub::{ScrubOptions, Scrubber};
 pub use serving::serve;

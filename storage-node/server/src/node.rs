@@ -11,9 +11,11 @@ use geminga_wire_bookkeeper::{Code, DEFAULT_MAX_FRAME_BYTES, ENTRY_NONE, EntryHe
 use tokio::sync::Semaphore;
 
 use crate::confirmed::{Confirmation, Confirmed};
+use crate::damage::Damage;
 use crate::directories::Directories;
 use crate::errors;
 use crate::read_cache::ReadCache;
+use crate::scrub::Asked;
 
 /// How many blocking reads may be under way at once: enough to keep a disk's queue busy.
 const CONCURRENT_READS: usize = 8;
@@ -47,6 +49,8 @@ pub struct StorageNode {
     pub(crate) outbound: Arc<Budget>,
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) stats: Stats,
+    pub(crate) damage: Damage,
+    pub(crate) scrub_asked: Arc<Asked>,
 }
 
 /// What [`StorageNode::show`] shows, under the names that a bookie's dashboards look for.
@@ -75,12 +79,19 @@ impl StorageNode {
             outbound: Budget::new(limit / 8),
             reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
             stats: Stats::default(),
+            damage: Damage::default(),
+            scrub_asked: Arc::default(),
             options,
         })
     }
 
     pub fn directories(&self) -> &Directories {
         &self.log
+    }
+
+    /// A pass of the scrub begins now, or when the one under way has ended.
+    pub fn scrub_now(&self) {
+        self.scrub_asked.pass();
     }
 
     /// Ends the logs; what is queued is written before. Reads go on. Blocks.
@@ -117,6 +128,10 @@ impl StorageNode {
         match error {
             // That a directory is missing was said once.
             ReadError::Corrupt { ledger, .. } if self.log.is_in_limbo(*ledger) => (),
+            // One that the index has is damaged; of others it is only unknown whether they were there.
+            &ReadError::Corrupt { ledger, entry: Some(entry), .. } if self.log.lists(ledger, entry) => {
+                self.damage.note((ledger, entry));
+            }
             ReadError::Corrupt { .. } | ReadError::Io(_) => tracing::warn!(%error, "could not read"),
             ReadError::NoSuchLedger { .. } | ReadError::NoSuchEntry { .. } => (),
         }
@@ -174,6 +189,7 @@ impl StorageNode {
     }
 
     fn render(&self, page: &mut String) {
+        self.damage.render(page);
         let log = self.log.stats();
         let counters = [
             ("bookie_WRITE_BYTES", "Bytes of entries that were added.", &self.stats.added_bytes),

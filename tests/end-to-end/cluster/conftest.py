@@ -59,14 +59,15 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, folder, url, nodes, zones=3, brokers=1):
+    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=()):
         self.folder = pathlib.Path(folder)
         subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
         self.nodes = []
         for n in range(nodes):
             own = self.folder / f"node-{n}"
             node = Process(own, "storage-node", "--data-dir", str(own / "data"), "--addr", f"127.0.0.1:{servers.free_port()}",
-                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s")
+                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s",
+                           *node_arguments)
             node.start()
             self.nodes.append(node)
         self.brokers = []
@@ -119,9 +120,9 @@ def brokers(postgres):
     yield from run_cluster(postgres.new_database(), 3, brokers=3)
 
 
-def run_cluster(url, nodes, brokers=1):
+def run_cluster(url, nodes, **more):
     folder = tempfile.mkdtemp(prefix="geminga-cluster-")
-    made = Cluster(folder, url, nodes, brokers=brokers)
+    made = Cluster(folder, url, nodes, **more)
     try:
         yield made
         made.close()

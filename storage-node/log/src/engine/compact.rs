@@ -191,7 +191,13 @@ impl<D: Disk> Engine<D> {
             }
             let stretch = Stretch { segment: source.clone(), runs: rest[..rest.len().min(RUNS_TOGETHER)].to_vec() };
             let mut found = Found::default();
-            read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &self.read_buffers, &mut found)?;
+            match read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &self.read_buffers, &mut found) {
+                // One that was repaired is intact elsewhere.
+                Err(error @ ReadError::Corrupt { .. }) => {
+                    found.entries.push((next, self.intact_copy(ledger, next).ok_or(error)?));
+                }
+                read => read?,
+            }
             let mut bytes = 0;
             for (entry, body) in found.entries {
                 bytes += body.len() as u64;

@@ -9,10 +9,12 @@ mod catalog;
 mod closing;
 mod commit;
 mod compact;
+mod copies;
 mod maintain;
 mod read;
 mod recovery;
 mod scan;
+mod scrub;
 mod zero;
 
 use std::sync::Arc;
@@ -24,6 +26,7 @@ pub use batch::{Admission, Append, Done, FenceDone, Request};
 pub use commit::{Begin, Commit, Outcome};
 pub use compact::CompactionPlan;
 pub use recovery::RecoveryReport;
+pub use scrub::Scrubbed;
 pub use zero::ZeroFirst;
 
 use crate::buffer::ReadBuffers;
