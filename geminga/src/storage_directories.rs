@@ -13,6 +13,8 @@ use crate::data_dir::{DataDir, InUse};
 pub struct OpenDirectories {
     /// Name of the node, if its directories have it.
     pub node: Option<String>,
+    /// Grows with each change of the directories.
+    pub revision: u64,
     pub directories: Directories,
     /// Some directory of the node is not there.
     pub is_incomplete: bool,
@@ -36,7 +38,7 @@ pub fn open(
     if let ([path], [Found::Unmarked], true) = (paths, &found[..], strangers) {
         let (lock, directory) = open_one(path, &options)?;
         let directories = Directories::new(vec![directory], 0)?;
-        return Ok(OpenDirectories { node: None, directories, is_incomplete: false, locks: vec![lock] });
+        return Ok(OpenDirectories { node: None, revision: 0, directories, is_incomplete: false, locks: vec![lock] });
     }
     let Assembly { node, used, refused, missing, limbo_below } = assemble(&names, found, give_up, Identity::new_name)?;
     for (at, reason) in refused {
@@ -70,9 +72,13 @@ pub fn open(
              --give-up-missing-directories if they are gone for good"
         );
     }
-    let limbo_below = if is_incomplete { u64::MAX } else { limbo_below };
+    // What holes may hide is in limbo until metadata settle it; without metadata, what is new is believed to be.
+    let has_holes = open.iter().any(|(directory, _)| directory.log.stats().holes > 0);
+    let is_unsure = is_incomplete || (has_holes && !strangers);
+    let limbo_below = if is_unsure { u64::MAX } else { limbo_below };
+    let revision = open[0].1.revision;
     let directories = Directories::new(open.into_iter().map(|(directory, _)| directory).collect(), limbo_below)?;
-    Ok(OpenDirectories { node: Some(node), directories, is_incomplete, locks })
+    Ok(OpenDirectories { node: Some(node), revision, directories, is_incomplete, locks })
 }
 
 fn look_at(path: &Path) -> Found {

@@ -10,8 +10,10 @@ use axum::routing::get;
 use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
 use geminga_storage_node::{
-    NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, collect_garbage, repair,
+    NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, TlsOptions, collect_garbage,
+    heal, repair,
 };
+use geminga_storage_node_control::About;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -51,19 +53,21 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         );
     }
     let scrub = ScrubOptions { bytes_per_second: options.scrub_rate.bytes(), interval: options.scrub_interval.get() };
+    let tls = tls(options)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
     }
     let (listener, addr) = listen(&options.addr, "addr")?;
     let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
+    let control = options.control_addr.as_deref().map(|addr| listen(addr, "control-addr")).transpose()?;
     let is_alone = options.metadata_url == "none";
     let horizon = if options.give_up_missing_directories { Some(horizon(options).await?) } else { None };
     let paths = options.data_dir.paths();
-    let OpenDirectories { node: id, directories, is_incomplete, locks } =
+    let OpenDirectories { node: id, revision, directories, is_incomplete, locks } =
         storage_directories::open(&paths, horizon, is_alone, memory_limit)?;
     let node_options =
-        NodeOptions { max_frame_bytes: options.max_frame_size.bytes() as usize, ..NodeOptions::new(memory_limit) };
-    let node = StorageNode::new(directories, node_options);
+        NodeOptions { max_frame_bytes: options.max_frame_size.bytes() as usize, tls, ..NodeOptions::new(memory_limit) };
+    let node = StorageNode::open(directories, node_options).context("cannot use TLS")?;
     let cluster = match &id {
         Some(id) if !is_alone => Some(Cluster::new(options, id, addr, is_incomplete)),
         _ => None,
@@ -76,8 +80,32 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         tokio::spawn(geminga_storage_node::serve(TcpListener::from_std(listener)?, node.clone(), shutdown.clone()));
     let serving_http = tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, shutdown.clone()));
 
-    warn_of_wide_listening(&[addr, http]);
-    let ports = [("bookie", addr), ("http", http)];
+    let addr_of_node = addr;
+    let mut ports = vec![("bookie", addr), ("http", http)];
+    let mut serving_control = JoinSet::new();
+    if let Some((listener, addr)) = control {
+        ports.push(("control", addr));
+        let about = About {
+            id: id.clone().unwrap_or_default(),
+            revision,
+            address: advertised(options, addr_of_node),
+            zone: options.zone.clone(),
+            region: options.region.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let serving = geminga_storage_node_control::serve(
+            TcpListener::from_std(listener)?,
+            node.clone(),
+            about,
+            shutdown.clone(),
+        );
+        serving_control.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "gRPC server ended");
+            }
+        });
+    }
+    warn_of_wide_listening(&ports.iter().map(|(_, addr)| *addr).collect::<Vec<_>>());
     let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &ports)).transpose()?;
     tracing::info!(%addr, %http, data_dirs = ?paths, "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
@@ -102,6 +130,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     let finish = async {
         let _ = serving.await;
         let _ = serving_http.await;
+        while serving_control.join_next().await.is_some() {}
     };
     if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
         tracing::warn!("gave up waiting for what was in flight");
@@ -121,9 +150,31 @@ async fn horizon(options: &StorageNodeOptions) -> anyhow::Result<u64> {
     }
     let store =
         geminga_metadata_sql::open(&options.metadata_url).await.context("cannot open the metadata (--metadata-url)")?;
-    let horizon = Metadata::new(store.clone()).ledger_id_horizon().await?;
+    let horizon = Metadata::new(store.clone()).fresh_ledger_id().await?;
     store.close().await;
     Ok(horizon)
+}
+
+fn tls(options: &StorageNodeOptions) -> anyhow::Result<Option<TlsOptions>> {
+    match (&options.tls_cert, &options.tls_key) {
+        (Some(certificate), Some(key)) => Ok(Some(TlsOptions {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_authorities: options.tls_client_ca.clone(),
+            required: options.require_tls,
+        })),
+        (None, None) if options.tls_client_ca.is_none() && !options.require_tls => Ok(None),
+        _ => bail!("TLS needs a certificate and its key (--tls-cert, --tls-key)"),
+    }
+}
+
+/// Where brokers are told to connect to.
+fn advertised(options: &StorageNodeOptions, addr: SocketAddr) -> String {
+    match &options.advertised_address {
+        Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
+        Some(host) => format!("{host}:{}", addr.port()),
+        None => addr.to_string(),
+    }
 }
 
 /// The cluster that a node is to be a member of.
@@ -133,17 +184,14 @@ struct Cluster {
     record: StorageNodeRecord,
     garbage_interval: Duration,
     repair_bytes_per_second: u64,
+    close_damaged_after: Duration,
     /// Some directory is missing: which ledgers may be on it, metadata say.
     is_incomplete: bool,
 }
 
 impl Cluster {
     fn new(options: &StorageNodeOptions, id: &str, addr: SocketAddr, is_incomplete: bool) -> Self {
-        let address = match &options.advertised_address {
-            Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
-            Some(host) => format!("{host}:{}", addr.port()),
-            None => addr.to_string(),
-        };
+        let address = advertised(options, addr);
         let record =
             StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
         Self {
@@ -151,6 +199,7 @@ impl Cluster {
             id: id.to_owned(),
             record,
             garbage_interval: options.garbage_interval.get(),
+            close_damaged_after: options.close_damaged_after.get(),
             repair_bytes_per_second: options.scrub_rate.bytes().max(REPAIR_RATE_MIN),
             is_incomplete,
         }
@@ -163,7 +212,7 @@ impl Cluster {
         let owner = self.record.address.clone();
         let registration = Registration::open(metadata.clone(), &self.id, self.record.clone(), &owner).await?;
         if self.is_incomplete {
-            node.directories().set_limbo_below(metadata.ledger_id_horizon().await?);
+            node.directories().set_limbo_below(metadata.fresh_ledger_id().await?);
         }
         tracing::info!(id = self.id, address = self.record.address, zone = self.record.zone, "joined the cluster");
         Ok(Member { metadata, registration })
@@ -229,6 +278,10 @@ impl Member {
             }
             tokio::time::sleep(JOINING_AGAIN).await;
         };
+        // What a missing directory hides nobody can settle.
+        if !cluster.is_incomplete {
+            tasks.spawn(heal(node.clone(), others.clone(), cluster.close_damaged_after));
+        }
         tasks.spawn(repair(node.clone(), others, cluster.repair_bytes_per_second));
         tasks
     }

@@ -16,6 +16,7 @@ pub mod distribution;
 mod metadata;
 mod planted;
 mod recovery;
+mod share;
 mod writer;
 
 pub use metadata::{Fragment, InvalidMetadata, LedgerMetadata, LedgerState, NodeId, Quorum};
@@ -23,4 +24,5 @@ pub use planted::Bug;
 #[cfg(feature = "planted-bugs")]
 pub use planted::plant;
 pub use recovery::{LedgerRecovery, ReadAnswer, Recovered, RecoveryAction, RecoveryError};
+pub use share::Share;
 pub use writer::{AddFailure, LedgerWriter, MetadataOutcome, WriterAction, WriterError};

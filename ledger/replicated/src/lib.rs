@@ -19,7 +19,7 @@ mod recovering;
 mod replicas;
 mod writing;
 
-pub use geminga_ensemble::Quorum;
+pub use geminga_ensemble::{Quorum, Share};
 
 pub use client::{ReplicatedLedgers, ReplicationOptions};
 pub use membership::Membership;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_ensemble::{NodeId, distribution};
+use geminga_ensemble::{NodeId, Share, distribution};
 use geminga_flow::Budget;
 use geminga_metadata::{Metadata, MetadataError};
 use geminga_wire_bookkeeper::{Digest, DigestKind};
@@ -62,6 +62,25 @@ impl ReplicaReader {
             }
         }
         Ok(Copy::Unavailable(reasons.join("; ")))
+    }
+
+    /// What `node` has to have of ledgers from the id `from` on, of at most `limit` of them, and where to go on.
+    ///
+    /// # Errors
+    /// Metadata could not be read.
+    pub async fn shares_of(
+        &self,
+        node: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<(Vec<(u64, Share)>, Option<u64>), MetadataError> {
+        let ids = self.catalog.list(from, limit).await?;
+        let mut shares = Vec::new();
+        for ledger in &ids {
+            let share = self.catalog.get(*ledger).await?.and_then(|known| known.metadata.share_of(node));
+            shares.extend(share.map(|share| (*ledger, share)));
+        }
+        Ok((shares, ids.last().map(|last| last + 1)))
     }
 
     async fn read(&self, node: &NodeId, ledger: u64, entry: u64) -> Result<Bytes, String> {

@@ -179,6 +179,12 @@ impl Log {
         self.shared().engine.scrub(segment, pace)
     }
 
+    /// As what the holes of the log may hide is known by now to be of no consequence, what is not in the index is not there from
+    /// now on. The next start may find the same holes again.
+    pub fn forgive_holes(&self) {
+        self.shared().engine.forgive_holes();
+    }
+
     /// To be called when damaged entries may have been repaired: compaction had left their segments alone.
     pub fn reconsider_damaged(&self) {
         self.shared().engine.reconsider_damaged();

@@ -17,6 +17,8 @@ use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use rustc_hash::FxHashMap;
 
+use crate::identity::{Identity, IdentityError};
+
 /// How old a directory's figures may be when a ledger is placed.
 const ROOM_AGE: Duration = Duration::from_millis(500);
 
@@ -125,6 +127,17 @@ impl Directories {
         }
     }
 
+    /// As [`Directories::place`], for a copy from another node: also of a ledger in limbo, which is then where damage hides it.
+    fn place_copy(&self, ledger: u64) -> &Log {
+        if let Home::Here(log) = self.home(ledger) {
+            return log;
+        }
+        let with_holes = self.all.iter().position(|directory| directory.log.stats().holes > 0);
+        let at = with_holes.unwrap_or_else(|| self.roomiest());
+        let at = *self.homes.write().entry(ledger).or_insert(at as u32);
+        &self.all[at as usize].log
+    }
+
     /// A directory at random, the more likely the more room it has: they fill alike, and share the load of new ledgers.
     fn roomiest(&self) -> usize {
         let mut known = self.room.lock();
@@ -153,6 +166,27 @@ impl Directories {
             Ok(log) => log.append_to_replica(entries, key, recovery, done),
             Err(error) => done(Err(error)),
         }
+    }
+
+    /// An entry that other nodes have.
+    pub fn append_copy(&self, entry: Append, key: MasterKey, done: Done) {
+        self.place_copy(entry.ledger).append_to_replica(vec![entry], key, true, done);
+    }
+
+    /// Whatever damage may hide is settled, up to ledgers of this id. What is not found of those is in limbo for good.
+    ///
+    /// # Errors
+    /// That could not be written down, and nothing has changed.
+    pub fn forgive_holes(&self, horizon: u64) -> Result<(), IdentityError> {
+        for directory in &self.all {
+            if let Some(identity) = Identity::read(&directory.path)?
+                && identity.limbo_below < horizon
+            {
+                Identity { limbo_below: horizon, ..identity }.write(&directory.path)?;
+            }
+        }
+        self.all.iter().for_each(|directory| directory.log.forgive_holes());
+        Ok(())
     }
 
     pub fn fence_replica(&self, ledger: u64, key: MasterKey, done: FenceDone) {

@@ -7,7 +7,7 @@
 //! deletes what no ledger's metadata name.
 //!
 //! scrub.rs reads everything now and then, damage.rs remembers which entries cannot be read, and repair.rs copies those from
-//! other nodes.
+//! other nodes; healing.rs settles what holes in the log may hide.
 //!
 //! What an answer means: an add is answered when it is synced, never before, also if the client would have allowed it. A
 //! fence is answered when it is synced. "No such entry" is said only of what certainly is not here; where damage to the
@@ -20,7 +20,9 @@ mod connection;
 mod damage;
 mod directories;
 mod errors;
+mod figures;
 mod garbage;
+mod healing;
 mod identity;
 mod membership;
 mod node;
@@ -29,14 +31,18 @@ mod reading;
 mod repair;
 mod scrub;
 mod serving;
+mod tls;
 
 pub use assembly::{Assembly, Found, assemble};
 pub use directories::{Directories, Directory, LedgerTwice};
+pub use figures::{Done, ScrubProgress};
 pub use garbage::collect_garbage;
 pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
+pub use healing::{Asking, Duties, Duty, Ledgers, heal};
 pub use identity::{Identity, IdentityError};
 pub use membership::{Registration, RegistrationError};
 pub use node::{NodeOptions, StorageNode};
 pub use repair::{Fetched, Fetching, Replicas, repair};
 pub use scrub::{ScrubOptions, Scrubber};
 pub use serving::serve;
+pub use tls::{TlsError, TlsOptions};

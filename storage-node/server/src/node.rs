@@ -1,7 +1,7 @@
 //! What all connections of a storage node share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use geminga_flow::Budget;
@@ -16,6 +16,7 @@ use crate::directories::Directories;
 use crate::errors;
 use crate::read_cache::ReadCache;
 use crate::scrub::Asked;
+use crate::tls::{Tls, TlsError, TlsOptions};
 
 /// How many blocking reads may be under way at once: enough to keep a disk's queue busy.
 const CONCURRENT_READS: usize = 8;
@@ -28,17 +29,19 @@ pub struct NodeOptions {
     /// What the node may keep in memory, in bytes.
     pub memory_limit: u64,
     pub max_frame_bytes: usize,
+    pub tls: Option<TlsOptions>,
 }
 
 impl NodeOptions {
     pub fn new(memory_limit: u64) -> Self {
-        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES }
+        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, tls: None }
     }
 }
 
 pub struct StorageNode {
     pub(crate) log: Directories,
     pub(crate) options: NodeOptions,
+    pub(crate) tls: Option<Tls>,
     pub(crate) confirmed: Confirmed,
     pub(crate) cache: ReadCache,
     /// Adds that were received and are not durable yet.
@@ -51,6 +54,9 @@ pub struct StorageNode {
     pub(crate) stats: Stats,
     pub(crate) damage: Damage,
     pub(crate) scrub_asked: Arc<Asked>,
+    /// Read-only on purpose.
+    draining: AtomicBool,
+    pub(crate) registered: AtomicBool,
 }
 
 /// What [`StorageNode::show`] shows, under the names that a bookie's dashboards look for.
@@ -68,9 +74,18 @@ pub(crate) struct Stats {
 }
 
 impl StorageNode {
+    /// # Panics
+    /// The options have TLS, which can fail: see [`StorageNode::open`].
     pub fn new(log: impl Into<Directories>, options: NodeOptions) -> Arc<Self> {
+        Self::open(log, options).expect("nothing can go wrong without TLS")
+    }
+
+    /// # Errors
+    /// The files for TLS cannot be used.
+    pub fn open(log: impl Into<Directories>, options: NodeOptions) -> Result<Arc<Self>, TlsError> {
         let limit = options.memory_limit;
-        Arc::new(Self {
+        Ok(Arc::new(Self {
+            tls: options.tls.as_ref().map(Tls::open).transpose()?,
             log: log.into(),
             confirmed: Confirmed::default(),
             cache: ReadCache::new((limit / 8) as usize),
@@ -81,17 +96,41 @@ impl StorageNode {
             stats: Stats::default(),
             damage: Damage::default(),
             scrub_asked: Arc::default(),
+            draining: AtomicBool::new(false),
+            registered: AtomicBool::new(false),
             options,
-        })
+        }))
     }
 
     pub fn directories(&self) -> &Directories {
         &self.log
     }
 
-    /// A pass of the scrub begins now, or when the one under way has ended.
-    pub fn scrub_now(&self) {
-        self.scrub_asked.pass();
+    /// A pass of the scrub begins now, or when the one under way has ended; `false` if there is no scrub.
+    pub fn scrub_now(&self) -> bool {
+        self.scrub_asked.pass()
+    }
+
+    /// Takes nothing but repairs from now on, or everything again.
+    pub fn set_draining(&self, draining: bool) {
+        if self.draining.swap(draining, Ordering::Relaxed) != draining {
+            tracing::warn!(draining, "this storage node was told whether to take entries");
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Full, failing or draining.
+    pub fn is_read_only(&self) -> bool {
+        let stats = self.log.stats();
+        self.is_draining() || stats.full || stats.read_only
+    }
+
+    /// Metadata know that the node is alive.
+    pub fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
     }
 
     /// Ends the logs; what is queued is written before. Reads go on. Blocks.
@@ -205,7 +244,11 @@ impl StorageNode {
             sample(page, name, &[], counter.load(Ordering::Relaxed));
         }
         let gauges = [
-            ("bookie_SERVER_STATUS", "1: takes adds, 0: read-only.", u64::from(!log.full && !log.read_only)),
+            (
+                "bookie_SERVER_STATUS",
+                "1: takes adds, 0: read-only.",
+                u64::from(!log.full && !log.read_only && !self.is_draining()),
+            ),
             ("bookie_ledgers_count", "Ledgers of which there is anything here.", log.ledgers as u64),
             ("bookie_read_cache_size", "Bytes in the read-ahead cache.", self.cache.bytes() as u64),
             ("geminga_log_segments", "Segments of the log.", log.segments as u64),

@@ -86,7 +86,7 @@ impl StorageNode {
     }
 
     /// Adds an entry that other nodes have, durably.
-    async fn write_copy(&self, ledger: u64, entry: u64, body: Bytes) -> Result<(), AppendError> {
+    pub(crate) async fn write_copy(&self, ledger: u64, entry: u64, body: Bytes) -> Result<(), AppendError> {
         assert!(
             EntryHead::decode(&body).is_some_and(|head| (head.ledger, head.entry) == (ledger as i64, entry as i64)),
             "the copy is of another entry"
@@ -94,12 +94,12 @@ impl StorageNode {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let append = Append { ledger, entry, parts: [body, Bytes::new(), Bytes::new()], reserve: true };
         let key = self.log.key(ledger).unwrap_or_else(default_key);
-        self.log.append_to_replica(vec![append], key, true, Box::new(move |result| drop(sender.send(result))));
+        self.log.append_copy(append, key, Box::new(move |result| drop(sender.send(result))));
         receiver.await.unwrap_or(Err(AppendError::Closed))
     }
 }
 
 /// Of the ledgers of our own brokers, where damage has hit the key itself.
-fn default_key() -> MasterKey {
+pub(crate) fn default_key() -> MasterKey {
     master_key(b"")
 }

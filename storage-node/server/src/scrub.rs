@@ -31,15 +31,19 @@ pub(crate) struct Asked {
 
 #[derive(Default)]
 struct State {
+    /// There is somebody who does it.
+    scrubs: bool,
     stopped: bool,
     pass_now: bool,
 }
 
 impl Asked {
-    /// A pass begins at once, if none is under way.
-    pub fn pass(&self) {
-        self.state.lock().pass_now = true;
+    /// A pass begins at once, if none is under way; `false` if nobody scrubs.
+    pub fn pass(&self) -> bool {
+        let mut state = self.state.lock();
+        state.pass_now = state.scrubs;
         self.woken.notify_all();
+        state.scrubs
     }
 
     /// Waits for so long, or until a pass is asked for; `false` when all is over.
@@ -71,6 +75,7 @@ impl Scrubber {
     /// There is no thread to be had.
     pub fn start(node: Arc<StorageNode>, options: ScrubOptions) -> std::io::Result<Self> {
         let asked = node.scrub_asked.clone();
+        asked.state.lock().scrubs = options.bytes_per_second > 0;
         let thread = std::thread::Builder::new().name("scrub".to_owned()).spawn(move || {
             while options.bytes_per_second > 0 && pass(&node, options.bytes_per_second) {
                 if !node.scrub_asked.pause(options.interval) {
@@ -84,7 +89,10 @@ impl Scrubber {
 
 impl Drop for Scrubber {
     fn drop(&mut self) {
-        self.asked.state.lock().stopped = true;
+        {
+            let mut state = self.asked.state.lock();
+            (state.stopped, state.scrubs) = (true, false);
+        }
         self.asked.woken.notify_all();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the scrub panicked");
@@ -105,7 +113,7 @@ fn pass(node: &StorageNode, bytes_per_second: u64) -> bool {
             if let Some(scrubbed) = read.segment(&directory.log, segment) {
                 counts.places.fetch_add(scrubbed.damaged_places, Ordering::Relaxed);
                 counts.indexes_rewritten.fetch_add(u64::from(scrubbed.index_rewritten), Ordering::Relaxed);
-                if scrubbed.damaged_places > 0 || scrubbed.index_rewritten {
+                if !scrubbed.damaged_entries.is_empty() || scrubbed.index_rewritten {
                     let (places, entries) = (scrubbed.damaged_places, scrubbed.damaged_entries.len());
                     let folder = directory.path.display();
                     tracing::warn!(%folder, segment, places, entries, scrubbed.index_rewritten, "damage on disk");

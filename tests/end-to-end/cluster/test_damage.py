@@ -53,13 +53,13 @@ def entries(ready, ids):
 
 def turn_bits(folder, random_state, count):
     """In records and indexes; not all in one place."""
-    segments = [path for path in (folder / "data" / "log").glob("segment-*") if any(used(path))]
+    segments = [(path, used(path)) for path in sorted((folder / "data" / "log").glob("segment-*"))]
+    segments = [(path, end) for path, end in segments if end > HEAD_BYTES + 4096]
     assert segments
     for _ in range(count):
-        path = random_state.choice(segments)
-        begin, end = used(path)
+        path, end = random_state.choice(segments)
         with open(path, "r+b") as file:
-            at = random_state.randrange(begin, end)
+            at = random_state.randrange(HEAD_BYTES, end)
             file.seek(at)
             byte = file.read(1)[0]
             file.seek(at)
@@ -67,8 +67,8 @@ def turn_bits(folder, random_state, count):
 
 
 def used(path):
-    content = path.read_bytes().rstrip(b"\0")
-    return (HEAD_BYTES, len(content)) if len(content) > HEAD_BYTES + 4096 else (0, 0)
+    """Where the zeros begin that a segment ends with."""
+    return len(path.read_bytes().rstrip(b"\0"))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -126,3 +126,50 @@ def test_damage_that_a_client_meets_is_repaired_without_a_scrub(tmp_path):
         servers.wait_for(lambda: metric(ready, "geminga_storage_damaged_entries") == 0)
         assert entries(ready, ids) == expected
         assert metric(ready, "geminga_storage_repaired_entries") > 0
+
+
+def test_a_node_with_holes_in_its_log_settles_what_they_hide_and_takes_entries_again(tmp_path):
+    database, random_state = tmp_path / "metadata.db", random.Random(4)
+    options = ["--scrub-interval", "500ms", "--scrub-rate", "500MiB", "--close-damaged-after", "1s"]
+    for cluster in run_cluster(f"sqlite:{database}", 3, node_arguments=options):
+        topic = f"{NAMESPACE}/holes"
+        load = Load(cluster.pulsar_url, topic)
+        time.sleep(3)
+        acknowledged = load.finish()
+        # Its ledgers stay open, and the last segment has no index, so that a start reads its records.
+        cluster.broker.kill()
+        victim, other = cluster.nodes[0], cluster.nodes[1]
+        other_ready = servers.read_json(other.folder / "ready.json")
+        ids = ledgers(database)
+        expected = entries(other_ready, ids)
+        victim.kill()
+        turn_bits(victim.folder, random_state, 200)
+        ready = victim.start()
+        assert "the log is damaged" in victim.log_end(1_000_000)
+        servers.wait_for(lambda: "what was damaged is settled" in victim.log_end(1_000_000))
+        assert metric(ready, "geminga_log_holes") == 0
+        servers.wait_for(lambda: metric(ready, "geminga_scrub_passes") >= 1 and metric(ready, "geminga_storage_damaged_entries") == 0)
+        assert entries(ready, ids) == expected
+
+        cluster.broker.start()
+        load = Load(cluster.pulsar_url, topic)
+        time.sleep(1)
+        more = load.finish()
+        cluster.broker.stop()
+        new = sorted(set(ledgers(database)) - set(ids))
+        of_victim = entries(ready, new)
+        assert sum(len(bodies) for bodies in of_victim.values()) > 10, "it takes entries again"
+        assert of_victim == entries(other_ready, new)
+        # The damaged segment was moved away, so the next start finds nothing.
+        servers.wait_for(lambda: "damage: [] }" in restarted(victim))
+        assert entries(servers.read_json(victim.folder / "ready.json"), [*ids, *new]) == {**expected, **of_victim}
+        cluster.broker.start()
+        assert everything(cluster.pulsar_url, topic, "all") == acknowledged + more
+
+
+def restarted(node):
+    """What its log says after a restart."""
+    before = len(node.log_end(100_000_000))
+    node.kill()
+    node.start()
+    return node.log_end(100_000_000)[before:]

@@ -105,12 +105,6 @@ impl Metadata {
         self.store.allocate(LEDGER_IDS, 1).await
     }
 
-    /// A ledger id that is greater than every one that any process was given before the call. Processes hold blocks of ids,
-    /// so some smaller ones are still to come.
-    pub async fn ledger_id_horizon(&self) -> Result<u64, MetadataError> {
-        self.store.allocate("ledger-id", ID_BLOCK).await
-    }
-
     /// A cursor id that was never used.
     pub async fn next_cursor_id(&self) -> Result<u64, MetadataError> {
         self.next_id(&self.cursor_ids, "cursor-id", 0).await

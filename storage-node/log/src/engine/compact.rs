@@ -49,6 +49,7 @@ impl<D: Disk> Engine<D> {
             return None;
         }
         let unreadable = self.pending.unreadable.lock();
+        let damaged = self.pending.damaged.lock();
         let used = |entry: &SegmentEntry<D::File>| entry.data_end - DATA_AT;
         let mut sealed: Vec<_> = catalog
             .segments
@@ -61,6 +62,7 @@ impl<D: Disk> Engine<D> {
         sealed.retain(|entry| {
             (entry.live_bytes as f64) < used(entry) as f64 * self.options.compact_below
                 || (merge_small && is_small(entry))
+                || damaged.contains(&entry.segment.id)
         });
         sealed.sort_by_key(|entry| entry.live_bytes);
         let mut plan = CompactionPlan { segments: Vec::new(), live_bytes: 0 };

@@ -32,6 +32,8 @@ pub(super) struct Pending<F> {
     pub dropped: Mutex<Vec<(SharedSegment<F>, Vec<Row>)>>,
     /// Segments that compaction found damaged.
     pub unreadable: Mutex<FxHashSet<u32>>,
+    /// Segments with damage that harms no entry any more: what is live in them is to be moved.
+    pub damaged: Mutex<FxHashSet<u32>>,
 }
 
 impl<F> Default for Pending<F> {
@@ -41,6 +43,7 @@ impl<F> Default for Pending<F> {
             dropping: Mutex::default(),
             dropped: Mutex::default(),
             unreadable: Mutex::default(),
+            damaged: Mutex::default(),
         }
     }
 }

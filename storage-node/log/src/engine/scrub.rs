@@ -78,8 +78,24 @@ impl<D: Disk> Engine<D> {
         suspects.dedup();
         suspects.retain(|(ledger, entry)| self.is_damaged(*ledger, *entry));
         scrubbed.damaged_entries = suspects;
+        if scrubbed.damaged_places > 0 && scrubbed.damaged_entries.is_empty() {
+            self.pending.damaged.lock().insert(id);
+        }
         scrubbed.index_rewritten = self.mend_index(&segment, data_end)?;
         Ok(Some(scrubbed))
+    }
+
+    /// Whatever the holes of the log may hide is known by now to be of no consequence: what is not in the index is not there. The
+    /// segments that have them are moved; until then, a start finds them again.
+    pub fn forgive_holes(&self) {
+        let mut catalog = self.catalog.write();
+        let mut damaged = self.pending.damaged.lock();
+        for entry in catalog.segments.values_mut().filter(|entry| !entry.holes.is_empty()) {
+            entry.holes.clear();
+            damaged.insert(entry.segment.id);
+        }
+        catalog.lost.clear();
+        catalog.damaged = false;
     }
 
     /// Compaction looks again at segments that it had found damaged.
