@@ -16,6 +16,8 @@ use crate::tls::Taken;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the last answers may take on their way through TLS.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Accepts and serves connections until `shutdown` turns true; then accepts no more, lets those that are there finish
 /// what is in flight, and returns.
@@ -99,10 +101,13 @@ async fn serve_connection(
     let socket = Socket::from(ours);
     let connection = Arc::new(Connection::new(node, socket.clone(), address, true));
     connections.add(&connection);
-    let ciphering = async move {
+    let mut ciphering = tokio::spawn(async move {
         // However it ends, the connection sees the end of its socket.
         let _ = tokio::io::copy_bidirectional(&mut session, &mut theirs).await;
-    };
-    let serving = async move { drop(connection.run(socket).await) };
-    tokio::join!(serving, ciphering);
+    });
+    connection.run(socket).await;
+    // The last answers go out; a peer that stays is left.
+    if tokio::time::timeout(LAST_ANSWERS, &mut ciphering).await.is_err() {
+        ciphering.abort();
+    }
 }
