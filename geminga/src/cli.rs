@@ -12,6 +12,7 @@ use crate::metadata::MetadataCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
 use crate::options::{Arguments, BrokerOptions, StandaloneOptions, StorageNodeOptions};
+use crate::storage_ctl::StorageCommand;
 
 pub use proxy::ProxyArguments;
 
@@ -47,6 +48,9 @@ pub enum Command {
     ///
     /// Options are layered as those of `standalone`.
     Proxy(ProxyArguments),
+    /// Ask a storage node about itself, or tell it to drain or scrub
+    #[command(subcommand)]
+    StorageNodeCtl(StorageCommand),
     /// Load any Pulsar broker and measure it
     #[command(subcommand)]
     Perf(PerfCommand),
@@ -225,10 +229,18 @@ pub struct StorageNodeArguments {
     #[serde(skip)]
     config: Option<PathBuf>,
 
-    /// Folder for entries, created when missing [default: geminga-storage]
-    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true)]
+    /// Folder for entries, created when missing; given several times, or with commas, one folder per disk [default: geminga-storage]
+    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true, value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    data_dir: Vec<PathBuf>,
+
+    /// Disks of this node that are missing are gone for good: go on with the others, and with empty ones in their place
+    ///
+    /// Their ledgers stay unknown to this node, and are copied elsewhere from the nodes that have them. [default: false]
+    #[arg(long, value_name = "BOOL", env = "GEMINGA_GIVE_UP_MISSING_DIRECTORIES", hide_env_values = true,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    data_dir: Option<PathBuf>,
+    give_up_missing_directories: Option<bool>,
 
     /// Where to listen for brokers and BookKeeper clients; port 0 takes a free one [default: 127.0.0.1:3181]
     #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_ADDR", hide_env_values = true)]
@@ -239,6 +251,11 @@ pub struct StorageNodeArguments {
     #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_HTTP_ADDR", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     http_addr: Option<String>,
+
+    /// Where to listen for gRPC: description, statistics, draining, scrub, health [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_CONTROL_ADDR", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_addr: Option<String>,
 
     /// File to write, as JSON, the process id and both addresses to once both ports serve
     #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
@@ -260,6 +277,27 @@ pub struct StorageNodeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     advertised_address: Option<String>,
 
+    /// Certificate with its chain, in PEM: clients may then begin TLS on the bookie port [default: none]
+    #[arg(long, value_name = "FILE", env = "GEMINGA_TLS_CERT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM [default: none]
+    #[arg(long, value_name = "FILE", env = "GEMINGA_TLS_KEY", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_key: Option<PathBuf>,
+
+    /// Authorities in PEM of which clients have to show a certificate [default: none, clients show none]
+    #[arg(long, value_name = "FILE", env = "GEMINGA_TLS_CLIENT_CA", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_client_ca: Option<PathBuf>,
+
+    /// Serve nothing on the bookie port that does not come through TLS [default: false]
+    #[arg(long, value_name = "BOOL", env = "GEMINGA_REQUIRE_TLS", hide_env_values = true,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    require_tls: Option<bool>,
+
     /// Zone of this node: nodes of one zone fail together [default: default]
     #[arg(long, value_name = "NAME", env = "GEMINGA_ZONE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -269,6 +307,21 @@ pub struct StorageNodeArguments {
     #[arg(long, value_name = "NAME", env = "GEMINGA_REGION", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     region: Option<String>,
+
+    /// What the scrub, which looks for damage, may read per second; 0 turns it off [default: 8MiB]
+    #[arg(long, value_name = "SIZE", env = "GEMINGA_SCRUB_RATE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scrub_rate: Option<ByteSize>,
+
+    /// Pause between two passes of the scrub over everything [default: 24h]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_SCRUB_INTERVAL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scrub_interval: Option<Duration>,
+
+    /// Ledgers of which damage may have hidden entries, and that are still open here, are closed after so long [default: 10m]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_CLOSE_DAMAGED_AFTER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_damaged_after: Option<Duration>,
 
     /// How often ledgers are looked for that metadata do not name any more [default: 60s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_GARBAGE_INTERVAL", hide_env_values = true)]

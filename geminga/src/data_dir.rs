@@ -4,9 +4,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+
+/// Another process has the folder.
+#[derive(Debug, thiserror::Error)]
+#[error("data folder {folder} is in use by another process (pid {owner})")]
+pub struct InUse {
+    folder: String,
+    owner: String,
+}
 
 /// A folder that is locked for as long as this lives. The kernel unlocks it when the process ends, however it ends.
 pub struct DataDir {
@@ -33,7 +41,7 @@ impl DataDir {
                 let mut owner = String::new();
                 // The owner's id is a courtesy.
                 let _ = lock.read_to_string(&mut owner);
-                bail!("data folder {} is in use by another process (pid {})", path.display(), owner.trim());
+                return Err(InUse { folder: path.display().to_string(), owner: owner.trim().to_owned() }.into());
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot lock data folder {}", path.display()));

@@ -16,7 +16,10 @@ mod server;
 mod serving;
 mod signals;
 mod standalone;
+mod storage_ctl;
+mod storage_directories;
 mod storage_node;
+mod storage_repair;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Perf(command) => geminga_perf::run(command),
         Command::Admin(command) => admin::run(&command),
         Command::Metadata(command) => metadata::run(&command),
+        Command::StorageNodeCtl(command) => storage_ctl::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "geminga", &mut script);

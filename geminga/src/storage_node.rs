@@ -7,25 +7,34 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::routing::get;
-use geminga_log::{Log, LogOptions};
-use geminga_metadata::{Metadata, StorageNodeRecord};
+use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
 use geminga_repair::{Figures, RepairOptions};
 use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
-use geminga_storage_node::{Identity, NodeOptions, Registration, StorageNode, collect_garbage};
+use geminga_storage_node::{
+    NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, TlsOptions, collect_garbage,
+    heal, repair,
+};
+use geminga_storage_node_control::About;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::data_dir::DataDir;
 use crate::listen::listen;
 use crate::options::units::ByteSize;
 use crate::options::{Resolved, StorageNodeOptions};
 use crate::ready::ReadyFile;
 use crate::server::{self, warn_of_wide_listening};
+use crate::storage_directories::{self, OpenDirectories};
+use crate::storage_repair::OtherNodes;
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+/// How long a start waits for metadata: longer than another process's registration takes to expire.
+const JOINING_AT_START: Duration = Duration::from_secs(20);
+const JOINING_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes per second that may be copied to repair what is damaged, whatever is scrubbed.
+const REPAIR_RATE_MIN: u64 = 4 << 20;
 
 /// A node that takes longer for a call of a repair is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,21 +57,29 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
             options.max_frame_size
         );
     }
-    let data_dir = DataDir::open(&options.data_dir)?;
+    let scrub = ScrubOptions { bytes_per_second: options.scrub_rate.bytes(), interval: options.scrub_interval.get() };
+    let tls = tls(options)?;
     if let Some(path) = &options.ready_file {
         ReadyFile::clear(path)?;
     }
     let (listener, addr) = listen(&options.addr, "addr")?;
     let (http_listener, http) = listen(&options.http_addr, "http-addr")?;
-    let log = open_log(&data_dir, memory_limit)?;
-    let node_options = NodeOptions {
-        max_frame_bytes: options.max_frame_size.bytes() as usize,
-        ..NodeOptions::new(&options.data_dir, memory_limit)
+    let control = options.control_addr.as_deref().map(|addr| listen(addr, "control-addr")).transpose()?;
+    let is_alone = options.metadata_url == "none";
+    let horizon = if options.give_up_missing_directories { Some(horizon(options).await?) } else { None };
+    let paths = options.data_dir.paths();
+    let OpenDirectories { node: id, revision, directories, is_incomplete, locks } =
+        storage_directories::open(&paths, horizon, is_alone, memory_limit)?;
+    let node_options =
+        NodeOptions { max_frame_bytes: options.max_frame_size.bytes() as usize, tls, ..NodeOptions::new(memory_limit) };
+    let node = StorageNode::open(directories, node_options).context("cannot use TLS")?;
+    let cluster = match &id {
+        Some(id) if !is_alone => Some(Cluster::new(options, id, addr, is_incomplete)),
+        _ => None,
     };
-    let node = StorageNode::new(log.clone(), node_options);
-    let member = match &options.metadata_url[..] {
-        "none" => None,
-        url => Some(Member::join(options, url, addr, &log).await?),
+    let member = match &cluster {
+        Some(cluster) => cluster.join_at_start(&node).await?,
+        None => None,
     };
     let figures = Arc::new(Figures::default());
     let serving =
@@ -70,88 +87,211 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     let serving_http =
         tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, &figures, shutdown.clone()));
 
-    warn_of_wide_listening(&[addr, http]);
-    let ports = [("bookie", addr), ("http", http)];
+    let addr_of_node = addr;
+    let mut ports = vec![("bookie", addr), ("http", http)];
+    let mut serving_control = JoinSet::new();
+    if let Some((listener, addr)) = control {
+        ports.push(("control", addr));
+        let about = About {
+            id: id.clone().unwrap_or_default(),
+            revision,
+            address: advertised(options, addr_of_node),
+            zone: options.zone.clone(),
+            region: options.region.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let serving = geminga_storage_node_control::serve(
+            TcpListener::from_std(listener)?,
+            node.clone(),
+            about,
+            shutdown.clone(),
+        );
+        serving_control.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "gRPC server ended");
+            }
+        });
+    }
+    warn_of_wide_listening(&ports.iter().map(|(_, addr)| *addr).collect::<Vec<_>>());
     let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &ports)).transpose()?;
-    tracing::info!(%addr, %http, data_dir = %options.data_dir.display(), "serving");
+    tracing::info!(%addr, %http, data_dirs = ?paths, "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
 
-    let upkeep = match member {
-        Some(member) => Some(member.keep(&node, options, &figures).await?),
-        None => None,
+    let scrubber = Scrubber::start(node.clone(), scrub)?;
+    let upkeep = async {
+        let Some(cluster) = &cluster else { return std::future::pending().await };
+        let member = match member {
+            Some(member) => member,
+            None => cluster.join_when_possible(&node).await,
+        };
+        let mut tasks = member.keep(&node, cluster, &figures).await;
+        while tasks.join_next().await.is_some() {}
     };
-
-    // Fails only when the sender is gone, which then cannot ask for anything else either.
-    let _ = shutdown.wait_for(|stop| *stop).await;
-    drop((ready, upkeep));
+    tokio::select! {
+        // Fails only when the sender is gone, which then cannot ask for anything else either.
+        _ = shutdown.wait_for(|stop| *stop) => (),
+        () = upkeep => bail!("the upkeep of this node ended"),
+    }
+    drop(ready);
+    tokio::task::spawn_blocking(move || drop(scrubber)).await?;
     let finish = async {
         let _ = serving.await;
         let _ = serving_http.await;
+        while serving_control.join_next().await.is_some() {}
     };
     if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
         tracing::warn!("gave up waiting for what was in flight");
     }
-    tokio::task::spawn_blocking(move || log.close()).await?;
+    tokio::task::spawn_blocking(move || node.close()).await?;
+    drop(locks);
     tracing::info!("stopped");
     Ok(())
 }
 
-/// A node that is known to a cluster.
-struct Member {
-    id: String,
-    metadata: Metadata,
-    registration: Registration,
+/// Ledgers below it may have been on directories that are gone.
+async fn horizon(options: &StorageNodeOptions) -> anyhow::Result<u64> {
+    if options.metadata_url == "none" {
+        bail!(
+            "only with metadata is it known which ledgers may have been on a directory (--give-up-missing-directories)"
+        );
+    }
+    let store =
+        geminga_metadata_sql::open(&options.metadata_url).await.context("cannot open the metadata (--metadata-url)")?;
+    let horizon = Metadata::new(store.clone()).fresh_ledger_id().await?;
+    store.close().await;
+    Ok(horizon)
 }
 
-impl Member {
-    async fn join(options: &StorageNodeOptions, url: &str, addr: SocketAddr, log: &Log) -> anyhow::Result<Self> {
-        let identity = Identity::open(&options.data_dir, !log.ledgers().is_empty())?;
-        let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
-        let metadata = Metadata::new(store);
-        let address = match &options.advertised_address {
-            Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
-            Some(host) => format!("{host}:{}", addr.port()),
-            None => addr.to_string(),
-        };
-        // The folder is locked, so whoever had it at this address is gone.
-        let owner = address.clone();
+fn tls(options: &StorageNodeOptions) -> anyhow::Result<Option<TlsOptions>> {
+    match (&options.tls_cert, &options.tls_key) {
+        (Some(certificate), Some(key)) => Ok(Some(TlsOptions {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_authorities: options.tls_client_ca.clone(),
+            required: options.require_tls,
+        })),
+        (None, None) if options.tls_client_ca.is_none() && !options.require_tls => Ok(None),
+        _ => bail!("TLS needs a certificate and its key (--tls-cert, --tls-key)"),
+    }
+}
+
+/// Where brokers are told to connect to.
+fn advertised(options: &StorageNodeOptions, addr: SocketAddr) -> String {
+    match &options.advertised_address {
+        Some(host) if host.contains(':') => format!("[{host}]:{}", addr.port()),
+        Some(host) => format!("{host}:{}", addr.port()),
+        None => addr.to_string(),
+    }
+}
+
+/// The cluster that a node is to be a member of.
+struct Cluster {
+    url: String,
+    id: String,
+    record: StorageNodeRecord,
+    garbage_interval: Duration,
+    repair_bytes_per_second: u64,
+    close_damaged_after: Duration,
+    /// Some directory is missing: which ledgers may be on it, metadata say.
+    is_incomplete: bool,
+    auto_recovery: Option<RepairOptions>,
+    /// What may wait to be sent to a node that is repaired.
+    outbound_bytes: u64,
+}
+
+impl Cluster {
+    fn new(options: &StorageNodeOptions, id: &str, addr: SocketAddr, is_incomplete: bool) -> Self {
+        let address = advertised(options, addr);
         let record =
             StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
-        tracing::info!(id = identity.id, address = record.address, zone = record.zone, "joining the cluster");
-        let registration = Registration::open(metadata.clone(), &identity.id, record, &owner).await?;
-        Ok(Self { id: identity.id, metadata, registration })
+        Self {
+            url: options.metadata_url.clone(),
+            id: id.to_owned(),
+            record,
+            garbage_interval: options.garbage_interval.get(),
+            close_damaged_after: options.close_damaged_after.get(),
+            repair_bytes_per_second: options.scrub_rate.bytes().max(REPAIR_RATE_MIN),
+            is_incomplete,
+            auto_recovery: options.auto_recovery.then(|| repair_options(id, options)),
+            outbound_bytes: options.memory_limit.bytes() / 8,
+        }
     }
 
-    /// Goes on until what is answered is dropped.
-    async fn keep(
-        self,
-        node: &Arc<StorageNode>,
-        options: &StorageNodeOptions,
-        figures: &Arc<Figures>,
-    ) -> anyhow::Result<[JoinSet<()>; 2]> {
-        let mut tasks = JoinSet::new();
-        let mut recovery = JoinSet::new();
-        if options.auto_recovery {
-            let membership = Membership::open(self.metadata.clone()).await?;
-            // Ledgers are repaired with the quorums that they have.
-            let replication = ReplicationOptions {
-                quorum: Quorum { ensemble: 1, write: 1, ack: 1 },
-                call_timeout: CALL_TIMEOUT,
-                outbound_bytes: options.memory_limit.bytes() / 8,
-            };
-            let ledgers = ReplicatedLedgers::new(self.metadata.clone(), Arc::new(membership.clone()), replication);
-            tasks.spawn(membership.follow(|| ()));
-            recovery = geminga_repair::run(self.metadata.clone(), ledgers, repair_options(self.id, options), figures);
+    async fn join(&self, node: &StorageNode) -> anyhow::Result<Member> {
+        let store = geminga_metadata_sql::open(&self.url).await.context("cannot open the metadata (--metadata-url)")?;
+        let metadata = Metadata::new(store);
+        // The folder is locked, so whoever had it at this address is gone.
+        let owner = self.record.address.clone();
+        let registration = Registration::open(metadata.clone(), &self.id, self.record.clone(), &owner).await?;
+        if self.is_incomplete {
+            node.directories().set_limbo_below(metadata.fresh_ledger_id().await?);
         }
-        tasks.spawn(self.registration.keep(node.clone()));
-        tasks.spawn(collect_garbage(node.clone(), self.metadata, options.garbage_interval.get()));
-        Ok([tasks, recovery])
+        tracing::info!(id = self.id, address = self.record.address, zone = self.record.zone, "joined the cluster");
+        Ok(Member { metadata, registration })
+    }
+
+    /// `None` if metadata cannot be reached now: what is here is served all the same.
+    ///
+    /// # Errors
+    /// Waiting would not help.
+    async fn join_at_start(&self, node: &StorageNode) -> anyhow::Result<Option<Member>> {
+        match tokio::time::timeout(JOINING_AT_START, self.join(node)).await {
+            Ok(Ok(member)) => Ok(Some(member)),
+            Ok(Err(error)) if !is_unavailable(&error) => Err(error),
+            Ok(Err(error)) => {
+                tracing::warn!("serving without metadata, and joining the cluster when they can be reached: {error:#}");
+                Ok(None)
+            }
+            Err(_) => {
+                tracing::warn!("serving without metadata, and joining the cluster when they can be reached: no answer");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn join_when_possible(&self, node: &StorageNode) -> Member {
+        loop {
+            tokio::time::sleep(JOINING_AGAIN).await;
+            match self.join(node).await {
+                Ok(member) => return member,
+                Err(error) if is_unavailable(&error) => tracing::debug!("metadata cannot be reached: {error:#}"),
+                Err(error) => tracing::error!("this node cannot join the cluster: {error:#}"),
+            }
+        }
     }
 }
 
-fn repair_options(node: String, options: &StorageNodeOptions) -> RepairOptions {
+/// Whether the metadata may be there later.
+fn is_unavailable(error: &anyhow::Error) -> bool {
+    let of = |error: &MetadataError| matches!(error, MetadataError::Unavailable(_) | MetadataError::OutcomeUnknown(_));
+    error.chain().any(|cause| match cause.downcast_ref::<RegistrationError>() {
+        Some(RegistrationError::Metadata(error)) => of(error),
+        Some(RegistrationError::InUse { .. }) => false,
+        None => cause.downcast_ref::<MetadataError>().is_some_and(of),
+    })
+}
+
+/// Finds what other nodes have lost, and copies it.
+async fn recover_others(metadata: Metadata, options: RepairOptions, outbound_bytes: u64, figures: Arc<Figures>) {
+    let membership = loop {
+        match Membership::open(metadata.clone()).await {
+            Ok(membership) => break membership,
+            Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
+        }
+        tokio::time::sleep(JOINING_AGAIN).await;
+    };
+    // Ledgers are repaired with the quorums that they have.
+    let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
+    let replication = ReplicationOptions { quorum, call_timeout: CALL_TIMEOUT, outbound_bytes };
+    let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
+    let mut tasks = geminga_repair::run(metadata, ledgers, options, &figures);
+    tasks.spawn(membership.follow(|| ()));
+    while tasks.join_next().await.is_some() {}
+}
+
+fn repair_options(node: &str, options: &StorageNodeOptions) -> RepairOptions {
     RepairOptions {
-        node,
+        node: node.to_owned(),
         lost_after: options.lost_node_after.get(),
         open_ledger_grace: options.open_ledger_grace.get(),
         audit_interval: options.audit_interval.get(),
@@ -160,14 +300,35 @@ fn repair_options(node: String, options: &StorageNodeOptions) -> RepairOptions {
     }
 }
 
-/// Recovery after a crash happens here.
-fn open_log(data_dir: &DataDir, memory_limit: u64) -> anyhow::Result<Log> {
-    let path = data_dir.log();
-    let options = LogOptions { max_queued_bytes: (memory_limit / 4) as usize, ..LogOptions::default() };
-    let (log, report) =
-        Log::open(&path, options).with_context(|| format!("cannot open the log in {}", path.display()))?;
-    tracing::info!(?report, "log is open");
-    Ok(log)
+/// A node that is known to a cluster.
+struct Member {
+    metadata: Metadata,
+    registration: Registration,
+}
+
+impl Member {
+    /// Goes on until what is answered is dropped.
+    async fn keep(self, node: &Arc<StorageNode>, cluster: &Cluster, figures: &Arc<Figures>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.registration.keep(node.clone()));
+        tasks.spawn(collect_garbage(node.clone(), self.metadata.clone(), cluster.garbage_interval));
+        let others = loop {
+            match OtherNodes::of(&cluster.id, self.metadata.clone(), &mut tasks).await {
+                Ok(others) => break others,
+                Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
+            }
+            tokio::time::sleep(JOINING_AGAIN).await;
+        };
+        // What a missing directory hides nobody can settle.
+        if !cluster.is_incomplete {
+            tasks.spawn(heal(node.clone(), others.clone(), cluster.close_damaged_after));
+        }
+        tasks.spawn(repair(node.clone(), others, cluster.repair_bytes_per_second));
+        if let Some(options) = cluster.auto_recovery.clone() {
+            tasks.spawn(recover_others(self.metadata, options, cluster.outbound_bytes, figures.clone()));
+        }
+        tasks
+    }
 }
 
 fn serve_http(

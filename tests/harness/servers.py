@@ -163,6 +163,14 @@ def free_port():
                 continue
 
 
+def wait_for(condition, limit_s=30):
+    """Until it is true."""
+    since = time.monotonic()
+    while not condition():
+        assert time.monotonic() - since < limit_s, "what was waited for does not come"
+        time.sleep(0.05)
+
+
 def read_json(path):
     try:
         return json.loads(path.read_text())

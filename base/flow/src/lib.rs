@@ -5,8 +5,10 @@
 
 mod budget;
 mod outbox;
+mod socket;
 mod unfinished_frame;
 
 pub use budget::Budget;
 pub use outbox::{Frames, HARD_LIMIT, Outbox};
+pub use socket::Socket;
 pub use unfinished_frame::UnfinishedFrame;

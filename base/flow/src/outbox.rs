@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::budget::Budget;
+use crate::socket::Socket;
 
 /// Payloads up to this size are copied beside their header: cheaper than a further slice of a vectored write.
 const COPY_PAYLOAD_MAX: usize = 2048;
@@ -29,7 +29,7 @@ const HIGH_WATER_SCARCE: usize = 64 << 10;
 pub const HARD_LIMIT: usize = 64 << 20;
 
 pub struct Outbox {
-    stream: Arc<TcpStream>,
+    stream: Socket,
     queue: Mutex<Queue>,
     queued: AtomicUsize,
     wake: Notify,
@@ -53,9 +53,9 @@ enum Progress {
 }
 
 impl Outbox {
-    pub fn new(stream: Arc<TcpStream>, budget: Arc<Budget>) -> Self {
+    pub fn new(stream: impl Into<Socket>, budget: Arc<Budget>) -> Self {
         Self {
-            stream,
+            stream: stream.into(),
             queue: Mutex::new(Queue { chunks: VecDeque::new(), tail: BytesMut::new(), writer_busy: false }),
             queued: AtomicUsize::new(0),
             wake: Notify::new(),

@@ -1,6 +1,7 @@
 //! Settings and their layers: defaults, then the config file, the environment and the arguments.
 
 mod broker;
+pub mod data_dirs;
 pub mod list;
 pub mod listeners;
 mod proxy;

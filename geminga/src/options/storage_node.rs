@@ -5,18 +5,25 @@ use std::path::PathBuf;
 use geminga_observe::logging::LogFormat;
 use serde::{Deserialize, Serialize};
 
+use super::data_dirs::DataDirs;
 use super::units::{ByteSize, Duration};
 
 /// The effective settings of `geminga storage-node`. Field names are the keys of the config file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StorageNodeOptions {
-    pub data_dir: PathBuf,
+    pub data_dir: DataDirs,
+    pub give_up_missing_directories: bool,
     pub addr: String,
     pub http_addr: String,
+    pub control_addr: Option<String>,
     pub ready_file: Option<PathBuf>,
     pub memory_limit: ByteSize,
     pub metadata_url: String,
     pub advertised_address: Option<String>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub tls_client_ca: Option<PathBuf>,
+    pub require_tls: bool,
     pub zone: String,
     pub region: String,
     pub garbage_interval: Duration,
@@ -26,6 +33,9 @@ pub struct StorageNodeOptions {
     pub audit_interval: Duration,
     pub self_check_interval: Duration,
     pub repair_rate: ByteSize,
+    pub scrub_rate: ByteSize,
+    pub scrub_interval: Duration,
+    pub close_damaged_after: Duration,
     pub shutdown_timeout: Duration,
     pub max_frame_size: ByteSize,
     pub log_level: String,
@@ -35,13 +45,19 @@ pub struct StorageNodeOptions {
 impl Default for StorageNodeOptions {
     fn default() -> Self {
         StorageNodeOptions {
-            data_dir: "geminga-storage".into(),
+            data_dir: DataDirs::One("geminga-storage".into()),
+            give_up_missing_directories: false,
             addr: "127.0.0.1:3181".into(),
             http_addr: "127.0.0.1:8000".into(),
+            control_addr: None,
             ready_file: None,
             memory_limit: ByteSize::mib(512),
             metadata_url: "none".to_owned(),
             advertised_address: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            require_tls: false,
             zone: "default".to_owned(),
             region: "default".to_owned(),
             garbage_interval: Duration::from_secs(60),
@@ -51,6 +67,9 @@ impl Default for StorageNodeOptions {
             audit_interval: Duration::from_secs(3600),
             self_check_interval: Duration::from_secs(6 * 3600),
             repair_rate: ByteSize::mib(64),
+            scrub_rate: ByteSize::mib(8),
+            scrub_interval: Duration::from_secs(24 * 3600),
+            close_damaged_after: Duration::from_secs(600),
             shutdown_timeout: Duration::from_secs(30),
             max_frame_size: ByteSize::new(geminga_storage_node::DEFAULT_MAX_FRAME_BYTES as u64),
             log_level: "info".into(),

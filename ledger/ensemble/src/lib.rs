@@ -18,6 +18,7 @@ mod metadata;
 mod planted;
 mod recovery;
 pub mod repair;
+mod share;
 mod writer;
 
 pub use metadata::{Fragment, InvalidMetadata, LedgerMetadata, LedgerState, NodeId, Quorum};
@@ -25,4 +26,5 @@ pub use planted::Bug;
 #[cfg(feature = "planted-bugs")]
 pub use planted::plant;
 pub use recovery::{LedgerRecovery, ReadAnswer, Recovered, RecoveryAction, RecoveryError};
+pub use share::Share;
 pub use writer::{AddFailure, LedgerWriter, MetadataOutcome, WriterAction, WriterError};

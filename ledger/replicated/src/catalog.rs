@@ -71,6 +71,11 @@ impl Catalog {
         }
     }
 
+    /// Ids of ledgers from `first` on, in order.
+    pub async fn list(&self, first: u64, limit: usize) -> Result<Vec<u64>, MetadataError> {
+        self.metadata.list_ledgers(first, limit).await
+    }
+
     pub async fn delete(&self, ledger: u64) -> Result<(), MetadataError> {
         self.metadata.delete_ledger(ledger).await
     }

@@ -2,7 +2,8 @@
 //!
 //! [`ReplicatedLedgers`] is a [`LedgerClient`](geminga_ledger_client::LedgerClient). What is to be done is decided by the state
 //! machines of `geminga-ensemble`; this crate carries it out: node.rs is one connection to a node, nodes.rs knows and chooses
-//! nodes, catalog.rs keeps the ledgers' metadata, writing.rs, recovering.rs, repairing.rs and reading.rs drive one ledger each.
+//! nodes, catalog.rs keeps the ledgers' metadata, writing.rs, recovering.rs, repairing.rs and reading.rs drive one ledger each;
+//! replicas.rs is for storage nodes that have lost entries.
 //!
 //! A ledger comes into being in metadata with its first append, and is closed when it is recovered: by its writer once all of
 //! it is confirmed, or by anybody else through fencing. A recovery of a ledger that is not in metadata puts it there as a
@@ -16,11 +17,13 @@ mod nodes;
 mod reading;
 mod recovering;
 mod repairing;
+mod replicas;
 mod writing;
 
-pub use geminga_ensemble::Quorum;
+pub use geminga_ensemble::{Quorum, Share};
 
 pub use client::{ReplicatedLedgers, ReplicationOptions};
 pub use membership::Membership;
 pub use nodes::{NodeDirectory, NodeInfo};
 pub use repairing::CopyMeter;
+pub use replicas::{Copy, ReplicaReader};

@@ -31,7 +31,7 @@ impl Node {
         let options = LogOptions { segment_bytes: 4 << 20, ..LogOptions::default() };
         let (log, _) = Log::open(&folder.join("log"), options).expect("an empty or recovered log");
         let (stop, stopped) = watch::channel(false);
-        let node = StorageNode::new(log.clone(), NodeOptions::new(&folder, 256 << 20));
+        let node = StorageNode::new(log.clone(), NodeOptions::new(256 << 20));
         let serving = tokio::spawn(serve(listener, node, stopped));
         Node { folder, address, stop, log, serving }
     }

@@ -10,6 +10,8 @@ const ROUND: Duration = Duration::from_millis(20);
 /// And while nothing does.
 const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
+/// How often a disk that failed is tried.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// After this long without a commit, an empty one proves that the last was durable.
 const MARK_AFTER: Duration = Duration::from_millis(200);
 
@@ -28,7 +30,7 @@ pub(crate) struct State {
 }
 
 pub(crate) fn run(shared: &Shared) {
-    let mut space_checked = Instant::now();
+    let (mut space_checked, mut tried) = (Instant::now(), Instant::now());
     let mut idle_since = Instant::now();
     let mut reclaim = None;
     let mut busy = true;
@@ -53,6 +55,11 @@ pub(crate) fn run(shared: &Shared) {
             engine.check_space();
             engine.trim_read_buffers();
             space_checked = Instant::now();
+        }
+        if tried.elapsed() >= TRY_AGAIN {
+            // What it answers is in the figures of the log, and was said when it failed.
+            let _ = engine.try_again();
+            tried = Instant::now();
         }
         reclaim_round(shared, &mut reclaim);
         if !shared.is_idle() {

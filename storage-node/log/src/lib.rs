@@ -30,7 +30,7 @@ mod log;
 mod options;
 mod replica;
 
-pub use engine::{Admission, Append, Done, FenceDone, LogStats, RecoveryReport};
+pub use engine::{Admission, Append, Done, FenceDone, LogStats, RecoveryReport, Scrubbed};
 pub use error::{AppendError, FenceError, OpenError, ReadError};
 pub use log::Log;
 pub use options::LogOptions;

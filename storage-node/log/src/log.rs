@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::disk::real::{RealDisk, RealFile};
 use crate::engine::{
-    Admission, Append, Begin, Commit, Done, Engine, FenceDone, LogStats, RecoveryReport, Request, ZeroFirst,
+    Admission, Append, Begin, Commit, Done, Engine, FenceDone, LogStats, RecoveryReport, Request, Scrubbed, ZeroFirst,
 };
 use crate::error::{AppendError, FenceError, OpenError, ReadError};
 use crate::housekeeping;
@@ -145,6 +145,11 @@ impl Log {
         self.shared().submit(Request::ExplicitLac { ledger, key, lac, done });
     }
 
+    /// Whether anything durable is known of the ledger, a deletion apart.
+    pub fn knows(&self, ledger: u64) -> bool {
+        self.shared().engine.knows(ledger)
+    }
+
     /// Whether a replica is fenced, and its explicit last add confirmed; `None` if nothing is known of it.
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
         self.shared().engine.replica(ledger)
@@ -153,6 +158,46 @@ impl Log {
     /// The entries that there are of a ledger, as stretches of a first entry and a number of entries, in order.
     pub fn stretches(&self, ledger: u64) -> Result<Vec<(u64, u64)>, ReadError> {
         self.shared().engine.stretches(ledger)
+    }
+
+    /// The master key of a replica, if it is known.
+    pub fn key(&self, ledger: u64) -> Option<MasterKey> {
+        self.shared().engine.key(ledger)
+    }
+
+    /// Segments that hold something, to be scrubbed one after the other.
+    pub fn scrub_order(&self) -> Vec<u32> {
+        self.shared().engine.scrub_order()
+    }
+
+    /// Reads a segment and says what is damaged in it; `pace` is called with the bytes of each step and says whether to go on.
+    /// `None` if it is gone, or was given up. Blocks.
+    ///
+    /// # Errors
+    /// The disk does not read it.
+    pub fn scrub(&self, segment: u32, pace: &mut dyn FnMut(u64) -> bool) -> std::io::Result<Option<Scrubbed>> {
+        self.shared().engine.scrub(segment, pace)
+    }
+
+    /// As what the holes of the log may hide is known by now to be of no consequence, what is not in the index is not there from
+    /// now on. The next start may find the same holes again.
+    pub fn forgive_holes(&self) {
+        self.shared().engine.forgive_holes();
+    }
+
+    /// To be called when damaged entries may have been repaired: compaction had left their segments alone.
+    pub fn reconsider_damaged(&self) {
+        self.shared().engine.reconsider_damaged();
+    }
+
+    /// Whether the index has the entry, readable or not. Blocks.
+    pub fn lists(&self, ledger: u64, entry: u64) -> bool {
+        self.shared().engine.lists(ledger, entry)
+    }
+
+    /// Whether the index has an entry of which no copy can be read. Blocks.
+    pub fn is_damaged(&self, ledger: u64, entry: u64) -> bool {
+        self.shared().engine.is_damaged(ledger, entry)
     }
 
     /// One entry.

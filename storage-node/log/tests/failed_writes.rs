@@ -8,7 +8,7 @@ use geminga_log::disk::sim::{Faults, SimDisk};
 use geminga_log::engine::{Begin, Engine, Request};
 use geminga_log::{Admission, Append, AppendError, LogOptions};
 
-fn append(engine: &Engine<SimDisk>, entry: u64) -> Result<(), AppendError> {
+fn append_to(engine: &Engine<SimDisk>, ledger: u64, entry: u64) -> Result<(), AppendError> {
     let answer = Arc::new(Mutex::new(None));
     let told = answer.clone();
     let parts = [Bytes::from_static(b"entry"), Bytes::new(), Bytes::new()];
@@ -16,12 +16,16 @@ fn append(engine: &Engine<SimDisk>, entry: u64) -> Result<(), AppendError> {
     run(
         engine,
         Request::Append {
-            entries: vec![Append { ledger: 1, entry, parts, reserve: false }],
+            entries: vec![Append { ledger, entry, parts, reserve: false }],
             admission: Admission::Whole,
             done,
         },
     );
     answer.lock().unwrap().take().expect("an answer")
+}
+
+fn append(engine: &Engine<SimDisk>, entry: u64) -> Result<(), AppendError> {
+    append_to(engine, 1, entry)
 }
 
 fn run(engine: &Engine<SimDisk>, request: Request) {
@@ -44,4 +48,40 @@ fn only_a_fence_is_called_a_fence() {
     assert_eq!(append(&engine, 2), Err(AppendError::GivenUp), "it would leave a gap");
     run(&engine, Request::Fence { ledger: 1, key: None, done: Box::new(|last| assert_eq!(last.unwrap(), Some(0))) });
     assert_eq!(append(&engine, 1), Err(AppendError::Fenced));
+}
+
+/// A disk that fails on is left alone, what it has is served, and when it recovers it is used again.
+#[test]
+fn a_disk_that_fails_is_read_only_until_it_takes_writes_again() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), LogOptions::default()).unwrap();
+    assert_eq!(append(&engine, 0), Ok(()));
+    let failing = Faults { write_error: 1.0, sync_error: 0.0 };
+    disk.set_faults(failing);
+    for ledger in 2..10 {
+        assert!(append_to(&engine, ledger, 0).is_err());
+    }
+    assert!(matches!(append_to(&engine, 10, 0), Err(AppendError::ReadOnly(_))));
+    assert!(engine.stats().read_only && engine.try_again().is_err() && engine.stats().read_only);
+    assert_eq!(engine.read(1, 0).unwrap(), "entry");
+
+    disk.set_faults(Faults { write_error: 0.0, sync_error: 1.0 });
+    assert!(engine.try_again().is_err(), "a sync that fails is a failure");
+    disk.set_faults(Faults::default());
+    assert_eq!((engine.try_again().unwrap(), engine.stats().read_only), (true, false));
+    assert_eq!(append_to(&engine, 11, 0), Ok(()));
+    assert_eq!(append_to(&engine, 12, 0), Ok(()));
+    disk.crash();
+    let (engine, report) = Engine::open(disk.clone(), LogOptions::default()).unwrap();
+    assert_eq!(
+        (report.damage.len(), engine.read(1, 0).unwrap(), engine.read(12, 0).unwrap()),
+        (0, "entry".into(), "entry".into())
+    );
+
+    // It fails once more: at once it is left alone again.
+    disk.set_faults(failing);
+    for ledger in 20..24 {
+        assert!(append_to(&engine, ledger, 0).is_err());
+    }
+    assert!(engine.stats().read_only);
 }

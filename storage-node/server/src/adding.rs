@@ -72,6 +72,8 @@ impl Connection {
         let Some(Adds { ledger, key, recovery, entries, replies, last_add_confirmed, bytes }) = gathered.take() else {
             return;
         };
+        let is_repair = entries.iter().all(|entry| entry.reserve);
+        let is_refused = self.node.is_draining() && !is_repair;
         let (connection, since) = (self.clone(), Instant::now());
         let done = Box::new(move |result: Result<(), AppendError>| {
             let stats = &connection.node.stats;
@@ -92,6 +94,9 @@ impl Connection {
             stats.add_time.record_many(since.elapsed(), replies.len() as u64);
             connection.answer_all(replies.iter().map(|reply_to| (*reply_to, code, Response::Empty)));
         });
+        if is_refused {
+            return done(Err(AppendError::ReadOnly("this node is draining".to_owned())));
+        }
         self.node.log.append_to_replica(entries, key, recovery, done);
     }
 }

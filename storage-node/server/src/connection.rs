@@ -5,17 +5,17 @@
 //! yet, and while the client does not take its answers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use geminga_flow::{Budget, Frames, HARD_LIMIT, Outbox, UnfinishedFrame};
+use geminga_flow::{Budget, Frames, HARD_LIMIT, Outbox, Socket, UnfinishedFrame};
 use geminga_log::{AppendError, ExplicitLac};
 use geminga_wire_bookkeeper::{
     Code, FrameSink, Incoming, LacHead, ReplyTo, Request, Response, WriteLac, decode_request, encode_response,
     frame_size, take_frame,
 };
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::adding::Adds;
@@ -32,6 +32,8 @@ const LARGE_FRAME: usize = 64 << 10;
 const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 /// The plugin that a node without authentication says it has; the name is BookKeeper's.
 const NO_AUTHENTICATION: &str = "AuthDisabledPlugin";
+/// The plugin of one that knows its peers by their certificates; the name is BookKeeper's.
+const BY_CERTIFICATE: &str = "BookieAuthZFactory";
 /// Bits of a request for figures of the node.
 const TOTAL_DISK_CAPACITY: i64 = 1;
 const FREE_DISK_SPACE: i64 = 2;
@@ -46,6 +48,18 @@ pub struct Connection {
     /// There is room in the outbox again, or none will be needed.
     room: Notify,
     stop: Notify,
+    /// TLS protects it.
+    is_secure: bool,
+    /// The peer was told to begin TLS.
+    upgrades: AtomicBool,
+}
+
+/// How a connection was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Closed,
+    /// The peer begins TLS on it now.
+    StartTls,
 }
 
 /// Frames of the protocol in an outbox.
@@ -62,20 +76,22 @@ impl FrameSink for Sink<'_, '_> {
 }
 
 impl Connection {
-    pub fn new(node: Arc<StorageNode>, stream: Arc<TcpStream>, address: String) -> Self {
+    pub fn new(node: Arc<StorageNode>, socket: Socket, address: String, is_secure: bool) -> Self {
         Self {
-            outbox: Outbox::new(stream, node.outbound.clone()),
+            outbox: Outbox::new(socket, node.outbound.clone()),
             adding: Budget::new(node.adding.limit() / 2),
             reads: Mutex::default(),
             room: Notify::new(),
             stop: Notify::new(),
+            is_secure,
+            upgrades: AtomicBool::new(false),
             node,
             address,
         }
     }
 
     /// Serves the connection until it ends.
-    pub async fn run(self: Arc<Self>, stream: Arc<TcpStream>) {
+    pub async fn run(self: Arc<Self>, socket: Socket) -> End {
         let writer = {
             let connection = self.clone();
             tokio::spawn(async move {
@@ -83,10 +99,10 @@ impl Connection {
                 connection.room.notify_waiters();
             })
         };
-        match self.receive(&stream).await {
-            Ok(()) => tracing::debug!(address = %self.address, "connection closed"),
-            Err(error) => tracing::info!(address = %self.address, %error, "connection ended"),
-        }
+        let end = self.receive(&socket).await.unwrap_or_else(|error| {
+            tracing::info!(address = %self.address, %error, "connection ended");
+            End::Closed
+        });
         // What was received is finished, and its answers still go out.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
             while (self.adding.used() > 0 || self.outbox.queued() > 0) && !self.outbox.is_closed() {
@@ -96,6 +112,7 @@ impl Connection {
         .await;
         self.outbox.close();
         let _ = writer.await;
+        end
     }
 
     /// Takes no more requests.
@@ -103,7 +120,7 @@ impl Connection {
         self.stop.notify_one();
     }
 
-    async fn receive(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
+    async fn receive(self: &Arc<Self>, socket: &Socket) -> Result<End, ConnectionError> {
         let mut chunk = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(chunk);
         let mut gathered: Option<Adds> = None;
@@ -118,14 +135,14 @@ impl Connection {
                 return Err(ConnectionError::NotReading);
             }
             tokio::select! {
-                ready = stream.readable() => ready?,
-                () = self.stop.notified() => return Ok(()),
+                ready = socket.readable() => ready?,
+                () = self.stop.notified() => return Ok(End::Closed),
             }
             if buffer.capacity() - buffer.len() < chunk / 4 {
                 buffer.reserve(chunk);
             }
-            match stream.try_read_buf(&mut buffer) {
-                Ok(0) => return Ok(()),
+            match socket.try_read_buf(&mut buffer) {
+                Ok(0) => return Ok(End::Closed),
                 Ok(read) if read >= chunk / 2 => chunk = (chunk * 2).min(READ_BYTES_MAX),
                 Ok(read) if read < chunk / 8 => chunk = (chunk / 2).max(READ_BYTES_MIN),
                 Ok(_) => (),
@@ -142,10 +159,14 @@ impl Connection {
                     }
                 };
                 self.handle(incoming, &mut gathered);
+                if self.upgrades.load(Ordering::Relaxed) {
+                    // What was sent before TLS must not be taken for something that came through it.
+                    return if buffer.is_empty() { Ok(End::StartTls) } else { Err(ConnectionError::EarlyTls) };
+                }
             }
             self.hand_over(&mut gathered);
             if self.outbox.is_closed() {
-                return Ok(());
+                return Ok(End::Closed);
             }
         }
     }
@@ -165,7 +186,10 @@ impl Connection {
 
     fn handle(self: &Arc<Self>, incoming: Incoming, gathered: &mut Option<Adds>) {
         let Incoming { reply_to, request } = incoming;
+        let is_refused = !self.is_secure && self.node.tls.as_ref().is_some_and(|tls| tls.required);
         let request = match request {
+            Ok(Request::StartTls) => Ok(Request::StartTls),
+            Ok(_) if is_refused => Err(Code::Unauthorized),
             Ok(Request::Add(add)) => return self.gather(gathered, reply_to, add),
             other => other,
         };
@@ -182,12 +206,24 @@ impl Connection {
             // Whatever was answered is durable.
             Ok(Request::ForceLedger { .. }) => simple(Code::Ok),
             Ok(Request::NodeInfo { requested }) => self.node_info(&reply_to, requested),
-            Ok(Request::Authenticate { .. }) => {
-                let response = Response::Authenticate { plugin: NO_AUTHENTICATION.to_owned(), payload: Bytes::new() };
-                self.answer(&reply_to, Code::Ok, &response);
+            Ok(Request::Authenticate { plugin, .. }) => self.authenticate(&reply_to, plugin),
+            Ok(Request::StartTls) if self.is_secure || self.node.tls.is_none() => simple(Code::BadRequest),
+            Ok(Request::StartTls) => {
+                simple(Code::Ok);
+                self.upgrades.store(true, Ordering::Relaxed);
             }
-            Ok(Request::StartTls) => simple(Code::BadRequest),
         }
+    }
+
+    /// Whoever has a certificate is known by it; there is no other proof.
+    fn authenticate(&self, reply_to: &ReplyTo, plugin: String) {
+        let by_certificate = self.is_secure && self.node.tls.as_ref().is_some_and(|tls| tls.authenticates);
+        let (code, plugin) = match (by_certificate, &plugin[..]) {
+            (false, _) => (Code::Ok, NO_AUTHENTICATION.to_owned()),
+            (true, BY_CERTIFICATE) => (Code::Ok, plugin),
+            (true, _) => (Code::Unauthorized, plugin),
+        };
+        self.answer(reply_to, code, &Response::Authenticate { plugin, payload: Bytes::new() });
     }
 
     fn write_lac(self: &Arc<Self>, reply_to: ReplyTo, write: &WriteLac) {
@@ -213,18 +249,14 @@ impl Connection {
     }
 
     fn node_info(&self, reply_to: &ReplyTo, requested: i64) {
-        match self.node.space() {
-            Ok((total, free)) => {
-                let asked = |bit, value: u64| (requested & bit != 0).then_some(value as i64);
-                let response =
-                    Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free) };
-                self.answer(reply_to, Code::Ok, &response);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "could not ask for free space");
-                self.answer(reply_to, Code::Io, &Response::Empty);
-            }
+        let (total, free) = self.node.space();
+        if total == 0 {
+            return self.answer(reply_to, Code::Io, &Response::Empty);
         }
+        let asked = |bit, value: u64| (requested & bit != 0).then_some(value as i64);
+        let response =
+            Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free) };
+        self.answer(reply_to, Code::Ok, &response);
     }
 
     pub fn answer(&self, reply_to: &ReplyTo, code: Code, response: &Response) {

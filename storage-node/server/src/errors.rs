@@ -13,6 +13,8 @@ pub enum ConnectionError {
     Io(#[from] std::io::Error),
     #[error("the peer does not read: more than {} MiB wait for it", HARD_LIMIT >> 20)]
     NotReading,
+    #[error("something was sent between the begin of TLS and its handshake")]
+    EarlyTls,
     #[error("a frame of {0} bytes does not come to its end while others wait")]
     SlowFrame(u64),
 }

@@ -1,4 +1,4 @@
-//! Who a node is: a name that is written on its disk, and lasts as long as what is on it.
+//! Who a node is: a name that is written on each of its disks, and lasts as long as what is on them.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,12 +7,26 @@ use std::path::Path;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// File in the node's data folder.
+/// File in each data directory.
 const FILE: &str = "identity";
 
+/// What is written in a data directory about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
+    /// Of the node.
     pub id: String,
+    /// Of this directory. Nodes that had one directory did not write it: it is then the node's.
+    #[serde(default)]
+    pub directory: String,
+    /// The directories of the node, this one included. Empty in one that was marked and not counted yet.
+    #[serde(default)]
+    pub directories: Vec<String>,
+    /// Grows with each change of `directories`: the greatest one counts.
+    #[serde(default)]
+    pub revision: u64,
+    /// Of ledgers with smaller ids of which there is nothing, the node does not know whether it had them.
+    #[serde(default)]
+    pub limbo_below: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -23,38 +37,57 @@ pub enum IdentityError {
     Damaged { folder: String, reason: String },
     #[error("the file '{FILE}' in {folder} cannot be read or written: {source}")]
     Io { folder: String, source: io::Error },
+    #[error("the data directories belong to several nodes, {0} and {1}: give each node its own")]
+    SeveralNodes(String, String),
+    #[error("{0} and {1} are copies of one data directory: a disk must not be used twice")]
+    Twice(String, String),
+    #[error("no data directory can be used")]
+    NoDirectory,
 }
 
 impl Identity {
-    /// Reads it, or makes a new one for a folder that has no ledgers.
+    /// `None` where there is none.
     ///
     /// # Errors
-    /// See [`IdentityError`]; a disk is never given a new name while there is anything on it.
-    pub fn open(folder: &Path, has_ledgers: bool) -> Result<Self, IdentityError> {
+    /// It cannot be read, or makes no sense.
+    pub fn read(folder: &Path) -> Result<Option<Self>, IdentityError> {
         let name = || folder.display().to_string();
-        let failed = |source| IdentityError::Io { folder: name(), source };
-        match std::fs::read(folder.join(FILE)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| IdentityError::Damaged { folder: name(), reason: error.to_string() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && has_ledgers => {
-                Err(IdentityError::Missing { folder: name() })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let identity = Identity { id: format!("{:016x}", rand::rng().random::<u64>()) };
-                identity.write(folder).map_err(failed)?;
-                Ok(identity)
-            }
-            Err(error) => Err(failed(error)),
+        let bytes = match std::fs::read(folder.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(IdentityError::Io { folder: name(), source }),
+        };
+        let damaged = |reason| IdentityError::Damaged { folder: name(), reason };
+        let mut identity: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if identity.id.is_empty() {
+            return Err(damaged("it has no name".to_owned()));
         }
+        if identity.directory.is_empty() {
+            identity.directory = identity.id.clone();
+            identity.directories = vec![identity.id.clone()];
+        }
+        Ok(Some(identity))
     }
 
-    fn write(&self, folder: &Path) -> io::Result<()> {
-        let temporary = folder.join(format!("{FILE}.new"));
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, folder.join(FILE))?;
-        File::open(folder)?.sync_all()
+    /// Replaces what is there, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), IdentityError> {
+        let write = || {
+            let temporary = folder.join(format!("{FILE}.new"));
+            let mut file = File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, folder.join(FILE))?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })
+    }
+
+    /// A name that nobody has.
+    pub fn new_name() -> String {
+        format!("{:016x}", rand::rng().random::<u64>())
     }
 }
 
@@ -63,14 +96,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_keeps_its_name_and_none_with_ledgers_gets_a_new_one() {
+    fn what_is_written_is_read_and_damage_is_no_absence() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let first = Identity::open(folder.path(), false).expect("an empty folder");
-        assert_eq!(Identity::open(folder.path(), true).expect("it has one"), first);
-        std::fs::write(folder.path().join(FILE), b"{").expect("written");
-        assert!(matches!(Identity::open(folder.path(), true), Err(IdentityError::Damaged { .. })));
-        std::fs::remove_file(folder.path().join(FILE)).expect("removed");
-        assert!(matches!(Identity::open(folder.path(), true), Err(IdentityError::Missing { .. })));
-        assert_ne!(Identity::open(folder.path(), false).expect("an empty folder"), first);
+        assert_eq!(Identity::read(folder.path()).expect("an empty folder"), None);
+        let identity = Identity {
+            id: "n".into(),
+            directory: "a".into(),
+            directories: vec!["a".into(), "b".into()],
+            revision: 3,
+            limbo_below: 7,
+        };
+        identity.write(folder.path()).expect("written");
+        assert_eq!(Identity::read(folder.path()).expect("readable"), Some(identity));
+        for damaged in [&b"{"[..], b"{\"id\":\"\"}", b""] {
+            std::fs::write(folder.path().join(FILE), damaged).expect("written");
+            assert!(matches!(Identity::read(folder.path()), Err(IdentityError::Damaged { .. })));
+        }
+    }
+
+    #[test]
+    fn the_file_of_a_node_with_one_directory_names_the_directory_too() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join(FILE), b"{\"id\":\"00c0ffee\"}").expect("written");
+        let identity = Identity::read(folder.path()).expect("readable").expect("there");
+        assert_eq!((&identity.directory[..], identity.directories.len(), identity.limbo_below), ("00c0ffee", 1, 0));
     }
 }

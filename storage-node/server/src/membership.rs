@@ -1,6 +1,7 @@
 //! A node's place among the others: where it is, and that it is alive.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use geminga_metadata::{Lease, LeaseOutcome, Metadata, MetadataError, StorageNodeRecord};
@@ -63,8 +64,12 @@ impl Registration {
     pub async fn keep(mut self, node: Arc<StorageNode>) {
         loop {
             let pause = match self.beat(&node).await {
-                Ok(()) => HEARTBEAT,
+                Ok(()) => {
+                    node.registered.store(true, Ordering::Relaxed);
+                    HEARTBEAT
+                }
                 Err(error) => {
+                    node.registered.store(false, Ordering::Relaxed);
                     tracing::warn!(%error, "could not say that this storage node is alive");
                     RETRY
                 }
@@ -86,8 +91,7 @@ impl Registration {
             }
             renewed => renewed?,
         };
-        let stats = node.log.stats();
-        let read_only = stats.full || stats.read_only;
+        let read_only = node.is_read_only();
         if read_only != self.record.read_only {
             tracing::warn!(read_only, "this storage node changes");
             self.record.read_only = read_only;

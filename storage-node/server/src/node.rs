@@ -1,19 +1,22 @@
 //! What all connections of a storage node share.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use geminga_flow::Budget;
-use geminga_log::{AppendError, Log, ReadError};
+use geminga_log::{AppendError, ReadError};
 use geminga_observe::{Histogram, Metrics, family, sample};
 use geminga_wire_bookkeeper::{Code, DEFAULT_MAX_FRAME_BYTES, ENTRY_NONE, EntryHead, LAST_ENTRY, LacHead};
 use tokio::sync::Semaphore;
 
 use crate::confirmed::{Confirmation, Confirmed};
+use crate::damage::Damage;
+use crate::directories::Directories;
 use crate::errors;
 use crate::read_cache::ReadCache;
+use crate::scrub::Asked;
+use crate::tls::{Tls, TlsError, TlsOptions};
 
 /// How many blocking reads may be under way at once: enough to keep a disk's queue busy.
 const CONCURRENT_READS: usize = 8;
@@ -26,19 +29,19 @@ pub struct NodeOptions {
     /// What the node may keep in memory, in bytes.
     pub memory_limit: u64,
     pub max_frame_bytes: usize,
-    /// Where the log is, for the space that is left there.
-    pub data_dir: PathBuf,
+    pub tls: Option<TlsOptions>,
 }
 
 impl NodeOptions {
-    pub fn new(data_dir: &Path, memory_limit: u64) -> Self {
-        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, data_dir: data_dir.to_owned() }
+    pub fn new(memory_limit: u64) -> Self {
+        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, tls: None }
     }
 }
 
 pub struct StorageNode {
-    pub(crate) log: Log,
+    pub(crate) log: Directories,
     pub(crate) options: NodeOptions,
+    pub(crate) tls: Option<Tls>,
     pub(crate) confirmed: Confirmed,
     pub(crate) cache: ReadCache,
     /// Adds that were received and are not durable yet.
@@ -49,6 +52,11 @@ pub struct StorageNode {
     pub(crate) outbound: Arc<Budget>,
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) stats: Stats,
+    pub(crate) damage: Damage,
+    pub(crate) scrub_asked: Arc<Asked>,
+    /// Read-only on purpose.
+    draining: AtomicBool,
+    pub(crate) registered: AtomicBool,
 }
 
 /// What [`StorageNode::show`] shows, under the names that a bookie's dashboards look for.
@@ -66,10 +74,19 @@ pub(crate) struct Stats {
 }
 
 impl StorageNode {
-    pub fn new(log: Log, options: NodeOptions) -> Arc<Self> {
+    /// # Panics
+    /// The options have TLS, which can fail: see [`StorageNode::open`].
+    pub fn new(log: impl Into<Directories>, options: NodeOptions) -> Arc<Self> {
+        Self::open(log, options).expect("nothing can go wrong without TLS")
+    }
+
+    /// # Errors
+    /// The files for TLS cannot be used.
+    pub fn open(log: impl Into<Directories>, options: NodeOptions) -> Result<Arc<Self>, TlsError> {
         let limit = options.memory_limit;
-        Arc::new(Self {
-            log,
+        Ok(Arc::new(Self {
+            tls: options.tls.as_ref().map(Tls::open).transpose()?,
+            log: log.into(),
             confirmed: Confirmed::default(),
             cache: ReadCache::new((limit / 8) as usize),
             adding: Budget::new(limit / 8),
@@ -77,8 +94,48 @@ impl StorageNode {
             outbound: Budget::new(limit / 8),
             reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
             stats: Stats::default(),
+            damage: Damage::default(),
+            scrub_asked: Arc::default(),
+            draining: AtomicBool::new(false),
+            registered: AtomicBool::new(false),
             options,
-        })
+        }))
+    }
+
+    pub fn directories(&self) -> &Directories {
+        &self.log
+    }
+
+    /// A pass of the scrub begins now, or when the one under way has ended; `false` if there is no scrub.
+    pub fn scrub_now(&self) -> bool {
+        self.scrub_asked.pass()
+    }
+
+    /// Takes nothing but repairs from now on, or everything again.
+    pub fn set_draining(&self, draining: bool) {
+        if self.draining.swap(draining, Ordering::Relaxed) != draining {
+            tracing::warn!(draining, "this storage node was told whether to take entries");
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Full, failing or draining.
+    pub fn is_read_only(&self) -> bool {
+        let stats = self.log.stats();
+        self.is_draining() || stats.full || stats.read_only
+    }
+
+    /// Metadata know that the node is alive.
+    pub fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// Ends the logs; what is queued is written before. Reads go on. Blocks.
+    pub fn close(&self) {
+        self.log.close();
     }
 
     /// One entry, [`LAST_ENTRY`] for the last. Blocks.
@@ -107,8 +164,15 @@ impl StorageNode {
     }
 
     pub(crate) fn failed(&self, error: &ReadError) -> Code {
-        if let ReadError::Corrupt { .. } | ReadError::Io(_) = error {
-            tracing::warn!(%error, "could not read");
+        match error {
+            // That a directory is missing was said once.
+            ReadError::Corrupt { ledger, .. } if self.log.is_in_limbo(*ledger) => (),
+            // One that the index has is damaged; of others it is only unknown whether they were there.
+            &ReadError::Corrupt { ledger, entry: Some(entry), .. } if self.log.lists(ledger, entry) => {
+                self.damage.note((ledger, entry));
+            }
+            ReadError::Corrupt { .. } | ReadError::Io(_) => tracing::warn!(%error, "could not read"),
+            ReadError::NoSuchLedger { .. } | ReadError::NoSuchEntry { .. } => (),
         }
         errors::of_read(error)
     }
@@ -136,15 +200,7 @@ impl StorageNode {
 
     /// Deletes ledgers, durably; those that are not here are no error. Their space is freed later.
     pub async fn delete_ledgers(&self, ledgers: Vec<u64>) -> Result<(), AppendError> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.log.delete_ledgers(
-            &ledgers,
-            Box::new(move |result| {
-                // The caller may have gone; the deletion stands all the same.
-                let _ = sender.send(result);
-            }),
-        );
-        receiver.await.unwrap_or(Err(AppendError::Closed))?;
+        self.log.delete(&ledgers).await?;
         for ledger in ledgers {
             self.cache.forget(ledger);
             self.confirmed.forget(ledger);
@@ -152,10 +208,10 @@ impl StorageNode {
         Ok(())
     }
 
-    /// Capacity and free space of the disk, in bytes.
-    pub(crate) fn space(&self) -> std::io::Result<(u64, u64)> {
-        let stat = rustix::fs::statvfs(&self.options.data_dir)?;
-        Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    /// Capacity and free space of the disks, in bytes.
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let stats = self.log.stats();
+        (stats.total_bytes, stats.free_bytes)
     }
 
     /// Adds the node's figures to a page of metrics.
@@ -172,6 +228,7 @@ impl StorageNode {
     }
 
     fn render(&self, page: &mut String) {
+        self.damage.render(page);
         let log = self.log.stats();
         let counters = [
             ("bookie_WRITE_BYTES", "Bytes of entries that were added.", &self.stats.added_bytes),
@@ -187,7 +244,11 @@ impl StorageNode {
             sample(page, name, &[], counter.load(Ordering::Relaxed));
         }
         let gauges = [
-            ("bookie_SERVER_STATUS", "1: takes adds, 0: read-only.", u64::from(!log.full && !log.read_only)),
+            (
+                "bookie_SERVER_STATUS",
+                "1: takes adds, 0: read-only.",
+                u64::from(!log.full && !log.read_only && !self.is_draining()),
+            ),
             ("bookie_ledgers_count", "Ledgers of which there is anything here.", log.ledgers as u64),
             ("bookie_read_cache_size", "Bytes in the read-ahead cache.", self.cache.bytes() as u64),
             ("geminga_log_segments", "Segments of the log.", log.segments as u64),

@@ -1,21 +1,29 @@
 //! Accepting connections.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use geminga_flow::Socket;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, End};
 use crate::node::StorageNode;
+use crate::tls::Taken;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the last answers may take on their way through TLS.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Accepts and serves connections until `shutdown` turns true; then accepts no more, lets those that are there finish
 /// what is in flight, and returns.
 pub async fn serve(listener: TcpListener, node: Arc<StorageNode>, mut shutdown: watch::Receiver<bool>) {
     let mut tasks = JoinSet::new();
-    let connections: Mutex<Vec<Weak<Connection>>> = Mutex::default();
+    let connections: Arc<Connections> = Arc::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -34,20 +42,72 @@ pub async fn serve(listener: TcpListener, node: Arc<StorageNode>, mut shutdown: 
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%address, %error, "could not set TCP_NODELAY");
         }
-        let stream = Arc::new(stream);
-        let connection = Arc::new(Connection::new(node.clone(), stream.clone(), address.to_string()));
-        {
-            let mut known = connections.lock();
-            if known.len() == known.capacity() {
-                known.retain(|connection| connection.strong_count() > 0);
-            }
-            known.push(Arc::downgrade(&connection));
-        }
-        tasks.spawn(connection.run(stream));
+        tasks.spawn(serve_connection(node.clone(), Arc::new(stream), address.to_string(), connections.clone()));
     }
     drop(listener);
-    for connection in connections.lock().iter().filter_map(Weak::upgrade) {
-        connection.shut_down();
-    }
+    connections.shut_down();
     while tasks.join_next().await.is_some() {}
+}
+
+/// Those that are served now.
+#[derive(Default)]
+struct Connections {
+    known: Mutex<Vec<Weak<Connection>>>,
+    ending: AtomicBool,
+}
+
+impl Connections {
+    fn add(&self, connection: &Arc<Connection>) {
+        let mut known = self.known.lock();
+        if known.len() == known.capacity() {
+            known.retain(|connection| connection.strong_count() > 0);
+        }
+        known.push(Arc::downgrade(connection));
+        if self.ending.load(Ordering::Relaxed) {
+            connection.shut_down();
+        }
+    }
+
+    fn shut_down(&self) {
+        let known = self.known.lock();
+        self.ending.store(true, Ordering::Relaxed);
+        known.iter().filter_map(Weak::upgrade).for_each(|connection| connection.shut_down());
+    }
+}
+
+/// In the clear, and then, if the peer asks for it, behind TLS.
+async fn serve_connection(
+    node: Arc<StorageNode>,
+    stream: Arc<TcpStream>,
+    address: String,
+    connections: Arc<Connections>,
+) {
+    let socket = Socket::from(stream.clone());
+    let connection = Arc::new(Connection::new(node.clone(), socket.clone(), address.clone(), false));
+    connections.add(&connection);
+    if connection.run(socket).await == End::Closed {
+        return;
+    }
+    let acceptor = node.tls.as_ref().expect("TLS is begun where there is some").acceptor.clone();
+    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(Taken(stream))).await;
+    let mut session = match handshake.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+        Ok(session) => session,
+        Err(error) => return tracing::info!(address, %error, "no TLS with a client"),
+    };
+    let (ours, mut theirs) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => return tracing::warn!(address, %error, "could not make a pair of sockets"),
+    };
+    let socket = Socket::from(ours);
+    let connection = Arc::new(Connection::new(node, socket.clone(), address, true));
+    connections.add(&connection);
+    let mut ciphering = tokio::spawn(async move {
+        // However it ends, the connection sees the end of its socket.
+        let _ = tokio::io::copy_bidirectional(&mut session, &mut theirs).await;
+    });
+    connection.run(socket).await;
+    // The last answers go out; a peer that stays is left.
+    if tokio::time::timeout(LAST_ANSWERS, &mut ciphering).await.is_err() {
+        ciphering.abort();
+    }
 }

@@ -61,14 +61,15 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_options=()):
+    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=()):
         self.folder = pathlib.Path(folder)
         subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
         self.nodes = []
         for n in range(nodes):
             own = self.folder / f"node-{n}"
             node = Process(own, "storage-node", "--data-dir", str(own / "data"), "--addr", f"127.0.0.1:{servers.free_port()}",
-                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s", *node_options)
+                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s",
+                           *node_arguments)
             node.start()
             self.nodes.append(node)
         self.brokers = []
@@ -130,7 +131,7 @@ def brokers(postgres):
 def cluster_that_repairs(postgres):
     """Six nodes in three zones that miss each other soon."""
     options = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
-    yield from run_cluster(postgres.new_database(), 6, node_options=options)
+    yield from run_cluster(postgres.new_database(), 6, node_arguments=options)
 
 
 def run_cluster(url, nodes, **options):

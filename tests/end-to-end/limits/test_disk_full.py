@@ -6,7 +6,7 @@ import pulsar
 import pytest
 import raw
 from harness import frames
-from small_disk import small_disk
+from harness.small_disk import small_disk
 
 TOPIC = "persistent://public/default/full"
 MESSAGE_BYTES = 64 << 10

@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-tls", &[]),
     ("geminga-wire-pulsar", &[]),
     ("geminga-wire-bookkeeper", &[]),
+    ("geminga-wire-control", &[]),
     ("geminga-log", &[]),
     (
         "geminga-storage-node",
@@ -41,6 +42,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("geminga-repair (dev)", &["geminga-log", "geminga-storage-node"]),
+    ("geminga-storage-node-control", &["geminga-storage-node", "geminga-wire-control"]),
+    ("geminga-storage-node-control (dev)", &["geminga-log"]),
     ("geminga-metadata", &["geminga-model"]),
     ("geminga-metadata-sql", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger", &["geminga-model"]),
@@ -110,6 +113,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-replicated-ledgers",
             "geminga-storage-node",
             "geminga-tls",
+            "geminga-storage-node-control",
         ],
     ),
     // Tests of a crate may start a broker on ledgers in memory.
@@ -120,8 +124,13 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 const MAX_LINES: usize = 900;
 /// Written by a program or by cargo.
-const GENERATED: [&str; 4] =
-    ["wire/bookkeeper/src/proto.rs", "wire/pulsar/src/proto.rs", "Cargo.lock", "tests/fuzz/Cargo.lock"];
+const GENERATED: [&str; 5] = [
+    "wire/bookkeeper/src/proto.rs",
+    "wire/control/src/proto.rs",
+    "wire/pulsar/src/proto.rs",
+    "Cargo.lock",
+    "tests/fuzz/Cargo.lock",
+];
 
 /// The packages that each crate names: for its build, and for its tests.
 fn dependencies() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {

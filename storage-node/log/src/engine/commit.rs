@@ -35,6 +35,9 @@ const FOOTER_SLACK_BYTES: u64 = 8 << 10;
 /// Buffers larger than this are given back to the system.
 const KEPT_BUFFERS: usize = 2;
 
+/// Written and removed to see whether a disk that failed has recovered.
+const PROBE_NAME: &str = "write-probe";
+
 pub(super) struct Active<F> {
     pub segment: SharedSegment<F>,
     pub next_offset: u64,
@@ -71,6 +74,8 @@ pub(super) struct Writer<F> {
     finished_ticket: u64,
     failures: u32,
     pub read_only: Option<String>,
+    /// It is read-only because of failed writes, and may take some again.
+    pub failing: bool,
     /// What was written last is known, on disk, to be durable.
     pub marked: bool,
     pub commits: u64,
@@ -94,6 +99,7 @@ impl<F> Writer<F> {
             finished_ticket: 0,
             failures: 0,
             read_only: None,
+            failing: false,
             marked: true,
             commits: 0,
             committed_bytes: 0,
@@ -106,6 +112,20 @@ impl<F> Writer<F> {
             Some(reason) => Err(AppendError::ReadOnly(reason.clone())),
             None => Ok(()),
         }
+    }
+
+    fn give_up_if_it_fails_on(&mut self, failure: &str) {
+        if self.failures >= FAILURES_MAX && self.read_only.is_none() {
+            tracing::error!(failure, "the log is read-only after {FAILURES_MAX} failed writes in a row");
+            self.read_only = Some(failure.to_owned());
+            self.failing = true;
+        }
+    }
+
+    /// The next failure makes it read-only again.
+    fn write_again(&mut self) {
+        (self.read_only, self.failing) = (None, false);
+        self.failures = FAILURES_MAX - 1;
     }
 
     pub fn take_segment_id(&mut self) -> u32 {
@@ -182,6 +202,10 @@ impl<D: Disk> Engine<D> {
             }
             let class = front.class();
             if let Err(error) = self.roll(&mut writer, class) {
+                if let AppendError::Io(failure) = &error {
+                    writer.failures += 1;
+                    writer.give_up_if_it_fails_on(failure);
+                }
                 return Begin::Commit(Box::new(self.refuse(&mut writer, queue, &error, class)));
             }
         }
@@ -558,6 +582,23 @@ impl<D: Disk> Engine<D> {
         AppendError::Io(error.to_string())
     }
 
+    /// Whether a log that failed writes have made read-only takes some from now on: if its disk takes a file.
+    pub fn try_again(&self) -> io::Result<bool> {
+        if !self.writer.lock().failing {
+            return Ok(false);
+        }
+        let file = self.disk.create(PROBE_NAME)?;
+        let mut block = AlignedBuffer::default();
+        block.extend_zeros(BLOCK_BYTES);
+        file.write_at(block.as_slice(), 0)?;
+        file.sync_data()?;
+        self.disk.remove(PROBE_NAME)?;
+        self.disk.sync_folder()?;
+        self.writer.lock().write_again();
+        tracing::warn!("the disk takes writes again");
+        Ok(true)
+    }
+
     fn keep_buffer(&self, writer: &mut Writer<D::File>, buffer: AlignedBuffer) {
         if writer.buffers.len() < KEPT_BUFFERS && buffer.capacity() <= 2 * self.options.commit_bytes {
             writer.buffers.push(buffer);
@@ -630,10 +671,7 @@ impl<D: Disk> Engine<D> {
             tracing::error!(segment = segment_name(segment.id), error = failure, "could not write the log");
         }
         writer.failed_commits += 1;
-        if writer.failures >= FAILURES_MAX && writer.read_only.is_none() {
-            tracing::error!("the log is read-only after {FAILURES_MAX} failed writes in a row");
-            writer.read_only = Some(failure.clone());
-        }
+        writer.give_up_if_it_fails_on(&failure);
         Err(AppendError::Io(failure))
     }
 

@@ -49,6 +49,7 @@ impl<D: Disk> Engine<D> {
             return None;
         }
         let unreadable = self.pending.unreadable.lock();
+        let damaged = self.pending.damaged.lock();
         let used = |entry: &SegmentEntry<D::File>| entry.data_end - DATA_AT;
         let mut sealed: Vec<_> = catalog
             .segments
@@ -61,6 +62,7 @@ impl<D: Disk> Engine<D> {
         sealed.retain(|entry| {
             (entry.live_bytes as f64) < used(entry) as f64 * self.options.compact_below
                 || (merge_small && is_small(entry))
+                || damaged.contains(&entry.segment.id)
         });
         sealed.sort_by_key(|entry| entry.live_bytes);
         let mut plan = CompactionPlan { segments: Vec::new(), live_bytes: 0 };
@@ -191,7 +193,13 @@ impl<D: Disk> Engine<D> {
             }
             let stretch = Stretch { segment: source.clone(), runs: rest[..rest.len().min(RUNS_TOGETHER)].to_vec() };
             let mut found = Found::default();
-            read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &self.read_buffers, &mut found)?;
+            match read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &self.read_buffers, &mut found) {
+                // One that was repaired is intact elsewhere.
+                Err(error @ ReadError::Corrupt { .. }) => {
+                    found.entries.push((next, self.intact_copy(ledger, next).ok_or(error)?));
+                }
+                read => read?,
+            }
             let mut bytes = 0;
             for (entry, body) in found.entries {
                 bytes += body.len() as u64;

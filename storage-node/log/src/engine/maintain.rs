@@ -13,7 +13,7 @@ use super::commit::Prepared;
 use super::recovery::read_directory;
 use super::{Engine, LogStats, Segment, SharedSegment, segment_name, spare_name};
 use crate::buffer::AlignedBuffer;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Space};
 use crate::format::{BLOCK_BYTES, DATA_AT, ManifestLine, SEAL_AT, Seal, SegmentHeader, SegmentKind};
 use crate::index::Control;
 use crate::index::footer::{self, Directory, Row};
@@ -32,6 +32,8 @@ pub(super) struct Pending<F> {
     pub dropped: Mutex<Vec<(SharedSegment<F>, Vec<Row>)>>,
     /// Segments that compaction found damaged.
     pub unreadable: Mutex<FxHashSet<u32>>,
+    /// Segments with damage that harms no entry any more: what is live in them is to be moved.
+    pub damaged: Mutex<FxHashSet<u32>>,
 }
 
 impl<F> Default for Pending<F> {
@@ -41,6 +43,7 @@ impl<F> Default for Pending<F> {
             dropping: Mutex::default(),
             dropped: Mutex::default(),
             unreadable: Mutex::default(),
+            damaged: Mutex::default(),
         }
     }
 }
@@ -365,6 +368,7 @@ impl<D: Disk> Engine<D> {
     }
 
     pub fn stats(&self) -> LogStats {
+        let space = self.disk.space().unwrap_or(Space { free_bytes: 0, total_bytes: 0 });
         let writer = self.writer.lock();
         let catalog = self.catalog.read();
         let open_bytes = |entry: &SegmentEntry<D::File>| match &entry.index {
@@ -376,7 +380,8 @@ impl<D: Disk> Engine<D> {
             ledgers: catalog.ledgers.len(),
             data_bytes: catalog.segments.values().map(|entry| entry.data_end - DATA_AT).sum(),
             live_bytes: catalog.segments.values().map(|entry| entry.live_bytes).sum(),
-            free_bytes: self.disk.space().map_or(0, |space| space.free_bytes),
+            free_bytes: space.free_bytes,
+            total_bytes: space.total_bytes,
             index_cache_bytes: self.cache.lock().bytes(),
             open_index_bytes: catalog.segments.values().map(open_bytes).sum(),
             full: self.is_full(),

@@ -9,10 +9,12 @@ mod catalog;
 mod closing;
 mod commit;
 mod compact;
+mod copies;
 mod maintain;
 mod read;
 mod recovery;
 mod scan;
+mod scrub;
 mod zero;
 
 use std::sync::Arc;
@@ -24,6 +26,7 @@ pub use batch::{Admission, Append, Done, FenceDone, Request};
 pub use commit::{Begin, Commit, Outcome};
 pub use compact::CompactionPlan;
 pub use recovery::RecoveryReport;
+pub use scrub::Scrubbed;
 pub use zero::ZeroFirst;
 
 use crate::buffer::ReadBuffers;
@@ -89,6 +92,7 @@ pub struct LogStats {
     pub data_bytes: u64,
     pub live_bytes: u64,
     pub free_bytes: u64,
+    pub total_bytes: u64,
     pub index_cache_bytes: usize,
     pub open_index_bytes: usize,
     pub full: bool,

@@ -15,7 +15,7 @@ use crate::error::ReadError;
 use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::index::footer::decode_section;
 use crate::index::{Run, Runs};
-use crate::replica::ExplicitLac;
+use crate::replica::{ExplicitLac, MasterKey};
 
 /// Runs are read together up to this size.
 const READ_BYTES: u64 = 4 << 20;
@@ -63,6 +63,13 @@ impl<D: Disk> Engine<D> {
             });
             match read {
                 Ok(()) => next = found.entries.last().map_or(next, |(entry, _)| entry + 1),
+                // It may have been repaired, or written twice.
+                Err(error @ ReadError::Corrupt { .. }) if found.entries.is_empty() => {
+                    let copy = self.intact_copy(ledger, next).ok_or(error)?;
+                    found.bytes += copy.len();
+                    found.entries.push((next, copy));
+                    next += 1;
+                }
                 Err(error) if found.entries.is_empty() => return Err(error),
                 Err(_) => break,
             }
@@ -80,12 +87,22 @@ impl<D: Disk> Engine<D> {
         Ok(catalog.ledgers.get(&ledger).ok_or(ReadError::NoSuchLedger { ledger })?.last())
     }
 
+    /// Whether anything durable is known of the ledger, a deletion apart.
+    pub fn knows(&self, ledger: u64) -> bool {
+        self.catalog.read().ledgers.contains_key(&ledger)
+    }
+
     /// What else there is of a replica: whether it is fenced, and its explicit last add confirmed. Both `None`s mean that
     /// nothing is known of it.
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
         let catalog = self.catalog.read();
         let known = catalog.ledgers.get(&ledger)?;
         Some((known.fence.is_some(), known.explicit_lac.as_deref().copied()))
+    }
+
+    /// The master key of a replica, if it is known.
+    pub fn key(&self, ledger: u64) -> Option<MasterKey> {
+        self.catalog.read().ledgers.get(&ledger)?.key
     }
 
     /// The entries that there are of a ledger, as stretches of a first entry and a number of entries, in order.
@@ -282,16 +299,16 @@ fn read_piece<F: DiskFile>(file: &F, range: Range<u64>, buffers: &ReadBuffers) -
 }
 
 /// Walks the records of a piece of a segment.
-struct Walk<'b> {
-    buffer: &'b Bytes,
+pub(super) struct Walk<'b> {
+    pub buffer: &'b Bytes,
     /// Where in the segment the buffer begins.
-    base: u64,
-    segment: u32,
-    ledger: u64,
+    pub base: u64,
+    pub segment: u32,
+    pub ledger: u64,
 }
 
 impl Walk<'_> {
-    fn run(
+    pub fn run(
         &self,
         run: &Run,
         next: &mut u64,

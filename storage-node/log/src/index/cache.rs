@@ -54,6 +54,12 @@ impl IndexCache {
         self.lists.insert(key, Cached { runs, used: self.clock, bytes });
     }
 
+    /// Its index is another one now.
+    pub fn forget_segment(&mut self, segment: u32) {
+        let keys: Vec<Key> = self.lists.keys().filter(|(of, _)| *of == segment).copied().collect();
+        keys.into_iter().for_each(|key| self.remove(key));
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -89,6 +89,12 @@ impl Runs {
         Some(&self.0[at..])
     }
 
+    /// Every run that holds `entry`, the latest first.
+    pub fn holding(&self, entry: u64) -> impl Iterator<Item = &Run> {
+        let after = self.0.partition_point(|run| run.first <= entry);
+        self.0[..after].iter().rev().filter(move |run| entry < run.end())
+    }
+
     pub fn first(&self) -> Option<u64> {
         self.0.first().map(|run| run.first)
     }

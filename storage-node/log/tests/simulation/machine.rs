@@ -162,7 +162,7 @@ impl Machine {
     }
 
     pub fn maintain(&mut self) {
-        let result = match self.rng.random_range(0..7) {
+        let result = match self.rng.random_range(0..8) {
             0 => self.engine.prepare_next(),
             1 => self.engine.seal_retired(),
             2 => {
@@ -176,6 +176,7 @@ impl Machine {
                 Ok(())
             }
             4 => self.reclaim(),
+            6 => self.engine.try_again().map(drop),
             5 => {
                 let first = if self.rng.random_bool(0.5) { ZeroFirst::Active } else { ZeroFirst::Next };
                 self.engine.zero_ahead(16 << 10, first).map(drop)

@@ -73,6 +73,9 @@ struct World {
     replicas: BTreeMap<u64, Replica>,
     next_ledger: u64,
     next_call: u64,
+    /// Entries that were acknowledged since a bit was last turned.
+    fresh: BTreeSet<(u64, u64)>,
+    flips_seen: usize,
 }
 
 fn key_of(ledger: u64) -> MasterKey {
@@ -86,6 +89,8 @@ pub fn run(seed: u64) -> Outcome {
         replicas: BTreeMap::new(),
         next_ledger: 1,
         next_call: 0,
+        fresh: BTreeSet::new(),
+        flips_seen: 0,
     };
     for _ in 0..STEPS {
         world.step();
@@ -107,7 +112,8 @@ impl World {
             56..70 => self.machine.write_one(),
             70..84 => self.machine.finish_one(),
             84..92 => self.machine.maintain(),
-            92..96 => self.check(false),
+            92..94 => self.check(false),
+            94..96 => self.repair(),
             96..98 => {
                 let changes = self.machine.rng.random_range(1..20);
                 self.machine.disk.crash_after(changes);
@@ -226,7 +232,8 @@ impl World {
                     let fenced_before = known.fenced_by.is_some_and(|fence| fence < call);
                     assert!(recovery || !fenced_before, "ledger {ledger}: acknowledged after a fence");
                     if right_key {
-                        known.kept.extend(entries);
+                        known.kept.extend(&entries);
+                        self.fresh.extend(entries.into_iter().map(|entry| (ledger, entry)));
                     }
                 }
                 Answer::Fence { call, ledger, result } => {
@@ -263,6 +270,9 @@ impl World {
     fn check(&mut self, recovered: bool) {
         let engine = &self.machine.engine;
         let damage = self.machine.flips > 0;
+        if std::mem::replace(&mut self.flips_seen, self.machine.flips) != self.machine.flips {
+            self.fresh.clear();
+        }
         let existing = engine.ledgers();
         for (&ledger, known) in &mut self.replicas {
             let exists = existing.binary_search(&ledger).is_ok();
@@ -284,7 +294,7 @@ impl World {
                         assert!(!is_early, "entry {ledger}:{entry} is visible before it was acknowledged");
                         found.insert(entry);
                     }
-                    Err(ReadError::Corrupt { .. }) if damage => (),
+                    Err(ReadError::Corrupt { .. }) if damage && !self.fresh.contains(&(ledger, entry)) => (),
                     Err(error) => assert!(!known.kept.contains(&entry), "{error} after it was acknowledged"),
                 }
             }
@@ -308,6 +318,30 @@ impl World {
             assert!(lac <= known.lac_asked, "ledger {ledger}: confirmed up to {lac}");
             known.lac_kept = lac;
         }
+    }
+
+    /// Scrubs all of it, and writes again what is damaged, as from another node.
+    fn repair(&mut self) {
+        let engine = &self.machine.engine;
+        let mut damaged = BTreeSet::new();
+        for segment in engine.scrub_order() {
+            let scrubbed = engine.scrub(segment, &mut |_| true).expect("the disk reads");
+            damaged.extend(scrubbed.map(|scrubbed| scrubbed.damaged_entries).unwrap_or_default());
+        }
+        assert!(damaged.is_empty() || self.machine.flips > 0, "damage without a cause: {damaged:?}");
+        for (&ledger, known) in self.replicas.iter().filter(|(_, known)| !known.deletion_asked) {
+            for &entry in &known.kept {
+                let is_unreadable = engine.lists(ledger, entry) && engine.read(ledger, entry).is_err();
+                assert!(!is_unreadable || damaged.contains(&(ledger, entry)), "{ledger}:{entry} was not found");
+            }
+        }
+        self.machine.note(format_args!("repair {damaged:?}"));
+        for (ledger, entry) in damaged {
+            if self.replicas.get(&ledger).is_some_and(|known| !known.deletion_asked) {
+                self.append_to(ledger, vec![entry], true, true);
+            }
+        }
+        self.machine.engine.reconsider_damaged();
     }
 
     fn restart(&mut self, stop: Stop) {

@@ -88,7 +88,7 @@ impl Cluster {
         let options = LogOptions { segment_bytes: 4 << 20, ..LogOptions::default() };
         let (log, _) = Log::open(&place.folder.join("log"), options).expect("an empty or recovered log");
         let (stop, stopped) = watch::channel(false);
-        let node = StorageNode::new(log.clone(), NodeOptions::new(&place.folder, 256 << 20));
+        let node = StorageNode::new(log.clone(), NodeOptions::new(256 << 20));
         let serving = tokio::spawn(serve(listener, node, stopped));
         let record = StorageNodeRecord {
             address: place.address.clone(),

@@ -18,17 +18,22 @@ final class Nodes implements AutoCloseable {
     static final class Node {
         final Path folder;
         final String address = "127.0.0.1:" + freePort();
+        final List<String> more;
         Process process;
 
-        Node(Path folder) {
+        Node(Path folder, List<String> more) {
             this.folder = folder;
+            this.more = more;
         }
 
         void start() throws Exception {
             Path ready = folder.resolve("ready");
             Files.deleteIfExists(ready);
-            process = new ProcessBuilder(System.getenv("GEMINGA_BINARY"), "storage-node", "--data-dir", folder.resolve("data").toString(),
-                    "--addr", address, "--http-addr", "127.0.0.1:0", "--metadata-url", "none", "--ready-file", ready.toString())
+            List<String> command = new ArrayList<>(List.of(System.getenv("GEMINGA_BINARY"), "storage-node", "--data-dir",
+                    folder.resolve("data").toString(), "--addr", address, "--http-addr", "127.0.0.1:0", "--metadata-url", "none",
+                    "--ready-file", ready.toString()));
+            command.addAll(more);
+            process = new ProcessBuilder(command)
                     .redirectErrorStream(true).redirectOutput(ProcessBuilder.Redirect.appendTo(folder.resolve("log").toFile())).start();
             for (long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(20); !Files.exists(ready); Thread.sleep(5)) {
                 if (!process.isAlive() || System.nanoTime() > end) {
@@ -63,8 +68,11 @@ final class Nodes implements AutoCloseable {
 
     final Path folder;
     final List<Node> all = new ArrayList<>();
+    private final List<String> more;
 
-    Nodes(int count) throws Exception {
+    /** {@code more} arguments for each. */
+    Nodes(int count, String... more) throws Exception {
+        this.more = List.of(more);
         folder = Files.createTempDirectory("geminga-nodes");
         for (int i = 0; i < count; i++) {
             add();
@@ -73,7 +81,7 @@ final class Nodes implements AutoCloseable {
 
     Node add() throws Exception {
         Path own = Files.createDirectory(folder.resolve("node" + all.size()));
-        Node node = new Node(own);
+        Node node = new Node(own, more);
         node.start();
         all.add(node);
         return node;

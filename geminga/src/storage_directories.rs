@@ -1,0 +1,148 @@
+//! From the folders that a storage node was given to the directories that it uses.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use geminga_log::{Log, LogOptions, OpenError};
+use geminga_storage_node::{Assembly, Directories, Directory, Found, Identity, IdentityError, assemble};
+
+use crate::data_dir::{DataDir, InUse};
+
+/// What is open, and kept from other processes as long as this lives.
+pub struct OpenDirectories {
+    /// Name of the node, if its directories have it.
+    pub node: Option<String>,
+    /// Grows with each change of the directories.
+    pub revision: u64,
+    pub directories: Directories,
+    /// Some directory of the node is not there.
+    pub is_incomplete: bool,
+    pub locks: Vec<DataDir>,
+}
+
+/// Recovery after a crash happens here. `give_up`: see [`assemble`]. `strangers`: a lone folder with a log that does not say
+/// whose it is may be used, by a node that is in no cluster.
+///
+/// # Errors
+/// No directory can be used, they belong to several nodes, or one is in use.
+pub fn open(
+    paths: &[&Path],
+    give_up: Option<u64>,
+    strangers: bool,
+    memory_limit: u64,
+) -> anyhow::Result<OpenDirectories> {
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let found: Vec<Found> = paths.iter().map(|path| look_at(path)).collect();
+    let options = log_options(memory_limit, paths.len());
+    if let ([path], [Found::Unmarked], true) = (paths, &found[..], strangers) {
+        let (lock, directory) = open_one(path, &options)?;
+        let directories = Directories::new(vec![directory], 0)?;
+        return Ok(OpenDirectories { node: None, revision: 0, directories, is_incomplete: false, locks: vec![lock] });
+    }
+    let Assembly { node, used, refused, missing, limbo_below } = assemble(&names, found, give_up, Identity::new_name)?;
+    for (at, reason) in refused {
+        tracing::error!(directory = names[at], "data directory is not used: {reason}");
+    }
+    let mut is_incomplete = !missing.is_empty();
+    let (mut locks, mut open) = (Vec::new(), Vec::new());
+    let used_count = used.len();
+    for (at, identity) in used {
+        match open_one(paths[at], &options) {
+            Ok((lock, directory)) => {
+                locks.push(lock);
+                open.push((directory, identity));
+            }
+            Err(error) if used_count == 1 || is_fatal(&error) => return Err(error),
+            Err(error) => {
+                tracing::error!(directory = names[at], "data directory is not used, it failed: {error:#}");
+                is_incomplete = true;
+            }
+        }
+    }
+    if open.is_empty() {
+        bail!("none of the data directories can be used (--data-dir)");
+    }
+    mark(&open)?;
+    if is_incomplete {
+        tracing::error!(
+            node,
+            ?missing,
+            "data directories of this node are missing: of their ledgers it answers that it does not know; see \
+             --give-up-missing-directories if they are gone for good"
+        );
+    }
+    // What holes may hide is in limbo until metadata settle it; without metadata, what is new is believed to be.
+    let has_holes = open.iter().any(|(directory, _)| directory.log.stats().holes > 0);
+    let is_unsure = is_incomplete || (has_holes && !strangers);
+    let limbo_below = if is_unsure { u64::MAX } else { limbo_below };
+    let revision = open[0].1.revision;
+    let directories = Directories::new(open.into_iter().map(|(directory, _)| directory).collect(), limbo_below)?;
+    Ok(OpenDirectories { node: Some(node), revision, directories, is_incomplete, locks })
+}
+
+fn look_at(path: &Path) -> Found {
+    let failed = |source| Found::Unreadable(IdentityError::Io { folder: path.display().to_string(), source });
+    match Identity::read(path) {
+        Ok(Some(identity)) => Found::Marked(identity),
+        Ok(None) => match has_segments(&path.join("log")) {
+            Ok(true) => Found::Unmarked,
+            Ok(false) => Found::Empty,
+            Err(error) => failed(error),
+        },
+        Err(error) => Found::Unreadable(error),
+    }
+}
+
+fn has_segments(log: &Path) -> io::Result<bool> {
+    let files = match std::fs::read_dir(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        files => files?,
+    };
+    for file in files {
+        if file?.file_name().to_string_lossy().starts_with("segment-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A part of what a log takes when it is alone.
+fn log_options(memory_limit: u64, directories: usize) -> LogOptions {
+    let alone = LogOptions::default();
+    LogOptions {
+        max_queued_bytes: memory_limit as usize / 4 / directories,
+        index_memory_bytes: alone.index_memory_bytes / directories,
+        ..alone
+    }
+}
+
+fn open_one(path: &Path, options: &LogOptions) -> anyhow::Result<(DataDir, Directory)> {
+    let lock = DataDir::open(path)?;
+    let folder = lock.log();
+    let (log, report) =
+        Log::open(&folder, options.clone()).with_context(|| format!("cannot open the log in {}", folder.display()))?;
+    tracing::info!(folder = %folder.display(), ?report, "log is open");
+    Ok((lock, Directory { path: PathBuf::from(path), log }))
+}
+
+/// Not the disk's fault: nothing that a node could go on without.
+fn is_fatal(error: &anyhow::Error) -> bool {
+    error.is::<InUse>() || matches!(error.downcast_ref(), Some(OpenError::Locked(_) | OpenError::NewerFormat { .. }))
+}
+
+/// Directories that are new say whose they are before the others count them.
+fn mark(open: &[(Directory, Identity)]) -> anyhow::Result<()> {
+    for (directory, identity) in open {
+        if Identity::read(&directory.path)?.is_none() {
+            let uncounted = Identity { directories: Vec::new(), revision: 0, ..identity.clone() };
+            uncounted.write(&directory.path)?;
+        }
+    }
+    for (directory, identity) in open {
+        if Identity::read(&directory.path)?.as_ref() != Some(identity) {
+            identity.write(&directory.path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Where a storage node gets what it has lost: from the other nodes of the cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_ledger_client::LedgerClient;
+use geminga_metadata::{Metadata, MetadataError};
+use geminga_replicated_ledgers::{Copy, Membership, Quorum, ReplicaReader, ReplicatedLedgers, ReplicationOptions};
+use geminga_storage_node::{Asking, Duties, Duty, Fetched, Fetching, Ledgers, Replicas};
+use tokio::task::JoinSet;
+
+/// A node that takes longer for an entry is given up.
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes that may wait to be sent to others while a ledger is closed.
+const OUTBOUND_BYTES: u64 = 16 << 20;
+
+/// What one node may ask of the others.
+pub struct OtherNodes {
+    id: String,
+    metadata: Metadata,
+    ledgers: ReplicatedLedgers,
+    reader: ReplicaReader,
+}
+
+impl OtherNodes {
+    /// `tasks` follow which nodes there are.
+    ///
+    /// # Errors
+    /// Metadata could not be read.
+    pub async fn of(id: &str, metadata: Metadata, tasks: &mut JoinSet<()>) -> Result<Arc<Self>, MetadataError> {
+        let membership = Membership::open(metadata.clone()).await?;
+        tasks.spawn(membership.clone().follow(|| ()));
+        let reader = ReplicaReader::new(metadata.clone(), Arc::new(membership.clone()), NODE_TIMEOUT);
+        // Only to close ledgers, which have quorums of their own.
+        let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
+        let options = ReplicationOptions { quorum, call_timeout: NODE_TIMEOUT, outbound_bytes: OUTBOUND_BYTES };
+        let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), options);
+        Ok(Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader }))
+    }
+}
+
+impl Replicas for OtherNodes {
+    fn fetch(&self, ledger: u64, entry: u64) -> Fetching {
+        let (id, reader) = (self.id.clone(), self.reader.clone());
+        Box::pin(async move {
+            match reader.copy_for(&id, ledger, entry).await {
+                Ok(Copy::Entry(body)) => Fetched::Entry(body),
+                Ok(Copy::NoLedger | Copy::NotItsEntry) => Fetched::NotNeeded,
+                Ok(Copy::Unavailable(reason)) => Fetched::Unavailable(reason),
+                Err(error) => Fetched::Unavailable(error.to_string()),
+            }
+        })
+    }
+}
+
+impl Ledgers for OtherNodes {
+    fn horizon(&self) -> Asking<u64> {
+        let metadata = self.metadata.clone();
+        Box::pin(async move { metadata.fresh_ledger_id().await.map_err(|error| error.to_string()) })
+    }
+
+    fn duties(&self, from: u64, limit: usize) -> Asking<Duties> {
+        let (id, reader) = (self.id.clone(), self.reader.clone());
+        Box::pin(async move {
+            let (shares, next) = reader.shares_of(&id, from, limit).await.map_err(|error| error.to_string())?;
+            let duty = |(ledger, share): (u64, geminga_replicated_ledgers::Share)| Duty {
+                ledger,
+                stretches: share.stretches,
+                is_settled: share.is_settled,
+                is_closed: share.is_closed,
+            };
+            Ok((shares.into_iter().map(duty).collect(), next))
+        })
+    }
+
+    fn close(&self, ledger: u64) -> Asking<()> {
+        let closing = self.ledgers.recover(ledger);
+        Box::pin(async move { closing.await.map(drop).map_err(|error| error.to_string()) })
+    }
+}

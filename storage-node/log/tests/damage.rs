@@ -1,0 +1,154 @@
+//! Damage to the log, from its discovery to the day when nothing is left of it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use geminga_log::disk::sim::SimDisk;
+use geminga_log::engine::{Begin, Engine, Request};
+use geminga_log::{Admission, Append, AppendError, LogOptions, MasterKey, ReadError};
+
+const KEY: MasterKey = [3; 20];
+const BODY_BYTES: usize = 4000;
+
+fn options() -> LogOptions {
+    LogOptions { segment_bytes: 256 << 10, reserve_bytes: 0, ..LogOptions::default() }
+}
+
+fn run(engine: &Engine<SimDisk>, request: Request) {
+    let mut queue = VecDeque::from([request]);
+    while let Begin::Commit(commit) = engine.begin(&mut queue) {
+        let written = commit.write();
+        engine.finish(commit, written).into_iter().for_each(|outcome| outcome.tell());
+    }
+}
+
+fn body(ledger: u64, entry: u64) -> Bytes {
+    Bytes::from(vec![(ledger * 50 + entry) as u8; BODY_BYTES])
+}
+
+fn add(engine: &Engine<SimDisk>, ledger: u64, entry: u64, recovery: bool) -> Result<(), AppendError> {
+    let answer = Arc::new(Mutex::new(None));
+    let told = answer.clone();
+    let entries =
+        vec![Append { ledger, entry, parts: [body(ledger, entry), Bytes::new(), Bytes::new()], reserve: false }];
+    let done = Box::new(move |result| *told.lock().unwrap() = Some(result));
+    run(engine, Request::Append { entries, admission: Admission::Replica { key: KEY, recovery }, done });
+    answer.lock().unwrap().take().expect("an answer")
+}
+
+/// Turns a bit in the head of a record or in its body.
+fn damage(disk: &SimDisk, ledger: u64, entry: u64, in_head: bool) {
+    let pattern = body(ledger, entry);
+    for (name, content) in disk.contents() {
+        if let Some(at) = content.windows(BODY_BYTES).position(|part| part == &pattern[..]) {
+            let byte = if in_head { at as u64 - 10 } else { at as u64 + 100 };
+            return disk.flip_bit(&name, byte, 3);
+        }
+    }
+    panic!("entry {ledger}:{entry} is not on the disk");
+}
+
+fn maintain(engine: &Engine<SimDisk>) {
+    engine.seal_retired().unwrap();
+    if let Some(plan) = engine.plan_compaction()
+        && let Some(request) = engine.compact(&plan, &mut |_| true, Box::new(|result| result.unwrap())).unwrap()
+    {
+        run(engine, request);
+    }
+    engine.dispose().unwrap();
+}
+
+fn scrub(engine: &Engine<SimDisk>) -> (u64, Vec<(u64, u64)>) {
+    let (mut places, mut entries) = (0, Vec::new());
+    for segment in engine.scrub_order() {
+        let scrubbed = engine.scrub(segment, &mut |_| true).unwrap().expect("it is there");
+        places += scrubbed.damaged_places;
+        entries.extend(scrubbed.damaged_entries);
+    }
+    engine.reconsider_damaged();
+    (places, entries)
+}
+
+#[test]
+fn holes_hide_until_they_are_forgiven_and_compaction_takes_them_away() {
+    let disk = SimDisk::new(5, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    for entry in 0..20 {
+        assert_eq!(add(&engine, 1 + entry % 2, entry / 2, false), Ok(()));
+    }
+    drop(engine);
+    disk.crash();
+    damage(&disk, 1, 3, true);
+    let (engine, report) = Engine::open(disk.clone(), options()).unwrap();
+    assert!(!report.damage.is_empty() && engine.stats().holes == 1, "{report:?}");
+    assert!(matches!(engine.read(1, 3), Err(ReadError::Corrupt { .. })));
+    assert!(matches!(engine.read(9, 0), Err(ReadError::Corrupt { .. })), "the hole may hide a ledger");
+    assert_eq!(add(&engine, 2, 10, false), Err(AppendError::Unknown), "the hole may hide its fence");
+
+    assert_eq!(add(&engine, 1, 3, true), Ok(()), "a repair");
+    engine.forgive_holes();
+    assert_eq!(engine.stats().holes, 0);
+    assert_eq!((engine.read(1, 3).unwrap(), engine.read(2, 9).unwrap()), (body(1, 3), body(2, 9)));
+    assert!(matches!(engine.read(9, 0), Err(ReadError::NoSuchLedger { .. })));
+    assert_eq!(add(&engine, 2, 10, false), Ok(()), "it takes entries again");
+
+    maintain(&engine);
+    engine.shut_down().unwrap();
+    drop(engine);
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!((report.damage.len(), engine.stats().holes), (0, 0), "the damaged segment is gone: {report:?}");
+    assert!((0..10).all(|entry| engine.read(1, entry).unwrap() == body(1, entry)));
+    assert!((0..11).all(|entry| engine.read(2, entry).unwrap() == body(2, entry)));
+}
+
+#[test]
+fn a_scrub_finds_heads_and_bodies_and_a_repaired_segment_is_moved() {
+    let disk = SimDisk::new(6, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    for entry in 0..20 {
+        assert_eq!(add(&engine, 1, entry, false), Ok(()));
+    }
+    engine.shut_down().unwrap();
+    drop(engine);
+    damage(&disk, 1, 4, false);
+    damage(&disk, 1, 11, true);
+    let (engine, report) = Engine::open(disk.clone(), options()).unwrap();
+    assert_eq!(report.damage, [""; 0], "what is sealed is not read at a start");
+    assert_eq!(scrub(&engine), (2, vec![(1, 4), (1, 11)]));
+    for entry in [4, 11] {
+        assert!(matches!(engine.read(1, entry), Err(ReadError::Corrupt { .. })));
+        assert_eq!(add(&engine, 1, entry, true), Ok(()));
+        assert_eq!(engine.read(1, entry).unwrap(), body(1, entry));
+    }
+    assert_eq!(scrub(&engine), (2, vec![]), "the damage is there and does no harm");
+    maintain(&engine);
+    assert_eq!(scrub(&engine), (0, vec![]), "it is not even there any more");
+    drop(engine);
+    disk.crash();
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!(report.damage, [""; 0]);
+    assert!((0..20).all(|entry| engine.read(1, entry).unwrap() == body(1, entry)));
+}
+
+#[test]
+fn a_damaged_index_is_written_again() {
+    let disk = SimDisk::new(7, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    for entry in 0..20 {
+        assert_eq!(add(&engine, 1, entry, false), Ok(()));
+    }
+    engine.shut_down().unwrap();
+    drop(engine);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    // The runs of the only ledger are the first thing behind the records.
+    let records_end = 8192 + engine.stats().data_bytes;
+    disk.flip_bit("segment-00000001", records_end + 5, 1);
+    let scrub_first = || engine.scrub(1, &mut |_| true).unwrap().expect("it is there");
+    assert!(scrub_first().index_rewritten);
+    assert!(!scrub_first().index_rewritten, "it is intact now");
+    drop(engine);
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!((report.scanned, report.damage.len()), (0, 0));
+    assert!((0..20).all(|entry| engine.read(1, entry).unwrap() == body(1, entry)));
+}

@@ -1,0 +1,435 @@
+//! The data directories of a node, each with a log of its own: which of them has a ledger.
+//!
+//! A ledger is in one directory. Which one is decided once, by the room that each has, when the first word about the ledger
+//! comes; after a restart the directories say themselves what they have. With one directory there is nothing to remember.
+//!
+//! Ledgers are in *limbo* when they are found nowhere and may be in a directory that is missing: reads of them answer "I
+//! don't know", and nothing is written to them, because they may be fenced there. Ledgers that metadata gave out after the
+//! directory went missing ([`Directories::set_limbo_below`]) cannot be there, and are taken as ever.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use geminga_log::{Append, AppendError, Done, ExplicitLac, FenceDone, FenceError, Log, LogStats, MasterKey, ReadError};
+use parking_lot::{Mutex, RwLock};
+use rand::Rng;
+use rustc_hash::FxHashMap;
+
+use crate::identity::{Identity, IdentityError};
+
+/// How old a directory's figures may be when a ledger is placed.
+const ROOM_AGE: Duration = Duration::from_millis(500);
+
+/// One data directory that is in use.
+pub struct Directory {
+    pub path: PathBuf,
+    pub log: Log,
+}
+
+/// Two directories have the same ledger: they do not belong together.
+#[derive(Debug, thiserror::Error)]
+#[error("ledger {ledger} is in {one} and in {other}: these data directories do not belong together")]
+pub struct LedgerTwice {
+    pub ledger: u64,
+    pub one: String,
+    pub other: String,
+}
+
+/// See the module's head.
+pub struct Directories {
+    all: Vec<Directory>,
+    /// By ledger, if there are several directories.
+    homes: RwLock<FxHashMap<u64, u32>>,
+    limbo_below: AtomicU64,
+    room: Mutex<Option<(Instant, Vec<u64>)>>,
+}
+
+enum Home<'d> {
+    Here(&'d Log),
+    Nowhere,
+    Limbo,
+}
+
+impl From<Log> for Directories {
+    fn from(log: Log) -> Self {
+        let all = vec![Directory { path: PathBuf::new(), log }];
+        Self { all, homes: RwLock::default(), limbo_below: AtomicU64::new(0), room: Mutex::default() }
+    }
+}
+
+impl Directories {
+    /// Of ledgers below `limbo_below` that are in none of them it is unknown whether they were here.
+    ///
+    /// # Errors
+    /// Two of them have the same ledger.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn new(all: Vec<Directory>, limbo_below: u64) -> Result<Self, LedgerTwice> {
+        assert!(!all.is_empty(), "a node has a data directory");
+        let mut homes = FxHashMap::default();
+        if all.len() > 1 {
+            for (at, directory) in all.iter().enumerate() {
+                for ledger in directory.log.ledgers() {
+                    if let Some(other) = homes.insert(ledger, at as u32) {
+                        let name = |at: usize| all[at].path.display().to_string();
+                        return Err(LedgerTwice { ledger, one: name(other as usize), other: name(at) });
+                    }
+                }
+            }
+        }
+        let limbo_below = AtomicU64::new(limbo_below);
+        Ok(Self { all, homes: RwLock::new(homes), limbo_below, room: Mutex::default() })
+    }
+
+    pub fn all(&self) -> &[Directory] {
+        &self.all
+    }
+
+    /// Ledgers that metadata have not given out yet cannot be in a directory that is missing by now.
+    pub fn set_limbo_below(&self, horizon: u64) {
+        self.limbo_below.store(horizon, Ordering::Release);
+    }
+
+    pub fn limbo_below(&self) -> u64 {
+        self.limbo_below.load(Ordering::Acquire)
+    }
+
+    pub fn is_in_limbo(&self, ledger: u64) -> bool {
+        matches!(self.home(ledger), Home::Limbo)
+    }
+
+    fn home(&self, ledger: u64) -> Home<'_> {
+        let limbo_below = self.limbo_below();
+        if let [only] = &self.all[..] {
+            let is_here = ledger >= limbo_below || only.log.knows(ledger);
+            return if is_here { Home::Here(&only.log) } else { Home::Limbo };
+        }
+        match self.homes.read().get(&ledger) {
+            Some(&at) => Home::Here(&self.all[at as usize].log),
+            None if ledger < limbo_below => Home::Limbo,
+            None => Home::Nowhere,
+        }
+    }
+
+    /// Where something of the ledger is to be written.
+    fn place(&self, ledger: u64) -> Result<&Log, AppendError> {
+        match self.home(ledger) {
+            Home::Here(log) => Ok(log),
+            Home::Limbo => Err(AppendError::Unknown),
+            Home::Nowhere => {
+                let at = self.roomiest();
+                let at = *self.homes.write().entry(ledger).or_insert(at as u32);
+                Ok(&self.all[at as usize].log)
+            }
+        }
+    }
+
+    /// As [`Directories::place`], for a copy from another node: also of a ledger in limbo, which is then where damage hides it.
+    fn place_copy(&self, ledger: u64) -> &Log {
+        if let Home::Here(log) = self.home(ledger) {
+            return log;
+        }
+        let with_holes = self.all.iter().position(|directory| directory.log.stats().holes > 0);
+        let at = with_holes.unwrap_or_else(|| self.roomiest());
+        let at = *self.homes.write().entry(ledger).or_insert(at as u32);
+        &self.all[at as usize].log
+    }
+
+    /// A directory at random, the more likely the more room it has: they fill alike, and share the load of new ledgers.
+    fn roomiest(&self) -> usize {
+        let mut known = self.room.lock();
+        if known.as_ref().is_none_or(|(since, _)| since.elapsed() > ROOM_AGE) {
+            let room = |directory: &Directory| {
+                let stats = directory.log.stats();
+                if stats.full || stats.read_only { 0 } else { stats.free_bytes }
+            };
+            *known = Some((Instant::now(), self.all.iter().map(room).collect()));
+        }
+        let (_, room) = known.as_ref().expect("just looked");
+        // With no room anywhere each is as good as the others, and says so itself.
+        let mut drawn = rand::rng().random_range(0..room.iter().sum::<u64>().max(1));
+        room.iter()
+            .position(|bytes| {
+                let is_it = drawn < *bytes;
+                drawn = drawn.saturating_sub(*bytes);
+                is_it
+            })
+            .unwrap_or(0)
+    }
+
+    pub fn append_to_replica(&self, entries: Vec<Append>, key: MasterKey, recovery: bool, done: Done) {
+        let Some(ledger) = entries.first().map(|entry| entry.ledger) else { return done(Ok(())) };
+        match self.place(ledger) {
+            Ok(log) => log.append_to_replica(entries, key, recovery, done),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// An entry that other nodes have.
+    pub fn append_copy(&self, entry: Append, key: MasterKey, done: Done) {
+        self.place_copy(entry.ledger).append_to_replica(vec![entry], key, true, done);
+    }
+
+    /// Whatever damage may hide is settled, up to ledgers of this id. What is not found of those is in limbo for good.
+    ///
+    /// # Errors
+    /// That could not be written down, and nothing has changed.
+    pub fn forgive_holes(&self, horizon: u64) -> Result<(), IdentityError> {
+        for directory in &self.all {
+            if let Some(identity) = Identity::read(&directory.path)?
+                && identity.limbo_below < horizon
+            {
+                Identity { limbo_below: horizon, ..identity }.write(&directory.path)?;
+            }
+        }
+        self.all.iter().for_each(|directory| directory.log.forgive_holes());
+        Ok(())
+    }
+
+    pub fn fence_replica(&self, ledger: u64, key: MasterKey, done: FenceDone) {
+        match self.place(ledger) {
+            Ok(log) => log.fence_replica(ledger, key, done),
+            Err(_) => done(Err(FenceError::Unknown(limbo(ledger, None)))),
+        }
+    }
+
+    pub fn confirm_replica(&self, ledger: u64, key: MasterKey, lac: ExplicitLac, done: Done) {
+        match self.place(ledger) {
+            Ok(log) => log.confirm_replica(ledger, key, lac, done),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// Looks into the directory that has the ledger. If none is known to, each is asked: one with damage may not know.
+    fn look<T>(
+        &self,
+        ledger: u64,
+        entry: Option<u64>,
+        look: impl Fn(&Log) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        match self.home(ledger) {
+            Home::Here(log) => look(log),
+            Home::Limbo => Err(limbo(ledger, entry)),
+            Home::Nowhere => {
+                for directory in &self.all {
+                    match look(&directory.log) {
+                        Err(ReadError::NoSuchLedger { .. }) => (),
+                        other => return other,
+                    }
+                }
+                Err(ReadError::NoSuchLedger { ledger })
+            }
+        }
+    }
+
+    pub fn read(&self, ledger: u64, entry: u64) -> Result<Bytes, ReadError> {
+        self.look(ledger, Some(entry), |log| log.read(ledger, entry))
+    }
+
+    /// As [`Log::read_range`].
+    pub fn read_range(
+        &self,
+        ledger: u64,
+        first: u64,
+        last: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, ReadError> {
+        self.look(ledger, Some(first), |log| log.read_range(ledger, first, last, max_bytes))
+    }
+
+    pub fn last_entry(&self, ledger: u64) -> Result<Option<u64>, ReadError> {
+        self.look(ledger, None, |log| log.last_entry(ledger))
+    }
+
+    pub fn stretches(&self, ledger: u64) -> Result<Vec<(u64, u64)>, ReadError> {
+        self.look(ledger, None, |log| log.stretches(ledger))
+    }
+
+    pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
+        match self.home(ledger) {
+            Home::Here(log) => log.replica(ledger),
+            Home::Limbo | Home::Nowhere => None,
+        }
+    }
+
+    /// The master key of a replica, if it is known.
+    pub fn key(&self, ledger: u64) -> Option<MasterKey> {
+        match self.home(ledger) {
+            Home::Here(log) => log.key(ledger),
+            Home::Limbo | Home::Nowhere => None,
+        }
+    }
+
+    /// Whether the index has the entry, readable or not. Blocks.
+    pub fn lists(&self, ledger: u64, entry: u64) -> bool {
+        matches!(self.home(ledger), Home::Here(log) if log.lists(ledger, entry))
+    }
+
+    /// As [`Log::is_damaged`].
+    pub fn is_damaged(&self, ledger: u64, entry: u64) -> bool {
+        matches!(self.home(ledger), Home::Here(log) if log.is_damaged(ledger, entry))
+    }
+
+    /// Deletes ledgers, durably; `done` hears once. Those that are nowhere are no error.
+    pub async fn delete(&self, ledgers: &[u64]) -> Result<(), AppendError> {
+        let mut waiting = Vec::new();
+        for (at, directory) in self.all.iter().enumerate() {
+            let is_here = |ledger: &u64| match self.homes.read().get(ledger) {
+                Some(&home) => home as usize == at,
+                // Damage may hide it anywhere.
+                None => true,
+            };
+            let here: Vec<u64> = ledgers.iter().copied().filter(is_here).collect();
+            if here.is_empty() {
+                continue;
+            }
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            // The caller may have gone; the deletion stands all the same.
+            directory.log.delete_ledgers(&here, Box::new(move |result| drop(sender.send(result))));
+            waiting.push((here, receiver));
+        }
+        let mut outcome = Ok(());
+        for (here, receiver) in waiting {
+            match receiver.await.unwrap_or(Err(AppendError::Closed)) {
+                Ok(()) => {
+                    let mut homes = self.homes.write();
+                    for ledger in &here {
+                        homes.remove(ledger);
+                    }
+                }
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+
+    /// Ids of all ledgers, in order.
+    pub fn ledgers(&self) -> Vec<u64> {
+        let mut ledgers: Vec<u64> = self.all.iter().flat_map(|directory| directory.log.ledgers()).collect();
+        ledgers.sort_unstable();
+        ledgers
+    }
+
+    /// Of all logs together; the node is full, or read-only, when each of them takes nothing.
+    pub fn stats(&self) -> LogStats {
+        let mut total = LogStats { full: true, read_only: true, ..LogStats::default() };
+        let mut takes_entries = false;
+        for one in self.all.iter().map(|directory| directory.log.stats()) {
+            takes_entries |= !one.full && !one.read_only;
+            total.segments += one.segments;
+            total.ledgers += one.ledgers;
+            total.data_bytes += one.data_bytes;
+            total.live_bytes += one.live_bytes;
+            total.free_bytes += one.free_bytes;
+            total.total_bytes += one.total_bytes;
+            total.index_cache_bytes += one.index_cache_bytes;
+            total.open_index_bytes += one.open_index_bytes;
+            total.full &= one.full;
+            total.read_only &= one.read_only;
+            total.holes += one.holes;
+            total.commits += one.commits;
+            total.committed_bytes += one.committed_bytes;
+            total.queued_bytes += one.queued_bytes;
+            total.failed_commits += one.failed_commits;
+        }
+        // One full and one failing take nothing either.
+        total.full |= !takes_entries;
+        total
+    }
+
+    /// Ends every log; reads go on. Blocks.
+    pub fn close(&self) {
+        self.all.iter().for_each(|directory| directory.log.close());
+    }
+}
+
+fn limbo(ledger: u64, entry: Option<u64>) -> ReadError {
+    let detail = "a data directory that may have it is missing".to_owned();
+    ReadError::Corrupt { ledger, entry, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use geminga_log::LogOptions;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const KEY: MasterKey = [7; 20];
+
+    fn directory(path: &Path) -> Directory {
+        let options = LogOptions { segment_bytes: 1 << 20, reserve_bytes: 0, ..LogOptions::default() };
+        Directory { path: path.to_owned(), log: Log::open(path, options).expect("it opens").0 }
+    }
+
+    async fn add(directories: &Directories, ledger: u64, entry: u64) -> Result<(), AppendError> {
+        let (sender, receiver) = oneshot::channel();
+        let parts = [Bytes::from(format!("{ledger}:{entry}")), Bytes::new(), Bytes::new()];
+        let append = Append { ledger, entry, parts, reserve: false };
+        directories.append_to_replica(vec![append], KEY, false, Box::new(move |result| drop(sender.send(result))));
+        receiver.await.expect("answered")
+    }
+
+    async fn fence(directories: &Directories, ledger: u64) -> Result<Option<u64>, FenceError> {
+        let (sender, receiver) = oneshot::channel();
+        directories.fence_replica(ledger, KEY, Box::new(move |result| drop(sender.send(result))));
+        receiver.await.expect("answered")
+    }
+
+    #[tokio::test]
+    async fn a_ledger_stays_where_it_is_and_a_missing_directory_takes_only_its_own() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = [folder.path().join("a"), folder.path().join("b")];
+        let both = || paths.iter().map(|path| directory(path)).collect::<Vec<_>>();
+        let directories = Directories::new(both(), 0).expect("they belong together");
+        for ledger in 1..=40 {
+            for entry in 0..3 {
+                assert_eq!(add(&directories, ledger, entry).await, Ok(()));
+            }
+        }
+        assert_eq!(fence(&directories, 41).await, Ok(None));
+        let of_each: Vec<Vec<u64>> = directories.all().iter().map(|directory| directory.log.ledgers()).collect();
+        assert!(of_each.iter().all(|ledgers| ledgers.len() > 4), "{of_each:?}");
+        drop(directories);
+
+        let directories = Directories::new(both(), 0).expect("they belong together");
+        assert_eq!(directories.read(40, 2).expect("it is kept"), "40:2");
+        assert_eq!(add(&directories, 41, 0).await, Err(AppendError::Fenced), "it is known where it is");
+        assert!(matches!(directories.read(99, 0), Err(ReadError::NoSuchLedger { .. })));
+        drop(directories);
+
+        let left = Directories::new(vec![directory(&paths[0])], 50).expect("one of them");
+        for ledger in 1..=41 {
+            let is_left = of_each[0].contains(&ledger);
+            match left.last_entry(ledger) {
+                Ok(_) => assert!(is_left),
+                Err(error) => assert!(!is_left && matches!(error, ReadError::Corrupt { .. }), "{ledger}: {error}"),
+            }
+            if ledger != 41 {
+                assert_eq!(add(&left, ledger, 3).await, if is_left { Ok(()) } else { Err(AppendError::Unknown) });
+            }
+            if !is_left {
+                assert!(matches!(fence(&left, ledger).await, Err(FenceError::Unknown(_))));
+            }
+        }
+        assert_eq!(add(&left, 50, 0).await, Ok(()), "nobody had it when the directory went missing");
+        assert_eq!(left.delete(&[50, of_each[0][0], 12345]).await, Ok(()));
+        assert!(matches!(left.read(50, 0), Err(ReadError::NoSuchLedger { .. })));
+        drop(left);
+
+        let directories = Directories::new(both(), 0).expect("they belong together");
+        let lost = of_each[1][0];
+        assert_eq!(directories.read(lost, 2).expect("it was only away"), format!("{lost}:2"));
+        drop(directories);
+        let doubled = folder.path().join("c");
+        let single = Directories::from(directory(&doubled).log);
+        assert_eq!(add(&single, lost, 0).await, Ok(()));
+        drop(single);
+        assert!(Directories::new(vec![directory(&paths[1]), directory(&doubled)], 0).is_err(), "the same ledger twice");
+    }
+}

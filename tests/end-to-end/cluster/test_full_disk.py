@@ -1,0 +1,52 @@
+"""A storage node whose disk is full: it says so in metadata and refuses entries, serves what it has, and comes back."""
+import itertools
+import json
+import sqlite3
+import subprocess
+
+import pytest
+
+from conftest import BINARY
+from harness import bookie, servers
+from harness.bookie import Bookie
+from harness.small_disk import small_disk
+from test_directories import make_node
+
+PIECE = b"x" * (1 << 20)
+
+
+def is_read_only(database):
+    with sqlite3.connect(database) as metadata:
+        (value,) = metadata.execute("SELECT value FROM records WHERE key LIKE 'storage-nodes/%'").fetchone()
+    return json.loads(value)["d"]["read_only"]
+
+
+@pytest.mark.parametrize("disks", [1, 2])
+def test_a_full_node_takes_nothing_until_there_is_room_again(tmp_path, disks):
+    database = tmp_path / "metadata.db"
+    url = f"sqlite:{database}"
+    subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
+    with small_disk(128, "tmpfs") as small, small_disk(128, "tmpfs") as other:
+        folders = [f"{small}/data", f"{other}/data"][:disks]
+        node = make_node(tmp_path / "node", folders, "--garbage-interval", "1s", url=url)
+        address = node.start()["bookie"]
+        try:
+            with Bookie(address) as client:
+                # Metadata have not given out these ids, so that nothing is taken for garbage yet.
+                filled = next(ledger for ledger in range(100, 1000) if client.add(ledger, 0, PIECE) != bookie.OK)
+                assert disks * 60 < filled - 100 < disks * 128
+                # The first refusal is only that the next file is not ready.
+                entries = itertools.count()
+                servers.wait_for(lambda: client.add(5000, next(entries), PIECE) == bookie.READ_ONLY and is_read_only(database))
+                code, content = client.read(100, 0)
+                assert code == bookie.OK and content.endswith(PIECE)
+                assert client.add(6000, 0, b"small", flags=bookie.RECOVERY_ADD) == bookie.OK, "a repair may use the reserve"
+
+                with sqlite3.connect(database) as metadata:
+                    metadata.execute("INSERT INTO sequences (name, next) VALUES ('ledger-id', 7000)"
+                                     " ON CONFLICT (name) DO UPDATE SET next = 7000")
+                servers.wait_for(lambda: not is_read_only(database))
+                assert client.add(8000, 0, PIECE) == bookie.OK
+                assert client.read(100, 0)[0] == bookie.NO_LEDGER
+        finally:
+            node.stop()
