@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use geminga_broker::Ownership;
-use geminga_metadata::Metadata;
+use geminga_metadata::{BrokerSession, Metadata};
 use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
 use tokio::sync::watch;
 
@@ -57,10 +57,35 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
         tokio::spawn(membership.follow(move || ledgers.nodes_changed()))
     };
     let member = ports.member(&serving_options, options.session_timeout.get())?;
+    refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
     serving::serve(&serving_options, ports, metadata, Arc::new(ledgers), ownership, shutdown).await?;
     following.abort();
     store.close().await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// A file tells no process what another one writes to it, which brokers that share bundles need. The session of one that was
+/// killed is waited for.
+async fn refuse_a_second_broker_on_a_file(
+    url: &str,
+    metadata: &Metadata,
+    me: &str,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let give_up_at = tokio::time::Instant::now() + patience;
+    while url.starts_with("sqlite:") {
+        let now_ms = metadata.store().now_ms();
+        let sessions = metadata.broker_sessions().await?;
+        let is_other = |session: &&BrokerSession| {
+            session.broker != me && session.expires_at_ms.is_some_and(|expires_at_ms| expires_at_ms > now_ms)
+        };
+        let Some(other) = sessions.iter().find(is_other) else { return Ok(()) };
+        if tokio::time::Instant::now() > give_up_at {
+            bail!("broker {} uses these metadata: several brokers need PostgreSQL (--metadata-url)", other.broker);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     Ok(())
 }
