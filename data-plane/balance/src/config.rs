@@ -125,8 +125,6 @@ pub struct Fill {
     pub confirm_ms: u64,
     /// It is filled up to so far below the mean. What it was filled with rests for a day, so it must have room for the day's waves.
     pub goal: f64,
-    /// Bundles with a greater part of a broker's share come last: few large ones have days of their own.
-    pub largest: f64,
     /// Others give down to so far below the mean. Less than `goal`, for the same reason as with `Level::goal`.
     pub donors: f64,
     /// A plan that brings less than this part of what is missing is not worth it.
@@ -144,7 +142,6 @@ impl Default for Fill {
             least: 0.005,
             confirm_ms: 10 * SECOND,
             goal: 0.11,
-            largest: 0.04,
             donors: 0.02,
             least_gain: 0.2,
             restart_window_ms: HOUR,

@@ -47,7 +47,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-metadata", &["geminga-model"]),
     ("geminga-metadata-sql", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger", &["geminga-model"]),
-    ("geminga-balance", &[]),
     ("geminga-ensemble", &[]),
     ("geminga-balance", &[]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),

@@ -84,13 +84,8 @@ impl Round<'_> {
                 break;
             };
             let donor = &self.standings.all[from];
-            let large = self.config.fill.largest * self.standings.mean * donor.cores;
-            let spare = (donor.utilization() - floor) * donor.cores;
-            let left = missing - draft.load;
-            // Where there are only large ones, as in a small cluster, they have to do.
-            let most = spare.min(left);
-            let pick = self.pick_any(from, dust, most.min(large)).or_else(|_| self.pick_smallest(from, dust, most));
-            match pick {
+            let most = ((donor.utilization() - floor) * donor.cores).min(missing - draft.load);
+            match self.pick_any(from, dust, most) {
                 Ok(pick) => self.add(&mut draft, &pick, from, to),
                 Err(obstacle) => {
                     draft.obstacle = Some(obstacle);
