@@ -71,6 +71,15 @@ impl Shared {
         }
     }
 
+    fn all_open(&self) -> Vec<Arc<OpenLedger>> {
+        let open = self.open.lock();
+        let writing = open.values().filter_map(|writing| match writing {
+            Writing::Open(open) => Some(open.clone()),
+            Writing::Creating(_) => None,
+        });
+        writing.collect()
+    }
+
     pub fn forget_open(&self, ledger: u64) {
         self.open.lock().remove(&ledger);
     }
@@ -200,19 +209,13 @@ impl ReplicatedLedgers {
         repairing::free_space(&self.shared, node).await
     }
 
-    /// There are other nodes than before.
+    /// There are other nodes than before: writers look whether they should go on with others, in a while.
     pub fn nodes_changed(&self) {
-        let open: Vec<Arc<OpenLedger>> = self
-            .shared
-            .open
-            .lock()
-            .values()
-            .filter_map(|writing| match writing {
-                Writing::Open(open) => Some(open.clone()),
-                Writing::Creating(_) => None,
-            })
-            .collect();
-        open.iter().for_each(OpenLedger::nodes_changed);
+        let shared = self.shared.clone();
+        self.shared.runtime.spawn(async move {
+            let gone = shared.nodes.gone().await;
+            shared.all_open().iter().for_each(|open| open.nodes_changed(&gone));
+        });
     }
 }
 

@@ -72,6 +72,7 @@ fn directory_of(statuses: Vec<StorageNodeStatus>) -> Vec<NodeInfo> {
     }
     let is_there = |status: &StorageNodeStatus| latest[&status.record.address] == status.version;
     let info = |status: StorageNodeStatus| NodeInfo {
+        is_alive: status.is_alive,
         is_draining: status.decommissioned_ms.is_some(),
         is_writable: status.is_alive && !status.record.read_only && status.decommissioned_ms.is_none(),
         id: status.id,

@@ -23,6 +23,8 @@ pub struct NodeInfo {
     pub address: String,
     /// Nodes of one zone fail together.
     pub zone: String,
+    /// It says that it lives.
+    pub is_alive: bool,
     /// It takes new entries.
     pub is_writable: bool,
     /// It is to be emptied: whoever writes to it goes on with another node, if there is one.
@@ -48,12 +50,26 @@ impl Nodes {
         Self { directory, connections: Mutex::default(), connecting: Mutex::default(), outbound, call_timeout }
     }
 
-    /// Those of an ensemble that are to be emptied, as many as there are others to take their places.
-    pub fn leaving(&self, ensemble: &[NodeId]) -> Vec<NodeId> {
+    /// Nodes that do not say that they live, and do not answer either. Whoever has only not said so, as when metadata were away,
+    /// is not among them.
+    pub async fn gone(&self) -> BTreeSet<NodeId> {
+        let mut gone = BTreeSet::new();
+        for info in self.directory.nodes().into_iter().filter(|info| !info.is_alive) {
+            if self.connect(&info.id).await.is_none() {
+                gone.insert(info.id);
+            }
+        }
+        gone
+    }
+
+    /// Members of an ensemble that a writer leaves without having to: those that are gone, and those that are to be emptied. No
+    /// more than there are others to take their places.
+    pub fn to_leave(&self, ensemble: &[NodeId], gone: &BTreeSet<NodeId>) -> Vec<NodeId> {
         let all = self.directory.nodes();
         let spare = all.iter().filter(|info| info.is_writable && !ensemble.contains(&info.id)).count();
-        let draining = all.into_iter().filter(|info| info.is_draining && ensemble.contains(&info.id));
-        draining.map(|info| info.id).take(spare).collect()
+        let is_draining = |node: &NodeId| all.iter().any(|info| info.id == *node && info.is_draining);
+        let leaving = ensemble.iter().filter(|node| gone.contains(*node) || is_draining(node));
+        leaving.take(spare).cloned().collect()
     }
 
     /// A connection that is there.

@@ -1,10 +1,10 @@
 //! A ledger that this process writes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use geminga_ensemble::{AddFailure, LedgerMetadata, LedgerWriter, WriterAction, WriterError};
+use geminga_ensemble::{AddFailure, LedgerMetadata, LedgerWriter, NodeId, WriterAction, WriterError};
 use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerError};
 use geminga_wire_bookkeeper::{Code, Digest, DigestKind, ENTRY_NONE, MasterKey};
 use parking_lot::Mutex;
@@ -156,10 +156,10 @@ impl OpenLedger {
         receiver
     }
 
-    /// Other nodes may be there now, and some are to be emptied.
-    pub fn nodes_changed(self: &Arc<Self>) {
+    /// Other nodes may be there now, some are to be emptied, and these are gone, which a writer that is idle does not notice.
+    pub fn nodes_changed(self: &Arc<Self>, gone: &BTreeSet<NodeId>) {
         self.tell(|writer| {
-            for node in self.shared.nodes.leaving(&writer.metadata().last_fragment().ensemble) {
+            for node in self.shared.nodes.to_leave(&writer.metadata().last_fragment().ensemble, gone) {
                 writer.node_lost(&node);
             }
             writer.nodes_changed();

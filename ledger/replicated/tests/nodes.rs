@@ -73,6 +73,7 @@ impl Cluster {
                 id: format!("node-{n}"),
                 address: node.address.clone(),
                 zone: format!("zone-{}", n % 3),
+                is_alive: true,
                 is_writable: true,
                 is_draining: false,
             });
@@ -88,6 +89,15 @@ impl Cluster {
             outbound_bytes: 64 << 20,
         };
         ReplicatedLedgers::new(self.metadata.clone(), Arc::new(self.directory.clone()), options)
+    }
+
+    async fn wait_until_it_is_left(&self, ledger: u64, node: &String) {
+        let left = async {
+            while self.ledger(ledger).await.last_fragment().ensemble.contains(node) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), left).await.expect("its writer leaves it");
     }
 
     async fn ledger(&self, id: u64) -> LedgerMetadata {
@@ -242,13 +252,7 @@ async fn a_writer_leaves_a_node_that_is_to_be_emptied_if_there_is_another() {
     drain(&ensemble[1]);
     client.nodes_changed();
     assert!(append(&client, 7, 100, 200).await.iter().all(Result::is_ok));
-    tokio::time::timeout(Duration::from_secs(20), async {
-        while cluster.ledger(7).await.last_fragment().ensemble.contains(&ensemble[1]) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .expect("it leaves");
+    cluster.wait_until_it_is_left(7, &ensemble[1]).await;
     // Nobody could take the place of the next one, which goes on meanwhile.
     drain(&ensemble[0]);
     client.nodes_changed();
@@ -256,4 +260,23 @@ async fn a_writer_leaves_a_node_that_is_to_be_emptied_if_there_is_another() {
     assert!(cluster.ledger(7).await.last_fragment().ensemble.contains(&ensemble[0]));
     assert_eq!(client.recover(7).await.expect("it is closed"), Some(299));
     check(&client, 7, 300).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_writer_leaves_a_node_that_is_gone_and_no_other() {
+    let mut cluster = Cluster::start(5).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 100).await.iter().all(Result::is_ok));
+    let ensemble = cluster.ledger(7).await.fragments[0].ensemble.clone();
+    cluster.nodes.remove(&ensemble[1]).expect("it is there").end().await;
+    // Two do not say that they live, and one of them does.
+    for info in cluster.directory.0.lock().unwrap().iter_mut() {
+        let says_so = info.id != ensemble[0] && info.id != ensemble[1];
+        (info.is_alive, info.is_writable) = (says_so, says_so);
+    }
+    client.nodes_changed();
+    cluster.wait_until_it_is_left(7, &ensemble[1]).await;
+    assert!(cluster.ledger(7).await.last_fragment().ensemble.contains(&ensemble[0]));
+    assert!(append(&client, 7, 100, 200).await.iter().all(Result::is_ok));
+    check(&client, 7, 200).await;
 }

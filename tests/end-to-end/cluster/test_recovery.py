@@ -51,6 +51,11 @@ def copies(cluster):
     return total
 
 
+def keep_everything(cluster):
+    """Also what every subscription has acknowledged."""
+    cluster.admin("POST", "namespaces/public/default/retention", {"retentionTimeInMinutes": -1, "retentionSizeInMB": -1})
+
+
 def produce(cluster, topic, seconds=2):
     """Messages in a ledger that is closed then."""
     load = Load(cluster.pulsar_url, topic)
@@ -63,6 +68,7 @@ def produce(cluster, topic, seconds=2):
 
 def test_a_node_is_lost_for_good_under_load_and_then_one_of_another_zone(cluster_that_repairs):
     cluster = cluster_that_repairs
+    keep_everything(cluster)
     old = {topic: produce(cluster, topic, 1) for topic in [f"{NAMESPACE}/old-{n}" for n in range(4)]}
     ids = [node["id"] for node in registered(cluster)]
     loads = {topic: Load(cluster.pulsar_url, topic) for topic in [f"{NAMESPACE}/busy-{n}" for n in range(2)]}
@@ -88,6 +94,7 @@ def test_a_node_is_lost_for_good_under_load_and_then_one_of_another_zone(cluster
 
 def test_a_node_that_returns_is_given_what_it_missed_and_nothing_else(cluster_that_repairs):
     cluster = cluster_that_repairs
+    keep_everything(cluster)
     topics = [f"{NAMESPACE}/kept-{n}" for n in range(4)]
     old = {topic: produce(cluster, topic, 2) for topic in topics}
     wait_until_repaired(cluster)
@@ -120,6 +127,7 @@ def test_a_node_that_returns_is_given_what_it_missed_and_nothing_else(cluster_th
 
 def test_a_decommissioned_node_is_emptied_while_it_is_written_to(cluster_that_repairs):
     cluster = cluster_that_repairs
+    keep_everything(cluster)
     old = {topic: produce(cluster, topic, 1) for topic in [f"{NAMESPACE}/old-{n}" for n in range(4)]}
     busy = Load(cluster.pulsar_url, f"{NAMESPACE}/busy")
     time.sleep(1)

@@ -29,8 +29,9 @@ use crate::ensemble_simulation::Storage;
 const STEPS: usize = 1_500;
 const NODES: usize = 8;
 const ZONES: usize = 3;
-/// Nodes that may be lost for good: with a node that is to be emptied, enough for an ensemble are left.
-const LOST_MAX: usize = 3;
+/// Nodes that may be lost for good. Another may be emptied, and those that are left beyond an ensemble may be hurt: who has a
+/// bad copy is not taken into a fragment.
+const LOST_MAX: usize = 2;
 const CLIENTS_MAX: usize = 5;
 /// Audits, and steps after each, within which all is repaired once nothing fails any more.
 const ROUNDS_TO_SETTLE: usize = 30;
@@ -332,6 +333,11 @@ impl World {
     fn hurt(&mut self, node: usize) {
         let Some(last) = self.truth.kept().checked_sub(1) else { return };
         let entry = self.rng.random_range(0..=last);
+        let spare = NODES - LOST_MAX - 1 - self.truth.metadata.quorum.ensemble as usize;
+        let hurt = self.stores.iter().filter(|store| store.is_hurt()).count();
+        if hurt >= spare && !self.stores[node].is_hurt() {
+            return;
+        }
         if self.stores[node].has_good(entry) && self.is_at_rest(node) && self.is_safe_without(node, entry) {
             self.note(format_args!("{} has a damaged entry {entry}", name(node)));
             self.seen.entries_hurt += 1;

@@ -69,6 +69,10 @@ pub struct RepairReport {
 
 #[derive(Debug)]
 enum Phase {
+    /// Goes on with the first stretch that begins at or behind an entry.
+    Between {
+        next: u64,
+    },
     /// Nodes are asked what they have, for the stretch with the places as they are to be.
     Listing {
         stretch: Stretch,
@@ -116,7 +120,7 @@ impl LedgerRepair {
             version,
             nodes,
             random,
-            phase: Phase::Ended,
+            phase: Phase::Between { next: 0 },
             holdings: BTreeMap::new(),
             refusing: BTreeSet::new(),
             avoid: BTreeSet::new(),
@@ -125,7 +129,7 @@ impl LedgerRepair {
             report: RepairReport::default(),
             actions: Vec::new(),
         };
-        repair.begin_stretch_from(0);
+        repair.go_on();
         repair
     }
 
@@ -144,6 +148,7 @@ impl LedgerRepair {
             Phase::Listing { waiting, .. } => format!("asks what nodes have: {waiting:?} have not answered"),
             Phase::Copying { stretch, copying, .. } => copying.explain(stretch),
             Phase::Writing { .. } => "writes the ledger's metadata".to_owned(),
+            Phase::Between { .. } => "begins".to_owned(),
             Phase::Ended => "has ended".to_owned(),
         }
     }
@@ -153,12 +158,37 @@ impl LedgerRepair {
         self.actions.push(RepairAction::Done(std::mem::take(&mut self.report)));
     }
 
-    /// Goes on with the first stretch that begins at or behind an entry.
-    fn begin_stretch_from(&mut self, entry: u64) {
-        let Some(stretch) = survey::stretches(&self.metadata).find(|stretch| stretch.first >= entry) else {
-            return self.done();
-        };
-        self.begin(stretch);
+    /// As far as it can without waiting. A ledger may have any number of stretches.
+    fn go_on(&mut self) {
+        while self.step() {}
+    }
+
+    /// Whether that has changed the phase, so that more may be possible.
+    fn step(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Between { next } => {
+                let next = *next;
+                let stretch = survey::stretches(&self.metadata).find(|stretch| stretch.first >= next);
+                match stretch {
+                    Some(stretch) => self.begin(stretch),
+                    None => self.done(),
+                }
+                true
+            }
+            Phase::Listing { waiting, .. } if waiting.is_empty() => {
+                self.copy_what_is_missing();
+                true
+            }
+            Phase::Copying { copying, .. } => {
+                copying.advance(&self.holdings, &mut self.actions);
+                let is_done = copying.is_done() || is_planted(Bug::NameBeforeCopied);
+                if is_done {
+                    self.finish_stretch();
+                }
+                is_done
+            }
+            Phase::Listing { .. } | Phase::Writing { .. } | Phase::Ended => false,
+        }
     }
 
     fn begin(&mut self, stretch: Stretch) {
@@ -172,7 +202,6 @@ impl LedgerRepair {
             }
         }
         self.phase = Phase::Listing { stretch, planned, waiting };
-        self.copy_when_listed();
     }
 
     /// The stretch's ensemble as it is to be.
@@ -214,15 +243,13 @@ impl LedgerRepair {
         let Phase::Listing { waiting, .. } = &mut self.phase else { return };
         if waiting.remove(node) {
             self.holdings.insert(node.clone(), listing);
-            self.copy_when_listed();
+            self.go_on();
         }
     }
 
-    fn copy_when_listed(&mut self) {
-        let Phase::Listing { stretch, planned, waiting } = &self.phase else { return };
-        if !waiting.is_empty() {
-            return;
-        }
+    /// Everybody has answered.
+    fn copy_what_is_missing(&mut self) {
+        let Phase::Listing { stretch, planned, .. } = &self.phase else { return };
         let (stretch, planned) = (*stretch, planned.clone());
         let ensemble = self.metadata.fragments[stretch.fragment].ensemble.clone();
         let is_silent = |node: &NodeId| self.holdings.get(node).is_none_or(Option::is_none);
@@ -230,7 +257,8 @@ impl LedgerRepair {
             planned.iter().filter(|node| !ensemble.contains(node) && is_silent(node)).cloned().collect();
         if !silent_successors.is_empty() {
             self.avoid.extend(silent_successors);
-            return self.begin(stretch);
+            self.phase = Phase::Between { next: stretch.first };
+            return;
         }
         let mut homes = Vec::new();
         for (slot, node) in planned.iter().enumerate() {
@@ -247,28 +275,23 @@ impl LedgerRepair {
         }
         let copying = Copying::new(self.metadata.quorum, stretch, ensemble, homes);
         self.phase = Phase::Copying { planned, stretch, copying };
-        self.copy_on();
     }
 
     /// What came of a read: how many bytes a good copy has, or `None` for whatever else.
     pub fn read(&mut self, entry: u64, node: &NodeId, good: Option<u64>) {
         let Phase::Copying { copying, .. } = &mut self.phase else { return };
         copying.read(entry, node, good, &mut self.actions);
-        self.copy_on();
+        self.go_on();
     }
 
     pub fn added(&mut self, entry: u64, node: &NodeId, result: Result<(), CopyFailure>) {
         let Phase::Copying { copying, .. } = &mut self.phase else { return };
         copying.added(entry, node, result);
-        self.copy_on();
+        self.go_on();
     }
 
-    fn copy_on(&mut self) {
-        let Phase::Copying { copying, .. } = &mut self.phase else { return };
-        copying.advance(&self.holdings, &mut self.actions);
-        if !copying.is_done() && !is_planted(Bug::NameBeforeCopied) {
-            return;
-        }
+    /// All that could be copied is.
+    fn finish_stretch(&mut self) {
         let Phase::Copying { planned, stretch, copying } = std::mem::replace(&mut self.phase, Phase::Ended) else {
             unreachable!("just seen")
         };
@@ -277,7 +300,8 @@ impl LedgerRepair {
             for node in copying.changed() {
                 self.holdings.remove(&node);
             }
-            return self.begin(stretch);
+            self.phase = Phase::Between { next: stretch.first };
+            return;
         }
         self.name_successors(stretch, &planned, &copying);
     }
@@ -306,8 +330,7 @@ impl LedgerRepair {
 
     /// Every entry that the successors should have is there: now metadata may say so.
     fn name_successors(&mut self, stretch: Stretch, planned: &[NodeId], copying: &Copying) {
-        let mut metadata = self.metadata.clone();
-        let ensemble = &mut metadata.fragments[stretch.fragment].ensemble;
+        let mut ensemble = self.metadata.fragments[stretch.fragment].ensemble.clone();
         let mut replaced = 0;
         for home in copying.homes.iter().filter(|home| home.shortfall.is_none()) {
             debug_assert_eq!(planned[home.slot], home.node);
@@ -316,8 +339,11 @@ impl LedgerRepair {
         }
         let next = stretch.first + 1;
         if replaced == 0 {
-            return self.begin_stretch_from(next);
+            self.phase = Phase::Between { next };
+            return;
         }
+        let mut metadata = self.metadata.clone();
+        metadata.fragments[stretch.fragment].ensemble = ensemble;
         self.actions.push(RepairAction::WriteMetadata { metadata: metadata.clone(), expected_version: self.version });
         self.phase = Phase::Writing { metadata, replaced, next };
     }
@@ -351,14 +377,15 @@ impl LedgerRepair {
                 }
                 self.holdings.clear();
                 self.report.blockers.clear();
-                self.begin_stretch_from(0);
+                self.phase = Phase::Between { next: 0 };
             }
         }
+        self.go_on();
     }
 
     fn named(&mut self, metadata: LedgerMetadata, version: u64, replaced: u64, next: u64) {
         (self.metadata, self.version) = (metadata, version);
         self.report.replaced += replaced;
-        self.begin_stretch_from(next);
+        self.phase = Phase::Between { next };
     }
 }

@@ -8,11 +8,13 @@
 //! Only stretches of a ledger that nobody writes any more are touched: finished fragments, and the last one of a closed ledger.
 //!
 //! **The last fragment of an open ledger** is its writer's. One that writes notices by itself that a node is gone, with the
-//! next entry at the latest, and goes on with another. A writer that is idle notices nothing; its entries have a copy less, and
-//! after a grace period ([`survey::writers_end`]) a worker recovers the ledger, which fences and closes it, as BookKeeper does, and
-//! repairs it like any other. The idle writer hears of it with its next entry: that entry is refused as fenced, was never
-//! acknowledged, and the topic goes on in a new ledger. So an idle writer never loses anything, costs its topic one reload
-//! after a node was lost for good, and never keeps a ledger from being repaired.
+//! next entry at the latest, and goes on with another. One that is idle notices nothing of itself: our client tells it, when a
+//! node has not said that it lives for a while and cannot be connected to, or is to be emptied, provided that there is another
+//! node. If a writer is still there after a grace period ([`survey::writers_end`]), as its process is gone or sees less than the
+//! auditor, a worker recovers the ledger, which fences and closes it, as BookKeeper does, and repairs it like any other. An idle
+//! writer hears of that with its next entry: it is refused as fenced, was never acknowledged, and the topic goes on in a new
+//! ledger. So an idle writer never loses anything, costs its topic one reload at most, and never keeps a ledger from being
+//! repaired.
 
 mod absences;
 mod copying;
