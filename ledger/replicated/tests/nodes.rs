@@ -165,7 +165,7 @@ async fn a_recovery_finds_the_end_and_keeps_the_writer_out() {
 async fn a_deposed_owner_brings_no_ledger_into_being() {
     let cluster = Cluster::start(3).await;
     let bundle = "public/default/0x00000000_0xffffffff".parse().expect("a bundle's name");
-    let owned = |epoch| BundleRecord { owner: Some("broker".to_owned()), incarnation: 1, epoch };
+    let owned = |epoch| BundleRecord { owner: Some("broker".to_owned()), incarnation: 1, epoch, balanced_at_ms: None };
     let version = cluster.metadata.put_bundle(&bundle, &owned(1), None).await.expect("it is new");
     let sleeper = cluster.client(3, 3, 2);
     for ledger in [7, 8] {

@@ -40,7 +40,10 @@ pub enum Happening {
     LoseDisk(usize),
     /// A broker's clock is ahead by so many milliseconds from now on.
     SetClock(usize, u64),
-    Transfer { bundle: usize, to: usize },
+    Transfer {
+        bundle: usize,
+        to: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,8 +23,12 @@ const PERMITS: u32 = 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
     /// Tries again then.
-    Away { until: Micros },
-    Connecting { since: Micros },
+    Away {
+        until: Micros,
+    },
+    Connecting {
+        since: Micros,
+    },
     Connected,
 }
 

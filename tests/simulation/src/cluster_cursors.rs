@@ -30,9 +30,15 @@ pub const LOG: CursorLogConfig = CursorLogConfig {
 pub enum Durable {
     Acknowledged(AckToken),
     /// The client waits for it.
-    Asked { connection: u64, request: u64 },
+    Asked {
+        connection: u64,
+        request: u64,
+    },
     /// A snapshot of deduplication.
-    Snapshot { topic: usize, position: Position },
+    Snapshot {
+        topic: usize,
+        position: Position,
+    },
 }
 
 pub struct BundleLog {
@@ -163,7 +169,9 @@ impl Broker {
         }
         let part = done.part;
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else {
+            return;
+        };
         match part.topic {
             Some(topic) => self.topic_written(bundle, topic, done),
             None => self.log_written(bundle, done),

@@ -92,14 +92,7 @@ pub fn closed_empty(quorum: Quorum) -> LedgerMetadata {
 impl Broker {
     /// `metadata` are those of the bundle's owner: a ledger comes into being only while the bundle is still its own. (A deposed
     /// owner could otherwise create it after it was recovered as one that never was, and deleted.)
-    pub fn append(
-        self: &Rc<Self>,
-        part: Part,
-        metadata: &Metadata,
-        ledger: u64,
-        first: u64,
-        payloads: Vec<Bytes>,
-    ) {
+    pub fn append(self: &Rc<Self>, part: Part, metadata: &Metadata, ledger: u64, first: u64, payloads: Vec<Bytes>) {
         let append = Append { part, first, payloads };
         let mut ledgers = self.ledgers.borrow_mut();
         match ledgers.open.get_mut(&ledger) {

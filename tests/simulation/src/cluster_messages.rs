@@ -12,10 +12,22 @@ use crate::ledger_oracle::Entry;
 /// A broker asks a storage node.
 #[derive(Clone, Debug)]
 pub enum Call {
-    Add { ledger: u64, entry: u64, body: Bytes, recovery: bool },
+    Add {
+        ledger: u64,
+        entry: u64,
+        body: Bytes,
+        recovery: bool,
+    },
     /// The last entry of the ledger, fencing it if `fences`.
-    Last { ledger: u64, fences: bool },
-    Read { ledger: u64, entry: u64, fences: bool },
+    Last {
+        ledger: u64,
+        fences: bool,
+    },
+    Read {
+        ledger: u64,
+        entry: u64,
+        fences: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +77,23 @@ impl fmt::Debug for Ask {
 #[derive(Clone, Debug)]
 pub enum ToBroker {
     /// The first message: for which topic, and as a consumer of which of its subscriptions.
-    Connect { topic: usize, subscription: Option<usize> },
+    Connect {
+        topic: usize,
+        subscription: Option<usize>,
+    },
     Publish(Vec<Entry>),
     Flow(u32),
-    Ack { positions: Vec<Position>, cumulative: bool, request: Option<u64> },
+    Ack {
+        positions: Vec<Position>,
+        cumulative: bool,
+        request: Option<u64>,
+    },
     /// Give me these again.
     Redeliver(Vec<Position>),
-    Seek { position: Position, request: u64 },
+    Seek {
+        position: Position,
+        request: u64,
+    },
     Ping,
 }
 

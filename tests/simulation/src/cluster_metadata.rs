@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use geminga_ensemble::{LedgerMetadata, MetadataOutcome};
-use geminga_metadata::{ManualClock, Metadata, MetadataError, MemoryStore, Versioned};
+use geminga_metadata::{ManualClock, MemoryStore, Metadata, MetadataError, Versioned};
 
 use crate::cluster_broker::{Broker, Waiting};
 use crate::cluster_messages::{Answer, Ask};
@@ -90,10 +90,7 @@ impl Broker {
     }
 
     /// `None` if the ledger does not exist.
-    pub async fn get_ledger(
-        self: &Rc<Self>,
-        ledger: u64,
-    ) -> Result<Option<Versioned<LedgerMetadata>>, MetadataError> {
+    pub async fn get_ledger(self: &Rc<Self>, ledger: u64) -> Result<Option<Versioned<LedgerMetadata>>, MetadataError> {
         self.ask(&self.metadata, "get ledger", move |metadata| async move { metadata.get_ledger(ledger).await }).await
     }
 

@@ -42,7 +42,10 @@ impl Layout {
 
 /// What becomes of a message.
 pub enum Fate {
-    Arrives { after: Micros, again: Option<Micros> },
+    Arrives {
+        after: Micros,
+        again: Option<Micros>,
+    },
     Lost,
     /// It waits until the link is free.
     Held,

@@ -15,8 +15,8 @@ use geminga_model::Position;
 
 use crate::cluster_cursors::log_name;
 use crate::cluster_ledgers::node_number;
-use crate::cluster_oracle_acks::SubTruth;
 pub use crate::cluster_oracle_acks::AckToken;
+use crate::cluster_oracle_acks::SubTruth;
 use crate::cluster_sim::Sim;
 use crate::cluster_tasks::at_once;
 use crate::cluster_topic::topic_name;
@@ -118,7 +118,10 @@ impl Oracle {
         }
         if let LedgerState::Closed { entries, .. } = metadata.state {
             let confirmed = truth.confirmed;
-            assert!(entries >= confirmed, "ledger {ledger} is closed with {entries} entries, {confirmed} are confirmed");
+            assert!(
+                entries >= confirmed,
+                "ledger {ledger} is closed with {entries} entries, {confirmed} are confirmed"
+            );
             assert!(entries <= truth.written.len() as u64, "ledger {ledger} is closed with more than was written");
             truth.closed = Some(metadata.state);
         }
@@ -191,14 +194,7 @@ impl Oracle {
     }
 
     /// A new owner has taken the topic over and knows this.
-    pub fn loaded(
-        &mut self,
-        topic: usize,
-        ownership: u64,
-        list: &LedgerList,
-        cursors: &[&Cursor],
-        deduplicates: bool,
-    ) {
+    pub fn loaded(&mut self, topic: usize, ownership: u64, list: &LedgerList, cursors: &[&Cursor], deduplicates: bool) {
         let order = self.order;
         let truth = &mut self.topics[topic];
         if ownership < truth.ownership {

@@ -50,9 +50,8 @@ impl SubTruth {
             }
             return;
         }
-        let is_reset = |position: &Position| {
-            self.resets.iter().any(|(order, target)| *order > token.order && target <= position)
-        };
+        let is_reset =
+            |position: &Position| self.resets.iter().any(|(order, target)| *order > token.order && target <= position);
         let kept: Vec<Position> = positions.iter().copied().filter(|position| !is_reset(position)).collect();
         self.durable.extend(kept);
         if let Some(target) = token.target {
@@ -71,7 +70,10 @@ impl SubTruth {
         let mut found = BTreeSet::new();
         for position in positions(list) {
             let is_acked = cursor.is_acked(position);
-            assert!(is_acked || !self.durable.contains(&position), "the ack of {position} is lost in ownership {ownership}");
+            assert!(
+                is_acked || !self.durable.contains(&position),
+                "the ack of {position} is lost in ownership {ownership}"
+            );
             assert!(
                 !is_acked || self.applied.contains_key(&position),
                 "{position} counts as acknowledged in ownership {ownership}, and nobody has acknowledged it"

@@ -166,8 +166,9 @@ impl Broker {
             }
         }
         let epoch = found.map_or(1, |found| found.value.epoch + 1);
-        let record = BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch };
-        let ask = move |metadata: Metadata| async move { metadata.put_bundle(&bundle_name(bundle), &record, before).await };
+        let record = BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch, balanced_at_ms: None };
+        let ask =
+            move |metadata: Metadata| async move { metadata.put_bundle(&bundle_name(bundle), &record, before).await };
         let version = self.ask(&self.metadata, "take bundle", ask).await?;
         self.owners.borrow_mut().remove(&bundle);
         Ok(Some((version, epoch)))
@@ -262,7 +263,7 @@ impl Broker {
             self.sleep(10 * MS).await;
         }
         self.sim.count("bundles given away");
-        let record = BundleRecord { owner: None, incarnation: 0, epoch: tenure.epoch + 1 };
+        let record = BundleRecord { owner: None, incarnation: 0, epoch: tenure.epoch + 1, balanced_at_ms: None };
         let ask = move |metadata: Metadata| async move {
             metadata.pass_bundle(&bundle_name(bundle), &record, tenure.version).await
         };

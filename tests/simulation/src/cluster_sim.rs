@@ -37,17 +37,52 @@ pub type Life = u32;
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    Call { node: usize, broker: usize, life: Life, number: u64, call: Call },
+    Call {
+        node: usize,
+        broker: usize,
+        life: Life,
+        number: u64,
+        call: Call,
+    },
     /// What a node has given to its disk is there, or has failed.
-    Synced { node: usize, life: Life },
-    Answer { broker: usize, life: Life, number: u64, answer: Answer },
-    Metadata { broker: usize, life: Life, number: u64, ask: Ask },
-    ToBroker { broker: usize, client: usize, connection: u64, message: ToBroker },
-    ToClient { client: usize, connection: u64, message: ToClient },
-    BrokerTick { broker: usize, life: Life },
-    ClientTick { client: usize },
+    Synced {
+        node: usize,
+        life: Life,
+    },
+    Answer {
+        broker: usize,
+        life: Life,
+        number: u64,
+        answer: Answer,
+    },
+    Metadata {
+        broker: usize,
+        life: Life,
+        number: u64,
+        ask: Ask,
+    },
+    ToBroker {
+        broker: usize,
+        client: usize,
+        connection: u64,
+        message: ToBroker,
+    },
+    ToClient {
+        client: usize,
+        connection: u64,
+        message: ToClient,
+    },
+    BrokerTick {
+        broker: usize,
+        life: Life,
+    },
+    ClientTick {
+        client: usize,
+    },
     /// Storage nodes look for ledgers that nobody knows any more.
-    Sweep { node: usize },
+    Sweep {
+        node: usize,
+    },
     NextFault,
     Heal(Fault),
     /// Everything that must be true is looked at.

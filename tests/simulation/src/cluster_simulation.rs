@@ -100,7 +100,8 @@ impl World {
         let &(ensemble, write, ack) = quorums.choose(&mut rng).expect("there are some");
         let (topics, bundles) = (rng.random_range(1..=3), rng.random_range(1..=2));
         let producers: Vec<usize> = (0..topics).flat_map(|topic| vec![topic; rng.random_range(1..=2)]).collect();
-        let consumers: Vec<(usize, usize)> = (0..topics).flat_map(|topic| [(topic, 0), (topic, 1), (topic, 1)]).collect();
+        let consumers: Vec<(usize, usize)> =
+            (0..topics).flat_map(|topic| [(topic, 0), (topic, 1), (topic, 1)]).collect();
         let layout = Layout {
             brokers: rng.random_range(2..=3),
             nodes: NODES + SPARES,
@@ -174,7 +175,12 @@ impl World {
         self.mood = Mood::Quiet;
         let begin = self.sim.now();
         while !self.is_at_rest() {
-            assert!(self.sim.now() < begin + REST, "not at rest {} s after the last fault: {}", REST / SECOND, self.wait());
+            assert!(
+                self.sim.now() < begin + REST,
+                "not at rest {} s after the last fault: {}",
+                REST / SECOND,
+                self.wait()
+            );
             self.run_for(500 * MS);
         }
         self.sim.count("times that everything came to rest");
@@ -224,8 +230,7 @@ impl World {
             let bundle = topic % self.bundles;
             let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
             let owner = owner.expect("every bundle has an owner").clone();
-            let all: Vec<Position> =
-                positions(owner.bundles.borrow()[&bundle].topics[&topic].ledger.list()).collect();
+            let all: Vec<Position> = positions(owner.bundles.borrow()[&bundle].topics[&topic].ledger.list()).collect();
             let (reader, count) = (owner.clone(), all.len() as u64);
             let (resolver, read) = crate::cluster_tasks::promise();
             owner.tasks.spawn(async move {

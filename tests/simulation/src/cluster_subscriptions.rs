@@ -241,7 +241,9 @@ impl Broker {
         }
         self.sim.count_many("entries read for consumers", read.len() as u64);
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else {
+            return;
+        };
         let topic = topic_of(bundle, part.topic.expect("only topics have consumers"));
         topic.is_reading = false;
         topic.dispatch_due = true;

@@ -5,11 +5,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use geminga_ledger::cursor::Cursor;
-use geminga_ledger::ledger_list::LedgerSpan;
-use geminga_ledger::managed_ledger::{
-    Action, ManagedLedger, ManagedLedgerConfig, ManagedLedgerRecord, Retention,
-};
 use geminga_ledger::cursor_log::Record;
+use geminga_ledger::ledger_list::LedgerSpan;
+use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig, ManagedLedgerRecord, Retention};
 use geminga_metadata::{LedgerInfo, Metadata, MetadataError, TopicRecord, Versioned};
 use geminga_model::{Position, TopicName};
 use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
@@ -314,7 +312,9 @@ impl Broker {
 
     fn with_topic(self: &Rc<Self>, part: Part, change: impl FnOnce(&Rc<Self>, &mut Topic)) {
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else { return };
+        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else {
+            return;
+        };
         let topic = part.topic.and_then(|topic| bundle.topics.get_mut(&topic));
         if let Some(topic) = topic {
             change(self, topic);
@@ -347,8 +347,7 @@ impl Broker {
         version: u64,
     ) -> Result<u64, MetadataError> {
         let kept = |id| record.ledgers.iter().any(|ledger| ledger.ledger_id == id);
-        let dropped: Vec<u64> =
-            before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
+        let dropped: Vec<u64> = before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
         let sim = self.sim.clone();
         self.ask(metadata, "put topic", move |metadata| async move {
             let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped).await;
@@ -404,7 +403,8 @@ impl Broker {
         let mut slowest = topic.subscriptions.iter().map(mark).min();
         let mut held_up = false;
         if let Some(dedup) = &topic.dedup {
-            held_up = snapshot_holds_up_trimming(topic.ledger.list(), slowest, dedup.durable) && dedup.entries_since > 0;
+            held_up =
+                snapshot_holds_up_trimming(topic.ledger.list(), slowest, dedup.durable) && dedup.entries_since > 0;
             slowest = Some(slowest.map_or(dedup.durable, |slowest| slowest.min(dedup.durable)));
         }
         if held_up {

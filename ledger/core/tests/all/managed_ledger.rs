@@ -164,7 +164,11 @@ fn trims_whole_closed_ledgers_below_the_slowest_mark_and_outside_the_retention()
     assert_eq!(actions(&mut ml), [Action::SaveRecord]);
     assert_eq!((ml.record().spans.len(), ml.record().next_index), (0, 40), "the index goes on when nothing is left");
     let again: ManagedLedger<Entry> = ManagedLedger::new(ml.record(), small());
-    assert_eq!((ml.last_ledger_id(), again.last_ledger_id()), (4, 4), "cursors stand there: what is new comes behind it");
+    assert_eq!(
+        (ml.last_ledger_id(), again.last_ledger_id()),
+        (4, 4),
+        "cursors stand there: what is new comes behind it"
+    );
     ml.record_saved();
     assert_eq!(actions(&mut ml), [Action::DeleteLedgers(vec![1, 2, 3, 4])]);
 }
