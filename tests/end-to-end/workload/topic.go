@@ -1,0 +1,37 @@
+// Package workload makes random load on topics with the real Go client, and keeps the history that its promises are checked
+// against. What happens to the servers meanwhile is somebody else's business.
+package workload
+
+import "github.com/apache/pulsar-client-go/pulsar"
+
+// Topic is a topic with its subscriptions and what they have seen.
+type Topic struct {
+	Name          string
+	Published     *Published
+	Subscriptions []*Delivered // one for each of Kinds
+}
+
+func NewTopic(name string, deduplicated bool, problems *Violations) *Topic {
+	t := &Topic{Name: name, Published: newPublished(problems)}
+	for _, k := range Kinds {
+		t.Subscriptions = append(t.Subscriptions, newDelivered(name+" "+k.Name, k, deduplicated, problems))
+	}
+	return t
+}
+
+// Kind is a way to subscribe.
+type Kind struct {
+	Name      string
+	Is        pulsar.SubscriptionType
+	Consumers int
+	Ordered   bool
+	Receipts  bool
+}
+
+var Kinds = []Kind{
+	{"exclusive", pulsar.Exclusive, 1, true, true},
+	{"failover", pulsar.Failover, 2, true, true},
+	{"shared", pulsar.Shared, 3, false, true},
+	{"shared-without-receipts", pulsar.Shared, 2, false, false},
+	{"key-shared", pulsar.KeyShared, 3, true, true},
+}
