@@ -2,9 +2,11 @@ package workload
 
 import (
 	"fmt"
+	"io"
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/apache/pulsar-client-go/pulsar"
 )
@@ -15,7 +17,7 @@ type Identity struct {
 	Number   int
 }
 
-// Position is where a message is stored.
+// Position is where a message is stored. Batch is 0 in an entry that is no batch, which clients call 0 or -1.
 type Position struct {
 	Ledger, Entry int64
 	Batch         int32
@@ -34,7 +36,7 @@ func (p Position) before(q Position) bool {
 }
 
 func positionOf(id pulsar.MessageID) Position {
-	return Position{id.LedgerID(), id.EntryID(), id.BatchIdx()}
+	return Position{id.LedgerID(), id.EntryID(), max(id.BatchIdx(), 0)}
 }
 
 // Violations collects what must not be; the first few are kept.
@@ -104,7 +106,8 @@ func (p *Published) Count() int {
 // Time is a number that only grows: a round, or nanoseconds. What a consumer gets that was made after an acknowledgement had its
 // receipt must not be what was acknowledged; a consumer that was there before may still have had it in its queue.
 type Delivered struct {
-	Name         string
+	Name         string // of topic and subscription
+	Subscription string
 	ordered      bool // first deliveries have to keep the order of producer and key
 	receipts     bool // acknowledgements carry receipts
 	deduplicated bool
@@ -118,11 +121,13 @@ type Delivered struct {
 
 type delivery struct {
 	message Identity
-	done    int64 // when its acknowledgement got a receipt, 0: not yet
+	since   int64     // when its consumer was made
+	when    time.Time // it was delivered first
+	done    int64     // when its acknowledgement got a receipt, 0: not yet
 }
 
-func newDelivered(name string, kind Kind, deduplicated bool, problems *Violations) *Delivered {
-	return &Delivered{Name: name, ordered: kind.Ordered, receipts: kind.Receipts, deduplicated: deduplicated,
+func newDelivered(topic string, kind Kind, deduplicated bool, problems *Violations) *Delivered {
+	return &Delivered{Name: topic + " " + kind.Name, Subscription: kind.Name, ordered: kind.Ordered, receipts: kind.Receipts, deduplicated: deduplicated,
 		at: map[Position]*delivery{}, first: map[Identity]Position{}, newest: map[string]int{}, problems: problems}
 }
 
@@ -142,7 +147,7 @@ func (d *Delivered) Received(since int64, m Identity, key string, at Position) {
 		}
 		return
 	}
-	d.at[at] = &delivery{message: m}
+	d.at[at] = &delivery{message: m, since: since, when: time.Now()}
 	if where, known := d.first[m]; known {
 		if d.deduplicated {
 			d.problems.Add("%s: %v is stored twice, at %v and at %v", d.Name, m, where, at)
@@ -196,4 +201,29 @@ func (d *Delivered) Counts() (deliveries, repeated int) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
 	return len(d.at), d.repeated
+}
+
+// Dump writes a line for each receipt.
+func (p *Published) Dump(to io.Writer) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	for m, at := range p.receipts {
+		fmt.Fprintf(to, "receipt %s %d %v\n", m.Producer, m.Number, at)
+	}
+}
+
+// Dump writes a line for each first delivery, by position.
+func (d *Delivered) Dump(to io.Writer) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	positions := make([]Position, 0, len(d.at))
+	for at := range d.at {
+		positions = append(positions, at)
+	}
+	sort.Slice(positions, func(i, j int) bool { return positions[i].before(positions[j]) })
+	for _, at := range positions {
+		one := d.at[at]
+		fmt.Fprintf(to, "delivery %s %v %s %d at %s to a consumer of %d, acknowledged %d\n", d.Subscription, at, one.message.Producer, one.message.Number,
+			one.when.UTC().Format("15:04:05.000000"), one.since, one.done)
+	}
 }

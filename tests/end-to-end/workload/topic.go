@@ -8,15 +8,22 @@ import "github.com/apache/pulsar-client-go/pulsar"
 type Topic struct {
 	Name          string
 	Published     *Published
-	Subscriptions []*Delivered // one for each of Kinds
+	Subscriptions []*Delivered // one for each of Kinds, and others behind
 }
 
 func NewTopic(name string, deduplicated bool, problems *Violations) *Topic {
 	t := &Topic{Name: name, Published: newPublished(problems)}
 	for _, k := range Kinds {
-		t.Subscriptions = append(t.Subscriptions, newDelivered(name+" "+k.Name, k, deduplicated, problems))
+		t.Subscriptions = append(t.Subscriptions, newDelivered(name, k, deduplicated, problems))
 	}
 	return t
+}
+
+// Also adds a subscription of somebody else.
+func (t *Topic) Also(k Kind, problems *Violations) *Delivered {
+	d := newDelivered(t.Name, k, false, problems)
+	t.Subscriptions = append(t.Subscriptions, d)
+	return d
 }
 
 // Kind is a way to subscribe.
