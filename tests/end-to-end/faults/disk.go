@@ -128,7 +128,7 @@ func (d *disk) empty() error { return os.Remove(d.filler()) }
 // flip inverts single bits of what a stopped node has written, in its segments except the newest: the last commit is not told
 // from a torn write when there is nothing behind it (docs/reliability.md). Returns what it did.
 func (d *disk) flip(random *rand.Rand, bits int) ([]string, error) {
-	segments, err := filepath.Glob(filepath.Join(d.data, "segment-*"))
+	segments, err := filepath.Glob(filepath.Join(d.segments(), "segment-*"))
 	if err != nil || len(segments) == 0 {
 		return nil, err
 	}
@@ -284,10 +284,13 @@ func (d *disk) survive() error {
 	return os.WriteFile(d.journal, content, 0o644)
 }
 
+// segments is the folder of the log.
+func (d *disk) segments() string { return filepath.Join(d.data, "log") }
+
 // files are the node's, by inode.
 func (d *disk) files() (map[uint64]string, error) {
 	names := map[uint64]string{}
-	entries, err := os.ReadDir(d.data)
+	entries, err := os.ReadDir(d.segments())
 	if err != nil {
 		return nil, err
 	}
@@ -297,7 +300,7 @@ func (d *disk) files() (map[uint64]string, error) {
 			return nil, err
 		}
 		if stat, is := about.Sys().(*syscall.Stat_t); is && about.Mode().IsRegular() {
-			names[stat.Ino] = filepath.Join(d.data, entry.Name())
+			names[stat.Ino] = filepath.Join(d.segments(), entry.Name())
 		}
 	}
 	return names, nil

@@ -4,6 +4,7 @@ Usage: second.py URL TOPIC PRODUCER SUBSCRIPTION PAUSE_MS. Prints what it sees, 
   published NUMBER LEDGER ENTRY BATCH
   received PRODUCER NUMBER KEY LEDGER ENTRY BATCH
 A line on stdin ends the producing; `flushed` is printed once all has its receipt. Another one ends the rest."""
+import os
 import random
 import sys
 import threading
@@ -11,15 +12,18 @@ import time
 
 import pulsar
 
+# The client writes its log to the standard output: it goes to stderr instead.
+output = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 url, topic, name, subscription, pause_ms = *sys.argv[1:5], float(sys.argv[5])
-logger = pulsar.ConsoleLogger(pulsar.LoggerLevel.Fatal)
-client = pulsar.Client(url, operation_timeout_seconds=10, connection_timeout_ms=3000, logger=logger)
+client = pulsar.Client(url, operation_timeout_seconds=10, connection_timeout_ms=3000,
+                       logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
 printing, producing, consuming = threading.Lock(), threading.Event(), threading.Event()
 
 
 def say(*words):
     with printing:
-        print(*words, flush=True)
+        print(*words, file=output, flush=True)
 
 
 def until_it_works(action):
@@ -79,4 +83,4 @@ sys.stdin.readline()
 consuming.set()
 for thread in threads:
     thread.join(10)
-sys.stdout.flush()
+output.flush()
