@@ -19,7 +19,7 @@ import (
 var shimSource []byte
 
 const (
-	diskBytes   = 1 << 30
+	diskBytes   = 512 << 20
 	sectorBytes = 512
 	recordBytes = 32 // the head of a record of the journal
 	recordWrite = 1
@@ -113,14 +113,17 @@ func (d *disk) fill() error {
 		return err
 	}
 	defer file.Close()
-	block := make([]byte, 1<<20)
-	for {
-		if _, err := file.Write(block); errors.Is(err, syscall.ENOSPC) {
-			return nil
+	var size int64
+	for step := int64(64 << 20); step >= 4096; { // smaller and smaller pieces, until none fits
+		if err := syscall.Fallocate(int(file.Fd()), 0, size, step); errors.Is(err, syscall.ENOSPC) {
+			step /= 2
 		} else if err != nil {
 			return err
+		} else {
+			size += step
 		}
 	}
+	return nil
 }
 
 func (d *disk) empty() error { return os.Remove(d.filler()) }
