@@ -185,7 +185,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
 
-        let mut health = HealthClient::connect(url).await.expect("it serves");
+        let channel = tonic::transport::Endpoint::new(url).expect("a URL").connect().await.expect("it serves");
+        let mut health = HealthClient::new(channel);
         let service = "geminga.storage.v1.StorageNode".to_owned();
         let checked = health.check(HealthCheckRequest { service }).await.expect("answered").into_inner();
         assert_eq!(checked.status, 1);

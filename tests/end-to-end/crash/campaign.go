@@ -11,14 +11,9 @@ import (
 	"github.com/apache/pulsar-client-go/pulsar"
 	"github.com/apache/pulsar-client-go/pulsar/log"
 	"github.com/sirupsen/logrus"
-)
 
-// topic is a topic with its subscriptions and what they have seen.
-type topic struct {
-	name          string
-	published     *published
-	subscriptions []*delivered
-}
+	"geminga/tests/end-to-end/workload"
+)
 
 // campaign is a set of topics and senders over some rounds.
 type campaign struct {
@@ -26,21 +21,23 @@ type campaign struct {
 	random    *rand.Rand
 	roundTime time.Duration
 	number    int // of the round, counted from 1
-	topics    []*topic
-	senders   []*sender
+	topics    []*workload.Topic
+	senders   []*workload.Sender
 	staying   pulsar.Client
 	stayEnd   context.CancelFunc
 	stayers   sync.WaitGroup
-	problems  *violations
+	problems  *workload.Violations
 }
 
 const (
-	drainLimit = 60 * time.Second
-	quietTime  = 700 * time.Millisecond
+	drainLimit     = 60 * time.Second
+	quietTime      = 700 * time.Millisecond
+	operationLimit = 10 * time.Second
+	pauseLimit     = 25 * time.Millisecond // of a sender between two bursts
 )
 
 func newCampaign(s *server, random *rand.Rand, roundTime time.Duration) (*campaign, error) {
-	c := &campaign{server: s, random: random, roundTime: roundTime, problems: &violations{}}
+	c := &campaign{server: s, random: random, roundTime: roundTime, problems: &workload.Violations{}}
 	mark := fmt.Sprintf("%x", time.Now().UnixNano()) // not from the seed: a server from outside keeps its topics
 	namespace := "public/dedup-" + mark
 	if err := s.rest("PUT", "namespaces/"+namespace, map[string]any{}, nil); err != nil {
@@ -63,25 +60,15 @@ func newCampaign(s *server, random *rand.Rand, roundTime time.Duration) (*campai
 	return c, c.connectStaying()
 }
 
-func (c *campaign) addTopic(name string, deduplicated bool) *topic {
-	t := &topic{name: name, published: newPublished(c.problems)}
-	for _, k := range kinds {
-		d := newDelivered(name+" "+k.name, k, c.problems)
-		d.deduplicated = deduplicated
-		t.subscriptions = append(t.subscriptions, d)
-	}
+func (c *campaign) addTopic(name string, deduplicated bool) *workload.Topic {
+	t := workload.NewTopic(name, deduplicated, c.problems)
 	c.topics = append(c.topics, t)
 	return t
 }
 
-func (c *campaign) addSender(t *topic, name string, options pulsar.ProducerOptions, stays, resends bool) {
-	options.Topic, options.Name, options.MaxPendingMessages, options.SendTimeout = t.name, name, pendingLimit, -1
+func (c *campaign) addSender(t *workload.Topic, name string, options pulsar.ProducerOptions, stays, resends bool) {
 	options.CompressionType = pulsar.CompressionType(c.random.IntN(2))
-	if !stays {
-		never := uint(0)
-		options.MaxReconnectToBroker = &never
-	}
-	c.senders = append(c.senders, &sender{name: name, topic: t, options: options, stays: stays, resends: resends, unproven: map[int]bool{}})
+	c.senders = append(c.senders, workload.NewSender(t, name, options, pauseLimit, stays, resends))
 }
 
 func (c *campaign) newClient() (pulsar.Client, error) {
@@ -98,10 +85,10 @@ func (c *campaign) connectStaying() (err error) {
 		return err
 	}
 	for _, t := range c.topics {
-		for _, k := range kinds {
+		for _, k := range workload.Kinds {
 			one, err := c.staying.Subscribe(c.consumerOptions(t, k))
 			if err != nil {
-				return fmt.Errorf("subscribe %s %s: %w", t.name, k.name, err)
+				return fmt.Errorf("subscribe %s %s: %w", t.Name, k.Name, err)
 			}
 			one.Close()
 		}
@@ -109,19 +96,19 @@ func (c *campaign) connectStaying() (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.stayEnd = cancel
 	for _, s := range c.senders {
-		if s.stays {
-			if err := s.connect(c.staying); err != nil {
-				return fmt.Errorf("producer %s on %s: %w", s.name, s.topic.name, err)
+		if s.Stays {
+			if err := s.Connect(c.staying); err != nil {
+				return fmt.Errorf("producer %s on %s: %w", s.Name, s.Topic.Name, err)
 			}
-			c.start(&c.stayers, func(r *rand.Rand) { s.run(ctx, r) })
+			c.start(&c.stayers, func(r *rand.Rand) { s.Run(ctx, r) })
 		}
 	}
 	return nil
 }
 
-func (c *campaign) consumerOptions(t *topic, k kind) pulsar.ConsumerOptions {
+func (c *campaign) consumerOptions(t *workload.Topic, k workload.Kind) pulsar.ConsumerOptions {
 	never := uint(0)
-	return pulsar.ConsumerOptions{Topic: t.name, SubscriptionName: k.name, Type: k.is, AckWithResponse: k.receipts,
+	return pulsar.ConsumerOptions{Topic: t.Name, SubscriptionName: k.Name, Type: k.Is, AckWithResponse: k.Receipts,
 		SubscriptionInitialPosition: pulsar.SubscriptionPositionEarliest, EnableBatchIndexAcknowledgment: true,
 		NackRedeliveryDelay: 100 * time.Millisecond, ReceiverQueueSize: 200, MaxReconnectToBroker: &never}
 }
@@ -156,16 +143,16 @@ func (c *campaign) gather(calm bool) (*crowd, error) {
 	open, closed := context.WithCancel(context.Background())
 	g := &crowd{client: client, stop: stop, closed: closed}
 	for _, t := range c.topics {
-		for i, k := range kinds {
-			for range k.consumers {
+		for i, k := range workload.Kinds {
+			for range k.Consumers {
 				consumer, err := client.Subscribe(c.consumerOptions(t, k))
 				if err != nil {
-					return g, fmt.Errorf("subscribe %s %s: %w", t.name, k.name, err)
+					return g, fmt.Errorf("subscribe %s %s: %w", t.Name, k.Name, err)
 				}
-				r := &receiver{round: c.number, history: t.subscriptions[i], consumer: consumer, kind: k, calm: calm,
-					queue: make(chan pulsar.Message, queueLength)}
-				g.pumps.Go(func() { r.pump(open) })
-				c.start(&g.workers, func(random *rand.Rand) { r.run(working, random) })
+				round := int64(c.number)
+				r := workload.NewReceiver(round, func() int64 { return round }, t.Subscriptions[i], consumer, k, calm)
+				g.pumps.Go(func() { r.Pump(open) })
+				c.start(&g.workers, func(random *rand.Rand) { r.Run(working, random) })
 			}
 		}
 	}
@@ -173,11 +160,11 @@ func (c *campaign) gather(calm bool) (*crowd, error) {
 		return g, nil
 	}
 	for _, s := range c.senders {
-		if !s.stays {
-			if err := s.connect(client); err != nil {
-				return g, fmt.Errorf("producer %s on %s: %w", s.name, s.topic.name, err)
+		if !s.Stays {
+			if err := s.Connect(client); err != nil {
+				return g, fmt.Errorf("producer %s on %s: %w", s.Name, s.Topic.Name, err)
 			}
-			c.start(&g.workers, func(random *rand.Rand) { s.run(working, random) })
+			c.start(&g.workers, func(random *rand.Rand) { s.Run(working, random) })
 		}
 	}
 	return g, nil
@@ -223,7 +210,7 @@ func (c *campaign) round() error {
 	if err := c.server.start(); err != nil {
 		return err
 	}
-	return c.problems.err()
+	return c.problems.Err()
 }
 
 // finish lets all receipts come in, drains every subscription, and restarts once more to see that nothing comes back.
@@ -231,12 +218,12 @@ func (c *campaign) finish() error {
 	c.stayEnd()
 	c.stayers.Wait()
 	for _, s := range c.senders {
-		if s.stays {
+		if s.Stays {
 			ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
-			err := s.producer.FlushWithCtx(ctx)
+			err := s.Flush(ctx)
 			cancel()
 			if err != nil {
-				return fmt.Errorf("%s on %s: messages without receipt after %v: %w", s.name, s.topic.name, drainLimit, err)
+				return fmt.Errorf("%s on %s: messages without receipt after %v: %w", s.Name, s.Topic.Name, drainLimit, err)
 			}
 		}
 	}
@@ -266,16 +253,16 @@ func (c *campaign) drain(g *crowd) error {
 	for {
 		var wanting string
 		for _, t := range c.topics {
-			for _, d := range t.subscriptions {
-				if missing := d.missing(t.published); len(missing) > 0 {
-					wanting = fmt.Sprintf("%s lacks %d messages: %v", d.name, len(missing), missing[:min(5, len(missing))])
+			for _, d := range t.Subscriptions {
+				if missing := d.Missing(t.Published); len(missing) > 0 {
+					wanting = fmt.Sprintf("%s lacks %d messages: %v", d.Name, len(missing), missing[:min(5, len(missing))])
 				}
 			}
 			if wanting == "" {
 				wanting = c.backlog(t)
 			}
 		}
-		if err := c.problems.err(); err != nil {
+		if err := c.problems.Err(); err != nil {
 			return err
 		}
 		if wanting == "" {
@@ -288,20 +275,20 @@ func (c *campaign) drain(g *crowd) error {
 	}
 }
 
-func (c *campaign) backlog(t *topic) string {
+func (c *campaign) backlog(t *workload.Topic) string {
 	var stats struct {
 		Subscriptions map[string]struct{ MsgBacklog int64 }
 	}
-	if err := c.server.rest("GET", t.name+"/stats", nil, &stats); err != nil {
+	if err := c.server.rest("GET", t.Name+"/stats", nil, &stats); err != nil {
 		return err.Error()
 	}
-	for _, k := range kinds {
-		one, known := stats.Subscriptions[k.name]
+	for _, k := range workload.Kinds {
+		one, known := stats.Subscriptions[k.Name]
 		if !known {
-			return fmt.Sprintf("%s has no subscription %s any more", t.name, k.name)
+			return fmt.Sprintf("%s has no subscription %s any more", t.Name, k.Name)
 		}
 		if one.MsgBacklog != 0 {
-			return fmt.Sprintf("%s %s: a backlog of %d remains", t.name, k.name, one.MsgBacklog)
+			return fmt.Sprintf("%s %s: a backlog of %d remains", t.Name, k.Name, one.MsgBacklog)
 		}
 	}
 	return ""
@@ -317,7 +304,7 @@ func (c *campaign) nothingLeft() error {
 	if err != nil {
 		return err
 	}
-	return c.problems.err()
+	return c.problems.Err()
 }
 
 func (c *campaign) close() {
@@ -333,10 +320,11 @@ func (c *campaign) close() {
 func (c *campaign) summary() string {
 	messages, deliveries, repeated := 0, 0, 0
 	for _, t := range c.topics {
-		messages += len(t.published.receipts)
-		for _, d := range t.subscriptions {
-			deliveries += len(d.at)
-			repeated += d.repeated
+		messages += t.Published.Count()
+		for _, d := range t.Subscriptions {
+			delivered, again := d.Counts()
+			deliveries += delivered
+			repeated += again
 		}
 	}
 	return fmt.Sprintf("%d messages with receipt, %d deliveries, %d repeated, slowest start %v", messages, deliveries, repeated,

@@ -1,4 +1,4 @@
-module geminga/tests/end-to-end/crash
+module geminga/tests/end-to-end
 
 go 1.25.0
 
