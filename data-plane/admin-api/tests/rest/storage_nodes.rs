@@ -16,7 +16,7 @@ async fn register(metadata: &Metadata, id: &str, port: u16, is_alive: bool) {
     let record = StorageNodeRecord {
         address: format!("127.0.0.1:{port}"),
         zone: "east".to_owned(),
-        region: "home".to_owned(),
+        region: "north".to_owned(),
         read_only: false,
     };
     metadata.put_storage_node(id, &record).await.unwrap();
@@ -35,7 +35,7 @@ async fn nodes_are_listed_emptied_and_forgotten() {
     register(metadata, "b", 2, false).await;
     let bookies = json!({ "bookies": [{ "bookieId": "127.0.0.1:1" }, { "bookieId": "127.0.0.1:2" }] });
     assert_eq!(rest.get("/bookies/all").await, bookies);
-    assert_eq!(rest.get("/bookies/racks-info").await["default"]["127.0.0.1:1"]["rack"], "/home/east");
+    assert_eq!(rest.get("/bookies/racks-info").await["default"]["127.0.0.1:1"]["rack"], "/north/east");
 
     assert_eq!(call(&rest, "PUT", "/storage-nodes/c/decommission").await.0, 404);
     assert_eq!(call(&rest, "PUT", "/storage-nodes/b/decommission").await.0, 204);
