@@ -42,13 +42,13 @@ fn many_seeds(storage: Storage, count: u64) -> Seen {
 
 #[test]
 fn many_seeds_on_models_of_nodes() {
-    let seen = many_seeds(Storage::Model, 20_000);
+    let seen = many_seeds(Storage::Model, 10_000);
     assert!(number("AUTO_RECOVERY_SEED").is_some() || seen.least() > 100, "hardly ever seen: {seen:?}");
 }
 
 #[test]
 fn many_seeds_on_the_storage_engine() {
-    many_seeds(Storage::Engine, 400);
+    many_seeds(Storage::Engine, 300);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn planted_bugs_are_found() {
     std::panic::set_hook(Box::new(|_| ()));
     let found: Vec<(Planted, Option<u64>)> = bugs
         .into_iter()
-        .map(|bug| (bug, (0..20_000).find(|&seed| seen(seed, Storage::Model, Some(bug)).is_none())))
+        .map(|bug| (bug, (0..10_000).find(|&seed| seen(seed, Storage::Model, Some(bug)).is_none())))
         .collect();
     let _ = std::panic::take_hook();
     for (bug, seed) in &found {
