@@ -202,7 +202,7 @@ func (k *campaign) gather(calm bool) {
 
 // finish is called when all faults are healed. Within the limit, all has its receipt, all is delivered and acknowledged; and nothing
 // comes back after everything was killed once more.
-func (k *campaign) finish() error {
+func (k *campaign) finish(note func(string, ...any)) error {
 	begin := time.Now()
 	k.coming.end()
 	k.staying.end()
@@ -211,7 +211,7 @@ func (k *campaign) finish() error {
 	}
 	flushed := time.Since(begin)
 	k.gather(true)
-	if err := k.drain(begin.Add(k.config.bound)); err != nil {
+	if err := k.drain(begin.Add(k.config.bound), note); err != nil {
 		return err
 	}
 	fmt.Printf("%v after the last fault all had its receipt, after %v all was consumed\n", flushed.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
@@ -249,9 +249,13 @@ func (k *campaign) flush(until time.Time) error {
 }
 
 // drain waits until all is delivered and acknowledged.
-func (k *campaign) drain(until time.Time) error {
-	for {
+func (k *campaign) drain(until time.Time, note func(string, ...any)) error {
+	for noted := time.Now(); ; {
 		wanting := k.wanting()
+		if time.Since(noted) > 5*time.Second {
+			note("still wanting: %s", wanting)
+			noted = time.Now()
+		}
 		if err := k.problems.Err(); err != nil {
 			return err
 		}

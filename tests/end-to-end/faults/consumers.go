@@ -44,8 +44,8 @@ func (p place) run(ctx context.Context, random *rand.Rand) {
 		if reconnects {
 			idle = idleLimitReconnects
 		}
-		if p.calm {
-			lifetime = time.Hour
+		if p.calm { // what is made anew gets again what it had: too often, and nobody comes to an end
+			lifetime, idle = time.Hour, idleLimitReconnects
 		}
 		live(ctx, random, receiver, lifetime, idle)
 	}

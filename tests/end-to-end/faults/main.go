@@ -109,7 +109,7 @@ func play(c config) (passed int, err error) {
 			err = k.problems.Err()
 		}
 		if err == nil {
-			err = k.finish()
+			err = k.finish(injector.note)
 		}
 		messages, deliveries, repeated := k.counts()
 		fmt.Printf("campaign %d, %.0f s: %d messages with receipt, %d deliveries, %d repeated; so far %s; %s\n", passed+1, time.Since(begin).Seconds(),
