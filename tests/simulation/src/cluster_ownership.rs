@@ -166,7 +166,8 @@ impl Broker {
             }
         }
         let epoch = found.map_or(1, |found| found.value.epoch + 1);
-        let record = BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch, balanced_at_ms: None };
+        let record =
+            BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch, balanced_at_ms: None };
         let ask =
             move |metadata: Metadata| async move { metadata.put_bundle(&bundle_name(bundle), &record, before).await };
         let version = self.ask(&self.metadata, "take bundle", ask).await?;
