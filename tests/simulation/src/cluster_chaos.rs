@@ -120,7 +120,7 @@ impl Chaos {
         (most as f64 * share.powi(3)) as Micros + 50 * MS
     }
 
-    pub fn next(&mut self) -> Option<Happening> {
+    pub fn draw(&mut self) -> Option<Happening> {
         let &kind = self.kinds.choose(&mut self.rng)?;
         let node = self.rng.random_range(0..self.layout.nodes);
         let broker = self.rng.random_range(0..self.layout.brokers);

@@ -21,7 +21,8 @@ use crate::cluster_ownership::{Bundle, Tenure};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::{Failure, entries_of};
 use crate::cluster_subscriptions::Sub;
-use crate::cluster_topic::{Dedup, LEDGER, Topic, managed_record, snapshot_key, topic_name};
+use crate::cluster_topic::{Dedup, LEDGER, Topic, snapshot_key, topic_name};
+use crate::cluster_topic_record::managed_record;
 use crate::ledger_oracle::{Entry, positions};
 use crate::ledger_producers;
 

@@ -52,8 +52,10 @@ pub enum Answer {
 #[derive(Clone)]
 pub struct Ask {
     pub what: &'static str,
-    run: Rc<RefCell<Option<Box<dyn FnOnce()>>>>,
+    run: Rc<RefCell<Option<Run>>>,
 }
+
+type Run = Box<dyn FnOnce()>;
 
 impl Ask {
     pub fn new(what: &'static str, run: impl FnOnce() + 'static) -> Ask {

@@ -124,7 +124,11 @@ impl Broker {
     }
 
     async fn take_over(self: &Rc<Self>, bundle: usize) -> Result<(), MetadataError> {
-        let Some(session) = self.session.borrow().clone() else { return Ok(self.sleep(100 * MS).await) };
+        let session = self.session.borrow().clone();
+        let Some(session) = session else {
+            self.sleep(100 * MS).await;
+            return Ok(());
+        };
         let Some((version, epoch)) = self.take(bundle, &session).await? else { return Ok(()) };
         let opened = self.opened.get() + 1;
         self.opened.set(opened);

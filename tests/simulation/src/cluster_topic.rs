@@ -6,9 +6,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::Record;
-use geminga_ledger::ledger_list::LedgerSpan;
-use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig, ManagedLedgerRecord, Retention};
-use geminga_metadata::{LedgerInfo, Metadata, MetadataError, TopicRecord, Versioned};
+use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig, Retention};
+use geminga_metadata::{Metadata, TopicRecord, Versioned};
 use geminga_model::{Position, TopicName};
 use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
 
@@ -35,7 +34,7 @@ const CACHED: usize = 40;
 pub struct Topic {
     pub number: usize,
     /// Of the bundle's owner.
-    metadata: Metadata,
+    pub metadata: Metadata,
     pub ledger: ManagedLedger<Entry>,
     /// As metadata have it, as far as this broker knows.
     pub record: TopicRecord,
@@ -66,42 +65,6 @@ pub fn topic_name(topic: usize) -> TopicName {
 
 pub fn snapshot_key(topic: usize) -> u64 {
     SNAPSHOT_KEYS + topic as u64
-}
-
-/// The managed ledger's part of a topic's record.
-pub fn managed_record(record: &TopicRecord) -> ManagedLedgerRecord {
-    let span = |info: &LedgerInfo| LedgerSpan {
-        ledger_id: info.ledger_id,
-        entries: info.entries,
-        size: info.size,
-        timestamp_ms: info.timestamp,
-        first_index: info.first_index,
-    };
-    ManagedLedgerRecord {
-        spans: record.ledgers.iter().map(span).collect(),
-        last_open: record.last_open,
-        next_index: record.next_index,
-        terminated: record.terminated,
-        last_ledger: record.last_ledger,
-    }
-}
-
-fn with_managed(record: &TopicRecord, managed: ManagedLedgerRecord) -> TopicRecord {
-    let info = |span: &LedgerSpan| LedgerInfo {
-        ledger_id: span.ledger_id,
-        entries: span.entries,
-        size: span.size,
-        timestamp: span.timestamp_ms,
-        first_index: span.first_index,
-    };
-    TopicRecord {
-        ledgers: managed.spans.iter().map(info).collect(),
-        last_open: managed.last_open,
-        next_index: managed.next_index,
-        terminated: managed.terminated,
-        last_ledger: managed.last_ledger,
-        ..record.clone()
-    }
 }
 
 impl Topic {
@@ -298,85 +261,6 @@ impl Broker {
                 self.tasks.spawn(async move { drop(broker.recover(ledger_id).await) });
             }
             Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
-        }
-    }
-
-    async fn create_topic_ledger(self: Rc<Self>, part: Part, metadata: Metadata, after: u64) {
-        let ask = move |metadata: Metadata| async move { metadata.next_ledger_id(after).await };
-        let id = self.ask(&metadata, "ledger id", ask).await;
-        self.with_topic(part, |broker, topic| match id {
-            Ok(id) => broker.save_record(part, topic, Some(id)),
-            Err(error) => topic.ledger.ledger_create_failed(&error.to_string()),
-        });
-    }
-
-    fn with_topic(self: &Rc<Self>, part: Part, change: impl FnOnce(&Rc<Self>, &mut Topic)) {
-        let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else {
-            return;
-        };
-        let topic = part.topic.and_then(|topic| bundle.topics.get_mut(&topic));
-        if let Some(topic) = topic {
-            change(self, topic);
-            self.touch(part.bundle);
-        }
-    }
-
-    /// Saves what the managed ledger says, with a new ledger if one is `created`.
-    fn save_record(self: &Rc<Self>, part: Part, topic: &Topic, created: Option<u64>) {
-        let managed = match created {
-            Some(id) => topic.ledger.record_with(id, self.now_ms()),
-            None => topic.ledger.record(),
-        };
-        let record = with_managed(&topic.record, managed);
-        let (broker, number) = (self.clone(), topic.number);
-        let (metadata, before, version) = (topic.metadata.clone(), topic.record.clone(), topic.version);
-        self.tasks.spawn(async move {
-            let saved = broker.put_topic(&metadata, number, &before, record.clone(), version).await;
-            broker.with_topic(part, |broker, topic| broker.record_saved(topic, record, saved, created));
-        });
-    }
-
-    /// Writes a topic's record if it has that version still; the new version.
-    async fn put_topic(
-        self: &Rc<Self>,
-        metadata: &Metadata,
-        topic: usize,
-        before: &TopicRecord,
-        record: TopicRecord,
-        version: u64,
-    ) -> Result<u64, MetadataError> {
-        let kept = |id| record.ledgers.iter().any(|ledger| ledger.ledger_id == id);
-        let dropped: Vec<u64> = before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
-        let sim = self.sim.clone();
-        self.ask(metadata, "put topic", move |metadata| async move {
-            let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped).await;
-            if saved.is_ok() {
-                sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);
-            }
-            saved
-        })
-        .await
-    }
-
-    fn record_saved(
-        &self,
-        topic: &mut Topic,
-        record: TopicRecord,
-        saved: Result<u64, MetadataError>,
-        created: Option<u64>,
-    ) {
-        match (saved, created) {
-            (Ok(version), created) => {
-                (topic.record, topic.version) = (record, version);
-                match created {
-                    Some(id) => topic.ledger.ledger_created(self.now_ms(), id),
-                    None => topic.ledger.record_saved(),
-                }
-            }
-            (Err(error), _) if error.is_deposed() => topic.ledger.fence(),
-            (Err(error), Some(_)) => topic.ledger.ledger_create_failed(&error.to_string()),
-            (Err(_), None) => topic.ledger.record_save_failed(),
         }
     }
 

@@ -177,7 +177,6 @@ fn planted_bugs_are_found() {
         Plant::LedgerIdsGoBack,
         Plant::OpenLedgersAreNotRead,
         Plant::DeletedIsForgotten,
-        Plant::UnguardedCreation,
         Plant::Client(Bug::ConfirmBeforeMetadata),
         Plant::Client(Bug::RecoverFromTheStart),
         Plant::Client(Bug::KeepAcksOfReplaced),

@@ -1,0 +1,166 @@
+//! Faults in a simulated cluster: how they begin and end.
+
+use std::rc::Rc;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::cluster_broker::Broker;
+use crate::cluster_chaos::{Fault, Happening};
+use crate::cluster_node::Node;
+use crate::cluster_sim::{Event, MS, Machine};
+use crate::cluster_simulation::{SWEEP, World};
+
+impl World {
+    pub fn happen(&mut self, happening: Happening) {
+        self.sim.note(format_args!("{happening:?}"));
+        let mut nodes = self.sim.nodes.borrow_mut();
+        match happening {
+            Happening::Begin(fault, time) => {
+                drop(nodes);
+                self.sim.after(time, Event::Heal(fault.clone()));
+                self.begin(fault);
+            }
+            Happening::Pause(machine, time) => {
+                let broker = matches!(machine, Machine::Broker(_));
+                self.sim.count(if broker { "fault: broker paused" } else { "fault: node paused" });
+                self.paused.entry(machine).or_default();
+                self.sim.after(time, Event::Heal(Fault::Paused(machine)));
+            }
+            Happening::Part(apart, one_way, time) => {
+                self.sim.count("fault: network parted");
+                self.sim.network.borrow_mut().part(&apart, one_way);
+                self.sim.after(time, Event::Heal(Fault::Partition));
+            }
+            Happening::FlipBits(node) => {
+                for _ in 0..3 {
+                    self.sim.count_many("fault: bit flipped", u64::from(nodes[node].flip_bit()));
+                }
+            }
+            Happening::ForgetEntries(node, is_cut) => {
+                let what = if is_cut { "fault: file cut off" } else { "fault: index damaged" };
+                self.sim.count_many(what, u64::from(nodes[node].forget_entries(is_cut)));
+            }
+            Happening::LoseDisk(node) => {
+                self.sim.count("fault: disk lost");
+                nodes[node].lose_disk();
+                let state = Node::new(self.sim.plant, SmallRng::from_rng(&mut self.rng));
+                nodes.push(state);
+                self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
+            }
+            Happening::SetClock(broker, skew_ms) => {
+                self.sim.count("fault: clock changed");
+                if let Some(broker) = &self.brokers[broker] {
+                    broker.skew_ms.set(skew_ms);
+                }
+            }
+            Happening::Transfer { bundle, to } => {
+                drop(nodes);
+                let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
+                let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
+                if let Some(owner) = owner.filter(is_running).cloned() {
+                    owner.transfer(bundle, to);
+                }
+            }
+        }
+    }
+
+    /// It goes on with what has come meanwhile, in that order.
+    fn resume(&self, waiting: Vec<Event>) {
+        waiting.into_iter().for_each(|event| self.sim.after(0, event));
+    }
+
+    fn begin(&mut self, fault: Fault) {
+        let mut nodes = self.sim.nodes.borrow_mut();
+        let mut network = self.sim.network.borrow_mut();
+        let what = match fault {
+            Fault::NodeDown(node) => {
+                if nodes[node].is_up {
+                    nodes[node].crash();
+                }
+                "fault: node crashed"
+            }
+            Fault::SlowDisk(node) => {
+                nodes[node].slowness = self.rng.random_range(10..6000);
+                "fault: disk slow"
+            }
+            Fault::FullDisk(node) => {
+                nodes[node].is_full = true;
+                "fault: disk full"
+            }
+            Fault::FailingSyncs(node) => {
+                nodes[node].sync_failures = self.rng.random_range(0.01..0.5);
+                "fault: syncs fail"
+            }
+            Fault::MetadataAway => {
+                self.sim.metadata.is_up.set(false);
+                "fault: metadata away"
+            }
+            Fault::Clogged => {
+                network.clog(20);
+                "fault: links clogged"
+            }
+            Fault::BadNetwork => {
+                network.loss = self.rng.random_range(0.001..0.1);
+                network.repetition = self.rng.random_range(0.0..0.1);
+                "fault: messages lost and repeated"
+            }
+            Fault::SlowNetwork => {
+                network.slowness = self.rng.random_range(5..200);
+                "fault: network slow"
+            }
+            Fault::Partition | Fault::Paused(_) => unreachable!("they begin otherwise"),
+            Fault::BrokerDown(broker) => {
+                drop((nodes, network));
+                self.stop_broker(broker);
+                "fault: broker crashed"
+            }
+        };
+        self.sim.count(what);
+    }
+
+    pub fn end(&mut self, fault: Fault) {
+        let mut nodes = self.sim.nodes.borrow_mut();
+        let mut network = self.sim.network.borrow_mut();
+        match fault {
+            Fault::NodeDown(node) => nodes[node].is_up = !nodes[node].is_lost,
+            Fault::SlowDisk(node) => nodes[node].slowness = 1,
+            Fault::FullDisk(node) => nodes[node].is_full = false,
+            Fault::FailingSyncs(node) => nodes[node].sync_failures = 0.0,
+            Fault::MetadataAway => self.sim.metadata.is_up.set(true),
+            Fault::Partition => network.reunite(),
+            Fault::Clogged => {
+                network.unclog_some();
+                if network.is_clogged() {
+                    self.sim.after(100 * MS, Event::Heal(Fault::Clogged));
+                }
+                drop(network);
+                self.sim.release_held();
+            }
+            Fault::BadNetwork => (network.loss, network.repetition) = (0.0, 0.0),
+            Fault::SlowNetwork => network.slowness = 1,
+            Fault::Paused(machine) => {
+                drop((nodes, network));
+                let waiting = self.paused.remove(&machine).unwrap_or_default();
+                self.resume(waiting);
+            }
+            Fault::BrokerDown(broker) => {
+                drop((nodes, network));
+                self.start_broker(broker);
+            }
+        }
+    }
+
+    /// Nothing fails any more.
+    pub fn heal(&mut self) {
+        self.sim.note(format_args!("nothing fails from now on"));
+        for node in self.sim.nodes.borrow_mut().iter_mut() {
+            (node.is_up, node.is_full, node.slowness, node.sync_failures) = (!node.is_lost, false, 1, 0.0);
+        }
+        self.sim.metadata.is_up.set(true);
+        self.sim.network.borrow_mut().heal();
+        self.sim.release_held();
+        std::mem::take(&mut self.paused).into_values().for_each(|waiting| self.resume(waiting));
+        (0..self.brokers.len()).for_each(|broker| self.start_broker(broker));
+    }
+}
