@@ -225,7 +225,7 @@ impl World {
         waits.join(", ")
     }
 
-    /// A last reader finds every entry.
+    /// A last reader finds every entry that is not trimmed before it comes to it.
     fn read_everything(&mut self) {
         for topic in 0..self.deduplicates.len() {
             let bundle = topic % self.bundles;
@@ -237,7 +237,9 @@ impl World {
             owner.tasks.spawn(async move {
                 for position in all {
                     let read = reader.read_entry(position.ledger_id, position.entry_id as u64).await;
-                    read.unwrap_or_else(|failure| panic!("at the end: {failure}"));
+                    let bundles = reader.bundles.borrow();
+                    let exists = bundles[&bundle].topics[&topic].ledger.list().contains(position);
+                    assert!(read.is_ok() || !exists, "at the end, {position}: {read:?}");
                 }
                 resolver.resolve(());
             });
