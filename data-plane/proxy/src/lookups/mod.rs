@@ -26,7 +26,6 @@ use thiserror::Error;
 use crate::answers::Refusal;
 use crate::endpoint::Endpoint;
 use crate::frame::Frame;
-use crate::greeting::{asks_for_new_credentials, introduction};
 use links::{Links, Stage};
 use requests::{Request, Requests};
 
