@@ -53,6 +53,15 @@ pub enum ClientError {
     GreetingLimit,
 }
 
+impl ClientError {
+    /// Many clients close a connection without a word, with TLS too.
+    fn is_an_ordinary_end(&self) -> bool {
+        let (ClientError::Io(error) | ClientError::Read(ReadError::Io(error))) = self else { return false };
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+        matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof)
+    }
+}
+
 pub type ClientReader = FrameReader<ReadHalf<Stream>>;
 pub type ClientWriter = WriteHalf<Stream>;
 
@@ -60,6 +69,7 @@ pub type ClientWriter = WriteHalf<Stream>;
 pub async fn serve(proxy: Arc<Proxy>, stream: Stream, address: SocketAddr) {
     match talk(&proxy, stream).await {
         Ok(()) => tracing::debug!(%address, "connection closed"),
+        Err(error) if error.is_an_ordinary_end() => tracing::debug!(%address, %error, "connection closed"),
         Err(error) => tracing::info!(%address, %error, "connection ended"),
     }
 }

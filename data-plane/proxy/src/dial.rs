@@ -60,13 +60,10 @@ impl Dialer {
         let mut failure = DialError::NoBrokers;
         for endpoint in rotation.turn(Instant::now()) {
             let connected = self.connect(&endpoint).await;
-            rotation.note(&endpoint, connected.is_ok(), Instant::now());
+            rotation.note(&endpoint, connected.as_ref().map(|_| ()), Instant::now());
             match connected {
                 Ok(stream) => return Ok((endpoint, stream)),
-                Err(error) => {
-                    tracing::warn!(%error, "went on to another broker");
-                    failure = error;
-                }
+                Err(error) => failure = error,
             }
         }
         Err(failure)

@@ -26,7 +26,7 @@ pub async fn serve(
     mut write: ClientWriter,
 ) -> Result<(), ClientError> {
     let connected = proxy.dialer.connect(&broker).await;
-    proxy.rotation.note(&broker, connected.is_ok(), std::time::Instant::now());
+    proxy.rotation.note(&broker, connected.as_ref().map(|_| ()), std::time::Instant::now());
     let stream = match connected {
         Ok(stream) => stream,
         Err(error) => {

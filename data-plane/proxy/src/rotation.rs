@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::dial::DialError;
 use crate::endpoint::Endpoint;
 
 /// A broker that could not be reached is asked only after the others for so long.
@@ -37,10 +38,16 @@ impl Rotation {
         fine.into_iter().chain(avoided).map(|index| self.brokers[index].clone()).collect()
     }
 
-    /// Notes whether a broker could be reached. Others than the configured ones are of no interest.
-    pub fn note(&self, broker: &Endpoint, reached: bool, now: Instant) {
-        if let Some(index) = self.brokers.iter().position(|known| known == broker) {
-            self.state.lock().avoided_until[index] = (!reached).then(|| now + AVOIDED_FOR);
+    /// Notes whether a broker could be reached, and says so in the log when that has changed. Others than the configured ones
+    /// are of no interest.
+    pub fn note(&self, broker: &Endpoint, outcome: Result<(), &DialError>, now: Instant) {
+        let Some(index) = self.brokers.iter().position(|known| known == broker) else { return };
+        let until = outcome.is_err().then(|| now + AVOIDED_FOR);
+        let before = std::mem::replace(&mut self.state.lock().avoided_until[index], until);
+        match outcome {
+            Err(error) if before.is_none() => tracing::warn!(%error, "a broker cannot be reached"),
+            Ok(()) if before.is_some() => tracing::info!(%broker, "a broker can be reached again"),
+            _ => {}
         }
     }
 
@@ -62,15 +69,15 @@ mod tests {
         let now = Instant::now();
         assert_eq!(rotation.turn(now), [a.clone(), b.clone(), c.clone()]);
         assert_eq!(rotation.turn(now), [b.clone(), c.clone(), a.clone()]);
-        rotation.note(&c, false, now);
+        rotation.note(&c, Err(&DialError::NoBrokers), now);
         assert_eq!(rotation.turn(now), [a.clone(), b.clone(), c.clone()]);
         assert_eq!(rotation.turn(now), [a.clone(), b.clone(), c.clone()], "c's turn, but it is dead");
         assert_eq!(rotation.turn(now), [b.clone(), a.clone(), c.clone()]);
         assert_eq!(rotation.turn(now + AVOIDED_FOR), [c.clone(), a.clone(), b.clone()]);
-        rotation.note(&c, true, now);
+        rotation.note(&c, Ok(()), now);
         assert!(rotation.any_fine(now));
         for broker in [&a, &b, &c] {
-            rotation.note(broker, false, now);
+            rotation.note(broker, Err(&DialError::NoBrokers), now);
         }
         assert!(!rotation.any_fine(now));
         assert_eq!(rotation.turn(now).len(), 3, "dead ones are better than none");

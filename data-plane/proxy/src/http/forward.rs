@@ -155,7 +155,7 @@ impl Forwarder {
         let mut failure = ForwardError::NoBrokers;
         for endpoint in self.rotation.turn(Instant::now()) {
             let connected = Upstream::connect(&self.dialer, &endpoint).await;
-            self.rotation.note(&endpoint, connected.is_ok(), Instant::now());
+            self.rotation.note(&endpoint, connected.as_ref().map(|_| ()), Instant::now());
             match connected {
                 Ok(upstream) => return Ok(upstream),
                 Err(error) => failure = error.into(),
