@@ -163,6 +163,7 @@ impl EngineNode {
         if self.rng.random_bool(0.1) {
             let _ = self.engine.prepare_next();
             let _ = self.engine.seal_retired();
+            let _ = self.engine.try_again();
         }
     }
 }

@@ -135,10 +135,11 @@ impl EngineLedgers {
         if std::mem::take(&mut self.housekeeping.lock().dispose) {
             let _ = self.engine.dispose();
         }
-        match rng.random_range(0..7) {
+        match rng.random_range(0..8) {
             0 => drop(self.engine.prepare_next()),
             1 => drop(self.engine.seal_retired()),
             2 => drop(self.engine.check_space()),
+            7 => drop(self.engine.try_again()),
             3 if self.engine.wants_mark() => self.queue.push_back(Request::Mark),
             4 => self.keep_house(|engine, done| engine.plan_reclaim(done)),
             5 => drop(self.engine.zero_ahead(16 << 10, ZeroFirst::Active)),

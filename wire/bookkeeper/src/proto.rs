@@ -65,7 +65,17 @@ pub struct ReadRequest {
 }
 /// Nested message and enum types in `ReadRequest`.
 pub mod read_request {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum Flag {
         /// Nobody but a recovery may add to the ledger from now on. Wants the master key.
@@ -112,7 +122,17 @@ pub struct AddRequest {
 }
 /// Nested message and enum types in `AddRequest`.
 pub mod add_request {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum Flag {
         /// Part of a ledger's recovery or re-replication: allowed on a fenced ledger.
@@ -138,8 +158,7 @@ pub mod add_request {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StartTlsRequest {
-}
+pub struct StartTlsRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteLacRequest {
     #[prost(int64, required, tag = "1")]
@@ -277,8 +296,7 @@ pub struct ListResponse {
     pub entries: ::core::option::Option<::prost::bytes::Bytes>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StartTlsResponse {
-}
+pub struct StartTlsResponse {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Version {
