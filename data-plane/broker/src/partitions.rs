@@ -156,7 +156,12 @@ impl Broker {
             }
         }
         for index in 0..partitions {
-            match self.delete_topic(&name.partition(index), force).await {
+            let partition = name.partition(index);
+            // Whoever owns it may have deleted it already.
+            if self.shared.metadata.get_topic(&partition).await?.is_none() {
+                continue;
+            }
+            match self.delete_topic(&partition, force).await {
                 Ok(()) | Err(BrokerError::TopicNotFound(_)) => {}
                 Err(error) => return Err(error),
             }
