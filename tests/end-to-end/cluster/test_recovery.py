@@ -3,6 +3,8 @@ import re
 import time
 import urllib.request
 
+import pytest
+
 from test_cluster import NAMESPACE, Load, check, everything as read_everything
 
 COPIES = "replication_worker_NUM_ENTRIES_WRITTEN"
@@ -71,6 +73,7 @@ def produce(cluster, topic, seconds=2):
     return acknowledged
 
 
+@pytest.mark.xfail(reason="fails since storage nodes heal themselves and bundles have cursor logs of their own: ROADMAP.md, first of what is next")
 def test_a_node_is_lost_for_good_under_load_and_then_one_of_another_zone(cluster_that_repairs):
     cluster = cluster_that_repairs
     keep_everything(cluster)
