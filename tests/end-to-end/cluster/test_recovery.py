@@ -133,6 +133,7 @@ def test_a_node_that_returns_is_given_what_it_missed_and_nothing_else(cluster_th
         check(numbers, everything(cluster.pulsar_url, topic, "all"))
 
 
+@pytest.mark.xfail(reason="not seen to end within two minutes since then either: ROADMAP.md")
 def test_a_decommissioned_node_is_emptied_while_it_is_written_to(cluster_that_repairs):
     cluster = cluster_that_repairs
     keep_everything(cluster)
