@@ -149,9 +149,11 @@ impl Cursors {
     /// Calls `done` when everything appended until now is durable.
     pub fn after_queued(&self, done: CursorDone) {
         let mut state = self.state.lock();
-        if state.log.durable_up_to() >= state.last_sequence {
+        // What came after the fence was refused, and is in no sequence number.
+        if state.log.is_fenced() || state.log.durable_up_to() >= state.last_sequence {
+            let result = if state.log.is_fenced() { Err(fenced()) } else { Ok(()) };
             drop(state);
-            return done(Ok(()));
+            return done(result);
         }
         let sequence = state.last_sequence;
         state.waiting.push_back((sequence, done));
@@ -185,6 +187,13 @@ impl Cursors {
     /// stay in their cursors until the log has caught up.
     pub fn is_overloaded(&self) -> bool {
         self.pending.bytes.load(Ordering::Relaxed) > self.pending.max_bytes
+    }
+
+    /// Ends the log: what it has from now on is all that it will ever have.
+    pub fn seal(&self) {
+        let mut state = self.state.lock();
+        state.log.fence();
+        self.answer(state);
     }
 
     /// Somebody else writes the log: nothing becomes durable here any more.

@@ -68,6 +68,8 @@ impl Broker {
     }
 
     async fn cut(&self, bundle: &Arc<Bundle>, parts: &[BundleName]) -> Result<()> {
+        // Consumers are still there, and what they acknowledge from now on would be in none of the parts.
+        bundle.cursors.seal();
         for part in parts {
             let kept = self.kept_for(&bundle.cursors, part).await?;
             self.write_cursor_log(part, bundle, kept).await?;

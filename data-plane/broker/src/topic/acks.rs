@@ -6,7 +6,7 @@ use std::time::Instant;
 use geminga_model::Position;
 use geminga_topic::AckRequest;
 
-use super::{ConsumerHandle, Flushes, Topic, TopicState};
+use super::{ConsumerHandle, Flushes, Life, Topic, TopicState};
 use crate::error::BrokerError;
 
 impl Topic {
@@ -45,6 +45,10 @@ impl Topic {
     ) -> Result<(), BrokerError> {
         if !self.name.is_persistent() {
             return Ok(());
+        }
+        // Whoever has loaded the topic since would not know of it.
+        if state.life == Life::Closed {
+            return state.check_serving(&self.name);
         }
         let sub = state
             .subscriptions

@@ -42,6 +42,27 @@ async fn it_closes_itself_and_is_loaded_again() {
 }
 
 #[tokio::test]
+async fn an_acknowledgement_that_comes_after_its_end_is_refused() {
+    let broker = fixture::broker().await;
+    let topic = fixture::topic(&broker, NAME).await;
+    let (producing, consuming) = (Client::new(), Client::new());
+    let producer = producing.produce(&topic, "p").await.unwrap();
+    let consumer = consuming.consume(&topic, "s", Shared).await.unwrap();
+    topic.flow(&consumer, 10);
+    fixture::publish(&producing, &producer, &["1"]).await;
+    let message = consuming.message().await;
+    write_record(&broker).await;
+    assert!(topic.terminate().await.is_err());
+    assert!(matches!(consuming.next().await, Told::ConsumerClosed(..)));
+    let again = fixture::topic(&broker, NAME).await;
+    topic.acknowledge(&consumer, fixture::ack(message.entry.position), Some(1));
+    assert!(matches!(consuming.next().await, Told::Acknowledged(1, false)));
+    let consumer = consuming.consume(&again, "s", Shared).await.unwrap();
+    again.flow(&consumer, 10);
+    assert_eq!(fixture::text(&consuming.message().await), "1", "and who has it now gives it out");
+}
+
+#[tokio::test]
 async fn a_change_of_its_record_notices_it_too() {
     let broker = fixture::broker().await;
     let topic = fixture::topic(&broker, NAME).await;

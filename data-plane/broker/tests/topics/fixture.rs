@@ -61,6 +61,11 @@ impl HeldLedgers {
         }
     }
 
+    /// Writes of cursor logs that are kept from becoming durable.
+    pub fn held(&self) -> usize {
+        self.held.lock().as_ref().map_or(0, Vec::len)
+    }
+
     /// The next messages that are written are not stored.
     pub fn fail_once(&self) {
         self.fails.store(true, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use geminga_metadata::{BrokerRecord, BundleRecord, Metadata};
 use geminga_model::{BundleName, topic_hash};
 use geminga_topic::SubscriptionType;
 
-use crate::fixture::{self, Client, Told, ack, eventually, messages, name, publish, text, topic};
+use crate::fixture::{self, Client, HeldLedgers, Told, ack, eventually, messages, name, publish, text, topic};
 
 const TOPIC: &str = "persistent://public/default/t";
 
@@ -196,6 +196,44 @@ async fn a_bundle_is_split_with_its_acknowledgements() {
     let logs = metadata.list_cursor_logs().await.unwrap();
     assert!(parts.iter().all(|part| logs.contains(&part.to_string())), "{logs:?}");
     assert!(!logs.contains(&parent.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_acknowledged_while_a_bundle_is_split_is_kept_or_refused() {
+    let ledgers = HeldLedgers::default();
+    let metadata = fixture::metadata().await;
+    let broker = Broker::start(BrokerConfig::default(), metadata.clone(), Arc::new(ledgers.clone())).await.unwrap();
+    let topic = topic(&broker, TOPIC).await;
+    let client = Client::new();
+    let producer = client.produce(&topic, "p").await.unwrap();
+    let consumer = client.consume(&topic, "s", SubscriptionType::Shared).await.unwrap();
+    topic.flow(&consumer, 10);
+    publish(&client, &producer, &["1", "2"]).await;
+    let (first, second) = (client.message().await, client.message().await);
+    topic.acknowledge(&consumer, ack(first.entry.position), Some(1));
+    while !matches!(client.next().await, Told::Acknowledged(1, true)) {}
+
+    ledgers.hold_acknowledgements();
+    let parent = bundle(&metadata).await;
+    let splitting = tokio::spawn({
+        let (broker, parent) = (broker.clone(), parent.clone());
+        async move { broker.split_bundle(&parent, &SplitAt::Middle).await }
+    });
+    eventually("the logs of the parts are written", || async { ledgers.held() > 0 }).await;
+    topic.acknowledge(&consumer, ack(second.entry.position), Some(2));
+    ledgers.release_acknowledgements();
+    splitting.await.unwrap().unwrap();
+    let kept = loop {
+        if let Told::Acknowledged(2, kept) = client.next().await {
+            break kept;
+        }
+    };
+    assert!(!kept, "the parts had what was acknowledged before");
+
+    let (again, reader) = (fixture::topic(&broker, TOPIC).await, Client::new());
+    let consumer = reader.consume(&again, "s", SubscriptionType::Shared).await.unwrap();
+    again.flow(&consumer, 10);
+    assert_eq!(text(&reader.message().await), "2");
 }
 
 #[tokio::test(flavor = "multi_thread")]
