@@ -128,6 +128,7 @@ impl Broker {
     /// their clients are told where it goes.
     pub(crate) async fn give_up_bundle(&self, bundle: &Arc<Bundle>, to: Target<'_>) -> Result<()> {
         let Some(topics) = self.close_bundle(bundle).await else { return Ok(()) };
+        self.finish_ledgers(bundle, &topics).await;
         let passed = self.ownership.give_up(&bundle.name, bundle.tenure, to).await;
         self.dismiss(bundle, topics, passed.as_ref().ok().and_then(Option::as_ref));
         passed.map(drop)
@@ -146,10 +147,24 @@ impl Broker {
         Some(topics)
     }
 
+    /// The ledgers that a bundle's topics and its cursor log wrote are written no more.
+    fn finish_ledgers(&self, bundle: &Bundle, topics: &[Arc<Topic>]) -> impl Future<Output = ()> + use<> {
+        let mut ledgers = bundle.cursors.ledger_ids();
+        ledgers.extend(topics.iter().filter_map(|topic| topic.newest_ledger()));
+        let finished = self.shared.ledgers.finish(ledgers);
+        async move {
+            if let Err(error) = finished.await {
+                tracing::warn!(%error, "could not close ledgers; they are left to recovery");
+            }
+        }
+    }
+
     /// A bundle has another owner: its topics are dropped at once.
     fn drop_bundle(&self, bundle: &Arc<Bundle>, to: Option<&Located>) {
         bundle.is_over.store(true, Ordering::Release);
-        self.dismiss(bundle, self.topics_of(bundle), to);
+        let topics = self.topics_of(bundle);
+        tokio::spawn(self.finish_ledgers(bundle, &topics));
+        self.dismiss(bundle, topics, to);
     }
 
     /// A bundle that is still this broker's may have lost its cursor log, as when the answer to a commit did not arrive: it is

@@ -83,6 +83,12 @@ pub trait LedgerClient: Send + Sync + 'static {
     /// Fences the ledger and answers its last entry, `None` when it has none.
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>>;
 
+    /// Whoever wrote these ledgers will not write to them any more, and all that it appended was answered. Where they end is noted, so
+    /// that the next owner has nothing to recover; what cannot be noted soon is left to recovery. Ids of other ledgers do no harm.
+    fn finish(&self, _ledger_ids: Vec<u64>) -> Pending<()> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Deletes ledgers for good; those that are gone already are no error.
     fn delete(&self, ledger_ids: Vec<u64>) -> Pending<()>;
 

@@ -268,6 +268,26 @@ impl LedgerClient for ReplicatedLedgers {
         })
     }
 
+    fn finish(&self, ledger_ids: Vec<u64>) -> Pending<()> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            let open: Vec<_> = ledger_ids.into_iter().filter_map(|ledger| shared.open(ledger)).collect();
+            let closing: Vec<_> = open.iter().map(OpenLedger::close).collect();
+            let all = async {
+                for closed in closing {
+                    if let Ok(Err(error)) = closed.await {
+                        tracing::debug!(%error, "a ledger is left to recovery");
+                    }
+                }
+            };
+            if tokio::time::timeout(shared.options.call_timeout, all).await.is_err() {
+                tracing::warn!("ledgers could not be closed in time; they are left to recovery");
+            }
+            open.iter().for_each(|open| shared.forget_open(open.id));
+            Ok(())
+        })
+    }
+
     fn delete(&self, ledger_ids: Vec<u64>) -> Pending<()> {
         let shared = self.shared.clone();
         Box::pin(async move {

@@ -156,6 +156,26 @@ async fn entries_are_written_read_closed_and_read_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_its_writer_has_finished_needs_no_recovery() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    for ledger in [7, 8] {
+        assert!(append(&client, ledger, 0, 100).await.iter().all(Result::is_ok));
+    }
+    client.finish(vec![6, 7, 8]).await.expect("never refused");
+    for ledger in [7, 8] {
+        assert!(matches!(cluster.ledger(ledger).await.state, LedgerState::Closed { entries: 100, .. }));
+        let refused = append(&client, ledger, 100, 101).await;
+        assert!(matches!(refused[..], [Err(LedgerError::Fenced(_))]), "{refused:?}");
+    }
+    assert!(cluster.metadata.get_ledger::<LedgerMetadata>(6).await.expect("metadata").is_none());
+    for node in std::mem::take(&mut cluster.nodes).into_values() {
+        node.end().await;
+    }
+    assert_eq!(cluster.client(3, 3, 2).recover(7).await.expect("without any node"), Some(99));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recovery_finds_the_end_and_keeps_the_writer_out() {
     let cluster = Cluster::start(3).await;
     let (writer, other) = (cluster.client(3, 3, 2), cluster.client(3, 3, 2));

@@ -45,6 +45,11 @@ impl Topic {
         self.load_deduplication().await
     }
 
+    /// The ledger that messages go to, or went to last.
+    pub(crate) fn newest_ledger(&self) -> Option<u64> {
+        self.state.lock().ledger.list().spans().next_back().map(|span| span.ledger_id)
+    }
+
     /// Whether a producer or consumer is connected.
     pub fn has_clients(&self) -> bool {
         let state = self.state.lock();
