@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use geminga_broker::Ownership;
 use geminga_metadata::{BrokerSession, Metadata};
-use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
+use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use tokio::sync::watch;
 
-use crate::options::{BrokerOptions, Resolved};
+use crate::options::{BrokerOptions, Resolved, TooFewZones};
 use crate::server;
 use crate::serving::{self, Ports};
 
@@ -35,6 +35,17 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
             quorum.ack
         );
     }
+    let zones = ZonePolicy {
+        min_per_ack_quorum: options.min_zones_per_ack_quorum as usize,
+        refuses: options.too_few_zones == TooFewZones::Refuse,
+    };
+    if options.min_zones_per_ack_quorum > quorum.ack {
+        bail!(
+            "an ack quorum of {} cannot be in {} zones (--min-zones-per-ack-quorum)",
+            quorum.ack,
+            options.min_zones_per_ack_quorum
+        );
+    }
     let serving_options = options.serving();
     serving::check(&serving_options)?;
     if options.session_timeout.get() < SESSION_TIMEOUT_MIN {
@@ -49,18 +60,24 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
     }
     ports.announce(&metadata, &options.cluster).await?;
     let membership = Membership::open(metadata.clone()).await?;
-    let replication =
-        ReplicationOptions { quorum, call_timeout: NODE_TIMEOUT, outbound_bytes: options.memory_limit.bytes() / 8 };
+    let replication = ReplicationOptions {
+        quorum,
+        zones,
+        call_timeout: NODE_TIMEOUT,
+        outbound_bytes: options.memory_limit.bytes() / 8,
+    };
     let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
     let following = {
         let ledgers = ledgers.clone();
         tokio::spawn(membership.follow(move || ledgers.nodes_changed()))
     };
+    let measuring = tokio::spawn(ledgers.clone().follow_free_space());
     let member = ports.member(&serving_options, options.session_timeout.get())?;
     refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
     serving::serve(&serving_options, ports, metadata, Arc::new(ledgers), ownership, shutdown).await?;
     following.abort();
+    measuring.abort();
     store.close().await;
     tracing::info!("stopped");
     Ok(())

@@ -11,7 +11,7 @@ use crate::admin::AdminCommand;
 use crate::metadata::MetadataCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
-use crate::options::{Arguments, BrokerOptions, StandaloneOptions, StorageNodeOptions};
+use crate::options::{Arguments, BrokerOptions, StandaloneOptions, StorageNodeOptions, TooFewZones};
 use crate::storage_ctl::StorageCommand;
 
 pub use proxy::ProxyArguments;
@@ -449,6 +449,22 @@ pub struct BrokerArguments {
     #[arg(long, value_name = "NUMBER", env = "GEMINGA_ACK_QUORUM", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     ack_quorum: Option<u32>,
+
+    /// In how many zones those that answer first must be, whichever they are [default: 1]
+    #[arg(long, value_name = "NUMBER", env = "GEMINGA_MIN_ZONES_PER_ACK_QUORUM", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_zones_per_ack_quorum: Option<u32>,
+
+    /// What is done where storage nodes are in fewer zones than that: report or refuse [default: report]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "GEMINGA_TOO_FEW_ZONES",
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    too_few_zones: Option<TooFewZones>,
 
     /// How long others wait for a sign of life before they take over what this broker serves, like 3s [default: 3s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_SESSION_TIMEOUT", hide_env_values = true)]

@@ -10,7 +10,7 @@ use axum::routing::get;
 use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
 use geminga_repair::{Figures, RepairOptions};
-use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions};
+use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use geminga_storage_node::{
     NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, TlsOptions, collect_garbage,
     heal, repair,
@@ -282,7 +282,8 @@ async fn recover_others(metadata: Metadata, options: RepairOptions, outbound_byt
     };
     // Ledgers are repaired with the quorums that they have.
     let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
-    let replication = ReplicationOptions { quorum, call_timeout: CALL_TIMEOUT, outbound_bytes };
+    let replication =
+        ReplicationOptions { quorum, zones: ZonePolicy::default(), call_timeout: CALL_TIMEOUT, outbound_bytes };
     let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
     let mut tasks = geminga_repair::run(metadata, ledgers, options, &figures);
     tasks.spawn(membership.follow(|| ()));

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError};
-use geminga_replicated_ledgers::{Copy, Membership, Quorum, ReplicaReader, ReplicatedLedgers, ReplicationOptions};
+use geminga_replicated_ledgers::{
+    Copy, Membership, Quorum, ReplicaReader, ReplicatedLedgers, ReplicationOptions, ZonePolicy,
+};
 use geminga_storage_node::{Asking, Duties, Duty, Fetched, Fetching, Ledgers, Replicas};
 use tokio::task::JoinSet;
 
@@ -34,7 +36,12 @@ impl OtherNodes {
         let reader = ReplicaReader::new(metadata.clone(), Arc::new(membership.clone()), NODE_TIMEOUT);
         // Only to close ledgers, which have quorums of their own.
         let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
-        let options = ReplicationOptions { quorum, call_timeout: NODE_TIMEOUT, outbound_bytes: OUTBOUND_BYTES };
+        let options = ReplicationOptions {
+            quorum,
+            zones: ZonePolicy::default(),
+            call_timeout: NODE_TIMEOUT,
+            outbound_bytes: OUTBOUND_BYTES,
+        };
         let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), options);
         Ok(Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader }))
     }

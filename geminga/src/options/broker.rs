@@ -9,6 +9,17 @@ use super::StandaloneOptions;
 use super::listeners::Listeners;
 use super::units::{ByteSize, Duration};
 
+/// What a broker does when storage nodes are in too few zones for a ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TooFewZones {
+    /// It goes on, with a line in the log.
+    #[default]
+    Report,
+    /// It writes no such ledger.
+    Refuse,
+}
+
 /// The effective settings of `geminga broker`. Field names are the keys of the config file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BrokerOptions {
@@ -23,6 +34,8 @@ pub struct BrokerOptions {
     pub ensemble_size: u32,
     pub write_quorum: u32,
     pub ack_quorum: u32,
+    pub min_zones_per_ack_quorum: u32,
+    pub too_few_zones: TooFewZones,
     pub session_timeout: Duration,
     pub shutdown_timeout: Duration,
     pub log_level: String,
@@ -56,6 +69,8 @@ impl Default for BrokerOptions {
             ensemble_size: 3,
             write_quorum: 3,
             ack_quorum: 2,
+            min_zones_per_ack_quorum: 1,
+            too_few_zones: TooFewZones::default(),
             session_timeout: Duration::from_secs(3),
             shutdown_timeout,
             log_level,

@@ -20,7 +20,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use broker::BrokerOptions;
+pub use broker::{BrokerOptions, TooFewZones};
 pub use proxy::ProxyOptions;
 pub use standalone::StandaloneOptions;
 pub use storage_node::StorageNodeOptions;

@@ -15,6 +15,7 @@
 
 pub mod distribution;
 mod metadata;
+pub mod placement;
 mod planted;
 mod recovery;
 pub mod repair;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use geminga_ensemble::distribution::write_set;
+use geminga_ensemble::placement::Place;
 use geminga_ensemble::repair::{
     Blocker, CopyFailure, LedgerRepair, Listing, NodeTable, NodeView, RepairAction, RepairReport, Standing,
 };
@@ -96,7 +97,11 @@ fn ledger(quorum: Quorum, firsts: &[u64], entries: u64, nodes: usize) -> LedgerM
 }
 
 fn table(nodes: usize, standing: impl Fn(usize) -> Standing) -> NodeTable {
-    let view = |node: usize| NodeView { zone: name(node), standing: standing(node), free_bytes: None };
+    let view = |node: usize| NodeView {
+        place: Place { region: "r".to_owned(), zone: name(node) },
+        standing: standing(node),
+        free_bytes: None,
+    };
     (0..nodes).map(|node| (name(node), view(node))).collect()
 }
 

@@ -1,6 +1,6 @@
 //! What the layers above see.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use geminga_wire_bookkeeper::{MasterKey, master_key};
 use parking_lot::Mutex;
 
 use crate::catalog::{Catalog, Known};
-use crate::nodes::{NodeDirectory, Nodes};
+use crate::nodes::{NodeDirectory, Nodes, ZonePolicy};
 use crate::repairing::{self, CopyMeter};
 use crate::writing::OpenLedger;
 use crate::{reading, recovering};
@@ -22,10 +22,12 @@ use crate::{reading, recovering};
 pub const PASSWORD: &[u8] = b"";
 /// Metadata of closed ledgers that are remembered: they never change but for where entries are.
 const CLOSED_MAX: usize = 10_000;
+const FREE_SPACE_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 pub struct ReplicationOptions {
     pub quorum: Quorum,
+    pub zones: ZonePolicy,
     /// How long a storage node may take for one call before it is given up.
     pub call_timeout: Duration,
     /// Bytes that may wait to be sent to nodes.
@@ -102,11 +104,11 @@ impl Shared {
 
     async fn create(self: &Arc<Self>, ledger: u64) -> Result<Arc<OpenLedger>, LedgerError> {
         let quorum = self.options.quorum;
-        let chosen = self.nodes.choose(quorum.ensemble as usize, &[], &BTreeSet::new()).await;
+        let chosen = self.nodes.choose(quorum).await;
         let ensemble: Vec<String> = chosen.into_iter().flatten().collect();
         if ensemble.len() < quorum.ensemble as usize {
             return Err(LedgerError::Io(format!(
-                "{} storage nodes of {} are there for ledger {ledger}",
+                "{} storage nodes of {} are there for ledger {ledger}, in as many zones as have to be",
                 ensemble.len(),
                 quorum.ensemble
             )));
@@ -166,7 +168,7 @@ impl ReplicatedLedgers {
         Self {
             shared: Arc::new(Shared {
                 catalog: Catalog::new(metadata),
-                nodes: Nodes::new(directory, outbound, options.call_timeout),
+                nodes: Nodes::new(directory, outbound, options.call_timeout, options.zones),
                 master_key: master_key(PASSWORD),
                 runtime: tokio::runtime::Handle::current(),
                 closed: Mutex::default(),
@@ -207,6 +209,20 @@ impl ReplicatedLedgers {
     /// Bytes that are free on a storage node's disk; `None` if it does not say.
     pub async fn free_space(&self, node: &NodeId) -> Option<u64> {
         repairing::free_space(&self.shared, node).await
+    }
+
+    /// Asks nodes for their free space, which new ledgers are placed by, from time to time until the process ends.
+    pub async fn follow_free_space(self) {
+        loop {
+            let mut free_bytes = HashMap::new();
+            for node in self.shared.nodes.writable() {
+                if let Some(free) = self.free_space(&node).await {
+                    free_bytes.insert(node, free);
+                }
+            }
+            self.shared.nodes.learn_free_bytes(free_bytes);
+            tokio::time::sleep(FREE_SPACE_EVERY).await;
+        }
     }
 
     /// There are other nodes than before: writers look whether they should go on with others, in a while.

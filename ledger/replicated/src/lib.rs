@@ -24,6 +24,6 @@ pub use geminga_ensemble::{Quorum, Share};
 
 pub use client::{ReplicatedLedgers, ReplicationOptions};
 pub use membership::Membership;
-pub use nodes::{NodeDirectory, NodeInfo};
+pub use nodes::{NodeDirectory, NodeInfo, ZonePolicy};
 pub use repairing::CopyMeter;
 pub use replicas::{Copy, ReplicaReader};

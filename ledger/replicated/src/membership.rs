@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_ensemble::placement::Place;
 use geminga_metadata::{Metadata, MetadataError, StorageNodeStatus};
 use parking_lot::RwLock;
 
@@ -77,7 +78,7 @@ fn directory_of(statuses: Vec<StorageNodeStatus>) -> Vec<NodeInfo> {
         is_writable: status.is_alive && !status.record.read_only && status.decommissioned_ms.is_none(),
         id: status.id,
         address: status.record.address,
-        zone: status.record.zone,
+        place: Place { region: status.record.region, zone: status.record.zone },
     };
     statuses.into_iter().filter(is_there).map(info).collect()
 }

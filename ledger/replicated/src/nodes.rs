@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_ensemble::NodeId;
+use geminga_ensemble::placement::{self, Candidate, Place};
+use geminga_ensemble::{NodeId, Quorum};
 use geminga_flow::Budget;
 use parking_lot::Mutex;
-use rand::seq::SliceRandom;
 use tokio::net::TcpStream;
 
 use crate::node::NodeConnection;
@@ -21,8 +21,7 @@ pub struct NodeInfo {
     pub id: NodeId,
     /// `HOST:PORT`, which may change.
     pub address: String,
-    /// Nodes of one zone fail together.
-    pub zone: String,
+    pub place: Place,
     /// It says that it lives.
     pub is_alive: bool,
     /// It takes new entries.
@@ -36,6 +35,21 @@ pub trait NodeDirectory: Send + Sync + 'static {
     fn nodes(&self) -> Vec<NodeInfo>;
 }
 
+/// Over how many zones entries have to be spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZonePolicy {
+    /// Zones that any ack quorum is to be in.
+    pub min_per_ack_quorum: usize,
+    /// What happens where that is not possible: no ledger is begun, and no node is taken into one, or only a line in the log.
+    pub refuses: bool,
+}
+
+impl Default for ZonePolicy {
+    fn default() -> Self {
+        Self { min_per_ack_quorum: 1, refuses: false }
+    }
+}
+
 pub struct Nodes {
     directory: Arc<dyn NodeDirectory>,
     connections: Mutex<HashMap<NodeId, Arc<NodeConnection>>>,
@@ -43,11 +57,30 @@ pub struct Nodes {
     connecting: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     outbound: Arc<Budget>,
     call_timeout: Duration,
+    zones: ZonePolicy,
+    /// What nodes said last.
+    free_bytes: Mutex<HashMap<NodeId, u64>>,
 }
 
 impl Nodes {
-    pub fn new(directory: Arc<dyn NodeDirectory>, outbound: Arc<Budget>, call_timeout: Duration) -> Self {
-        Self { directory, connections: Mutex::default(), connecting: Mutex::default(), outbound, call_timeout }
+    pub fn new(
+        directory: Arc<dyn NodeDirectory>,
+        outbound: Arc<Budget>,
+        call_timeout: Duration,
+        zones: ZonePolicy,
+    ) -> Self {
+        let (connections, connecting) = Default::default();
+        Self { directory, connections, connecting, outbound, call_timeout, zones, free_bytes: Mutex::default() }
+    }
+
+    /// Those that new entries may go to.
+    pub fn writable(&self) -> Vec<NodeId> {
+        self.directory.nodes().into_iter().filter(|info| info.is_writable).map(|info| info.id).collect()
+    }
+
+    /// What nodes say of their disks now.
+    pub fn learn_free_bytes(&self, free_bytes: HashMap<NodeId, u64>) {
+        *self.free_bytes.lock() = free_bytes;
     }
 
     /// Nodes that do not say that they live, and do not answer either. Whoever has only not said so, as when metadata were away,
@@ -107,29 +140,77 @@ impl Nodes {
         Some(connection)
     }
 
-    /// Nodes for `count` places of an ensemble that has `present` already, in as many zones as there are; connected. `None` in
-    /// place of those that could not be found.
-    pub async fn choose(&self, count: usize, present: &[NodeId], avoid: &BTreeSet<NodeId>) -> Vec<Option<NodeId>> {
+    /// Nodes for a whole ensemble; `None` where nobody was found.
+    pub async fn choose(&self, quorum: Quorum) -> Vec<Option<NodeId>> {
+        self.fill(quorum, vec![None; quorum.ensemble as usize], &BTreeSet::new()).await
+    }
+
+    /// Nodes for the places of those that failed, in their order; `None` where nobody was found.
+    pub async fn replace(
+        &self,
+        quorum: Quorum,
+        ensemble: &[NodeId],
+        failed: &[NodeId],
+        avoid: &BTreeSet<NodeId>,
+    ) -> Vec<Option<NodeId>> {
+        let staying: Vec<Option<NodeId>> =
+            ensemble.iter().map(|node| (!failed.contains(node)).then(|| node.clone())).collect();
+        let not_again = avoid.iter().chain(failed).cloned().collect();
+        let filled = self.fill(quorum, staying, &not_again).await;
+        let slot_of = |node: &NodeId| ensemble.iter().position(|member| member == node);
+        failed.iter().map(|node| slot_of(node).and_then(|slot| filled[slot].clone())).collect()
+    }
+
+    /// Fills an ensemble's places with connected nodes.
+    async fn fill(
+        &self,
+        quorum: Quorum,
+        mut ensemble: Vec<Option<NodeId>>,
+        avoid: &BTreeSet<NodeId>,
+    ) -> Vec<Option<NodeId>> {
         let all = self.directory.nodes();
-        let zone_of = |node: &NodeId| all.iter().find(|info| info.id == *node).map(|info| info.zone.clone());
-        let mut zones: Vec<String> = present.iter().filter_map(zone_of).collect();
-        let mut free: Vec<&NodeInfo> = all
+        let free_bytes = self.free_bytes.lock().clone();
+        let places: HashMap<&NodeId, &Place> = all.iter().map(|info| (&info.id, &info.place)).collect();
+        let places_of = |ensemble: &[Option<NodeId>]| -> Vec<Option<&Place>> {
+            ensemble.iter().map(|member| places.get(member.as_ref()?).copied()).collect()
+        };
+        let is_free = |info: &&NodeInfo| {
+            info.is_writable && !avoid.contains(&info.id) && !ensemble.contains(&Some(info.id.clone()))
+        };
+        let mut candidates: Vec<Candidate> = all
             .iter()
-            .filter(|info| info.is_writable && !present.contains(&info.id) && !avoid.contains(&info.id))
+            .filter(is_free)
+            .map(|info| Candidate { node: &info.id, place: &info.place, free_bytes: free_bytes.get(&info.id).copied() })
             .collect();
-        free.shuffle(&mut rand::rng());
-        let mut chosen = Vec::new();
-        while chosen.len() < count {
-            // The zone with the fewest first.
-            let in_zone = |info: &&NodeInfo| zones.iter().filter(|zone| **zone == info.zone).count();
-            let Some(at) = (0..free.len()).min_by_key(|at| in_zone(&free[*at])) else { break };
-            let info = free.swap_remove(at);
-            if self.connect(&info.id).await.is_some() {
-                zones.push(info.zone.clone());
-                chosen.push(Some(info.id.clone()));
+        let write_quorum = quorum.write as usize;
+        for slot in 0..ensemble.len() {
+            while ensemble[slot].is_none() {
+                let members = places_of(&ensemble);
+                let Some(node) = placement::next(&members, slot, write_quorum, &candidates, rand::random()) else {
+                    break;
+                };
+                candidates.retain(|candidate| candidate.node != node);
+                if self.connect(node).await.is_some() {
+                    ensemble[slot] = Some(node.clone());
+                    if !self.may_be(quorum, &places_of(&ensemble), node) {
+                        ensemble[slot] = None;
+                    }
+                }
             }
         }
-        chosen.resize(count, None);
-        chosen
+        ensemble
+    }
+
+    /// Whether an ensemble that `node` was taken into last is spread as it has to be. One that is not full may become so.
+    fn may_be(&self, quorum: Quorum, places: &[Option<&Place>], node: &NodeId) -> bool {
+        if places.iter().any(Option::is_none) {
+            return true;
+        }
+        let (zones, min) = (placement::zones_of_ack_quorum(places, quorum), self.zones.min_per_ack_quorum);
+        if zones < min {
+            let refused = self.zones.refuses;
+            tracing::warn!(node, zones, min, refused, "an ack quorum would be in too few zones");
+        }
+        zones >= min || !self.zones.refuses
     }
 }

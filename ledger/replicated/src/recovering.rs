@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use geminga_ensemble::{
-    AddFailure, LedgerMetadata, LedgerRecovery, LedgerState, MetadataOutcome, NodeId, ReadAnswer, RecoveryAction,
+    AddFailure, LedgerMetadata, LedgerRecovery, LedgerState, MetadataOutcome, NodeId, Quorum, ReadAnswer,
+    RecoveryAction,
 };
 use geminga_ledger_client::LedgerError;
 use geminga_wire_bookkeeper::{Code, Digest, DigestKind, LAST_ENTRY};
@@ -43,6 +44,7 @@ pub async fn recover_existing(shared: &Arc<Shared>, ledger: u64) -> Result<Ledge
 }
 
 async fn recover_from(shared: &Arc<Shared>, ledger: u64, known: Known) -> Result<LedgerMetadata, LedgerError> {
+    let quorum = known.metadata.quorum;
     let mut recovery = LedgerRecovery::new(known.metadata, known.version);
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut bodies: BTreeMap<u64, Bytes> = BTreeMap::new();
@@ -53,7 +55,7 @@ async fn recover_from(shared: &Arc<Shared>, ledger: u64, known: Known) -> Result
                 RecoveryAction::Done(Err(error)) => {
                     return Err(LedgerError::Io(format!("ledger {ledger} cannot be recovered now: {error}")));
                 }
-                action => start(shared, ledger, action, &bodies, &events),
+                action => start(shared, (ledger, quorum), action, &bodies, &events),
             }
         }
         let Some(event) = inbox.recv().await else { return Err(LedgerError::Closed) };
@@ -76,7 +78,7 @@ async fn recover_from(shared: &Arc<Shared>, ledger: u64, known: Known) -> Result
 /// Begins what an action asks for; its event comes.
 fn start(
     shared: &Arc<Shared>,
-    ledger: u64,
+    (ledger, quorum): (u64, Quorum),
     action: RecoveryAction,
     bodies: &BTreeMap<u64, Bytes>,
     events: &mpsc::UnboundedSender<Event>,
@@ -149,7 +151,7 @@ fn start(
         }
         RecoveryAction::Choose { ensemble, failed, avoid } => {
             tokio::spawn(async move {
-                tell(Event::Chosen(shared.nodes.choose(failed.len(), &ensemble, &avoid).await));
+                tell(Event::Chosen(shared.nodes.replace(quorum, &ensemble, &failed, &avoid).await));
             });
         }
         RecoveryAction::WriteMetadata { metadata, expected_version } => {

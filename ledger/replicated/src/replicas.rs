@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::catalog::Catalog;
 use crate::client::PASSWORD;
-use crate::nodes::{NodeDirectory, Nodes};
+use crate::nodes::{NodeDirectory, Nodes, ZonePolicy};
 
 /// Requests that may wait to be sent, in bytes; they are small.
 const OUTBOUND_BYTES: u64 = 1 << 20;
@@ -39,7 +39,7 @@ pub struct ReplicaReader {
 impl ReplicaReader {
     /// `call_timeout`: how long a node may take for one read.
     pub fn new(metadata: Metadata, directory: Arc<dyn NodeDirectory>, call_timeout: Duration) -> Self {
-        let nodes = Nodes::new(directory, Budget::new(OUTBOUND_BYTES), call_timeout);
+        let nodes = Nodes::new(directory, Budget::new(OUTBOUND_BYTES), call_timeout, ZonePolicy::default());
         Self { catalog: Catalog::new(metadata), nodes: Arc::new(nodes) }
     }
 

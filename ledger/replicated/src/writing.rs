@@ -259,7 +259,8 @@ impl OpenLedger {
         match action {
             WriterAction::Choose { ensemble, failed, avoid } => {
                 tracing::info!(ledger = self.id, ?failed, "storage nodes are replaced");
-                let chosen = self.shared.nodes.choose(failed.len(), &ensemble, &avoid).await;
+                let quorum = self.metadata().0.quorum;
+                let chosen = self.shared.nodes.replace(quorum, &ensemble, &failed, &avoid).await;
                 self.tell(|writer| writer.chosen(chosen));
             }
             WriterAction::WriteMetadata { metadata, expected_version } => {

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use geminga_ensemble::placement::Place;
 use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
 use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError, StoredEntry};
 use geminga_metadata::{MemoryStore, Metadata};
-use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions};
+use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -128,15 +129,22 @@ impl Bookies {
         let info = |(index, bookie): (usize, &Bookie)| NodeInfo {
             id: format!("bookie-{index}"),
             address: bookie.address.clone(),
-            zone: format!("zone-{index}"),
+            place: Place { region: "region".to_owned(), zone: format!("zone-{index}") },
+            is_alive: true,
             is_writable: true,
+            is_draining: false,
         };
         let directory = Arc::new(Directory(bookies.iter().enumerate().map(info).collect()));
         Bookies { bookies, directory, metadata: Metadata::new(Arc::new(MemoryStore::default())), _folder: folder }
     }
 
     fn client(&self, quorum: Quorum) -> Ledgers {
-        let options = ReplicationOptions { quorum, call_timeout: Duration::from_secs(5), outbound_bytes: 64 << 20 };
+        let options = ReplicationOptions {
+            quorum,
+            zones: ZonePolicy::default(),
+            call_timeout: Duration::from_secs(5),
+            outbound_bytes: 64 << 20,
+        };
         Ledgers(ReplicatedLedgers::new(self.metadata.clone(), self.directory.clone(), options))
     }
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use geminga_ensemble::placement::Place;
 use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
 use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError, StoredEntry};
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{BundleRecord, MemoryStore, Metadata};
-use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions};
+use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use geminga_storage_node::{NodeOptions, StorageNode, serve};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -72,7 +73,7 @@ impl Cluster {
             directory.0.lock().unwrap().push(NodeInfo {
                 id: format!("node-{n}"),
                 address: node.address.clone(),
-                zone: format!("zone-{}", n % 3),
+                place: Place { region: "region".to_owned(), zone: format!("zone-{}", n % 3) },
                 is_alive: true,
                 is_writable: true,
                 is_draining: false,
@@ -83,11 +84,12 @@ impl Cluster {
     }
 
     fn client(&self, ensemble: u32, write: u32, ack: u32) -> ReplicatedLedgers {
-        let options = ReplicationOptions {
-            quorum: Quorum { ensemble, write, ack },
-            call_timeout: Duration::from_secs(2),
-            outbound_bytes: 64 << 20,
-        };
+        self.client_with(Quorum { ensemble, write, ack }, ZonePolicy::default())
+    }
+
+    fn client_with(&self, quorum: Quorum, zones: ZonePolicy) -> ReplicatedLedgers {
+        let options =
+            ReplicationOptions { quorum, zones, call_timeout: Duration::from_secs(2), outbound_bytes: 64 << 20 };
         ReplicatedLedgers::new(self.metadata.clone(), Arc::new(self.directory.clone()), options)
     }
 
@@ -299,4 +301,34 @@ async fn an_idle_writer_leaves_a_node_that_is_gone_and_no_other() {
     assert!(cluster.ledger(7).await.last_fragment().ensemble.contains(&ensemble[0]));
     assert!(append(&client, 7, 100, 200).await.iter().all(Result::is_ok));
     check(&client, 7, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ack_quorum_is_in_as_many_zones_as_it_has_to_be() {
+    let mut cluster = Cluster::start(5).await;
+    let quorum = Quorum { ensemble: 3, write: 3, ack: 2 };
+    let zones = |refuses| ZonePolicy { min_per_ack_quorum: 2, refuses };
+    let (strict, lenient) = (cluster.client_with(quorum, zones(true)), cluster.client_with(quorum, zones(false)));
+    for (ledger, client) in [(7, &strict), (8, &lenient)] {
+        assert!(append(client, ledger, 0, 100).await.iter().all(Result::is_ok));
+    }
+    // Two zones are left, of two nodes each. Two of three nodes would be in one.
+    cluster.nodes.remove("node-2").expect("it is there").end().await;
+    cluster.directory.0.lock().unwrap().retain(|info| info.id != "node-2");
+    for (ledger, client) in [(7, &strict), (8, &lenient)] {
+        assert!(append(client, ledger, 100, 200).await.iter().all(Result::is_ok), "an ack quorum is there");
+    }
+    cluster.wait_until_it_is_left(8, &"node-2".to_owned()).await;
+    let stays = cluster.ledger(7).await.last_fragment().ensemble.clone();
+    assert!(stays.contains(&"node-2".to_owned()), "rather a place that is empty: {stays:?}");
+    assert!(append(&lenient, 10, 0, 100).await.iter().all(Result::is_ok));
+    let refused = append(&strict, 9, 0, 10).await;
+    assert!(matches!(&refused[..], [Err(LedgerError::Io(reason))] if reason.contains("zones")), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_say_how_much_space_they_have() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(1, 1, 1);
+    assert!(client.free_space(&"node-0".to_owned()).await.expect("it says so") > 1 << 20);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use geminga_ensemble::placement::Place;
 use geminga_ensemble::repair::survey::{self, Cause};
 use geminga_ensemble::repair::{Absences, NodeTable, Standing};
 use geminga_ensemble::{LedgerMetadata, NodeId};
@@ -29,15 +30,15 @@ const FOLLOW_UP_TIMES: u32 = 10;
 #[derive(Debug, PartialEq, Eq)]
 struct Situation {
     leaving: BTreeSet<NodeId>,
-    /// Nodes that could take something, with their zones.
-    takers: BTreeMap<NodeId, String>,
+    /// Nodes that could take something.
+    takers: BTreeMap<NodeId, Place>,
 }
 
 impl Situation {
     fn of(nodes: &NodeTable) -> Self {
         let leaving = nodes.iter().filter(|(node, _)| nodes.must_leave(node)).map(|(node, _)| node.clone()).collect();
         let takers = nodes.iter().filter(|(_, view)| view.standing == Standing::Writable);
-        Self { leaving, takers: takers.map(|(node, view)| (node.clone(), view.zone.clone())).collect() }
+        Self { leaving, takers: takers.map(|(node, view)| (node.clone(), view.place.clone())).collect() }
     }
 }
 

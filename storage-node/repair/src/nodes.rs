@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use geminga_ensemble::NodeId;
+use geminga_ensemble::placement::Place;
 use geminga_ensemble::repair::{NodeTable, NodeView, Standing};
 use geminga_metadata::StorageNodeStatus;
 use geminga_replicated_ledgers::ReplicatedLedgers;
@@ -15,7 +16,7 @@ const FREE_SPACE_FOR: Duration = Duration::from_secs(30);
 /// `lost`: those that are given up, as long as they are not back.
 pub fn table(statuses: &[StorageNodeStatus], lost: &BTreeSet<NodeId>, free: &BTreeMap<NodeId, u64>) -> NodeTable {
     let view = |status: &StorageNodeStatus| NodeView {
-        zone: status.record.zone.clone(),
+        place: Place { region: status.record.region.clone(), zone: status.record.zone.clone() },
         standing: standing(status, lost),
         free_bytes: free.get(&status.id).copied(),
     };

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use geminga_ensemble::placement::Place;
 use geminga_ensemble::repair::{
     Absences, CopyFailure, LedgerRepair, Listing, NodeTable, NodeView, RepairAction, Standing,
     survey::{self, Cause},
@@ -376,8 +377,11 @@ impl World {
             () if !self.stores[node].is_there() => Standing::Away,
             () => Standing::Writable,
         };
-        let view =
-            |node: usize| NodeView { zone: (node % ZONES).to_string(), standing: standing(node), free_bytes: None };
+        let view = |node: usize| NodeView {
+            place: Place { region: "r".to_owned(), zone: (node % ZONES).to_string() },
+            standing: standing(node),
+            free_bytes: None,
+        };
         (0..NODES).map(|node| (name(node), view(node))).collect()
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::metadata::NodeId;
+use crate::placement::{self, Candidate, Place};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -20,8 +21,7 @@ pub enum Standing {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeView {
-    /// Nodes of one zone fail together.
-    pub zone: String,
+    pub place: Place,
     pub standing: Standing,
     /// Bytes that are free on its disk; `None` if it did not say.
     pub free_bytes: Option<u64>,
@@ -53,15 +53,15 @@ impl NodeTable {
         self.nodes.iter()
     }
 
-    fn zone(&self, node: &NodeId) -> Option<&str> {
-        self.nodes.get(node).map(|view| view.zone.as_str())
+    fn place(&self, node: &NodeId) -> Option<&Place> {
+        self.nodes.get(node).map(|view| &view.place)
     }
 
     /// How many of these nodes are in each zone; those that nobody knows are in none.
-    fn zones<'a>(&'a self, nodes: impl IntoIterator<Item = &'a NodeId>) -> BTreeMap<&'a str, usize> {
+    fn zones<'a>(&'a self, nodes: impl IntoIterator<Item = &'a NodeId>) -> BTreeMap<&'a Place, usize> {
         let mut zones = BTreeMap::new();
-        for zone in nodes.into_iter().filter_map(|node| self.zone(node)) {
-            *zones.entry(zone).or_default() += 1;
+        for place in nodes.into_iter().filter_map(|node| self.place(node)) {
+            *zones.entry(place).or_default() += 1;
         }
         zones
     }
@@ -77,27 +77,16 @@ impl NodeTable {
         })
     }
 
-    /// A node for the place `slot`: in a zone with as few of the other members that stay as possible, and within such zones
-    /// the likelier the more space it has. `random` is any number, the same for the same choice. `None` if there is nobody.
+    /// A node for the place `slot`, as [`placement::next`] finds it among those that take entries; members that must leave count
+    /// for nothing. `None` if there is nobody.
     pub fn successor(&self, ensemble: &[NodeId], slot: usize, avoid: &BTreeSet<NodeId>, random: u64) -> Option<NodeId> {
-        let stays = |(at, node): &(usize, &NodeId)| *at != slot && !self.must_leave(node);
-        let zones = self.zones(ensemble.iter().enumerate().filter(stays).map(|(_, node)| node));
-        let crowd = |view: &NodeView| zones.get(view.zone.as_str()).copied().unwrap_or(0);
-        let fewest = self.candidates(ensemble, avoid).map(|(_, view)| crowd(view)).min()?;
-        let best: Vec<(&NodeId, &NodeView)> =
-            self.candidates(ensemble, avoid).filter(|(_, view)| crowd(view) == fewest).collect();
-        // In MiB, so that sums stay far from overflowing; whoever did not say counts as the fullest.
-        let fullest = best.iter().filter_map(|(_, view)| view.free_bytes).min().unwrap_or(0);
-        let weight = |view: &NodeView| u128::from(view.free_bytes.unwrap_or(fullest) >> 20) + 1;
-        let total: u128 = best.iter().map(|(_, view)| weight(view)).sum();
-        let mut ticket = u128::from(random) % total;
-        for (node, view) in best {
-            match ticket.checked_sub(weight(view)) {
-                Some(rest) => ticket = rest,
-                None => return Some(node.clone()),
-            }
-        }
-        None
+        let stays = |node: &NodeId| self.place(node).filter(|_| !self.must_leave(node));
+        let places: Vec<Option<&Place>> = ensemble.iter().map(stays).collect();
+        let candidates: Vec<Candidate> = self
+            .candidates(ensemble, avoid)
+            .map(|(node, view)| Candidate { node, place: &view.place, free_bytes: view.free_bytes })
+            .collect();
+        placement::next(&places, slot, ensemble.len(), &candidates, random).cloned()
     }
 
     /// A place whose node shares its zone with another member, while a node of a zone without any could have it. Nothing is
@@ -108,9 +97,9 @@ impl NodeTable {
             return None;
         }
         let zones = self.zones(ensemble);
-        self.candidates(ensemble, avoid).find(|(_, view)| !zones.contains_key(view.zone.as_str()))?;
+        self.candidates(ensemble, avoid).find(|(_, view)| !zones.contains_key(&view.place))?;
         let (most, count) = zones.iter().max_by_key(|(_, count)| **count)?;
-        let is_in_it = |node: &NodeId| self.zone(node) == Some(*most);
+        let is_in_it = |node: &NodeId| self.place(node) == Some(*most);
         (*count > 1).then(|| ensemble.iter().rposition(is_in_it).expect("the zone has members"))
     }
 }
@@ -121,9 +110,12 @@ mod tests {
 
     use super::*;
 
+    fn place(zone: &str) -> Place {
+        Place { region: "r".to_owned(), zone: zone.to_owned() }
+    }
+
     fn table(nodes: &[(&str, &str, Standing, u64)]) -> NodeTable {
-        let view =
-            |zone: &str, standing, free| NodeView { zone: zone.to_owned(), standing, free_bytes: Some(free << 30) };
+        let view = |zone: &str, standing, free| NodeView { place: place(zone), standing, free_bytes: Some(free << 30) };
         nodes.iter().map(|(node, zone, standing, free)| ((*node).to_owned(), view(zone, *standing, *free))).collect()
     }
 
@@ -187,7 +179,7 @@ mod tests {
         fn moving_ends_with_as_many_zones_as_there_can_be(
             zones in prop::collection::vec(0_u8..4, 3..9), size in 1_usize..4, random: u64
         ) {
-            let view = |zone: &u8| NodeView { zone: zone.to_string(), standing: Standing::Writable, free_bytes: None };
+            let view = |zone: &u8| NodeView { place: place(&zone.to_string()), standing: Standing::Writable, free_bytes: None };
             let table: NodeTable = zones.iter().enumerate().map(|(n, zone)| (format!("n{n}"), view(zone))).collect();
             let mut ensemble: Vec<NodeId> = (0..size).map(|n| format!("n{n}")).collect();
             let mut moves = 0;

@@ -112,6 +112,7 @@ mod tests {
 
     use super::*;
     use crate::metadata::{Fragment, Quorum};
+    use crate::placement::Place;
     use crate::repair::{NodeView, Standing};
 
     fn fragment(first_entry: u64, nodes: &[&str]) -> Fragment {
@@ -124,7 +125,11 @@ mod tests {
     }
 
     fn table(nodes: &[(&str, Standing)]) -> NodeTable {
-        let view = |node: &str, standing| NodeView { zone: node.to_owned(), standing, free_bytes: None };
+        let view = |node: &str, standing| NodeView {
+            place: Place { region: "r".to_owned(), zone: node.to_owned() },
+            standing,
+            free_bytes: None,
+        };
         nodes.iter().map(|(node, standing)| ((*node).to_owned(), view(node, *standing))).collect()
     }
 

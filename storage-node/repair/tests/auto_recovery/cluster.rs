@@ -11,7 +11,7 @@ use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError};
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Lease, LeaseOutcome, MemoryStore, Metadata, StorageNodeRecord};
 use geminga_repair::{Figures, RepairOptions};
-use geminga_replicated_ledgers::{Membership, ReplicatedLedgers, ReplicationOptions};
+use geminga_replicated_ledgers::{Membership, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use geminga_storage_node::{NodeOptions, StorageNode, serve};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -136,6 +136,7 @@ impl Cluster {
     pub async fn deaf_client(&self, ensemble: u32, write: u32, ack: u32) -> (ReplicatedLedgers, Membership) {
         let options = ReplicationOptions {
             quorum: Quorum { ensemble, write, ack },
+            zones: ZonePolicy::default(),
             call_timeout: Duration::from_secs(2),
             outbound_bytes: 64 << 20,
         };
