@@ -66,7 +66,7 @@ impl Topic {
                 state.producer_handles.len() + state.consumers.len()
             )));
         }
-        state.life = Life::Closing;
+        state.life = Life::Deleting;
         Ok(())
     }
 
@@ -154,7 +154,7 @@ impl Topic {
     pub(crate) async fn closed(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.state.lock().life != Life::Closing {
+            if !matches!(self.state.lock().life, Life::Deleting | Life::Closing) {
                 return;
             }
             let pause = std::time::Duration::from_millis(100);

@@ -39,7 +39,7 @@ impl Topic {
         {
             return false;
         }
-        state.life = Life::Closing;
+        state.life = Life::Deleting;
         tracing::info!(topic = %self.name, idle_s = idle_ms / 1000, "inactive topic is deleted");
         true
     }

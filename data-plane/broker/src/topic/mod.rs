@@ -134,7 +134,9 @@ struct RecordState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
     Serving,
-    /// Being unloaded or deleted: clients are told to look the topic up again.
+    /// Being deleted, which may fail.
+    Deleting,
+    /// Being unloaded: clients are told to look the topic up again once it is.
     Closing,
     /// Gone from this broker.
     Closed,
@@ -263,7 +265,9 @@ impl TopicState {
     fn check_serving(&self, name: &TopicName) -> Result<()> {
         match self.life {
             Life::Serving => Ok(()),
-            Life::Closing | Life::Closed => Err(BrokerError::ServiceNotReady(format!("topic {name} is being closed"))),
+            Life::Deleting | Life::Closing | Life::Closed => {
+                Err(BrokerError::ServiceNotReady(format!("topic {name} is being closed")))
+            }
         }
     }
 }

@@ -42,6 +42,12 @@ impl Topic {
     pub fn publish(&self, producer: &Arc<ProducerHandle>, batch: &mut Vec<Publish>) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
+        if matches!(state.life, Life::Closing | Life::Closed) {
+            // Its client is told that the producer is closed, and sends again what has no receipt. Of an answer to a message
+            // clients break the connection, and wait before they make another.
+            batch.clear();
+            return;
+        }
         if let Some(error) = self.refusal(&state, producer) {
             for publish in batch.drain(..) {
                 producer.refuse(publish.sequence_id, &error);
@@ -108,8 +114,8 @@ impl Topic {
     }
 
     fn refusal(&self, state: &TopicState, producer: &ProducerHandle) -> Option<BrokerError> {
-        if state.life != Life::Serving {
-            return Some(BrokerError::ServiceNotReady(format!("topic {} is being closed", self.name)));
+        if let Err(error) = state.check_serving(&self.name) {
+            return Some(error);
         }
         if state.ledger.terminated().is_some() {
             return Some(BrokerError::TopicTerminated(self.name.to_string()));

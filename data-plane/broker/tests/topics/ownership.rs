@@ -76,6 +76,8 @@ async fn a_bundle_is_handed_over_with_its_acknowledgements_and_clients_are_told_
     other.unload_bundle(&bundle(&metadata).await, Some(target)).await.unwrap();
     let expected = format!("pulsar://{target}");
     assert!(matches!(client.next().await, Told::ProducerClosed(_, Some(url)) if url == expected));
+    producer.topic.publish(&producer, &mut messages(&["late"]));
+    assert!(client.told().is_empty(), "it sends it to the new owner, and is not sent away once more");
     assert!(matches!(owner.lookup(&name(TOPIC)).await.unwrap(), Owner::Other(_)));
 
     let topic = fixture::topic(&other, TOPIC).await;
