@@ -149,6 +149,19 @@ async fn a_commit_whose_connection_is_lost_takes_place_once() {
     assert_eq!((record.value, record.version), ("y".into(), version + 1), "as it turns out, it was applied");
 }
 
+/// Time is over when the writer has found its commit and only has to end the transaction in which it looked.
+#[tokio::test]
+async fn a_commit_that_was_found_again_is_not_said_to_have_failed() {
+    let (server, database) = database();
+    let proxy = Proxy::start(server.port()).await;
+    let store = open(&server.url(&database).replace(&server.port().to_string(), &proxy.port.to_string())).await;
+    proxy.set(Fate::LosesItsAnswerAndStalls);
+    let outcome = store.commit(vec![Op::put("n", "x", Expect::Absent)]).await;
+    assert!(proxy.is_spent());
+    assert!(matches!(outcome, Ok(_) | Err(MetadataError::OutcomeUnknown(_))), "it took place: {outcome:?}");
+    assert_eq!(store.get("n").await.unwrap().unwrap().value, "x");
+}
+
 /// As when a process is stopped, or its machine vanishes, in a transaction: the server ends it, and the others go on.
 #[tokio::test]
 async fn a_process_that_stalls_does_not_keep_the_lock() {
