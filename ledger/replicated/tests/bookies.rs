@@ -129,6 +129,8 @@ impl Bookies {
             id: format!("bookie-{index}"),
             address: bookie.address.clone(),
             zone: format!("zone-{index}"),
+            is_alive: true,
+            is_draining: false,
             is_writable: true,
         };
         let directory = Arc::new(Directory(bookies.iter().enumerate().map(info).collect()));
