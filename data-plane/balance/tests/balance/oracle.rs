@@ -7,12 +7,21 @@ use geminga_balance::{BalanceConfig, BrokerId, BrokerReport, BundleId, Decision,
 struct Broker {
     heard_ms: u64,
     accepts: bool,
-    /// With epochs, and whether they can be split.
-    bundles: BTreeMap<BundleId, (u64, bool)>,
+    bundles: BTreeMap<BundleId, Claim>,
+}
+
+/// That a broker has a bundle. The greatest is right: of equal epochs the one that was heard of last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Claim {
+    epoch: u64,
+    number: u64,
+    can_split: bool,
 }
 
 struct Asked {
     at_ms: u64,
+    /// The claim of whom was asked.
+    claim: Claim,
     from: BrokerId,
     to: Option<BrokerId>,
 }
@@ -21,6 +30,7 @@ struct Asked {
 pub struct Oracle {
     brokers: BTreeMap<BrokerId, Broker>,
     asked: BTreeMap<BundleId, Asked>,
+    claims: u64,
     first_ms: Option<u64>,
     levelled: usize,
     most_brokers: usize,
@@ -30,16 +40,30 @@ pub struct Oracle {
 impl Oracle {
     pub fn report(&mut self, now_ms: u64, report: &BrokerReport) {
         self.first_ms.get_or_insert(now_ms);
-        let bundles: BTreeMap<BundleId, (u64, bool)> =
-            report.bundles.iter().map(|it| (it.bundle.clone(), (it.epoch, it.can_split && it.topics > 1))).collect();
         let before = self.brokers.remove(&report.broker).map(|it| it.bundles).unwrap_or_default();
-        // What a report shows to have left, or to have come, is not under way any more.
-        for bundle in before.keys().filter(|it| !bundles.contains_key(*it)) {
-            self.asked.retain(|asked, it| asked != bundle || it.from != report.broker);
+        let mut bundles = BTreeMap::new();
+        for news in &report.bundles {
+            let can_split = news.can_split && news.topics > 1;
+            let known = before.get(&news.bundle).filter(|it| it.epoch >= news.epoch);
+            let number = known.map_or_else(|| self.next_number(), |it| it.number);
+            bundles.insert(news.bundle.clone(), Claim { epoch: news.epoch, number, can_split });
         }
-        self.asked.retain(|asked, it| it.to.as_ref() != Some(&report.broker) || !bundles.contains_key(asked));
+        // What a report shows to have left, or somebody else to have by now, is not under way any more.
+        self.asked.retain(|bundle, it| match bundles.get(bundle) {
+            _ if it.from != report.broker => bundles.get(bundle).is_none_or(|claim| *claim < it.claim),
+            None => !before.contains_key(bundle),
+            Some(claim) => {
+                it.claim = it.claim.max(*claim);
+                true
+            }
+        });
         self.brokers.insert(report.broker.clone(), Broker { heard_ms: now_ms, accepts: report.accepts, bundles });
         self.most_brokers = self.most_brokers.max(self.brokers.len());
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.claims += 1;
+        self.claims
     }
 
     pub fn forget(&mut self, broker: &BrokerId) {
@@ -52,11 +76,12 @@ impl Oracle {
     }
 
     pub fn moved(&mut self, now_ms: u64, bundle: &BundleId, epoch: u64) {
-        let Some(Asked { at_ms, from, to: Some(to) }) = self.asked.remove(bundle) else { return };
+        let Some(Asked { at_ms, from, to: Some(to), .. }) = self.asked.remove(bundle) else { return };
         assert!(now_ms >= at_ms);
+        let number = self.next_number();
         let known = self.brokers.get_mut(&from).and_then(|it| it.bundles.remove(bundle));
-        if let (Some((_, can_split)), Some(to)) = (known, self.brokers.get_mut(&to)) {
-            to.bundles.insert(bundle.clone(), (epoch, can_split));
+        if let (Some(known), Some(to)) = (known, self.brokers.get_mut(&to)) {
+            to.bundles.insert(bundle.clone(), Claim { epoch, number, ..known });
         }
     }
 
@@ -72,17 +97,18 @@ impl Oracle {
             Decision::Move { from, epoch, to, .. } => (from, *epoch, Some(to)),
             Decision::Split { owner, epoch, .. } => (owner, *epoch, None),
         };
-        let claims = self.brokers.iter().filter_map(|(id, it)| Some((it.bundles.get(bundle)?.0, id)));
-        assert_eq!(claims.max(), Some((epoch, owner)), "{decision:?} is not for whom reports say to own it");
+        let claims = self.brokers.iter().filter_map(|(id, it)| Some((*it.bundles.get(bundle)?, id)));
+        let claim = claims.max().filter(|(claim, id)| claim.epoch == epoch && *id == owner).map(|(claim, _)| claim);
+        let claim = claim.unwrap_or_else(|| panic!("{decision:?} is not for whom reports say to own it"));
         assert!(self.is_heard(now_ms, owner, config), "{decision:?} asks a silent broker");
         match decision {
             Decision::Move { from, to, reason, .. } => self.check_move(now_ms, decision, from, to, *reason, config),
             Decision::Split { .. } => {
-                assert!(self.brokers[owner].bundles[bundle].1, "{decision:?} splits what cannot be split");
+                assert!(claim.can_split, "{decision:?} splits what cannot be split");
                 assert!(self.brokers[owner].accepts, "{decision:?} splits on a broker that leaves");
             }
         }
-        self.asked.insert(bundle.clone(), Asked { at_ms: now_ms, from: owner.clone(), to: to.cloned() });
+        self.asked.insert(bundle.clone(), Asked { at_ms: now_ms, claim, from: owner.clone(), to: to.cloned() });
         self.check_under_way(config);
     }
 

@@ -86,8 +86,13 @@ fn run(course: &Course) -> usize {
     checked + cluster.oracle.map_or(0, |it| it.checked)
 }
 
+/// As many as the environment says, as proptest itself would read it, or what takes seconds.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(100, |it| it.parse().expect("a number of cases"))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn no_decision_breaks_a_rule(course in courses()) {

@@ -96,10 +96,15 @@ impl Writer {
         let last_version = begin(connection).await?;
         if unanswered.is_some() {
             let took_place = last_batch(connection, &self.name).await? == Some(self.batch);
-            if let Some(decision) = unanswered.take().filter(|_| took_place) {
-                rollback(connection).await.unwrap_or_else(|_| self.connection = None);
-                return Ok(decision);
+            if took_place {
+                let ended = rollback(connection).await;
+                if ended.is_err() {
+                    self.connection = None;
+                }
+                // Not before: time may be over at any wait, and what took place must not pass for what did not.
+                return unanswered.take().ok_or(sqlx::Error::WorkerCrashed);
             }
+            *unanswered = None;
         }
         let decision = batch.decide(connection, last_version).await?;
         if decision.is_read_only() {

@@ -21,6 +21,8 @@ pub enum Fate {
     LosesItsServer,
     /// It begins, and nothing more is heard of its client, whose connection stays open.
     Stalls,
+    /// As [`Fate::LosesItsAnswer`], and then nothing is heard of who has looked what became of it and wants to go on.
+    LosesItsAnswerAndStalls,
 }
 
 /// Ends with the value.
@@ -45,8 +47,8 @@ impl Proxy {
 
     /// Whether a COMMIT has met its fate.
     pub fn is_spent(&self) -> bool {
-        self.fate.load(Ordering::SeqCst) != Fate::IsLost as u8
-            && self.fate.load(Ordering::SeqCst) != Fate::LosesItsAnswer as u8
+        let waiting = [Fate::IsLost, Fate::LosesItsAnswer, Fate::LosesItsAnswerAndStalls, Fate::Stalls];
+        !waiting.map(|fate| fate as u8).contains(&self.fate.load(Ordering::SeqCst))
     }
 }
 
@@ -58,6 +60,8 @@ impl Drop for Proxy {
 
 /// Stays after [`Fate::LosesItsServer`] has come true.
 const NO_SERVER: u8 = 99;
+/// Stays after the first half of [`Fate::LosesItsAnswerAndStalls`].
+const STALLS_AT_ROLLBACK: u8 = 98;
 
 async fn accept(listener: TcpListener, server: u16, fate: Arc<AtomicU8>) {
     loop {
@@ -93,20 +97,28 @@ async fn forward(
         if length == 0 {
             return Ok(());
         }
-        let commits = buffer[..length].windows(7).any(|bytes| bytes == b"COMMIT\0");
+        let says = |text: &[u8]| buffer[..length].windows(text.len()).any(|bytes| bytes == text);
+        let commits = says(b"COMMIT\0");
+        if says(b"ROLLBACK\0") && fate.load(Ordering::SeqCst) == STALLS_AT_ROLLBACK {
+            fate.store(Fate::Passes as u8, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        }
         let now = if commits { fate.load(Ordering::SeqCst) } else { Fate::Passes as u8 };
         if now == Fate::IsLost as u8 {
             fate.store(Fate::Passes as u8, Ordering::SeqCst);
             return Ok(());
         }
         server.write_all(&buffer[..length]).await?;
-        let begins = buffer[..length].windows(11).any(|bytes| bytes == b"FOR UPDATE\0");
-        if begins && fate.load(Ordering::SeqCst) == Fate::Stalls as u8 {
+        if says(b"FOR UPDATE\0") && fate.load(Ordering::SeqCst) == Fate::Stalls as u8 {
             fate.store(Fate::Passes as u8, Ordering::SeqCst);
             std::future::pending::<()>().await;
         }
-        if now == Fate::LosesItsAnswer as u8 || now == Fate::LosesItsServer as u8 {
-            let next = if now == Fate::LosesItsServer as u8 { NO_SERVER } else { Fate::Passes as u8 };
+        let fates = [
+            (Fate::LosesItsAnswer, Fate::Passes as u8),
+            (Fate::LosesItsServer, NO_SERVER),
+            (Fate::LosesItsAnswerAndStalls, STALLS_AT_ROLLBACK),
+        ];
+        if let Some((_, next)) = fates.into_iter().find(|(fate, _)| *fate as u8 == now) {
             fate.store(next, Ordering::SeqCst);
             return Ok(());
         }
