@@ -217,7 +217,7 @@ impl Seal {
 }
 
 /// The version of a block with this magic and a right checksum in its last four bytes.
-fn checked(bytes: &[u8], length: usize, magic: &[u8; 8]) -> Result<u16, BadBlock> {
+pub fn checked(bytes: &[u8], length: usize, magic: &[u8; 8]) -> Result<u16, BadBlock> {
     let bytes = bytes.get(..length).ok_or(BadBlock::Damaged)?;
     let crc_at = length - 4;
     if bytes[..8] != magic[..] || crc32c(&bytes[..crc_at]) != u32_at(bytes, crc_at) {

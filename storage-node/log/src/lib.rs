@@ -13,11 +13,12 @@
 //! A ledger is either *whole* or a *replica* ([`Admission`]). A whole one has a single writer in this process, whose entries
 //! come in ascending order; its fence says what its last entry is. Of a replica, writers elsewhere add entries in any
 //! order, with gaps and again; each proves itself with the ledger's master key, and its fence only says that nobody but a
-//! recovery may add any more. Ledger ids are not used again after a deletion.
+//! recovery may add any more. Ledger ids are not used again after a deletion, which is remembered for good.
 //!
 //! Start reading at [`Log`], then `engine/mod.rs`; the bytes on disk are in docs/formats.md.
 
 mod buffer;
+mod deleted;
 pub mod disk;
 pub mod engine;
 mod error;

@@ -150,6 +150,22 @@ impl Log {
         self.shared().engine.knows(ledger)
     }
 
+    /// Whether the ledger was deleted here, so that it takes nothing for good.
+    pub fn has_deleted(&self, ledger: u64) -> bool {
+        self.shared().engine.has_deleted(ledger)
+    }
+
+    /// Ids between those of deleted ledgers, in order, each with the first and the last of a stretch.
+    pub fn deleted_gaps(&self) -> Vec<(u64, u64)> {
+        self.shared().engine.deleted_gaps()
+    }
+
+    /// Stretches of ids, in order, of which there is no ledger anywhere any more and never will be: they are remembered like those of
+    /// deleted ledgers, so that these are few ranges. Where a replica is or comes, nothing is done.
+    pub fn fill_deleted_gaps(&self, gaps: &[(u64, u64)]) {
+        self.shared().engine.fill_deleted_gaps(gaps);
+    }
+
     /// Whether a replica is fenced, and its explicit last add confirmed; `None` if nothing is known of it.
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
         self.shared().engine.replica(ledger)

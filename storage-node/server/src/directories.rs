@@ -6,6 +6,8 @@
 //! Ledgers are in *limbo* when they are found nowhere and may be in a directory that is missing: reads of them answer "I
 //! don't know", and nothing is written to them, because they may be fenced there. Ledgers that metadata gave out after the
 //! directory went missing ([`Directories::set_limbo_below`]) cannot be there, and are taken as ever.
+//!
+//! A ledger that was deleted counts as being in the directory that remembers the deletion, which refuses whatever comes late.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,11 +106,14 @@ impl Directories {
     fn home(&self, ledger: u64) -> Home<'_> {
         let limbo_below = self.limbo_below();
         if let [only] = &self.all[..] {
-            let is_here = ledger >= limbo_below || only.log.knows(ledger);
+            let is_here = ledger >= limbo_below || only.log.knows(ledger) || only.log.has_deleted(ledger);
             return if is_here { Home::Here(&only.log) } else { Home::Limbo };
         }
-        match self.homes.read().get(&ledger) {
-            Some(&at) => Home::Here(&self.all[at as usize].log),
+        if let Some(&at) = self.homes.read().get(&ledger) {
+            return Home::Here(&self.all[at as usize].log);
+        }
+        match self.all.iter().find(|directory| directory.log.has_deleted(ledger)) {
+            Some(directory) => Home::Here(&directory.log),
             None if ledger < limbo_below => Home::Limbo,
             None => Home::Nowhere,
         }
@@ -321,6 +326,7 @@ impl Directories {
             takes_entries |= !one.full && !one.read_only;
             total.segments += one.segments;
             total.ledgers += one.ledgers;
+            total.deleted_ranges += one.deleted_ranges;
             total.data_bytes += one.data_bytes;
             total.live_bytes += one.live_bytes;
             total.free_bytes += one.free_bytes;
@@ -420,9 +426,18 @@ mod tests {
         assert_eq!(add(&left, 50, 0).await, Ok(()), "nobody had it when the directory went missing");
         assert_eq!(left.delete(&[50, of_each[0][0], 12345]).await, Ok(()));
         assert!(matches!(left.read(50, 0), Err(ReadError::NoSuchLedger { .. })));
+        for ledger in [50, of_each[0][0]] {
+            assert_eq!(add(&left, ledger, 9).await, Err(AppendError::Fenced), "it was deleted, and is not in limbo");
+            assert_eq!(fence(&left, ledger).await, Ok(None));
+        }
         drop(left);
 
         let directories = Directories::new(both(), 0).expect("they belong together");
+        for ledger in [50, of_each[0][0]] {
+            assert_eq!(add(&directories, ledger, 9).await, Err(AppendError::Fenced), "whichever directory had it");
+            assert_eq!(fence(&directories, ledger).await, Ok(None));
+            assert!(matches!(directories.last_entry(ledger), Err(ReadError::NoSuchLedger { .. })));
+        }
         let lost = of_each[1][0];
         assert_eq!(directories.read(lost, 2).expect("it was only away"), format!("{lost}:2"));
         drop(directories);

@@ -3,8 +3,12 @@
 //! A ledger is in metadata before its first entry is anywhere, so one that is not there was deleted. It goes when it was missing
 //! in two rounds, some time apart; where metadata could not be read, nothing goes. Nor does anything while storage has ledgers
 //! with ids that metadata have not given yet: then metadata are older than storage, as after a restore.
+//!
+//! That a ledger was deleted is remembered for good. Ids between deleted ones of which metadata have none either were given out
+//! before the last of those came and went. They are remembered as well, so that all are few ranges. Should one of them still be
+//! created, by a broker that slept in between, this node refuses it, and the broker begins another one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +21,11 @@ pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interva
     let mut missing: BTreeSet<u64> = BTreeSet::new();
     loop {
         tokio::time::sleep(interval).await;
-        match missing_ledgers(&node, &metadata).await {
-            Ok(found) => {
+        match look(&node, &metadata).await {
+            Ok(Look { missing: found, free_gaps }) => {
+                for (directory, gaps) in node.log.all().iter().zip(free_gaps) {
+                    directory.log.fill_deleted_gaps(&gaps);
+                }
                 let gone: Vec<u64> = found.intersection(&missing).copied().collect();
                 missing = found;
                 if gone.is_empty() {
@@ -37,24 +44,85 @@ pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interva
     }
 }
 
-async fn missing_ledgers(node: &StorageNode, metadata: &Metadata) -> Result<BTreeSet<u64>, MetadataError> {
-    let here: BTreeSet<u64> = node.log.ledgers().into_iter().collect();
-    let Some((&first, &last)) = here.first().zip(here.last()) else { return Ok(BTreeSet::new()) };
-    let mut missing = here;
+/// What metadata do not have.
+#[derive(Default)]
+struct Look {
+    /// Of the ledgers that are here.
+    missing: BTreeSet<u64>,
+    /// Of each directory, stretches between deleted ledgers that no ledger is in.
+    free_gaps: Vec<Vec<(u64, u64)>>,
+}
+
+async fn look(node: &StorageNode, metadata: &Metadata) -> Result<Look, MetadataError> {
+    let mut missing: BTreeSet<u64> = node.log.ledgers().into_iter().collect();
+    let mut gaps: Vec<Gaps> = node.log.all().iter().map(|directory| Gaps::new(directory.log.deleted_gaps())).collect();
+    let gaps_first = gaps.iter().filter_map(|gaps| gaps.unseen.front()).map(|(first, _)| *first);
+    let Some(first) = missing.first().copied().into_iter().chain(gaps_first).min() else { return Ok(Look::default()) };
+    let gaps_last = gaps.iter().filter_map(|gaps| gaps.unseen.back()).map(|(_, last)| *last);
+    let last = missing.last().copied().into_iter().chain(gaps_last).max().unwrap_or(first);
     let mut next = first;
     loop {
         let page = metadata.list_ledgers(next, 1000).await?;
         for ledger in &page {
             missing.remove(ledger);
+            gaps.iter_mut().for_each(|gaps| gaps.see(*ledger));
         }
         match page.last() {
             Some(&end) if end < last => next = end + 1,
             _ => break,
         }
     }
-    if !missing.is_empty() && metadata.fresh_ledger_id().await? <= last {
+    let free_gaps: Vec<Vec<(u64, u64)>> = gaps.into_iter().map(Gaps::free).collect();
+    let has_found = !missing.is_empty() || free_gaps.iter().any(|gaps| !gaps.is_empty());
+    if has_found && metadata.fresh_ledger_id().await? <= last {
         tracing::error!(last, "metadata are older than what is stored here: no ledger is deleted");
-        missing.clear();
+        return Ok(Look::default());
     }
-    Ok(missing)
+    Ok(Look { missing, free_gaps })
+}
+
+/// Stretches of ids, in order, and which of them no ledger of the metadata is in.
+struct Gaps {
+    unseen: VecDeque<(u64, u64)>,
+    free: Vec<(u64, u64)>,
+}
+
+impl Gaps {
+    fn new(gaps: Vec<(u64, u64)>) -> Self {
+        Self { unseen: gaps.into(), free: Vec::new() }
+    }
+
+    /// Metadata have this ledger, and none between it and the one before.
+    fn see(&mut self, ledger: u64) {
+        while let Some((first, last)) = self.unseen.pop_front_if(|(first, _)| *first <= ledger) {
+            if last < ledger {
+                self.free.push((first, last));
+            }
+        }
+    }
+
+    /// Metadata have no more.
+    fn free(mut self) -> Vec<(u64, u64)> {
+        self.free.extend(self.unseen);
+        self.free
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_with_a_ledger_is_not_free() {
+        let gaps = vec![(1, 4), (8, 8), (10, 20), (30, 40)];
+        let free = |ledgers: &[u64]| {
+            let mut gaps = Gaps::new(gaps.clone());
+            ledgers.iter().for_each(|ledger| gaps.see(*ledger));
+            gaps.free()
+        };
+        assert_eq!(free(&[]), gaps);
+        assert_eq!(free(&[0, 5, 9, 21, 29, 41]), gaps);
+        assert_eq!(free(&[1, 8, 20, 30]), []);
+        assert_eq!(free(&[4, 9, 15, 16, 99]), [(8, 8), (30, 40)]);
+    }
 }

@@ -250,6 +250,11 @@ impl StorageNode {
                 u64::from(!log.full && !log.read_only && !self.is_draining()),
             ),
             ("bookie_ledgers_count", "Ledgers of which there is anything here.", log.ledgers as u64),
+            (
+                "geminga_log_deleted_ranges",
+                "Ranges of ids of deleted ledgers, which are remembered.",
+                log.deleted_ranges as u64,
+            ),
             ("bookie_read_cache_size", "Bytes in the read-ahead cache.", self.cache.bytes() as u64),
             ("geminga_log_segments", "Segments of the log.", log.segments as u64),
             ("geminga_log_live_bytes", "Bytes of records of ledgers that exist.", log.live_bytes),

@@ -48,17 +48,20 @@ class Load:
         return self.acknowledged
 
 
-def everything(url, topic, subscription, quiet_s=5):
-    """Numbers in the order in which they are delivered, until nothing comes any more; all are acknowledged."""
+def everything(url, topic, subscription, quiet_s=5, expected=(), patience_s=60):
+    """Numbers in the order in which they are delivered, until nothing comes for `quiet_s`; all are acknowledged. While something
+    `expected` has not come, the next message may take `patience_s`: a machine that is busy must not look like one that has lost
+    something, and one that has everything is not waited for."""
     client = pulsar.Client(url, operation_timeout_seconds=60, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
     consumer = client.subscribe(topic, subscription, initial_position=pulsar.InitialPosition.Earliest)
-    numbers = []
+    numbers, missing = [], set(expected)
     while True:
         try:
-            message = consumer.receive(timeout_millis=int(quiet_s * 1000))
+            message = consumer.receive(timeout_millis=int(1000 * (patience_s if missing else quiet_s)))
         except pulsar.Timeout:
             break
         numbers.append(int(message.data()))
+        missing.discard(numbers[-1])
         consumer.acknowledge(message)
     client.close()
     return numbers

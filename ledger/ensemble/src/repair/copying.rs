@@ -11,8 +11,11 @@ use crate::distribution::{write_order, write_set};
 use crate::metadata::{NodeId, Quorum};
 use crate::planted::{Bug, is_planted};
 
-/// Entries that are under way at once, and about how many bytes; one is always.
-const ENTRIES_MAX: usize = 32;
+/// Entries that are read at once: how large they are is not known yet.
+const READS_MAX: usize = 32;
+/// Entries that are under way at once. Most of them wait until they are written, and nodes sync together what comes together.
+const ENTRIES_MAX: usize = 1024;
+/// About how many bytes these have; one entry is always under way.
 const BYTES_MAX: u64 = 4 << 20;
 /// What an entry is taken to have before one was seen.
 const FIRST_GUESS_BYTES: u64 = 1 << 20;
@@ -37,15 +40,22 @@ pub(super) struct Home {
     pub shortfall: Option<Shortfall>,
 }
 
-/// One entry on its way.
+/// An entry that is being read.
 #[derive(Debug)]
-struct Flight {
+struct Reading {
     /// Indices of the homes that lack it.
     to: Vec<usize>,
+    asked: NodeId,
     /// Whom to ask next.
     sources: VecDeque<NodeId>,
-    /// Who is asked, until somebody has it.
-    asked: Option<NodeId>,
+}
+
+/// An entry that is being written.
+#[derive(Debug)]
+struct Writing {
+    /// Indices of the homes that have not answered.
+    to: Vec<usize>,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -55,7 +65,9 @@ pub(super) struct Copying {
     ensemble: Vec<NodeId>,
     pub homes: Vec<Home>,
     next: u64,
-    flights: BTreeMap<u64, Flight>,
+    reading: BTreeMap<u64, Reading>,
+    writing: BTreeMap<u64, Writing>,
+    writing_bytes: u64,
     /// Entries that are read from a newcomer to see that they are good, each with the home.
     checks: BTreeSet<(u64, usize)>,
     /// Bytes of the largest entry so far.
@@ -71,7 +83,9 @@ impl Copying {
             ensemble,
             homes,
             next: stretch.first,
-            flights: BTreeMap::new(),
+            reading: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            writing_bytes: 0,
             checks: BTreeSet::new(),
             largest: None,
             copied: 0,
@@ -83,12 +97,14 @@ impl Copying {
     }
 
     fn under_way(&self) -> usize {
-        self.flights.len() + self.checks.len()
+        self.reading.len() + self.writing.len() + self.checks.len()
     }
 
     fn has_room(&self) -> bool {
-        let bytes = (self.under_way() as u64 + 1).saturating_mul(self.largest.unwrap_or(FIRST_GUESS_BYTES));
-        self.under_way() == 0 || self.under_way() < ENTRIES_MAX && bytes <= BYTES_MAX
+        let (reads, under_way) = (self.reading.len() + self.checks.len(), self.under_way());
+        let read_bytes = (reads as u64 + 1).saturating_mul(self.largest.unwrap_or(FIRST_GUESS_BYTES));
+        let fits = self.writing_bytes.saturating_add(read_bytes) <= BYTES_MAX;
+        under_way == 0 || reads < READS_MAX && under_way < ENTRIES_MAX && fits
     }
 
     /// Begins with further entries as far as there is room.
@@ -106,8 +122,7 @@ impl Copying {
             }
             if !to.is_empty() {
                 let sources = self.sources(entry, holdings);
-                self.flights.insert(entry, Flight { to, sources, asked: None });
-                self.ask(entry, actions);
+                self.ask(entry, to, sources, actions);
             }
         }
     }
@@ -133,13 +148,15 @@ impl Copying {
         having.chain(silent).map(|node| (*node).clone()).collect()
     }
 
-    fn ask(&mut self, entry: u64, actions: &mut Vec<RepairAction>) {
-        let flight = self.flights.get_mut(&entry).expect("it is on its way");
-        flight.asked = flight.sources.pop_front();
-        match flight.asked.clone() {
-            Some(node) => actions.push(RepairAction::Read { entry, node }),
+    /// Reads the entry from the first of these nodes; without any, its homes do not get it.
+    fn ask(&mut self, entry: u64, to: Vec<usize>, mut sources: VecDeque<NodeId>, actions: &mut Vec<RepairAction>) {
+        match sources.pop_front() {
+            Some(node) => {
+                actions.push(RepairAction::Read { entry, node: node.clone() });
+                self.reading.insert(entry, Reading { to, asked: node, sources });
+            }
             None => {
-                for at in self.flights.remove(&entry).expect("just seen").to {
+                for at in to {
                     self.homes[at].shortfall.get_or_insert(Shortfall::Unreadable(entry));
                 }
             }
@@ -157,27 +174,29 @@ impl Copying {
             }
             return;
         }
-        let Some(flight) = self.flights.get_mut(&entry).filter(|flight| flight.asked.as_ref() == Some(node)) else {
-            return;
-        };
-        let Some(bytes) = good else { return self.ask(entry, actions) };
-        flight.asked = None;
-        self.largest = self.largest.max(Some(bytes));
-        flight.to.retain(|at| self.homes[*at].shortfall.is_none());
-        if flight.to.is_empty() {
-            self.flights.remove(&entry);
+        if self.reading.get(&entry).is_none_or(|reading| reading.asked != *node) {
             return;
         }
-        let nodes = flight.to.iter().map(|at| self.homes[*at].node.clone()).collect();
+        let Reading { mut to, sources, .. } = self.reading.remove(&entry).expect("just seen");
+        let Some(bytes) = good else { return self.ask(entry, to, sources, actions) };
+        self.largest = self.largest.max(good);
+        to.retain(|at| self.homes[*at].shortfall.is_none());
+        if to.is_empty() {
+            return;
+        }
+        let nodes = to.iter().map(|at| self.homes[*at].node.clone()).collect();
         actions.push(RepairAction::Add { entry, nodes });
+        self.writing_bytes += bytes;
+        self.writing.insert(entry, Writing { to, bytes });
     }
 
     pub fn added(&mut self, entry: u64, node: &NodeId, result: Result<(), CopyFailure>) {
         let Some(at) = self.homes.iter().position(|home| home.node == *node) else { return };
-        let Some(flight) = self.flights.get_mut(&entry).filter(|flight| flight.to.contains(&at)) else { return };
-        flight.to.retain(|waiting| *waiting != at);
-        if flight.to.is_empty() {
-            self.flights.remove(&entry);
+        let Some(writing) = self.writing.get_mut(&entry).filter(|writing| writing.to.contains(&at)) else { return };
+        writing.to.retain(|waiting| *waiting != at);
+        if writing.to.is_empty() {
+            self.writing_bytes -= writing.bytes;
+            self.writing.remove(&entry);
         }
         match result {
             Ok(()) => self.copied += 1,
@@ -190,16 +209,70 @@ impl Copying {
     }
 
     pub fn explain(&self, stretch: &Stretch) -> String {
-        let waiting = self.flights.iter().next().map(|(entry, flight)| match &flight.asked {
-            Some(node) => format!(", waits for entry {entry} from {node}"),
-            None => format!(", waits until entry {entry} is written"),
-        });
+        let waiting = match (self.reading.first_key_value(), self.writing.first_key_value()) {
+            (Some((entry, reading)), _) => format!(", waits for entry {entry} from {}", reading.asked),
+            (None, Some((entry, _))) => format!(", waits until entry {entry} is written"),
+            (None, None) => String::new(),
+        };
         let Stretch { first, end, .. } = stretch;
-        format!("copies entries {first} to {}, is at {}{}", end - 1, self.next, waiting.unwrap_or_default())
+        format!("copies entries {first} to {}, is at {}{}", end - 1, self.next, waiting)
     }
 
     /// The nodes whose listing is out of date by now.
     pub fn changed(&self) -> BTreeSet<NodeId> {
         self.homes.iter().map(|home| home.node.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct All;
+
+    impl Listing for All {
+        fn contains(&self, _: u64) -> bool {
+            true
+        }
+    }
+
+    /// Of 5000 entries with so many bytes, the most that are read at once, and that are under way. What is written is answered only
+    /// when nothing else can be done.
+    fn most_under_way(bytes: u64) -> (usize, usize) {
+        let stretch = Stretch { fragment: 0, first: 0, end: 5000 };
+        let home = Home { slot: 1, node: "new".to_owned(), shortfall: None };
+        let holdings: Holdings = [("old".to_owned(), Some(Box::new(All) as Box<dyn Listing>))].into();
+        let quorum = Quorum { ensemble: 2, write: 2, ack: 2 };
+        let mut copying = Copying::new(quorum, stretch, vec!["old".to_owned(), "gone".to_owned()], vec![home]);
+        let (mut reads, mut adds, mut actions) = (VecDeque::new(), VecDeque::new(), Vec::new());
+        let mut most = (0, 0);
+        loop {
+            copying.advance(&holdings, &mut actions);
+            for action in actions.drain(..) {
+                match action {
+                    RepairAction::Read { entry, node } => reads.push_back((entry, node)),
+                    RepairAction::Add { entry, .. } => adds.push_back(entry),
+                    other => panic!("{other:?}"),
+                }
+            }
+            most = (reads.len().max(most.0), (reads.len() + adds.len()).max(most.1));
+            if let Some((entry, node)) = reads.pop_front() {
+                copying.read(entry, &node, Some(bytes), &mut actions);
+            } else if let Some(entry) = adds.pop_front() {
+                copying.added(entry, &"new".to_owned(), Ok(()));
+            } else {
+                assert!(copying.is_done());
+                assert_eq!((copying.copied, copying.writing_bytes), (5000, 0));
+                return most;
+            }
+        }
+    }
+
+    #[test]
+    fn small_entries_wait_together_for_being_written_and_large_ones_are_few() {
+        assert_eq!(most_under_way(100), (READS_MAX, ENTRIES_MAX));
+        assert_eq!(most_under_way(256 << 10).1, 16);
+        assert_eq!(most_under_way(100 << 20).1, (BYTES_MAX / FIRST_GUESS_BYTES) as usize, "before one was seen");
     }
 }

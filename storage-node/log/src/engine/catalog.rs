@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::SharedSegment;
 use super::batch::LedgerRun;
+use crate::deleted::IdRanges;
 use crate::error::AppendError;
 use crate::format::{ManifestLine, SegmentKind};
 use crate::index::footer::{Directory, Hole, Row};
@@ -94,7 +95,7 @@ impl Ledger {
     }
 }
 
-/// What segments still hold of a deleted ledger. As long as there is anything, the ledger takes no entries.
+/// What segments still hold of a deleted ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Grave {
     /// Segments with entries or a fence of it: these make a tombstone necessary.
@@ -103,10 +104,27 @@ pub(super) struct Grave {
     pub stones: u32,
 }
 
+/// Ids of all ledgers that were ever deleted here, and more that can never come into being.
+#[derive(Debug, Default)]
+pub(super) struct Deletions {
+    pub ids: IdRanges,
+    /// The file does not have all of them.
+    pub unsaved: bool,
+    /// The file could not be read: which others there were is not known.
+    pub lost: bool,
+}
+
+impl Deletions {
+    pub fn note(&mut self, first: u64, last: u64) {
+        self.unsaved |= self.ids.insert(first, last);
+    }
+}
+
 pub(super) struct Catalog<F> {
     pub ledgers: FxHashMap<u64, Ledger>,
     pub segments: BTreeMap<u32, SegmentEntry<F>>,
     pub graves: FxHashMap<u64, Grave>,
+    pub deleted: Deletions,
     /// Segments that the manifest names and the disk does not have.
     pub lost: Vec<u32>,
     /// There is damage that may hide entries of which the index knows nothing. Only recovery finds such.
@@ -121,10 +139,15 @@ impl<F> Catalog<F> {
             ledgers: FxHashMap::default(),
             segments: BTreeMap::new(),
             graves: FxHashMap::default(),
+            deleted: Deletions::default(),
             lost: Vec::new(),
             damaged: false,
             opened_at: 0,
         }
+    }
+
+    pub fn is_deleted(&self, ledger: u64) -> bool {
+        self.deleted.ids.contains(ledger)
     }
 
     /// Whether a whole ledger takes entries.
@@ -132,7 +155,7 @@ impl<F> Catalog<F> {
         let ended = match self.ledgers.get(&ledger) {
             // What is unreadable may be its fence.
             Some(known) => known.fence.is_some() || self.last_is_uncertain(ledger),
-            None => self.graves.contains_key(&ledger),
+            None => self.is_deleted(ledger),
         };
         if ended { Err(AppendError::Fenced) } else { Ok(()) }
     }
@@ -140,7 +163,7 @@ impl<F> Catalog<F> {
     /// Whether a replica takes entries, of a recovery or of its writer.
     pub fn check_replica(&self, ledger: u64, recovery: bool) -> Result<(), AppendError> {
         match self.ledgers.get(&ledger) {
-            None if self.graves.contains_key(&ledger) => Err(AppendError::Fenced),
+            None if self.is_deleted(ledger) => Err(AppendError::Fenced),
             None => Ok(()),
             Some(_) if recovery => Ok(()),
             Some(known) if known.fence.is_some() => Err(AppendError::Fenced),
@@ -163,8 +186,8 @@ impl<F> Catalog<F> {
         let IndexState::Open(index) = &mut entry.index else { panic!("a sealed segment takes no commits") };
         let is_new = index.get(added.ledger).is_none();
         index.add_run(added.ledger, added.run, added.bytes);
-        if let Some(grave) = self.graves.get_mut(&added.ledger) {
-            grave.remains += u32::from(is_new);
+        if self.deleted.ids.contains(added.ledger) {
+            self.graves.entry(added.ledger).or_default().remains += u32::from(is_new);
             return;
         }
         entry.live_bytes += added.bytes;
@@ -186,8 +209,8 @@ impl<F> Catalog<F> {
         }
         let is_new = index.get(ledger).is_none();
         index.add_control(control);
-        if let Some(grave) = self.graves.get_mut(&ledger) {
-            grave.remains += u32::from(is_new);
+        if self.deleted.ids.contains(ledger) {
+            self.graves.entry(ledger).or_default().remains += u32::from(is_new);
             return;
         }
         let known = self.ledgers.entry(ledger).or_default();
@@ -201,6 +224,7 @@ impl<F> Catalog<F> {
     }
 
     fn bury(&mut self, ledger: u64) {
+        self.deleted.note(ledger, ledger);
         let Some(known) = self.ledgers.remove(&ledger) else { return };
         for place in &known.placements {
             if let Some(entry) = self.segments.get_mut(&place.segment) {
@@ -210,11 +234,11 @@ impl<F> Catalog<F> {
         self.graves.entry(ledger).or_default().remains += known.placements.len() as u32;
     }
 
-    /// Takes in the rows of a segment that recovery found or compaction wrote; `deleted` says which ledgers are gone.
-    pub fn add_rows(&mut self, segment: u32, rows: &[Row], deleted: impl Fn(u64) -> bool) {
+    /// Takes in the rows of a segment that recovery found or compaction wrote. Which ledgers are deleted is known by then.
+    pub fn add_rows(&mut self, segment: u32, rows: &[Row]) {
         let entry = self.segments.get_mut(&segment).expect("the caller added it");
         for row in rows {
-            if deleted(row.ledger) {
+            if self.deleted.ids.contains(row.ledger) {
                 let grave = self.graves.entry(row.ledger).or_default();
                 grave.remains += u32::from(row.holds_something());
                 grave.stones += u32::from(row.deleted);

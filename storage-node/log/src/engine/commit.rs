@@ -128,6 +128,11 @@ impl<F> Writer<F> {
         self.failures = FAILURES_MAX - 1;
     }
 
+    /// Replicas of which the first record is on its way.
+    pub fn replicas_coming(&self) -> impl Iterator<Item = &u64> {
+        self.keys.keys()
+    }
+
     pub fn take_segment_id(&mut self) -> u32 {
         self.next_segment += 1;
         self.next_segment - 1
@@ -322,7 +327,7 @@ impl<D: Disk> Engine<D> {
                 let allowed = writer.allows_writing().and_then(|()| {
                     let catalog = self.catalog.read();
                     catalog.check_key(writer.keys.get(&ledger), ledger, key)?;
-                    let is_gone = catalog.graves.contains_key(&ledger) || !writer.closing.allows_recovery(ledger);
+                    let is_gone = catalog.is_deleted(ledger) || !writer.closing.allows_recovery(ledger);
                     if is_gone { Err(AppendError::Fenced) } else { Ok(()) }
                 });
                 if allowed.is_ok() {
@@ -406,7 +411,7 @@ impl<D: Disk> Engine<D> {
         let needs_none = {
             let catalog = self.catalog.read();
             let is_fenced = catalog.ledgers.get(&ledger).is_some_and(|known| known.fence.is_some());
-            is_fenced || catalog.graves.contains_key(&ledger) || !writer.closing.allows_recovery(ledger)
+            is_fenced || catalog.is_deleted(ledger) || !writer.closing.allows_recovery(ledger)
         };
         if needs_none {
             return;
@@ -420,7 +425,7 @@ impl<D: Disk> Engine<D> {
     fn encode_fence(&self, writer: &mut Writer<D::File>, batch: &mut Batch, ledger: u64) {
         let catalog = self.catalog.read();
         let known = catalog.ledgers.get(&ledger);
-        if known.is_some_and(|known| known.fence.is_some()) || catalog.graves.contains_key(&ledger) {
+        if known.is_some_and(|known| known.fence.is_some()) || catalog.is_deleted(ledger) {
             return;
         }
         writer.closing.fence(ledger);
@@ -437,7 +442,7 @@ impl<D: Disk> Engine<D> {
             // Also of one of which only a failed write is known: its writer may not have noticed yet.
             let exists =
                 catalog.ledgers.contains_key(&ledger) || batch.holds(ledger) || writer.closing.contains(ledger);
-            if exists || (catalog.damaged && !catalog.graves.contains_key(&ledger)) {
+            if exists || (catalog.damaged && !catalog.is_deleted(ledger)) {
                 batch.add_control(Control::Tombstone { ledger });
                 writer.closing.delete(ledger);
             }

@@ -95,6 +95,7 @@ impl<D: Disk> Engine<D> {
         if self.disk.space()?.free_bytes < needed + self.options.reserve_bytes / 4 {
             return Ok(None);
         }
+        self.save_deleted();
         let id = self.writer.lock().take_segment_id();
         let segment = self.create_segment(SegmentKind::Compacted, id, needed.next_multiple_of(BLOCK_BYTES as u64))?;
         match self.move_ledgers(segment, &dropping, pace) {

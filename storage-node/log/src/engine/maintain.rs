@@ -214,6 +214,7 @@ impl<D: Disk> Engine<D> {
         if rows.is_empty() {
             return Ok(None);
         }
+        self.save_deleted();
         let controls = self.controls_to_keep(&rows);
         let drop = rows.iter().map(|(id, _)| *id).collect();
         *self.pending.dropping.lock() = rows;
@@ -238,7 +239,8 @@ impl<D: Disk> Engine<D> {
         Ok(directory)
     }
 
-    /// Fences, keys and confirmations of ledgers that exist, and tombstones of ledgers of which other segments still hold something.
+    /// Fences, keys and confirmations of ledgers that exist, and tombstones of ledgers of which other segments still hold something,
+    /// or which nothing else says to be deleted.
     pub(super) fn controls_to_keep(&self, dropping: &[(u32, Vec<Row>)]) -> Vec<Control> {
         let catalog = self.catalog.read();
         let mut controls = Vec::new();
@@ -260,7 +262,7 @@ impl<D: Disk> Engine<D> {
             } else if rows_of().any(|row| row.deleted) {
                 let held_here = rows_of().filter(|row| row.holds_something()).count() as u32;
                 let remains = catalog.graves.get(&row.ledger).map_or(0, |grave| grave.remains);
-                if remains > held_here {
+                if remains > held_here || catalog.deleted.unsaved {
                     controls.push(Control::Tombstone { ledger: row.ledger });
                 }
             }
@@ -281,9 +283,7 @@ impl<D: Disk> Engine<D> {
         {
             let id = entry.segment.id;
             catalog.segments.insert(id, entry);
-            let deleted: Vec<u64> =
-                rows.iter().map(|row| row.ledger).filter(|ledger| !catalog.ledgers.contains_key(ledger)).collect();
-            catalog.add_rows(id, &rows, |ledger| deleted.binary_search(&ledger).is_ok());
+            catalog.add_rows(id, &rows);
         }
         if drop.is_empty() {
             return;
@@ -378,6 +378,7 @@ impl<D: Disk> Engine<D> {
         LogStats {
             segments: catalog.segments.len(),
             ledgers: catalog.ledgers.len(),
+            deleted_ranges: catalog.deleted.ids.len(),
             data_bytes: catalog.segments.values().map(|entry| entry.data_end - DATA_AT).sum(),
             live_bytes: catalog.segments.values().map(|entry| entry.live_bytes).sum(),
             free_bytes: space.free_bytes,
@@ -386,7 +387,9 @@ impl<D: Disk> Engine<D> {
             open_index_bytes: catalog.segments.values().map(open_bytes).sum(),
             full: self.is_full(),
             read_only: writer.read_only.is_some(),
-            holes: catalog.lost.len() + catalog.segments.values().map(|entry| entry.holes.len()).sum::<usize>(),
+            holes: usize::from(catalog.deleted.lost)
+                + catalog.lost.len()
+                + catalog.segments.values().map(|entry| entry.holes.len()).sum::<usize>(),
             commits: writer.commits,
             committed_bytes: writer.committed_bytes,
             queued_bytes: 0,

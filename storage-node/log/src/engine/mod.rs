@@ -10,6 +10,7 @@ mod closing;
 mod commit;
 mod compact;
 mod copies;
+mod forgetting;
 mod maintain;
 mod read;
 mod recovery;
@@ -88,6 +89,8 @@ fn id_after(prefix: &str, name: &str) -> Option<u32> {
 pub struct LogStats {
     pub segments: usize,
     pub ledgers: usize,
+    /// Ranges of ids of deleted ledgers, which are remembered.
+    pub deleted_ranges: usize,
     /// Bytes of records, and of those that belong to ledgers which exist.
     pub data_bytes: u64,
     pub live_bytes: u64,

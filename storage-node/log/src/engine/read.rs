@@ -80,7 +80,7 @@ impl<D: Disk> Engine<D> {
     /// The last entry that is durable, `None` for a ledger without one.
     pub fn last_entry(&self, ledger: u64) -> Result<Option<u64>, ReadError> {
         let catalog = self.catalog.read();
-        if catalog.last_is_uncertain(ledger) && !catalog.graves.contains_key(&ledger) {
+        if catalog.last_is_uncertain(ledger) && !catalog.is_deleted(ledger) {
             let detail = "damage to the log leaves open what its last entry is".to_owned();
             return Err(ReadError::Corrupt { ledger, entry: None, detail });
         }
@@ -90,6 +90,11 @@ impl<D: Disk> Engine<D> {
     /// Whether anything durable is known of the ledger, a deletion apart.
     pub fn knows(&self, ledger: u64) -> bool {
         self.catalog.read().ledgers.contains_key(&ledger)
+    }
+
+    /// Whether it is certain that there was a ledger of this id, or could have been, and will not be again.
+    pub fn has_deleted(&self, ledger: u64) -> bool {
+        self.catalog.read().is_deleted(ledger)
     }
 
     /// What else there is of a replica: whether it is fenced, and its explicit last add confirmed. Both `None`s mean that
@@ -110,7 +115,7 @@ impl<D: Disk> Engine<D> {
         let (mut runs, sealed) = {
             let catalog = self.catalog.read();
             let Some(known) = catalog.ledgers.get(&ledger) else {
-                let unknown = catalog.damaged && !catalog.graves.contains_key(&ledger);
+                let unknown = catalog.damaged && !catalog.is_deleted(ledger);
                 return Err(if unknown { hidden(ledger, None) } else { ReadError::NoSuchLedger { ledger } });
             };
             let (mut runs, mut sealed): (Vec<Run>, Vec<_>) = (Vec::new(), Vec::new());
@@ -152,7 +157,7 @@ impl<D: Disk> Engine<D> {
         let catalog = self.catalog.read();
         let uncertain = || hidden(ledger, Some(first));
         let Some(known) = catalog.ledgers.get(&ledger) else {
-            let gone = catalog.graves.contains_key(&ledger);
+            let gone = catalog.is_deleted(ledger);
             return Err(if catalog.damaged && !gone { uncertain() } else { ReadError::NoSuchLedger { ledger } });
         };
         match known.last() {

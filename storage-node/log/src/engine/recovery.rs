@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use rustc_hash::FxHashSet;
-
-use super::catalog::{Catalog, IndexState, SegmentEntry};
+use super::catalog::{Catalog, Deletions, IndexState, SegmentEntry};
 use super::commit::Writer;
 use super::scan::{Scan, scan};
 use super::{Engine, Segment, SharedSegment, segment_id, spare_id};
 use crate::buffer::AlignedBuffer;
+use crate::deleted;
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 use crate::format::{
@@ -61,6 +60,7 @@ impl<D: Disk> Engine<D> {
         for id in names.iter().filter_map(|name| segment_id(name)) {
             recovery.look_at(id)?;
         }
+        let deleted = recovery.read_deleted(&names)?;
         let live = recovery.find_manifest().map_err(failed("reading the newest segment"))?;
         let (unused, lost) = recovery.select(live.as_deref());
         recovery.scan_unsealed(live.as_deref()).map_err(failed("reading a segment"))?;
@@ -71,7 +71,7 @@ impl<D: Disk> Engine<D> {
             found.keys().chain(&unused).chain(&lost).copied().chain(spare_ids).max().map_or(1, |id| id + 1);
         let proven: Vec<(u32, u64)> =
             found.iter().filter_map(|(id, found)| Some((*id, found.scan.as_ref()?.proven))).collect();
-        let mut catalog = build_catalog(found, lost, &mut report);
+        let mut catalog = build_catalog(found, lost, deleted, &mut report);
         catalog.opened_at = next_segment;
         report.segments = catalog.segments.len();
         report.ledgers = catalog.ledgers.len();
@@ -164,6 +164,36 @@ impl<D: Disk> Recovery<'_, D> {
         let segment = std::sync::Arc::new(Segment { id, kind, file });
         self.found.insert(id, Found { segment, seal, directory, scan: None, has_header: header.is_some() });
         Ok(())
+    }
+
+    /// Which ledgers were deleted, as far as segments that are gone have said so.
+    fn read_deleted(&mut self, names: &[String]) -> Result<Deletions, OpenError> {
+        let has = |name: &str| names.iter().any(|known| known == name);
+        let failed = |action| move |source| OpenError::Io { action, folder: deleted::FILE.to_owned(), source };
+        // It was not finished, and nothing was dropped because of it.
+        if has(deleted::NEW_FILE) {
+            self.disk.remove(deleted::NEW_FILE).map_err(failed("removing an unfinished file"))?;
+        }
+        let mut deletions = Deletions::default();
+        if !has(deleted::FILE) {
+            return Ok(deletions);
+        }
+        let reading = failed("reading which ledgers were deleted");
+        let file = self.disk.open(deleted::FILE).map_err(reading)?;
+        let mut bytes = vec![0; file.length().map_err(reading)? as usize];
+        let count = file.read_at(&mut bytes, 0).map_err(reading)?;
+        match deleted::decode(&bytes[..count]) {
+            Ok(ids) => deletions.ids = ids,
+            Err(BadBlock::Newer(version)) => {
+                let known = deleted::VERSION;
+                return Err(OpenError::NewerFormat { file: deleted::FILE.to_owned(), version, known });
+            }
+            Err(BadBlock::Damaged) => {
+                deletions.lost = true;
+                self.report.damage.push("the list of deleted ledgers is damaged".to_owned());
+            }
+        }
+        Ok(deletions)
     }
 
     /// The list of segments in the newest log segment that was used; `None` if there is no segment, or it is unreadable.
@@ -268,8 +298,14 @@ fn read_manifest<F: DiskFile>(file: &F, segment: u32, at: u64) -> io::Result<Opt
     Ok(header.body_is_intact(&body).then(|| decode_manifest(&body)).flatten())
 }
 
-fn build_catalog<F>(found: BTreeMap<u32, Found<F>>, lost: Vec<u32>, report: &mut RecoveryReport) -> Catalog<F> {
+fn build_catalog<F>(
+    found: BTreeMap<u32, Found<F>>,
+    lost: Vec<u32>,
+    deleted: Deletions,
+    report: &mut RecoveryReport,
+) -> Catalog<F> {
     let mut catalog = Catalog::new();
+    catalog.deleted = deleted;
     let mut rows_of: Vec<(u32, Vec<Row>)> = Vec::new();
     for (id, found) in found {
         let (data_end, manifest_at, holes, rows, index) = match (found.seal, found.directory, found.scan) {
@@ -297,11 +333,12 @@ fn build_catalog<F>(found: BTreeMap<u32, Found<F>>, lost: Vec<u32>, report: &mut
         rows_of.push((id, rows));
     }
     let rows = rows_of.iter().flat_map(|(_, rows)| rows);
-    let deleted: FxHashSet<u64> = rows.filter(|row| row.deleted).map(|row| row.ledger).collect();
+    rows.filter(|row| row.deleted).for_each(|row| catalog.deleted.note(row.ledger, row.ledger));
     for (id, rows) in &rows_of {
-        catalog.add_rows(*id, rows, |ledger| deleted.contains(&ledger));
+        catalog.add_rows(*id, rows);
     }
-    catalog.damaged = !lost.is_empty() || catalog.segments.values().any(|entry| !entry.holes.is_empty());
+    catalog.damaged =
+        catalog.deleted.lost || !lost.is_empty() || catalog.segments.values().any(|entry| !entry.holes.is_empty());
     catalog.lost = lost;
     catalog
 }

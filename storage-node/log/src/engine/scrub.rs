@@ -95,6 +95,8 @@ impl<D: Disk> Engine<D> {
             damaged.insert(entry.segment.id);
         }
         catalog.lost.clear();
+        // The file is written anew at the next opportunity.
+        catalog.deleted.unsaved |= std::mem::take(&mut catalog.deleted.lost);
         catalog.damaged = false;
     }
 

@@ -31,8 +31,8 @@ struct Replica {
     lac_kept: i64,
     deletion_asked: bool,
     deleted: bool,
-    /// Somebody who does not know of the deletion has asked for something since: there may be another of that name.
-    late: bool,
+    /// There was something to be deleted, so that nothing of that name will be again.
+    gone_for_good: bool,
 }
 
 impl Replica {
@@ -138,8 +138,7 @@ impl World {
             self.next_ledger += 1;
         }
         let ledger = self.machine.rng.random_range(1..self.next_ledger);
-        let known = self.replicas.entry(ledger).or_default();
-        known.late |= known.deletion_asked;
+        self.replicas.entry(ledger).or_default();
         ledger
     }
 
@@ -225,6 +224,8 @@ impl World {
                 Answer::Append { call, ledger, entries, recovery, right_key, result } => {
                     self.machine.note(format_args!("appended {ledger}:{entries:?}: {result:?}"));
                     let known = self.replicas.get_mut(&ledger).expect("it is there");
+                    let is_gone = known.gone_for_good && self.machine.flips == 0;
+                    assert!(result.is_err() || !is_gone, "ledger {ledger}: takes entries after its deletion");
                     if result.is_err() || known.deletion_asked {
                         continue;
                     }
@@ -260,7 +261,9 @@ impl World {
                 }
                 Answer::Delete { ledger, result } => {
                     self.machine.note(format_args!("deleted {ledger}: {result:?}"));
-                    self.replicas.get_mut(&ledger).expect("it is there").deleted |= result.is_ok();
+                    let known = self.replicas.get_mut(&ledger).expect("it is there");
+                    known.deleted |= result.is_ok();
+                    known.gone_for_good |= result.is_ok() && known.has_key();
                 }
             }
         }
@@ -280,8 +283,9 @@ impl World {
                 if recovered && !known.deleted {
                     // Nobody knows whether it was; whoever asks again is told.
                     known.deleted = !exists;
+                    known.gone_for_good |= !exists && known.has_key();
                 }
-                assert!(!known.deleted || !exists || known.late || damage, "ledger {ledger} came back");
+                assert!(!known.gone_for_good || !exists || damage, "ledger {ledger} came back");
                 continue;
             }
             let mut found = BTreeSet::new();
