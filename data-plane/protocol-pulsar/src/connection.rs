@@ -317,8 +317,9 @@ impl Connection {
             self.gather(&send, payload, gathered);
             return Ok(());
         }
-        // Whatever else comes must see the messages that came before it.
+        // Whatever else comes must see the messages that came before it, and may make another producer of the same id.
         gathered.hand_over();
+        gathered.producer = None;
         match (&command, self.client.get()) {
             (Command::Connect(_), _) | (_, Some(_)) => self.dispatch_command(command, payload),
             (other, None) => Err(ConnectionError::NotConnected(other.name())),

@@ -177,3 +177,29 @@ def test_a_listener_that_the_broker_does_not_have(topic):
     with pytest.raises(pulsar.PulsarException):
         client.create_producer(topic)
     client.close()
+
+
+def test_a_producer_goes_on_where_its_topic_is_unloaded(client, admin, topic):
+    consumer = client.subscribe(topic, "s")
+    producer = client.create_producer(topic, send_timeout_millis=15_000)
+    for turn in range(3):
+        produce(producer, 10, first=20 * turn)
+        admin.put(admin.topic(topic, "/unload"))
+        produce(producer, 10, first=20 * turn + 10)
+    assert receive_data(consumer, 60) == contents(60)
+
+
+def test_messages_under_way_while_a_topic_is_unloaded_are_sent_again(client, admin, topic):
+    consumer = client.subscribe(topic, "s")
+    producer = client.create_producer(topic, send_timeout_millis=15_000, block_if_queue_full=True, max_pending_messages=500)
+    sent = []
+    for number in range(6000):
+        producer.send_async(f"m{number}".encode(), lambda result, _: sent.append(result))
+        if number % 2000 == 1000:
+            admin.put(admin.topic(topic, "/unload"))
+    producer.flush()
+    until(lambda: len(sent) == 6000)
+    assert set(sent) == {pulsar.Result.Ok}
+    # What has lost its receipt is there twice.
+    received = dict.fromkeys(m.data() for m in receive_all(consumer, quiet_ms=2000))
+    assert list(received) == contents(6000)

@@ -23,7 +23,7 @@ class Load:
         while not self.stopping:
             self.send(number)
             number += 1
-            if number % 200 == 0:
+            if number % 50 == 0:
                 time.sleep(0.01)
         self.producer.flush()
 

@@ -254,7 +254,7 @@ impl Member {
         }
         let directory = self.directory.lock();
         let owner = directory.record(bundle).and_then(|record| record.value.owner.as_deref());
-        Ok(owner.filter(|owner| *owner != self.id).and_then(|owner| directory.located(owner)))
+        Ok(owner.and_then(|owner| directory.located(owner)))
     }
 
     pub fn me(&self) -> BundleRecord {
