@@ -72,14 +72,19 @@ pub fn encode(ids: &IdRanges) -> Vec<u8> {
         bytes.extend(first.to_le_bytes());
         bytes.extend(last.to_le_bytes());
     }
-    let body_crc = crc32c(&bytes[HEAD_BYTES..]);
-    bytes[..8].copy_from_slice(&MAGIC);
-    bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
-    bytes[16..24].copy_from_slice(&(ids.len() as u64).to_le_bytes());
-    bytes[24..28].copy_from_slice(&body_crc.to_le_bytes());
-    let head_crc = crc32c(&bytes[..HEAD_BYTES - 4]);
-    bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&head_crc.to_le_bytes());
+    write_head(&mut bytes, VERSION);
     bytes
+}
+
+/// Says of the ranges behind the head how many there are, and their checksum.
+fn write_head(bytes: &mut [u8], version: u16) {
+    let (head, body) = bytes.split_at_mut(HEAD_BYTES);
+    head[..8].copy_from_slice(&MAGIC);
+    head[8..10].copy_from_slice(&version.to_le_bytes());
+    head[16..24].copy_from_slice(&((body.len() / RANGE_BYTES) as u64).to_le_bytes());
+    head[24..28].copy_from_slice(&crc32c(body).to_le_bytes());
+    let crc = crc32c(&head[..HEAD_BYTES - 4]);
+    head[HEAD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// The ids in a file; whatever is behind them fills up a block.
@@ -108,6 +113,18 @@ pub fn decode(bytes: &[u8]) -> Result<IdRanges, BadBlock> {
         ranges.insert(first, last);
     }
     Ok(IdRanges { ranges })
+}
+
+/// Any ranges, with right checksums: what is taken is written the same again.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn check(data: &[u8]) {
+    let _ = decode(data);
+    let mut bytes = vec![0; HEAD_BYTES];
+    bytes.extend(&data[..data.len() / RANGE_BYTES * RANGE_BYTES]);
+    write_head(&mut bytes, VERSION);
+    if let Ok(ids) = decode(&bytes) {
+        assert_eq!(encode(&ids), bytes);
+    }
 }
 
 #[cfg(test)]
@@ -147,9 +164,7 @@ mod tests {
             assert_eq!(decode(&whole[..length]), Err(BadBlock::Damaged), "{length} bytes");
         }
         let mut newer = encode(&IdRanges::default());
-        newer[8] = 2;
-        let crc = crc32c(&newer[..HEAD_BYTES - 4]);
-        newer[HEAD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        write_head(&mut newer, 2);
         assert_eq!(decode(&newer), Err(BadBlock::Newer(2)));
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use crc_fast::crc32_iscsi as crc32c;
 
 use crate::buffer::AlignedBuffer;
+use crate::deleted;
 use crate::disk::sim::SimDisk;
 use crate::disk::{Disk, DiskFile};
 use crate::engine::{Admission, Append, Begin, Engine, Request};
@@ -38,6 +39,7 @@ pub fn check_decoders(data: &[u8]) {
         assert_eq!(encode_manifest(&lines), data);
     }
     footer::check(data);
+    deleted::check(data);
 }
 
 /// Opens a log of segments made of `data`, with right checksums around whatever they say. It opens or says why not, every

@@ -106,7 +106,8 @@ impl World {
             26..30 => self.fence(),
             30..34 => self.confirm(),
             34..36 => self.delete(),
-            36..56 => {
+            36 => self.fill_gaps(),
+            37..56 => {
                 self.machine.begin();
             }
             56..70 => self.machine.write_one(),
@@ -215,6 +216,14 @@ impl World {
         let answers = self.answers.clone();
         let done = Box::new(move |result| answers.lock().unwrap().push(Answer::Delete { ledger, result }));
         self.machine.queue.push_back(Request::Delete { ledgers: vec![ledger], done });
+    }
+
+    /// As if metadata had none of the ledgers between deleted ones. What is there, or on its way, is kept all the same.
+    fn fill_gaps(&mut self) {
+        let mut gaps = self.machine.engine.deleted_gaps();
+        gaps.retain(|_| self.machine.rng.random_bool(0.7));
+        self.machine.note(format_args!("fill {gaps:?}"));
+        self.machine.engine.fill_deleted_gaps(&gaps);
     }
 
     fn take_answers(&mut self) {
