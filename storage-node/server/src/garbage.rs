@@ -74,7 +74,7 @@ async fn look(node: &StorageNode, metadata: &Metadata) -> Result<Look, MetadataE
     }
     let free_gaps: Vec<Vec<(u64, u64)>> = gaps.into_iter().map(Gaps::free).collect();
     let has_found = !missing.is_empty() || free_gaps.iter().any(|gaps| !gaps.is_empty());
-    if has_found && metadata.fresh_ledger_id().await? <= last {
+    if has_found && metadata.ledger_ids_end().await? <= last {
         tracing::error!(last, "metadata are older than what is stored here: no ledger is deleted");
         return Ok(Look::default());
     }
