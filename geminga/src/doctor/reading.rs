@@ -80,6 +80,7 @@ fn held(here: &LedgerHere) -> Held {
         entries: is_read.then_some(here.entries),
         last_entry: here.last_entry.filter(|_| is_read),
         topic: topic.map(str::to_owned),
+        is_doubtful: here.doubtful,
     }
 }
 

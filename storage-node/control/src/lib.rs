@@ -77,6 +77,7 @@ fn on_the_wire(summary: LedgerSummary) -> LedgerHere {
         first_entry,
         last_entry,
         fenced: summary.is_fenced,
+        doubtful: summary.is_doubtful,
         bytes: summary.bytes,
         head: summary.head.to_vec(),
         unreadable: summary.unreadable.unwrap_or_default(),

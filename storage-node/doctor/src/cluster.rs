@@ -58,6 +58,8 @@ pub struct Held {
     pub last_entry: Option<u64>,
     /// The topic that its first entry here names.
     pub topic: Option<String>,
+    /// Metadata did not know it when they were older than storage, and the node does not delete it.
+    pub is_doubtful: bool,
 }
 
 /// Whose a ledger is by metadata.

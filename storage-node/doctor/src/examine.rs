@@ -22,7 +22,7 @@ pub enum Finding {
     NoRecord { ledger: u64, owner: Owner },
     /// It is on nodes, metadata do not know it, and it is newer than what they know of its topic or of anything.
     Lost { ledger: u64, topic: Option<String> },
-    /// While metadata are older than storage: it is on nodes, metadata do not know it, and whether it was deleted nobody can say.
+    /// It is on nodes, metadata do not know it and are, or were, older than storage: whether it was deleted nobody can say.
     Doubtful { ledger: u64, topic: Option<String> },
     /// Its record cannot be understood.
     UnreadableRecord { ledger: u64 },
@@ -127,7 +127,7 @@ fn of_unknown_ledgers(cluster: &Cluster, references: &BTreeMap<u64, Vec<Owner>>)
         let known = topic.as_ref().and_then(|topic| cluster.topics.get(topic));
         if ledger >= cluster.ledger_ids_end || known.is_some_and(|known| ledger > known.last_ledger) {
             findings.push(Finding::Lost { ledger, topic });
-        } else if are_old && known.is_none() {
+        } else if (are_old && known.is_none()) || copies.iter().any(|(_, held)| held.is_doubtful) {
             findings.push(Finding::Doubtful { ledger, topic });
         }
     }

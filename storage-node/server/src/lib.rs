@@ -19,6 +19,7 @@ mod confirmed;
 mod connection;
 mod damage;
 mod directories;
+mod doubtful;
 mod errors;
 mod figures;
 mod garbage;

@@ -1,5 +1,7 @@
 //! What is here, for whoever compares it with metadata.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use geminga_log::ReadError;
 
@@ -20,6 +22,8 @@ pub struct LedgerSummary {
     pub bytes: u64,
     /// The beginning of its first entry, with the head that BookKeeper gives it; empty if it was not asked for.
     pub head: Bytes,
+    /// Metadata did not know it when they were older than storage.
+    pub is_doubtful: bool,
     /// What could not be read, of which nothing is known then.
     pub unreadable: Option<String>,
 }
@@ -30,12 +34,18 @@ impl StorageNode {
         self.log.ledgers()
     }
 
+    /// The ledgers that are doubtful from now on.
+    pub(crate) fn set_doubtful(&self, ledgers: BTreeSet<u64>) {
+        *self.doubtful.lock() = ledgers;
+    }
+
     /// Nothing if it is not here. Blocks.
     pub fn summary(&self, ledger: u64, with_head: bool) -> Option<LedgerSummary> {
         let mut summary = LedgerSummary {
             ledger,
             is_fenced: self.log.replica(ledger).is_some_and(|(is_fenced, _)| is_fenced),
             bytes: self.log.ledger_bytes(ledger),
+            is_doubtful: self.doubtful.lock().contains(&ledger),
             ..LedgerSummary::default()
         };
         match self.complete(&mut summary, with_head) {

@@ -142,6 +142,9 @@ pub struct LedgerHere {
     /// At most 4,096 bytes of its first entry as it is stored, if they were asked for.
     #[prost(bytes = "vec", tag = "7")]
     pub head: ::prost::alloc::vec::Vec<u8>,
+    /// Metadata did not know it when they were older than storage: whether it was deleted nobody can say.
+    #[prost(bool, tag = "9")]
+    pub doubtful: bool,
     /// What could not be read; nothing is known of that then.
     #[prost(string, tag = "8")]
     pub unreadable: ::prost::alloc::string::String,
