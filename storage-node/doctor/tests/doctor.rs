@@ -213,6 +213,21 @@ proptest! {
     }
 
     #[test]
+    fn what_a_node_kept_because_metadata_were_old((mut cluster, _, last) in with_a_ledger(), node in 0..5_usize) {
+        // An id that was given, and that nothing knows: usually garbage, unless the node says otherwise.
+        cluster.ledger_ids_end += 10;
+        let ledger = cluster.ledger_ids_end - 1;
+        prop_assert!(ledger > last);
+        contents(&mut cluster, &format!("node-{node}")).insert(ledger, Held::default());
+        prop_assert_eq!(examine(&cluster), BTreeSet::new());
+        contents(&mut cluster, &format!("node-{node}")).get_mut(&ledger).expect("it is there").is_doubtful = true;
+        let finding = Finding::Doubtful { ledger, topic: None };
+        let findings = examine(&cluster);
+        prop_assert_eq!(&findings, &only(finding.clone()));
+        prop_assert_eq!(propose(&cluster, &findings), vec![Step::Look { finding }]);
+    }
+
+    #[test]
     fn what_is_seen_once_is_not_confirmed((mut cluster, _, ledger) in with_a_ledger()) {
         let whole = examine(&cluster);
         cluster.records.remove(&ledger);
