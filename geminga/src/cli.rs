@@ -8,6 +8,7 @@ use geminga_perf::PerfCommand;
 use serde::Serialize;
 
 use crate::admin::AdminCommand;
+use crate::doctor::DoctorArguments;
 use crate::metadata::MetadataCommand;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
@@ -57,6 +58,12 @@ pub enum Command {
     /// Ask a running server about itself
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Check whether metadata and storage fit together, and propose a repair; changes nothing
+    ///
+    /// Asks every registered storage node what it has, over its control address (--control-addr of the node). Ends with 0 when
+    /// everything fits, 1 when something does not, 2 when it could not be checked. What could not be read is not
+    /// taken for missing.
+    Doctor(DoctorArguments),
     /// Prepare the metadata that the processes of a cluster share
     #[command(subcommand)]
     Metadata(MetadataCommand),

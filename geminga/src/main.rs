@@ -7,6 +7,7 @@ mod bootstrap;
 mod broker;
 mod cli;
 mod data_dir;
+mod doctor;
 mod listen;
 mod metadata;
 mod options;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         }),
         Command::Perf(command) => geminga_perf::run(command),
         Command::Admin(command) => admin::run(&command),
+        Command::Doctor(arguments) => return doctor::run(&arguments),
         Command::Metadata(command) => metadata::run(&command),
         Command::StorageNodeCtl(command) => storage_ctl::run(&command),
         Command::Completions { shell } => {

@@ -74,7 +74,9 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         NodeOptions { max_frame_bytes: options.max_frame_size.bytes() as usize, tls, ..NodeOptions::new(memory_limit) };
     let node = StorageNode::open(directories, node_options).context("cannot use TLS")?;
     let cluster = match &id {
-        Some(id) if !is_alone => Some(Cluster::new(options, id, addr, is_incomplete)),
+        Some(id) if !is_alone => {
+            Some(Cluster::new(options, id, addr, control.as_ref().map(|(_, addr)| *addr), is_incomplete))
+        }
         _ => None,
     };
     let member = match &cluster {
@@ -200,10 +202,17 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new(options: &StorageNodeOptions, id: &str, addr: SocketAddr, is_incomplete: bool) -> Self {
+    fn new(
+        options: &StorageNodeOptions,
+        id: &str,
+        addr: SocketAddr,
+        control: Option<SocketAddr>,
+        is_incomplete: bool,
+    ) -> Self {
         let address = advertised(options, addr);
-        let record =
-            StorageNodeRecord { address, zone: options.zone.clone(), region: options.region.clone(), read_only: false };
+        let control = control.map(|addr| advertised(options, addr));
+        let (zone, region) = (options.zone.clone(), options.region.clone());
+        let record = StorageNodeRecord { address, zone, region, read_only: false, control };
         Self {
             url: options.metadata_url.clone(),
             id: id.to_owned(),

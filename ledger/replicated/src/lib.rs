@@ -22,6 +22,12 @@ mod writing;
 
 pub use geminga_ensemble::{Quorum, Share};
 
+/// Where the payload begins in an entry as nodes keep it.
+pub fn payload_at() -> usize {
+    use geminga_wire_bookkeeper::{Digest, DigestKind, ENTRY_HEAD_BYTES};
+    ENTRY_HEAD_BYTES + Digest::new(0, DigestKind::Crc32c, client::PASSWORD).bytes()
+}
+
 pub use client::{ReplicatedLedgers, ReplicationOptions};
 pub use membership::Membership;
 pub use nodes::{NodeDirectory, NodeInfo, ZonePolicy};

@@ -95,6 +95,7 @@ mod tests {
             zone: "a".to_owned(),
             region: "b".to_owned(),
             read_only: false,
+            control: None,
         };
         StorageNodeStatus { id: id.to_owned(), record, version, is_alive: true, decommissioned_ms: None }
     }

@@ -97,8 +97,10 @@ pub async fn scans(store: Store) {
 
 /// Ids start at 1, grow and are given once, also to concurrent callers.
 pub async fn sequences(store: Store) {
+    assert_eq!(store.next_of("s").await.unwrap(), 1);
     assert_eq!(store.allocate("s", 1).await.unwrap(), 1);
     assert_eq!(store.allocate("s", 10).await.unwrap(), 2);
+    assert_eq!((store.next_of("s").await.unwrap(), store.next_of("s").await.unwrap()), (12, 12));
     assert_eq!(store.allocate("s", 1).await.unwrap(), 12);
     assert_eq!(store.allocate("t", 1).await.unwrap(), 1);
     assert!(matches!(store.allocate("s", 0).await, Err(MetadataError::Invalid(_))));

@@ -47,6 +47,10 @@ impl MetadataStore for GuardedStore {
         self.store.allocate(sequence, count).await
     }
 
+    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
+        self.store.next_of(sequence).await
+    }
+
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
         self.store.watch(prefix).await
     }

@@ -176,6 +176,10 @@ impl MetadataStore for MemoryStore {
         Ok(first)
     }
 
+    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
+        Ok(self.contents.lock().sequences.get(sequence).copied().unwrap_or(1))
+    }
+
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
         Ok(self.feed.watch(prefix))
     }

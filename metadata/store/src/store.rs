@@ -139,6 +139,9 @@ pub trait MetadataStore: Send + Sync + 'static {
     /// Ids start at 1 and grow; they may have gaps.
     async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError>;
 
+    /// What [`allocate`](Self::allocate) would give now, without giving it: every id that was given is below.
+    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError>;
+
     /// The keys under `prefix` that change from now on. See [`Watch`] for what may be missed.
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError>;
 

@@ -114,6 +114,7 @@ async fn fill_storage(metadata: &Metadata) {
         zone: "east".into(),
         region: "default".into(),
         read_only: false,
+        control: None,
     };
     metadata.put_storage_node("c", &node).await.unwrap();
     metadata.decommission_storage_node("c").await.unwrap();

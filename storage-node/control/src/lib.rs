@@ -4,21 +4,23 @@
 /// What asks it.
 pub mod client {
     pub use geminga_wire_control::storage_node_client::StorageNodeClient;
-    pub use geminga_wire_control::{DescribeRequest, ScrubRequest, SetDrainingRequest, StatisticsRequest};
+    pub use geminga_wire_control::{
+        DescribeRequest, LedgerHere, ListLedgersRequest, ScrubRequest, SetDrainingRequest, StatisticsRequest,
+    };
 }
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use geminga_storage_node::StorageNode;
+use geminga_storage_node::{LedgerSummary, StorageNode};
 use geminga_wire_control::storage_node_server::{StorageNode as Service, StorageNodeServer};
 use geminga_wire_control::{
-    DescribeRequest, Description, Directory, Draining, ScrubProgress, ScrubRequest, SetDrainingRequest, Statistics,
-    StatisticsRequest,
+    DescribeRequest, Description, Directory, Draining, LedgerHere, ListLedgersRequest, ScrubProgress, ScrubRequest,
+    SetDrainingRequest, Statistics, StatisticsRequest,
 };
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status};
 
 /// What the node itself does not know about itself.
@@ -32,6 +34,9 @@ pub struct About {
     pub region: String,
     pub version: String,
 }
+
+/// Ledgers of a list that wait to be sent.
+const LISTED_AHEAD: usize = 64;
 
 struct Control {
     node: Arc<StorageNode>,
@@ -64,8 +69,44 @@ pub async fn serve(
         .await
 }
 
+fn on_the_wire(summary: LedgerSummary) -> LedgerHere {
+    let (first_entry, last_entry) = summary.first_and_last.unzip();
+    LedgerHere {
+        ledger: summary.ledger,
+        entries: summary.entries,
+        first_entry,
+        last_entry,
+        fenced: summary.is_fenced,
+        doubtful: summary.is_doubtful,
+        bytes: summary.bytes,
+        head: summary.head.to_vec(),
+        unreadable: summary.unreadable.unwrap_or_default(),
+    }
+}
+
 #[tonic::async_trait]
 impl Service for Control {
+    type ListLedgersStream = ReceiverStream<Result<LedgerHere, Status>>;
+
+    async fn list_ledgers(
+        &self,
+        request: Request<ListLedgersRequest>,
+    ) -> Result<Response<Self::ListLedgersStream>, Status> {
+        let ListLedgersRequest { first, with_heads } = request.into_inner();
+        let (sender, receiver) = mpsc::channel(LISTED_AHEAD);
+        let node = self.node.clone();
+        tokio::task::spawn_blocking(move || {
+            let ledgers = node.ledgers().into_iter().filter(|ledger| *ledger >= first);
+            for summary in ledgers.filter_map(|ledger| node.summary(ledger, with_heads)) {
+                // Whoever has asked has gone.
+                if sender.blocking_send(Ok(on_the_wire(summary))).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<Description>, Status> {
         let About { id, revision, address, zone, region, version } = self.about.clone();
         Ok(Response::new(Description {
@@ -132,6 +173,48 @@ impl Service for Control {
             damaged_entries_found: progress.damaged_entries_found,
             repaired_entries: progress.repaired_entries,
         }))
+    }
+}
+
+#[cfg(test)]
+mod listing {
+    use geminga_log::{Append, Log, LogOptions};
+    use geminga_storage_node::NodeOptions;
+    use geminga_wire_control::storage_node_client::StorageNodeClient;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_says_what_is_here_from_a_ledger_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+        let (log, _) = Log::open(folder.path(), options).expect("it opens");
+        let node = StorageNode::new(log, NodeOptions::new(64 << 20));
+        for (ledger, entry, size) in [(3, 0, 10), (5, 2, 5000), (5, 3, 1), (5, 7, 1), (9, 4, 1)] {
+            let (sender, stored) = std::sync::mpsc::channel();
+            let parts = [vec![7; size].into(), Vec::new().into(), Vec::new().into()];
+            let entries = vec![Append { ledger, entry, parts, reserve: false }];
+            let done = Box::new(move |result| sender.send(result).expect("it is waited for"));
+            node.directories().append_to_replica(entries, [1; 20], false, done);
+            stored.recv().expect("an answer").expect("stored");
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(serve(listener, node, About::default(), stopped));
+
+        let mut client = StorageNodeClient::connect(url).await.expect("it serves");
+        let mut found = Vec::new();
+        let request = ListLedgersRequest { first: 4, with_heads: true };
+        let mut list = client.list_ledgers(request).await.expect("answered").into_inner();
+        while let Some(here) = list.message().await.expect("the list goes on") {
+            assert!(here.bytes > 0 && here.unreadable.is_empty() && !here.fenced);
+            found.push((here.ledger, here.entries, here.first_entry, here.last_entry, here.head.len()));
+        }
+        assert_eq!(found, [(5, 3, Some(2), Some(7), 4096), (9, 1, Some(4), Some(4), 1)]);
+        drop((list, client));
+        stop.send_replace(true);
+        serving.await.expect("it ends").expect("in good order");
     }
 }
 

@@ -77,6 +77,7 @@ mod tests {
                 zone: "z".to_owned(),
                 region: "r".to_owned(),
                 read_only,
+                control: None,
             },
             version: 1,
             is_alive,

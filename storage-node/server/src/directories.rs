@@ -253,6 +253,14 @@ impl Directories {
         self.look(ledger, None, |log| log.stretches(ledger))
     }
 
+    /// Bytes that the ledger takes on disk; 0 if it is not here.
+    pub fn ledger_bytes(&self, ledger: u64) -> u64 {
+        match self.home(ledger) {
+            Home::Here(log) => log.ledger_bytes(ledger),
+            Home::Limbo | Home::Nowhere => 0,
+        }
+    }
+
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
         match self.home(ledger) {
             Home::Here(log) => log.replica(ledger),

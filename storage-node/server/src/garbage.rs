@@ -2,7 +2,8 @@
 //!
 //! A ledger is in metadata before its first entry is anywhere, so one that is not there was deleted. It goes when it was missing
 //! in two rounds, some time apart; where metadata could not be read, nothing goes. Nor does anything while storage has ledgers
-//! with ids that metadata have not given yet: then metadata are older than storage, as after a restore.
+//! with ids that metadata have not given yet: then metadata are older than storage, as after a restore. What is missing then stays
+//! also when metadata have given more ids: see doubtful.rs.
 //!
 //! That a ledger was deleted is remembered for good. Ids between deleted ones of which metadata have none either were given out
 //! before the last of those came and went. They are remembered as well, so that all are few ranges. Should one of them still be
@@ -14,14 +15,24 @@ use std::time::Duration;
 
 use geminga_metadata::{Metadata, MetadataError};
 
+use crate::doubtful::Doubtful;
 use crate::node::StorageNode;
 
 /// Looks for garbage every `interval`, until the process ends.
 pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interval: Duration) {
+    let folders = node.directories().all().iter().map(|directory| directory.path.clone()).collect();
+    let mut doubtful = match Doubtful::read(folders) {
+        Ok(doubtful) => doubtful,
+        Err(error) => {
+            tracing::error!(%error, "could not read which ledgers are doubtful: none is deleted until the next start");
+            return;
+        }
+    };
     let mut missing: BTreeSet<u64> = BTreeSet::new();
     loop {
+        node.set_doubtful(doubtful.ledgers().clone());
         tokio::time::sleep(interval).await;
-        match look(&node, &metadata).await {
+        match look(&node, &metadata, &mut doubtful).await {
             Ok(Look { missing: found, free_gaps }) => {
                 for (directory, gaps) in node.log.all().iter().zip(free_gaps) {
                     directory.log.fill_deleted_gaps(&gaps);
@@ -38,13 +49,21 @@ pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interva
             }
             Err(error) => {
                 missing.clear();
-                tracing::warn!(%error, "could not read which ledgers there are");
+                tracing::warn!(%error, "could not find out which ledgers are garbage");
             }
         }
     }
 }
 
-/// What metadata do not have.
+#[derive(Debug, thiserror::Error)]
+enum GarbageError {
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    #[error("could not note which ledgers are doubtful: {0}")]
+    Note(#[from] std::io::Error),
+}
+
+/// What metadata do not have, and may be deleted if that stays so.
 #[derive(Default)]
 struct Look {
     /// Of the ledgers that are here.
@@ -53,7 +72,7 @@ struct Look {
     free_gaps: Vec<Vec<(u64, u64)>>,
 }
 
-async fn look(node: &StorageNode, metadata: &Metadata) -> Result<Look, MetadataError> {
+async fn look(node: &StorageNode, metadata: &Metadata, doubtful: &mut Doubtful) -> Result<Look, GarbageError> {
     let mut missing: BTreeSet<u64> = node.log.ledgers().into_iter().collect();
     let mut gaps: Vec<Gaps> = node.log.all().iter().map(|directory| Gaps::new(directory.log.deleted_gaps())).collect();
     let gaps_first = gaps.iter().filter_map(|gaps| gaps.unseen.front()).map(|(first, _)| *first);
@@ -72,12 +91,17 @@ async fn look(node: &StorageNode, metadata: &Metadata) -> Result<Look, MetadataE
             _ => break,
         }
     }
+    doubtful.keep(&missing)?;
     let free_gaps: Vec<Vec<(u64, u64)>> = gaps.into_iter().map(Gaps::free).collect();
     let has_found = !missing.is_empty() || free_gaps.iter().any(|gaps| !gaps.is_empty());
-    if has_found && metadata.fresh_ledger_id().await? <= last {
+    if has_found && metadata.ledger_ids_end().await? <= last {
         tracing::error!(last, "metadata are older than what is stored here: no ledger is deleted");
+        doubtful.note(&missing)?;
         return Ok(Look::default());
     }
+    // What was lost in a restore may have to come here yet.
+    let free_gaps = if doubtful.ledgers().is_empty() { free_gaps } else { Vec::new() };
+    missing.retain(|ledger| !doubtful.ledgers().contains(ledger));
     Ok(Look { missing, free_gaps })
 }
 

@@ -1,5 +1,6 @@
 //! What all connections of a storage node share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,6 +9,7 @@ use geminga_flow::Budget;
 use geminga_log::{AppendError, ReadError};
 use geminga_observe::{Histogram, Metrics, family, sample};
 use geminga_wire_bookkeeper::{Code, DEFAULT_MAX_FRAME_BYTES, ENTRY_NONE, EntryHead, LAST_ENTRY, LacHead};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::confirmed::{Confirmation, Confirmed};
@@ -57,6 +59,8 @@ pub struct StorageNode {
     /// Read-only on purpose.
     draining: AtomicBool,
     pub(crate) registered: AtomicBool,
+    /// Ledgers that metadata did not know when they were older than storage.
+    pub(crate) doubtful: Mutex<BTreeSet<u64>>,
 }
 
 /// What [`StorageNode::show`] shows, under the names that a bookie's dashboards look for.
@@ -98,6 +102,7 @@ impl StorageNode {
             scrub_asked: Arc::default(),
             draining: AtomicBool::new(false),
             registered: AtomicBool::new(false),
+            doubtful: Mutex::default(),
             options,
         }))
     }

@@ -6,7 +6,8 @@ use geminga_tidy::{output, text_files};
 use serde_json::Value;
 
 /// Crates without clock, socket, thread or runtime, and those that none of them may name.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
+    "geminga-doctor",
     "geminga-balance",
     "geminga-ensemble",
     "geminga-model",
@@ -42,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("geminga-repair (dev)", &["geminga-log", "geminga-storage-node"]),
+    ("geminga-doctor", &["geminga-ensemble"]),
     ("geminga-storage-node-control", &["geminga-storage-node", "geminga-wire-control"]),
     ("geminga-storage-node-control (dev)", &["geminga-log"]),
     ("geminga-metadata", &["geminga-model"]),
@@ -99,6 +101,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "geminga-admin-api",
             "geminga-broker",
+            "geminga-doctor",
             "geminga-ledger-client",
             "geminga-log",
             "geminga-metadata",
@@ -113,6 +116,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-storage-node",
             "geminga-tls",
             "geminga-storage-node-control",
+            "geminga-wire-pulsar",
         ],
     ),
     // Tests of a crate may start a broker on ledgers in memory.

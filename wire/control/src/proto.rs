@@ -113,6 +113,42 @@ pub struct ScrubProgress {
     #[prost(uint64, tag = "7")]
     pub repaired_entries: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListLedgersRequest {
+    /// From this id on.
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    /// With the beginning of the first entry of each.
+    #[prost(bool, tag = "2")]
+    pub with_heads: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LedgerHere {
+    #[prost(uint64, tag = "1")]
+    pub ledger: u64,
+    /// How many different entries of it are here, as far as the index says.
+    #[prost(uint64, tag = "2")]
+    pub entries: u64,
+    /// Of those; absent if there are none.
+    #[prost(uint64, optional, tag = "3")]
+    pub first_entry: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub last_entry: ::core::option::Option<u64>,
+    #[prost(bool, tag = "5")]
+    pub fenced: bool,
+    /// On disk.
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+    /// At most 4,096 bytes of its first entry as it is stored, if they were asked for.
+    #[prost(bytes = "vec", tag = "7")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+    /// Metadata did not know it when they were older than storage: whether it was deleted nobody can say.
+    #[prost(bool, tag = "9")]
+    pub doubtful: bool,
+    /// What could not be read; nothing is known of that then.
+    #[prost(string, tag = "8")]
+    pub unreadable: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod storage_node_client {
     #![allow(
@@ -296,6 +332,33 @@ pub mod storage_node_client {
                 .insert(GrpcMethod::new("geminga.storage.v1.StorageNode", "Scrub"));
             self.inner.unary(req, path, codec).await
         }
+        /// The ledgers that are here, by their ids.
+        pub async fn list_ledgers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListLedgersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LedgerHere>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/geminga.storage.v1.StorageNode/ListLedgers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("geminga.storage.v1.StorageNode", "ListLedgers"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -331,6 +394,20 @@ pub mod storage_node_server {
             &self,
             request: tonic::Request<super::ScrubRequest>,
         ) -> std::result::Result<tonic::Response<super::ScrubProgress>, tonic::Status>;
+        /// Server streaming response type for the ListLedgers method.
+        type ListLedgersStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LedgerHere, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The ledgers that are here, by their ids.
+        async fn list_ledgers(
+            &self,
+            request: tonic::Request<super::ListLedgersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ListLedgersStream>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct StorageNodeServer<T> {
@@ -582,6 +659,52 @@ pub mod storage_node_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/geminga.storage.v1.StorageNode/ListLedgers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListLedgersSvc<T: StorageNode>(pub Arc<T>);
+                    impl<
+                        T: StorageNode,
+                    > tonic::server::ServerStreamingService<super::ListLedgersRequest>
+                    for ListLedgersSvc<T> {
+                        type Response = super::LedgerHere;
+                        type ResponseStream = T::ListLedgersStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListLedgersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as StorageNode>::list_ledgers(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListLedgersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

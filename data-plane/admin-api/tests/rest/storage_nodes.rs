@@ -18,6 +18,7 @@ async fn register(metadata: &Metadata, id: &str, port: u16, is_alive: bool) {
         zone: "east".to_owned(),
         region: "north".to_owned(),
         read_only: false,
+        control: None,
     };
     metadata.put_storage_node(id, &record).await.unwrap();
     if is_alive {

@@ -137,6 +137,12 @@ impl MetadataStore for PostgresStore {
         self.within(self.queue.allocate(sequence, count)).await
     }
 
+    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
+        let rows = self.pool.rows(|| sqlx::query(statements::NEXT_OF).bind(sequence)).await?;
+        let next = rows.first().map(|row| row.try_get::<i64, _>(0)).transpose();
+        Ok(next.map_err(|error| self.pool.failed(error))?.map_or(1, |next| next as u64))
+    }
+
     /// Needs no connection. May also tell of changes from just before.
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
         Ok(self.feed.watch(prefix))

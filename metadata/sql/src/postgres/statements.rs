@@ -64,6 +64,9 @@ pub(super) const DELETE: &str = concat!(
 pub(super) const ALLOCATE: &str = "INSERT INTO sequences (name, next) VALUES ($1, 1 + $2) \
      ON CONFLICT (name) DO UPDATE SET next = sequences.next + $2 RETURNING next";
 
+/// The next id of a sequence, if it has given any.
+pub(super) const NEXT_OF: &str = "SELECT next FROM sequences WHERE name = $1";
+
 /// The last statement of a transaction before [`COMMIT`]: the last version, the log of changes, and whose transaction
 /// it is.
 pub(super) const CONCLUDE: &str = "WITH \

@@ -142,6 +142,12 @@ impl MetadataStore for SqliteStore {
         self.queue.allocate(sequence, count).await
     }
 
+    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
+        let next = sqlx::query_scalar(statements::NEXT_OF).bind(sequence).fetch_optional(&self.readers).await;
+        let next: Option<i64> = next.map_err(|error| self.failed(error))?;
+        Ok(next.map_or(1, |next| next as u64))
+    }
+
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
         Ok(self.feed.watch(prefix))
     }

@@ -24,6 +24,9 @@ pub(super) const ALLOCATE: &str = "INSERT INTO sequences (name, next) VALUES (?1
 /// Rows per statement, largest first.
 const SIZES: [usize; 3] = [64, 8, 1];
 
+/// The next id of a sequence, if it has given any.
+pub(super) const NEXT_OF: &str = "SELECT next FROM sequences WHERE name = ?";
+
 /// One statement per size in [`SIZES`].
 pub(super) struct Sized {
     texts: LazyLock<[String; SIZES.len()]>,

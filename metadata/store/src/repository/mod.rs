@@ -106,6 +106,11 @@ impl Metadata {
         self.store.allocate(LEDGER_IDS, 1).await
     }
 
+    /// A bound that every ledger id is below that anybody was given. Changes nothing.
+    pub async fn ledger_ids_end(&self) -> Result<u64, MetadataError> {
+        self.store.next_of(LEDGER_IDS).await
+    }
+
     /// A cursor id that was never used.
     pub async fn next_cursor_id(&self) -> Result<u64, MetadataError> {
         self.next_id(&self.cursor_ids, "cursor-id", 0).await

@@ -25,6 +25,9 @@ pub struct StorageNodeRecord {
     /// It serves what it has and takes nothing new.
     #[serde(default)]
     pub read_only: bool,
+    /// `HOST:PORT` of its control path, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
 }
 
 /// A registered node, with what else metadata say of it.

@@ -149,6 +149,18 @@ impl Metadata {
         locals.iter().map(|local| Ok(TopicName::new(domain, namespace.clone(), local)?)).collect()
     }
 
+    /// Every topic, of all namespaces.
+    pub async fn all_topics(&self) -> Result<Vec<(TopicName, TopicRecord)>, MetadataError> {
+        let name_of = |path: &str| {
+            of_path(path).ok_or_else(|| MetadataError::Corrupt {
+                subject: format!("record '{PREFIX}{path}'"),
+                reason: "its key is no topic's".to_owned(),
+            })
+        };
+        let topics = self.list::<TopicRecord>(PREFIX).await?.into_iter();
+        topics.map(|(path, record)| Ok((name_of(&path)?, record.value))).collect()
+    }
+
     /// At most `limit` topics of a namespace, from the first local name after `after`.
     pub async fn list_topics_page(
         &self,

@@ -95,6 +95,7 @@ impl Cluster {
             zone: place.zone.clone(),
             region: "here".to_owned(),
             read_only: false,
+            control: None,
         };
         self.metadata.put_storage_node(id, &record).await.expect("metadata");
         let LeaseOutcome::Acquired(lease) =

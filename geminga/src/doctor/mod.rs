@@ -1,0 +1,120 @@
+//! `geminga doctor`: whether metadata and storage fit together. It changes nothing.
+
+mod reading;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use geminga_doctor::{Cluster, Contents, Finding, Step, confirmed, examine, propose};
+use geminga_metadata::Metadata;
+use serde_json::json;
+
+use crate::options::units::Duration;
+
+const FINDINGS: u8 = 1;
+const NOT_CHECKED: u8 = 2;
+
+const EXAMPLES: &str = "\
+Examples:
+  geminga doctor --metadata-url postgres://geminga@db.example.org/geminga
+  geminga doctor --metadata-url sqlite:metadata.db --json --repair-plan plan.json";
+
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct DoctorArguments {
+    /// Where metadata is: sqlite:FILE or postgres://USER@HOST:PORT/DATABASE
+    #[arg(long, value_name = "URL", env = "GEMINGA_METADATA_URL", hide_env_values = true)]
+    metadata_url: String,
+    /// Print findings and proposals as JSON
+    #[arg(long)]
+    json: bool,
+    /// Write what is proposed to a file, as JSON; nobody carries it out
+    #[arg(long, value_name = "FILE")]
+    repair_plan: Option<PathBuf>,
+    /// What is found at first is looked at again after so long, as a cluster at work is never still
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    look_again_after: Duration,
+}
+
+/// 0: everything fits; 1: something does not; 2: it could not be checked.
+pub fn run(arguments: &DoctorArguments) -> ExitCode {
+    match examine_cluster(arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FINDINGS),
+        Err(error) => {
+            eprintln!("geminga: error: {}", crate::one_line(&format!("{error:#}")));
+            ExitCode::from(NOT_CHECKED)
+        }
+    }
+}
+
+/// Whether everything fits.
+fn examine_cluster(arguments: &DoctorArguments) -> anyhow::Result<bool> {
+    // Opening it would make it.
+    let file = arguments.metadata_url.strip_prefix("sqlite:").map(|file| file.strip_prefix("//").unwrap_or(file));
+    if let Some(file) = file {
+        anyhow::ensure!(Path::new(file).try_exists()?, "there is no file {file}");
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let (cluster, findings) = runtime.block_on(look(arguments))?;
+    let steps = propose(&cluster, &findings);
+    if let Some(path) = &arguments.repair_plan {
+        let plan = serde_json::to_string_pretty(&json!({ "version": 1, "steps": steps }))? + "\n";
+        std::fs::write(path, plan).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    crate::print(&report(arguments.json, &cluster, &findings, &steps)?);
+    Ok(findings.is_empty())
+}
+
+/// Looks once, and again if something was found.
+async fn look(arguments: &DoctorArguments) -> anyhow::Result<(Cluster, BTreeSet<Finding>)> {
+    let store = geminga_metadata_sql::open(&arguments.metadata_url)
+        .await
+        .context("cannot open the metadata (--metadata-url)")?;
+    let metadata = Metadata::new(store.clone());
+    let looks = async {
+        let cluster = reading::read(&metadata).await?;
+        let findings = examine(&cluster);
+        if findings.is_empty() {
+            return Ok((cluster, findings));
+        }
+        tokio::time::sleep(arguments.look_again_after.get()).await;
+        let cluster = reading::read(&metadata).await?;
+        let findings = confirmed(&findings, &examine(&cluster));
+        Ok((cluster, findings))
+    };
+    let outcome = looks.await;
+    store.close().await;
+    outcome
+}
+
+fn report(as_json: bool, cluster: &Cluster, findings: &BTreeSet<Finding>, steps: &[Step]) -> anyhow::Result<String> {
+    let unread = cluster.nodes.iter().filter_map(|(id, node)| match &node.contents {
+        Contents::Unread(reason) => Some((id, reason)),
+        Contents::Read(_) => None,
+    });
+    if as_json {
+        let unread: serde_json::Map<_, _> = unread.map(|(id, reason)| (id.clone(), json!(reason))).collect();
+        let all = json!({
+            "ledgers": cluster.records.len(), "topics": cluster.topics.len(), "nodes": cluster.nodes.len(),
+            "notAsked": unread, "findings": findings, "proposal": steps,
+        });
+        return Ok(serde_json::to_string_pretty(&all)? + "\n");
+    }
+    let (ledgers, topics, nodes) = (cluster.records.len(), cluster.topics.len(), cluster.nodes.len());
+    let mut text = format!("{ledgers} ledgers, {topics} topics, {nodes} storage nodes: {} findings\n", findings.len());
+    for (id, reason) in unread {
+        text += &format!("not asked: {id}: {reason}\n");
+    }
+    for finding in findings {
+        text += &format!("found: {}\n", serde_json::to_string(finding)?);
+    }
+    for step in steps {
+        text += &format!("proposed: {}\n", serde_json::to_string(step)?);
+    }
+    Ok(text)
+}

@@ -1,0 +1,126 @@
+//! Reads metadata and asks nodes, in the order that `geminga-doctor` asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context;
+use geminga_doctor::{Cluster, Contents, Held, LedgerMetadata, Node, Record, Topic};
+use geminga_metadata::Metadata;
+use geminga_replicated_ledgers::payload_at;
+use geminga_storage_node_control::client::{LedgerHere, ListLedgersRequest, StatisticsRequest, StorageNodeClient};
+use serde::Deserialize;
+
+/// For a connection, an answer, and the next ledger of a list.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// Records that are read at a time.
+const PAGE: usize = 1000;
+
+#[derive(Deserialize)]
+struct LogLedger {
+    ledger_id: u64,
+}
+
+/// # Errors
+/// Metadata could not be read. A node that could not be is in the answer as such.
+pub async fn read(metadata: &Metadata) -> anyhow::Result<Cluster> {
+    Ok(Cluster {
+        nodes: nodes(metadata).await.context("cannot read which storage nodes there are")?,
+        topics: topics(metadata).await.context("cannot read topics")?,
+        cursor_logs: cursor_logs(metadata).await.context("cannot read where cursor logs are")?,
+        records: records(metadata).await.context("cannot read the ledgers' records")?,
+        deletions: deletions(metadata).await.context("cannot read which ledgers are to be deleted")?,
+        ledger_ids_end: metadata.ledger_ids_end().await.context("cannot read the sequence of ledger ids")?,
+    })
+}
+
+async fn nodes(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Node>> {
+    let mut nodes = BTreeMap::new();
+    for status in metadata.storage_node_statuses().await? {
+        let node = match &status.record.control {
+            Some(address) => ask(address).await,
+            None => Err(anyhow::anyhow!("it has no control address (--control-addr)")),
+        };
+        let unread = |error: anyhow::Error| Node {
+            contents: Contents::Unread(format!("{error:#}")),
+            knows_all: false,
+            limbo_below: 0,
+        };
+        nodes.insert(status.id, node.unwrap_or_else(unread));
+    }
+    Ok(nodes)
+}
+
+async fn ask(address: &str) -> anyhow::Result<Node> {
+    let connecting = StorageNodeClient::connect(format!("http://{address}"));
+    let mut node = patiently(connecting).await?.with_context(|| format!("cannot reach {address}"))?;
+    let statistics = patiently(node.get_statistics(StatisticsRequest {})).await??.into_inner();
+    let request = ListLedgersRequest { first: 0, with_heads: true };
+    let mut list = patiently(node.list_ledgers(request)).await??.into_inner();
+    let mut ledgers = BTreeMap::new();
+    while let Some(here) = patiently(list.message()).await?? {
+        ledgers.insert(here.ledger, held(&here));
+    }
+    let has_holes = statistics.directories.iter().any(|directory| directory.holes > 0);
+    Ok(Node {
+        contents: Contents::Read(ledgers),
+        knows_all: !has_holes && statistics.damaged_entries == 0,
+        limbo_below: statistics.limbo_below,
+    })
+}
+
+async fn patiently<T>(answer: impl Future<Output = T>) -> anyhow::Result<T> {
+    tokio::time::timeout(NODE_PATIENCE, answer).await.context("no answer in time")
+}
+
+fn held(here: &LedgerHere) -> Held {
+    let is_read = here.unreadable.is_empty();
+    let payload = here.head.get(payload_at()..).filter(|_| here.first_entry == Some(0));
+    let topic = payload.and_then(|payload| geminga_wire_pulsar::topic_label(payload).ok().flatten());
+    Held {
+        entries: is_read.then_some(here.entries),
+        last_entry: here.last_entry.filter(|_| is_read),
+        topic: topic.map(str::to_owned),
+        is_doubtful: here.doubtful,
+    }
+}
+
+async fn topics(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Topic>> {
+    let topics = metadata.all_topics().await?.into_iter().map(|(name, record)| {
+        let ledgers: Vec<u64> = record.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
+        let last_ledger = ledgers.iter().copied().max().unwrap_or(0).max(record.last_ledger);
+        (name.to_string(), Topic { ledgers, last_ledger })
+    });
+    Ok(topics.collect())
+}
+
+async fn cursor_logs(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Vec<u64>>> {
+    let mut logs = BTreeMap::new();
+    for name in metadata.list_cursor_logs().await? {
+        // One that has gone meanwhile refers to nothing.
+        if let Some(list) = metadata.get_cursor_log::<Vec<LogLedger>>(&name).await? {
+            logs.insert(name, list.value.into_iter().map(|ledger| ledger.ledger_id).collect());
+        }
+    }
+    Ok(logs)
+}
+
+async fn records(metadata: &Metadata) -> anyhow::Result<BTreeMap<u64, Record>> {
+    let mut records = BTreeMap::new();
+    let mut first = 0;
+    loop {
+        let page = metadata.scan_ledgers::<LedgerMetadata>(first, PAGE).await?;
+        let is_last = page.len() < PAGE;
+        for (ledger, record) in page {
+            let record = record.map(|record| Record::Read(record.value));
+            records.insert(ledger, record.unwrap_or_else(|error| Record::Unreadable(error.to_string())));
+            first = ledger + 1;
+        }
+        if is_last {
+            return Ok(records);
+        }
+    }
+}
+
+async fn deletions(metadata: &Metadata) -> anyhow::Result<BTreeSet<u64>> {
+    Ok(metadata.list_garbage(usize::MAX).await?.into_iter().flatten().collect())
+}

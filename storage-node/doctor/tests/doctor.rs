@@ -1,0 +1,236 @@
+//! A cluster that fits has no findings; each thing that is broken in it is found, and nothing else; and no proposal touches what
+//! fits.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use geminga_doctor::{Cluster, Contents, Finding, Held, Node, Owner, Record, Step, Topic, confirmed, examine, propose};
+use geminga_ensemble::{Fragment, LedgerMetadata, LedgerState, Quorum, distribution::write_order};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+const BUNDLE: &str = "public/default/00000000_ffffffff";
+
+fn topic(number: usize) -> String {
+    format!("persistent://public/default/t{number}")
+}
+
+fn contents<'a>(cluster: &'a mut Cluster, node: &str) -> &'a mut BTreeMap<u64, Held> {
+    match &mut cluster.nodes.get_mut(node).expect("a node").contents {
+        Contents::Read(ledgers) => ledgers,
+        Contents::Unread(why) => panic!("{why}"),
+    }
+}
+
+/// How a ledger came about: its entries, where its second fragment begins, whether it is closed, and whose it is.
+type Made = (u64, u64, bool, usize);
+
+/// Writes a ledger as a writer and its nodes do.
+fn store(cluster: &mut Cluster, ledger: u64, (entries, second, is_closed, owner): Made) {
+    let quorum = Quorum { ensemble: 3, write: 2, ack: 2 };
+    let ensemble = |from: u64| (0..3).map(|n| format!("node-{}", (from + n) % 5)).collect::<Vec<_>>();
+    let mut fragments = vec![Fragment { first_entry: 0, ensemble: ensemble(ledger) }];
+    if second > 0 && second < entries {
+        fragments.push(Fragment { first_entry: second, ensemble: ensemble(ledger + 1) });
+    }
+    for entry in 0..entries {
+        let fragment = fragments.iter().rfind(|fragment| fragment.first_entry <= entry).expect("the first begins at 0");
+        for slot in write_order(quorum, entry) {
+            let held = contents(cluster, &fragment.ensemble[slot]).entry(ledger).or_default();
+            held.entries = Some(held.entries.unwrap_or(0) + 1);
+            held.last_entry = Some(entry);
+            if entry == 0 && owner > 0 {
+                held.topic = Some(topic(owner));
+            }
+        }
+    }
+    let state = if is_closed { LedgerState::Closed { entries, length: entries } } else { LedgerState::Open };
+    let metadata = LedgerMetadata { quorum, state, fragments, properties: BTreeMap::new() };
+    cluster.records.insert(ledger, Record::Read(metadata));
+    if owner == 0 {
+        cluster.cursor_logs.entry(BUNDLE.to_owned()).or_default().push(ledger);
+    } else {
+        let topic = cluster.topics.entry(topic(owner)).or_default();
+        topic.ledgers.push(ledger);
+        topic.last_ledger = ledger;
+    }
+}
+
+/// Topics, a cursor log, and ledgers that were deleted and that nodes have not swept yet.
+fn clusters() -> impl Strategy<Value = Cluster> {
+    let ledger = (1..40_u64, 0..50_u64, any::<bool>(), 0..4_usize);
+    let ledgers = proptest::collection::vec((ledger, any::<bool>(), 1..4_u64), 1..25);
+    (ledgers, any::<bool>()).prop_map(|(ledgers, has_notes)| {
+        let mut cluster = Cluster::default();
+        for node in 0..5 {
+            let node_here = Node { contents: Contents::Read(BTreeMap::new()), knows_all: true, limbo_below: 0 };
+            cluster.nodes.insert(format!("node-{node}"), node_here);
+        }
+        let mut id = 0;
+        for (made, is_deleted, gap) in ledgers {
+            id += gap;
+            store(&mut cluster, id, made);
+            if is_deleted {
+                cluster.topics.values_mut().for_each(|topic| topic.ledgers.retain(|ledger| *ledger != id));
+                cluster.cursor_logs.values_mut().for_each(|ledgers| ledgers.retain(|ledger| *ledger != id));
+                if has_notes {
+                    cluster.deletions.insert(id);
+                } else {
+                    cluster.records.remove(&id);
+                }
+            }
+        }
+        cluster.ledger_ids_end = id + 1;
+        cluster
+    })
+}
+
+/// Clusters in which some topic has a ledger, and one such ledger with its topic.
+fn with_a_ledger() -> impl Strategy<Value = (Cluster, String, u64)> {
+    (clusters(), any::<Index>()).prop_filter_map("no topic has a ledger", |(cluster, index)| {
+        let listed = cluster.topics.iter().flat_map(|(name, it)| it.ledgers.iter().map(|id| (name.clone(), *id)));
+        let listed: Vec<(String, u64)> = listed.collect();
+        let (topic, ledger) = (!listed.is_empty()).then(|| index.get(&listed).clone())?;
+        Some((cluster, topic, ledger))
+    })
+}
+
+fn only(finding: Finding) -> BTreeSet<Finding> {
+    BTreeSet::from([finding])
+}
+
+fn closed(cluster: &Cluster, ledger: u64) -> bool {
+    matches!(&cluster.records[&ledger], Record::Read(it) if matches!(it.state, LedgerState::Closed { .. }))
+}
+
+proptest! {
+    #[test]
+    fn what_fits_has_no_findings(cluster in clusters()) {
+        prop_assert_eq!(examine(&cluster), BTreeSet::new());
+        prop_assert_eq!(propose(&cluster, &BTreeSet::new()), vec![]);
+    }
+
+    #[test]
+    fn a_record_that_is_gone((mut cluster, topic, ledger) in with_a_ledger()) {
+        cluster.records.remove(&ledger);
+        let findings = examine(&cluster);
+        prop_assert_eq!(&findings, &only(Finding::NoRecord { ledger, owner: Owner::Topic(topic) }));
+        let steps = propose(&cluster, &findings);
+        let is_restored = matches!(&steps[..], [Step::RestoreRecord { ledger: it, .. }] if *it == ledger);
+        prop_assert!(is_restored, "{:?}", steps);
+    }
+
+    #[test]
+    fn a_list_that_forgot_a_ledger((mut cluster, topic, ledger) in with_a_ledger()) {
+        cluster.topics.get_mut(&topic).expect("it is there").ledgers.retain(|it| *it != ledger);
+        let findings = examine(&cluster);
+        prop_assert_eq!(&findings, &only(Finding::Orphan { ledger }));
+        let finding = Finding::Orphan { ledger };
+        prop_assert_eq!(propose(&cluster, &findings), vec![Step::Look { finding }], "nothing is deleted");
+    }
+
+    #[test]
+    fn a_deletion_of_what_is_in_use((mut cluster, topic, ledger) in with_a_ledger()) {
+        cluster.deletions.insert(ledger);
+        let findings = examine(&cluster);
+        prop_assert_eq!(&findings, &only(Finding::DeletionOfReferenced { ledger, owner: Owner::Topic(topic) }));
+        prop_assert_eq!(propose(&cluster, &findings), vec![Step::DropDeletion { ledger }]);
+    }
+
+    #[test]
+    fn a_ledger_of_two_topics((mut cluster, _, ledger) in with_a_ledger()) {
+        let other = Topic { ledgers: vec![ledger], last_ledger: ledger };
+        cluster.topics.insert("persistent://public/default/zz".to_owned(), other);
+        prop_assert_eq!(examine(&cluster), only(Finding::SharedLedger { ledger }));
+    }
+
+    #[test]
+    fn entries_that_a_node_lost((mut cluster, _, ledger) in with_a_ledger(), node in 0..5_usize, all in any::<bool>()) {
+        let node = format!("node-{node}");
+        let had = contents(&mut cluster, &node).remove(&ledger);
+        if let (Some(mut held), false) = (had.clone(), all) {
+            held.entries = held.entries.map(|entries| entries - 1);
+            contents(&mut cluster, &node).insert(ledger, held);
+        }
+        let finding = Finding::FewerEntries { ledger, node: node.clone() };
+        let is_found = had.is_some() && closed(&cluster, ledger);
+        prop_assert_eq!(examine(&cluster), if is_found { only(finding) } else { BTreeSet::new() });
+        if had.is_some() && all {
+            cluster.nodes.get_mut(&node).expect("it is there").limbo_below = ledger + 1;
+            prop_assert_eq!(examine(&cluster), BTreeSet::new(), "it may have been on a directory that is missing");
+        }
+        // The same where the node could not be asked, or does not know all it has: it is not known to be lost.
+        cluster.nodes.get_mut(&node).expect("it is there").knows_all = false;
+        prop_assert_eq!(examine(&cluster), only(Finding::KnowsNotAll { node: node.clone() }));
+        cluster.nodes.get_mut(&node).expect("it is there").contents = Contents::Unread("timeout".to_owned());
+        prop_assert_eq!(examine(&cluster), only(Finding::NotAsked { node }));
+    }
+
+    #[test]
+    fn metadata_of_before((older, newer) in clusters().prop_flat_map(|older| {
+        // The same storage, to which more was written than the metadata say.
+        let more = proptest::collection::vec((1..40_u64, 0..50_u64, any::<bool>(), 1..6_usize), 1..8);
+        more.prop_map(move |more| {
+            let mut newer = older.clone();
+            for made in more {
+                let id = newer.ledger_ids_end;
+                store(&mut newer, id, made);
+                newer.ledger_ids_end += 1;
+            }
+            (older.clone(), newer)
+        })
+    })) {
+        let mut restored = older.clone();
+        restored.nodes = newer.nodes.clone();
+        let findings = examine(&restored);
+        prop_assert!(findings.contains(&Finding::IdsInUse));
+        let steps = propose(&restored, &findings);
+        prop_assert_eq!(&steps[0], &Step::RaiseLedgerIds { to: newer.ledger_ids_end });
+        // Carried out, every topic has its ledgers in order, and each has a record again.
+        let mut topics = restored.topics.clone();
+        let mut records: BTreeSet<u64> = restored.records.keys().copied().collect();
+        for step in &steps {
+            match step {
+                Step::ExtendTopic { topic, ledgers, is_new } => {
+                    prop_assert_eq!(*is_new, !topics.contains_key(topic));
+                    topics.entry(topic.clone()).or_default().ledgers.extend(ledgers);
+                }
+                Step::RestoreRecord { ledger, nodes, .. } => {
+                    prop_assert!(records.insert(*ledger), "a record that is there is not written");
+                    prop_assert!(!nodes.is_empty());
+                }
+                Step::Look { finding } => {
+                    let is_doubtful = matches!(finding, Finding::Doubtful { .. });
+                    prop_assert!(is_doubtful, "{:?}", finding);
+                }
+                Step::RaiseLedgerIds { .. } => {}
+                Step::DropDeletion { .. } | Step::Replicate { .. } => prop_assert!(false, "{:?}", step),
+            }
+        }
+        for (name, topic) in &newer.topics {
+            prop_assert_eq!(&topics[name].ledgers, &topic.ledgers, "{}", name);
+            prop_assert!(topic.ledgers.iter().all(|ledger| records.contains(ledger)));
+        }
+    }
+
+    #[test]
+    fn what_a_node_kept_because_metadata_were_old((mut cluster, _, last) in with_a_ledger(), node in 0..5_usize) {
+        // An id that was given, and that nothing knows: usually garbage, unless the node says otherwise.
+        cluster.ledger_ids_end += 10;
+        let ledger = cluster.ledger_ids_end - 1;
+        prop_assert!(ledger > last);
+        contents(&mut cluster, &format!("node-{node}")).insert(ledger, Held::default());
+        prop_assert_eq!(examine(&cluster), BTreeSet::new());
+        contents(&mut cluster, &format!("node-{node}")).get_mut(&ledger).expect("it is there").is_doubtful = true;
+        let finding = Finding::Doubtful { ledger, topic: None };
+        let findings = examine(&cluster);
+        prop_assert_eq!(&findings, &only(finding.clone()));
+        prop_assert_eq!(propose(&cluster, &findings), vec![Step::Look { finding }]);
+    }
+
+    #[test]
+    fn what_is_seen_once_is_not_confirmed((mut cluster, _, ledger) in with_a_ledger()) {
+        let whole = examine(&cluster);
+        cluster.records.remove(&ledger);
+        prop_assert_eq!(confirmed(&examine(&cluster), &whole), BTreeSet::new());
+    }
+}
