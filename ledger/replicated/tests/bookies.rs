@@ -18,6 +18,8 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 const START_LIMIT: Duration = Duration::from_secs(120);
+/// What a bookie writes to its log once it serves.
+const STARTED: &str = "Started component bookie-server";
 /// As Pulsar sets them, but for caches, which are small here, and without deleting ledgers that the bookie's own metadata,
 /// of which there are none, do not name.
 const SETTINGS: &str = "
@@ -80,10 +82,14 @@ impl Bookie {
 
     fn wait(&mut self, folder: &Path) {
         let since = Instant::now();
-        while TcpStream::connect(&self.address).is_err() {
+        loop {
+            let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+            // It listens before it takes entries.
+            if log.contains(STARTED) && TcpStream::connect(&self.address).is_ok() {
+                return;
+            }
             let gone = self.process.try_wait().expect("a child").is_some();
             if gone || since.elapsed() > START_LIMIT {
-                let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
                 panic!("the bookie does not serve; its log ends: {}", &log[log.len().saturating_sub(4000)..]);
             }
             std::thread::sleep(Duration::from_millis(50));
