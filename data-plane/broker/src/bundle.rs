@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::broker::Broker;
 use crate::cursors::Cursors;
 use crate::error::{BrokerError, Result};
-use crate::ownership::{Change, Located, Owner, Target, Tenure, not_served_here};
+use crate::ownership::{Change, Located, Owner, Ownership, Target, Tenure, not_served_here};
 use crate::policies::EffectivePolicies;
 use crate::splitting::SplitAt;
 use crate::topic::Topic;
@@ -21,6 +21,7 @@ pub(crate) type BundleSlot = Arc<OnceCell<Arc<Bundle>>>;
 pub(crate) struct Bundle {
     pub name: BundleName,
     tenure: Tenure,
+    ownership: Arc<Ownership>,
     /// Written only while the bundle is this broker's.
     pub metadata: Metadata,
     /// The acknowledgements of all subscriptions of the bundle's topics.
@@ -34,6 +35,18 @@ pub(crate) struct Bundle {
 impl Bundle {
     pub fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
+    }
+
+    /// What this broker knows of acknowledgements is all that there is. When its session has run out, it asks storage, which lets
+    /// it write to the cursor log only as long as nobody else has the bundle.
+    ///
+    /// # Errors
+    /// Somebody else has it, or that cannot be found out.
+    pub async fn confirm(&self) -> Result<()> {
+        match self.ownership.has_surely(&self.name, self.tenure) {
+            true => Ok(()),
+            false => self.cursors.confirm().await,
+        }
     }
 
     /// Loads a topic of the bundle, unless the bundle goes.
@@ -95,6 +108,7 @@ impl Broker {
         Ok(Arc::new(Bundle {
             name: name.clone(),
             tenure,
+            ownership: self.ownership.clone(),
             metadata,
             cursors,
             is_over: AtomicBool::new(false),

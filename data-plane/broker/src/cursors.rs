@@ -22,6 +22,10 @@ pub type CursorDone = Box<dyn FnOnce(std::result::Result<(), BrokerError>) + Sen
 
 /// Pause before what failed is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long finding out may take whether the log is this broker's still.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+/// An id that no cursor has: its record says nothing.
+const NO_CURSOR: u64 = u64::MAX;
 /// Bytes read at once in replay.
 const REPLAY_BYTES: usize = 4 << 20;
 
@@ -187,6 +191,19 @@ impl Cursors {
     /// stay in their cursors until the log has caught up.
     pub fn is_overloaded(&self) -> bool {
         self.pending.bytes.load(Ordering::Relaxed) > self.pending.max_bytes
+    }
+
+    /// Waits until something that begins now is durable: nobody else has written the log until now.
+    pub async fn confirm(&self) -> Result<()> {
+        let (confirmed, waits) = tokio::sync::oneshot::channel();
+        let done: CursorDone = Box::new(move |result| drop(confirmed.send(result)));
+        self.add(Record::Dropped { cursor_id: NO_CURSOR }, Some(done));
+        match tokio::time::timeout(CONFIRM_LIMIT, waits).await {
+            Ok(Ok(result)) => result,
+            _ => {
+                Err(BrokerError::ServiceNotReady("it cannot be found out whether another broker has taken over".into()))
+            }
+        }
     }
 
     /// Ends the log: what it has from now on is all that it will ever have.

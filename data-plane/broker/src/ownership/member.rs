@@ -27,6 +27,8 @@ pub(super) struct Member {
     pub session_timeout: Duration,
     pub record: BrokerRecord,
     pub lease: Mutex<Lease>,
+    /// When the last renewal of the session that came through was begun.
+    renewed_at: Mutex<Instant>,
     directory: Mutex<Directory>,
     /// Something has changed in the directory.
     news: Notify,
@@ -40,6 +42,7 @@ pub(super) struct Member {
 impl Member {
     pub async fn join(metadata: Metadata, options: MemberOptions) -> Result<Arc<Self>> {
         let MemberOptions { id, record, session_timeout } = options;
+        let began = Instant::now();
         let lease = session::begin(&metadata, &id, session_timeout).await?;
         metadata.put_broker(&id, &record).await?;
         let directory = Directory::new(&id, lease.epoch, session_timeout.as_millis() as u64);
@@ -50,6 +53,7 @@ impl Member {
             session_timeout,
             record,
             lease: Mutex::new(lease),
+            renewed_at: Mutex::new(began),
             directory: Mutex::new(directory),
             news: Notify::new(),
             started: Instant::now(),
@@ -303,10 +307,28 @@ impl Member {
     }
 
     pub async fn renew(&self) -> std::result::Result<(), MetadataError> {
-        let lease = self.lease.lock().clone();
+        let (lease, began) = (self.lease.lock().clone(), Instant::now());
         let renewed = self.metadata.store().renew_lease(&lease, self.session_timeout).await?;
         *self.lease.lock() = renewed;
+        if self.lasts() {
+            *self.renewed_at.lock() = began;
+        } else if let Err(error) = self.read_all().await {
+            // It had run out: what others have taken meanwhile has to be known first.
+            tracing::warn!(%error, "could not read which bundles others have taken");
+        } else {
+            *self.renewed_at.lock() = began;
+        }
         Ok(())
+    }
+
+    /// The session lasts still, by a clock that began before that of metadata.
+    fn lasts(&self) -> bool {
+        self.renewed_at.lock().elapsed() < self.session_timeout
+    }
+
+    /// The session lasts, and nobody else is known to have the bundle.
+    pub fn has_surely(&self, bundle: &BundleName, version: u64) -> bool {
+        self.lasts() && self.directory.lock().record(bundle).is_some_and(|record| record.version == version)
     }
 
     /// The session is another process's now: nothing is this broker's any more, and it only tells clients where to go.

@@ -135,6 +135,14 @@ impl Ownership {
         }
     }
 
+    /// Whether nobody else can have the bundle. False, as when metadata are away: perhaps somebody has it.
+    pub(crate) fn has_surely(&self, bundle: &BundleName, tenure: Tenure) -> bool {
+        match (&self.member, tenure.version) {
+            (Some(member), Some(version)) => member.has_surely(bundle, version),
+            _ => true,
+        }
+    }
+
     /// The broker's name among others, its session and whether it takes bundles. None when it is alone.
     pub(crate) fn standing(&self) -> Option<(&str, u64, bool)> {
         self.member.as_ref().map(|member| member.standing())

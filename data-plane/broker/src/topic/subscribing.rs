@@ -104,6 +104,8 @@ impl Topic {
                 return Err(self.not_found(&subscription));
             }
             self.create_subscription(&subscription, initial, properties.clone(), false).await?;
+        } else if durable && self.name.is_persistent() {
+            self.bundle.confirm().await?;
         }
         let join = || self.join_subscription(&subscription, consumer.clone(), durable, initial, &properties, &peer);
         match join() {

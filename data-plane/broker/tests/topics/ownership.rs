@@ -147,6 +147,32 @@ async fn what_a_dead_broker_had_is_taken_over() {
     assert!(!matches!(client.next().await, Told::Receipt(_)));
 }
 
+/// Its metadata are away, so that it does not know: a consumer that came to it would get again what was acknowledged elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_session_has_run_out_takes_consumers_only_until_it_is_deposed() {
+    let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let old = topic(&owner, TOPIC).await;
+    let client = Client::new();
+    let producer = client.produce(&old, "p").await.unwrap();
+    publish(&client, &producer, &["1", "2"]).await;
+    let consumer = client.consume(&old, "s", SubscriptionType::Shared).await.unwrap();
+    old.flow(&consumer, 10);
+    old.acknowledge(&consumer, ack(client.message().await.entry.position), Some(1));
+    while !matches!(client.next().await, Told::Acknowledged(1, true)) {}
+    eventually("they see each other", || async { other.ownership().brokers().len() == 2 }).await;
+
+    owner.ownership().abandon();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    Client::new().consume(&old, "s", SubscriptionType::Shared).await.expect("nobody has taken it yet");
+    eventually("the other one takes it", || async { matches!(other.lookup(&name(TOPIC)).await, Ok(Owner::Me(_))) })
+        .await;
+    topic(&other, TOPIC).await;
+    let refused = Client::new().consume(&old, "s", SubscriptionType::Shared).await;
+    assert!(refused.is_err(), "it has been deposed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_leaves_hands_everything_over() {
     let (metadata, ledgers) = (fixture::metadata().await, MemoryLedgers::default());
