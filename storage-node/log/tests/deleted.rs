@@ -19,6 +19,13 @@ fn open(disk: &SimDisk) -> Engine<SimDisk> {
     Engine::open(disk.clone(), options()).expect("it opens").0
 }
 
+/// As after an orderly stop.
+fn restarted(disk: &SimDisk, engine: Engine<SimDisk>) -> Engine<SimDisk> {
+    engine.shut_down().expect("it is sealed");
+    drop(engine);
+    open(disk)
+}
+
 /// What the call that `request` makes is answered; `None` if the disk went away first.
 fn ask<T: Send + 'static>(
     engine: &Engine<SimDisk>,
@@ -95,13 +102,9 @@ fn what_comes_late_finds_it_gone_when_its_segments_are() {
     }
     assert_eq!(fence(&engine, 5), Ok(None), "only a fence is there of it");
     delete(&engine, &[1, 2, 4, 5, 77]);
-    engine.shut_down().expect("it is sealed");
-    drop(engine);
-    let engine = open(&disk);
+    let engine = restarted(&disk, engine);
     reclaim(&engine);
-    engine.shut_down().expect("it is sealed");
-    drop(engine);
-    let engine = open(&disk);
+    let engine = restarted(&disk, engine);
     reclaim(&engine);
     assert_eq!(disk.contents().iter().filter(|(name, _)| name == FILE).count(), 1);
     assert!(segments(&disk) <= 1, "no segment has a tombstone any more");
@@ -172,9 +175,7 @@ fn a_list_that_cannot_be_read_is_not_an_empty_one() {
     let engine = open(&disk);
     assert_eq!(add(&engine, 3, false), Ok(()));
     delete(&engine, &[3]);
-    engine.shut_down().expect("it is sealed");
-    drop(engine);
-    let engine = open(&disk);
+    let engine = restarted(&disk, engine);
     reclaim(&engine);
     engine.shut_down().expect("it is sealed");
     drop(engine);
