@@ -27,13 +27,14 @@ class Case:
     targets: dict
     own_server: bool = False    # starts (and perhaps kills) it itself
     warm: bool = True
+    nodes: int = 1              # storage nodes of a case that only a cluster has
 
 
 def cpu(size, *arguments):
     """Full speed of pulsar-perf, for messages per second of server CPU."""
     def run(bench):
         topic, seconds = bench.topic("cpu"), bench.options.seconds
-        with Meter(bench.server.pid) as meter:
+        with Meter(bench.server) as meter:
             messages, _ = bench.pulsar_perf(["produce", "-s", str(size), "-r", "1000000", "-time", str(seconds), *arguments, topic], seconds + 60)
         bench.drop(topic)
         return {**meter.of(messages), "msg_s": round(messages / seconds)}
@@ -44,7 +45,7 @@ def publish(size, *arguments):
     """Full speed of `geminga perf`."""
     def run(bench):
         topic, seconds = bench.topic("publish"), bench.options.seconds
-        with Meter(bench.server.pid) as meter:
+        with Meter(bench.server) as meter:
             result = bench.perf("produce", "--topic", topic, "--size", size, "--rate", 0, "--duration", f"{seconds}s", *arguments).result(seconds + 60)
         bench.drop(topic)
         return {**meter.of(result["messages"]), **pick(result, "msg_s", "mb_s", "p50_ms", "p99_ms", "p999_ms", "max_ms")}
@@ -58,7 +59,7 @@ def fixed_rate(*arguments, rate=10_000, seconds=30):
         bench.subscribe(topic, "perf")
         consumer = bench.perf("consume", "--topic", topic, "--duration", f"{seconds + 8}s", "--warmup", "5s")
         bench.wait_consumers(topic, 1)
-        with Meter(bench.server.pid) as meter:
+        with Meter(bench.server) as meter:
             result = bench.perf("produce", "--topic", topic, "--size", 1024, "--rate", rate, "--warmup", "5s",
                                 "--duration", f"{seconds}s", *arguments).result(seconds + 60)
         tail = consumer.result(60)
@@ -75,7 +76,7 @@ def drain(kind):
         bench.subscribe(topic, "perf")
         filled = bench.perf("produce", "--topic", topic, "--size", 1024, "--rate", 0, "--num-messages", count).result(600)
         time.sleep(5)
-        with Meter(bench.server.pid) as meter:
+        with Meter(bench.server) as meter:
             result = bench.perf("consume", "--topic", topic, "--subscription-type", kind, "--num-messages", filled["messages"]).result(600)
         bench.drop(topic)
         return {**meter.of(result["messages"]), "fill_msg_s": filled["msg_s"], "delivered_msg_s": result["msg_s"]}
@@ -96,7 +97,7 @@ def flow(consumer_arguments, producer_arguments, consumers, deliveries):
                 if time.monotonic() - begin > 30:
                     raise
                 time.sleep(0.2)
-        with Meter(bench.server.pid) as meter:
+        with Meter(bench.server) as meter:
             begin = time.monotonic()
             result = bench.perf("produce", "--topic", topic, "--size", 1024, "--rate", 0, "--duration", f"{seconds}s",
                                 *producer_arguments).result(seconds + 60)
@@ -113,12 +114,50 @@ def flow(consumer_arguments, producer_arguments, consumers, deliveries):
     return run
 
 
+def beside(seconds=40):
+    """Latency at a fixed rate while a reader catches up again and again, and what a lost storage node had is copied."""
+    def run(bench):
+        server = bench.server
+        server.start()
+        bench.warm_up()
+        topic, history = bench.topic("rate"), bench.topic("history")
+        for name in (topic, history):
+            bench.subscribe(name, "perf")
+        count = int(bench.options.backlog_gib * 2**30 / 1024)
+        bench.perf("produce", "--topic", history, "--size", 1024, "--rate", 0, "--num-messages", count).result(900)
+        server.lose_node()
+        time.sleep(15)
+        to_repair = server.ledgers_to_repair()
+        consumer = bench.perf("consume", "--topic", topic, "--duration", f"{seconds + 8}s", "--warmup", "5s")
+        bench.wait_consumers(topic, 1)
+        read, passes = 0, 0
+        with Meter(server) as meter:
+            producer = bench.perf("produce", "--topic", topic, "--size", 1024, "--rate", 10_000, "--warmup", "5s", "--duration", f"{seconds}s")
+            while producer.process.poll() is None:
+                reader = bench.perf("consume", "--topic", history, "--subscription", f"again-{passes}", "--initial", "earliest", "--num-messages", count)
+                while reader.process.poll() is None and producer.process.poll() is None:
+                    time.sleep(0.1)
+                if reader.process.poll() is None:
+                    reader.process.kill()
+                    reader.process.communicate()
+                else:
+                    read += reader.result(10)["messages"]
+                passes += 1
+            result = producer.result(60)
+        tail = consumer.result(60)
+        return {**meter.of(result["messages"]), **pick(result, "msg_s", "p50_ms", "p99_ms", "p999_ms", "max_ms"),
+                **{f"end_to_end_{k}": v for k, v in pick(tail, "p50_ms", "p99_ms", "p999_ms", "max_ms").items()},
+                "read_again": read, "ledgers_to_repair": to_repair, "ledgers_still_to_repair": server.ledgers_to_repair()}
+    return run
+
+
 def idle(bench):
     time.sleep(15)
-    before = procfs.cpu_s(bench.server.pid)
+    pids = bench.server.pids
+    before = procfs.sum_over(pids, procfs.cpu_s)
     time.sleep(10)
-    return {"rss_mib": round(procfs.rss_mib(bench.server.pid), 1), "pss_mib": round(procfs.pss_mib(bench.server.pid), 1),
-            "idle_cpu_cores": round((procfs.cpu_s(bench.server.pid) - before) / 10, 4)}
+    return {"rss_mib": round(procfs.sum_over(pids, procfs.rss_mib), 1), "pss_mib": round(procfs.sum_over(pids, procfs.pss_mib), 1),
+            "idle_cpu_cores": round((procfs.sum_over(pids, procfs.cpu_s) - before) / 10, 4)}
 
 
 def first_publish(bench):
@@ -169,4 +208,7 @@ CASES = {
                           {"delivered_msg_s": 5}),
     "start": Case("exec on an empty folder to the first acknowledged publish", first_publish, {"first_publish_s": 50}, own_server=True),
     "kill": Case("SIGKILL under load to the next acknowledged publish", kill, {}, own_server=True),
+    "beside": Case("10,000 msg/s of 1 KiB, batched, while a backlog is read again and again and a lost node's ledgers are copied", beside(),
+                   {"p50_ms": 4, "p99_ms": 5, "p999_ms": 5, "end_to_end_p50_ms": 4, "end_to_end_p99_ms": 4}, own_server=True, nodes=4),
 }
+CLUSTER_CASES = ["idle", "cpu-1k", "publish-1k", "publish-100b-50", "rate-10k", "rate-10k-unbatched", "drain-exclusive", "beside"]

@@ -16,13 +16,17 @@ PERF_IN_FLIGHT = ["-ml", "64M"]
 
 
 class Meter:
-    """Server CPU, memory and the share of other work between `with` and its end, in `result`. Messages are added later."""
+    """CPU and memory of a server's processes and the share of other work between `with` and its end, in `result`. Messages are added
+    later. A process that ends meanwhile counts until it was last seen."""
 
-    def __init__(self, pid):
-        self.pid, self.result, self.peak_pss_mib, self.running = pid, {}, 0, True
+    def __init__(self, server):
+        self.server, self.result, self.peak_pss_mib, self.running = server, {}, 0, True
 
     def __enter__(self):
-        procfs.reset_peak(self.pid)
+        for pid in self.server.pids:
+            procfs.reset_peak(pid)
+        self.cpu_s_before = {pid: procfs.cpu_s(pid) for pid in self.server.pids}
+        self.cpu_s_seen = dict(self.cpu_s_before)
         self.before = self.now()
         self.thread = threading.Thread(target=self.sample, daemon=True)
         self.thread.start()
@@ -30,26 +34,30 @@ class Meter:
 
     def now(self):
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return procfs.cpu_s(self.pid), children.ru_utime + children.ru_stime, procfs.machine_busy_s(), time.monotonic()
+        return children.ru_utime + children.ru_stime, procfs.machine_busy_s(), time.monotonic()
+
+    def look(self):
+        self.peak_pss_mib = max(self.peak_pss_mib, procfs.sum_over(self.server.pids, procfs.pss_mib))
+        for pid in self.server.pids:
+            self.cpu_s_seen[pid] = procfs.sum_over([pid], procfs.cpu_s) or self.cpu_s_seen.get(pid, 0)
 
     def sample(self):
         while self.running:
-            try:
-                self.peak_pss_mib = max(self.peak_pss_mib, procfs.pss_mib(self.pid))
-            except OSError:
-                return
+            self.look()
             time.sleep(2)
 
     def __exit__(self, *_):
-        server, drivers, busy, wall = (after - before for before, after in zip(self.before, self.now()))
+        drivers, busy, wall = (after - before for before, after in zip(self.before, self.now()))
         self.running = False
         self.thread.join()
+        self.look()
+        server = sum(seen - self.cpu_s_before.get(pid, 0) for pid, seen in self.cpu_s_seen.items())
         self.result = {
             "server_cpu_s": round(server, 2),
             "driver_cpu_s": round(drivers, 2),
             "other_cpu": round(max(0.0, busy - server - drivers) / wall / os.cpu_count(), 3),
-            "rss_peak_mib": round(procfs.rss_peak_mib(self.pid), 1),
-            "pss_peak_mib": round(max(self.peak_pss_mib, procfs.pss_mib(self.pid)), 1),
+            "rss_peak_mib": round(procfs.sum_over(self.server.pids, procfs.rss_peak_mib), 1),
+            "pss_peak_mib": round(self.peak_pss_mib, 1),
         }
 
     def of(self, messages):

@@ -19,6 +19,21 @@ def machine_busy_s():
     return (user + nice + system + irq + softirq) / TICKS_PER_S
 
 
+def sum_over(pids, figure):
+    """The sum of a figure of each process; one that has ended meanwhile counts nothing."""
+    total = 0
+    for pid in pids:
+        try:
+            total += figure(pid)
+        except (OSError, TypeError):
+            pass
+    return total
+
+
+def children(pid):
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def rss_mib(pid):
     return status_kib(pid, "VmRSS") / 1024
 

@@ -37,6 +37,11 @@ class Server:
     def pid(self):
         return self.process.pid
 
+    @property
+    def pids(self):
+        """Of all processes that a figure of the server is about."""
+        return [self.pid]
+
     def alive(self):
         return self.process is not None and self.process.poll() is None
 
@@ -161,6 +166,11 @@ def free_port():
                 return port
             except OSError:
                 continue
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(condition, limit_s=30):

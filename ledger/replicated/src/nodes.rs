@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use geminga_ensemble::placement::{self, Candidate, Place};
 use geminga_ensemble::{NodeId, Quorum};
@@ -53,8 +53,8 @@ impl Default for ZonePolicy {
 pub struct Nodes {
     directory: Arc<dyn NodeDirectory>,
     connections: Mutex<HashMap<NodeId, Arc<NodeConnection>>>,
-    /// One attempt to connect to each node at a time.
-    connecting: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    /// One attempt to connect to each node at a time, with the moment at which the last one failed.
+    connecting: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<Option<Instant>>>>>,
     outbound: Arc<Budget>,
     call_timeout: Duration,
     zones: ZonePolicy,
@@ -110,16 +110,26 @@ impl Nodes {
         self.connections.lock().get(node).filter(|connection| !connection.is_closed()).cloned()
     }
 
-    /// A connection, made now if need be; `None` if the node cannot be reached.
+    /// A connection, made now if need be; `None` if the node cannot be reached. Whoever waited for an attempt shares its outcome.
     pub async fn connect(&self, node: &NodeId) -> Option<Arc<NodeConnection>> {
         if let Some(connection) = self.connected(node) {
             return Some(connection);
         }
+        let asked_at = Instant::now();
         let turn = self.connecting.lock().entry(node.clone()).or_default().clone();
-        let _turn = turn.lock().await;
+        let mut failed_at = turn.lock().await;
         if let Some(connection) = self.connected(node) {
             return Some(connection);
         }
+        if failed_at.is_some_and(|failed_at| failed_at > asked_at) {
+            return None;
+        }
+        let connection = self.connect_now(node).await;
+        *failed_at = connection.is_none().then(Instant::now);
+        connection
+    }
+
+    async fn connect_now(&self, node: &NodeId) -> Option<Arc<NodeConnection>> {
         let address = self.directory.nodes().into_iter().find(|info| info.id == *node)?.address;
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
             Ok(Ok(stream)) => stream,

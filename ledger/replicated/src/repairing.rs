@@ -230,10 +230,12 @@ async fn read_checked(shared: &Shared, ledger: u64, entry: u64, node: &NodeId) -
     connection.read(ledger, entry as i64, None, Box::new(move |result| drop(sender.send(result))));
     let body = match receiver.await.unwrap_or(Err(Failure::Unreachable)) {
         Ok(body) => body,
-        Err(failure) => {
-            tracing::info!(ledger, entry, node, ?failure, "a storage node did not give an entry to be copied");
+        Err(Failure::Code(code)) => {
+            tracing::info!(ledger, entry, node, ?code, "a storage node did not give an entry to be copied");
             return None;
         }
+        // A line for each entry would say no more than that for the connection.
+        Err(Failure::Unreachable | Failure::TimedOut) => return None,
     };
     match Digest::new(ledger as i64, DigestKind::Crc32c, PASSWORD).open(entry as i64, body.clone()) {
         Ok(_) => Some(body),
