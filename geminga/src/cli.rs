@@ -194,6 +194,11 @@ pub struct StandaloneArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_ledger_age: Option<Duration>,
 
+    /// How long a topic that nobody uses stays in memory; 0s: for good. It is loaded again when it is asked for [default: 10m]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_UNLOAD_IDLE_TOPICS_AFTER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unload_idle_topics_after: Option<Duration>,
+
     /// How often topics are trimmed, expired and looked at for inactivity [default: 10s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_HOUSEKEEPING_INTERVAL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -145,6 +145,7 @@ fn broker_config(options: &StandaloneOptions, advertised: &Advertised) -> Broker
         delete_inactive_topics: options.delete_inactive_topics,
         max_topic_inactivity: options.inactive_topics_after.get(),
         delete_inactive_partitioned_topics: options.delete_inactive_partitioned_topics,
+        idle_topics_unloaded_after: options.unload_idle_topics_after.get(),
         housekeeping_interval: options.housekeeping_interval.get(),
         liveness_timeout: options.liveness_timeout.get(),
         metrics_per_topic: options.metrics_per_topic,

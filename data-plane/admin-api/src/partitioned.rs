@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use geminga_broker::{BrokerError, Topic, TopicStats};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use geminga_broker::{BrokerError, PARTITIONS_AT_ONCE, Topic, TopicStats};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -141,11 +142,8 @@ pub(crate) async fn each(call: &Call, name: &TopicName) -> Result<Vec<Arc<Topic>
     if count == 0 {
         return Ok(vec![existing(call, name).await?]);
     }
-    let mut topics = Vec::with_capacity(count as usize);
-    for index in 0..count {
-        topics.extend(partition(call, name, index).await?);
-    }
-    Ok(topics)
+    let topics = stream::iter(0..count).map(|index| partition(call, name, index)).buffered(PARTITIONS_AT_ONCE);
+    topics.try_filter_map(async |topic| Ok(topic)).try_collect().await
 }
 
 /// A partition, if it exists.

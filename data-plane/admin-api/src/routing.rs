@@ -5,7 +5,9 @@
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::IntoResponse;
-use geminga_broker::{BrokerError, Owner};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use geminga_broker::{BrokerError, Owner, PARTITIONS_AT_ONCE};
 use geminga_model::{BundleName, NamespaceName, TopicDomain, TopicName};
 
 use crate::call::{Answer, Call};
@@ -86,17 +88,25 @@ fn redirect(call: &Call, http_url: &str) -> Answer {
 }
 
 /// Asks about one topic, or does something to it, wherever it is. `path` are the segments after the topic's name.
-pub(crate) async fn at_owner(call: &Call, method: &str, name: &TopicName, path: &[&str]) -> Result<Answer> {
-    let namespace = name.namespace();
-    let mut segments = vec!["admin", "v2", name.domain().as_str(), namespace.tenant(), namespace.local_name()];
-    segments.push(name.local_name());
-    segments.extend(path);
-    let asked = call.derived(method, &segments)?;
-    match call.broker.lookup(name).await? {
-        // Boxed: serving may come back here.
-        Owner::Me(_) => Box::pin(crate::serve(&asked)).await,
-        Owner::Other(broker) => peers::forward(&asked, &broker.record.http_url).await,
-    }
+pub(crate) fn at_owner<'a>(
+    call: &'a Call,
+    method: &'a str,
+    name: &'a TopicName,
+    path: &'a [&str],
+) -> BoxFuture<'a, Result<Answer>> {
+    let ask = async move {
+        let namespace = name.namespace();
+        let mut segments = vec!["admin", "v2", name.domain().as_str(), namespace.tenant(), namespace.local_name()];
+        segments.push(name.local_name());
+        segments.extend(path);
+        let asked = call.derived(method, &segments)?;
+        match call.broker.lookup(name).await? {
+            Owner::Me(_) => crate::serve(&asked).await,
+            Owner::Other(broker) => peers::forward(&asked, &broker.record.http_url).await,
+        }
+    };
+    // Serving may come back here.
+    ask.boxed()
 }
 
 /// The same for each partition of a topic that exists, with its name.
@@ -107,17 +117,24 @@ pub(crate) async fn at_each_partition(
     count: u32,
     path: &[&str],
 ) -> Result<Vec<(TopicName, Answer)>> {
-    let mut answers = Vec::with_capacity(count as usize);
-    for index in 0..count {
-        let partition = name.partition(index);
-        // Inactive partitions are deleted until somebody uses them again.
-        if call.broker.metadata().get_topic(&partition).await?.is_none() {
-            continue;
-        }
-        let answer = at_owner(call, method, &partition, path).await?;
-        answers.push((partition, answer));
+    let asked: Vec<_> =
+        (0..count).map(|index| at_partition(call, method, name.partition(index), path).boxed()).collect();
+    let answers: Vec<_> = stream::iter(asked).buffered(PARTITIONS_AT_ONCE).try_collect().await?;
+    Ok(answers.into_iter().flatten().collect())
+}
+
+/// None: there is no such partition. Inactive ones are deleted until somebody uses them again.
+async fn at_partition(
+    call: &Call,
+    method: &str,
+    partition: TopicName,
+    path: &[&str],
+) -> Result<Option<(TopicName, Answer)>> {
+    if call.broker.metadata().get_topic(&partition).await?.is_none() {
+        return Ok(None);
     }
-    Ok(answers)
+    let answer = at_owner(call, method, &partition, path).await?;
+    Ok(Some((partition, answer)))
 }
 
 /// Deletes every topic of a namespace, wherever it is, partitioned topics with their partitions.

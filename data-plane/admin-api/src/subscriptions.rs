@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use geminga_broker::{BrokerError, InitialPosition};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use geminga_broker::{BrokerError, InitialPosition, PARTITIONS_AT_ONCE};
 use geminga_model::{Position, TopicName};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -167,16 +168,17 @@ async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
         0 => vec![name.clone()],
         count => (0..count).map(|index| name.partition(index)).collect(),
     };
-    let mut created = 0;
-    for name in &names {
-        let topic = call.broker.topic(name, true).await?;
+    let create_one = async |name: TopicName| {
+        let topic = call.broker.topic(&name, true).await?;
         match topic.create_subscription(&subscription.into(), initial, properties.clone(), true).await {
-            Ok(()) => created += 1,
-            Err(BrokerError::AlreadyExists(_)) => {}
-            Err(BrokerError::NotAllowed(reason)) => return Err(ApiError::conflict(reason)),
-            Err(error) => return Err(error.into()),
+            Ok(()) => Ok(1),
+            Err(BrokerError::AlreadyExists(_)) => Ok(0),
+            Err(BrokerError::NotAllowed(reason)) => Err(ApiError::conflict(reason)),
+            Err(error) => Err(error.into()),
         }
-    }
+    };
+    let each = stream::iter(names).map(create_one).buffer_unordered(PARTITIONS_AT_ONCE);
+    let created = each.try_fold(0, async |sum, one| Ok(sum + one)).await?;
     // A subscription that was missing on some partitions only is completed.
     if created == 0 { Err(ApiError::conflict("Subscription already exists for topic")) } else { Ok(Answer::Nothing) }
 }

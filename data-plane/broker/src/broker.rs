@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use geminga_balance::Balancer;
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError, PartitionedTopicRecord, TopicRecord, Versioned};
@@ -20,6 +21,7 @@ use crate::dynamic::DynamicSettings;
 use crate::error::{BrokerError, Result};
 use crate::memory::Memory;
 use crate::ownership::{Owner, Ownership, not_served_here};
+use crate::partitions::PARTITIONS_AT_ONCE;
 use crate::policies::{EffectivePolicies, SharedPolicies, own_policies};
 use crate::shared::{AckFlusher, Shared, now_ms};
 use crate::topic::Topic;
@@ -68,6 +70,7 @@ impl Broker {
             completions: Completions::start(lanes),
             ack_flusher: AckFlusher::start(config.ack_flush_interval),
             stages: Default::default(),
+            departed: Default::default(),
             pending_acks: PendingAcks::new(config.max_pending_ack_bytes),
             dynamic: DynamicSettings::new(&config, &metadata.dynamic_configuration().await?),
             config,
@@ -179,7 +182,11 @@ impl Broker {
             };
             Topic::load(self.shared.clone(), bundle.clone(), name.clone(), record, policies).await
         };
-        bundle.load(load).await
+        let loaded = bundle.load(load).await;
+        if matches!(loaded, Ok(_) | Err(BrokerError::TopicNotFound(_))) {
+            bundle.resting.lock().remove(name);
+        }
+        loaded
     }
 
     /// What applies to a topic; an error when it could not be read.
@@ -299,13 +306,14 @@ impl Broker {
     }
 
     pub(crate) async fn create_missing_partitions(&self, name: &TopicName, partitions: u32) -> Result<()> {
-        for index in 0..partitions {
+        let create = async |index| {
             let partition = name.partition(index);
             if self.shared.metadata.get_topic(&partition).await?.is_none() {
                 self.create_record(&partition, Default::default()).await?;
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        stream::iter(0..partitions).map(create).buffer_unordered(PARTITIONS_AT_ONCE).try_collect().await
     }
 
     /// Who serves the topic; somebody does from now on.

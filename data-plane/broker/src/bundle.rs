@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use geminga_metadata::{Metadata, Wanted};
 use geminga_model::{BundleName, BundleRange, NamespaceName, TopicName, topic_hash};
+use parking_lot::Mutex;
 use tokio::sync::{OnceCell, RwLock};
 use tokio::task::JoinSet;
 
@@ -13,6 +14,7 @@ use crate::cursors::Cursors;
 use crate::error::{BrokerError, Result};
 use crate::ownership::{Change, Located, Owner, Ownership, Target, Tenure, not_served_here};
 use crate::policies::EffectivePolicies;
+use crate::resting::Resting;
 use crate::splitting::SplitAt;
 use crate::topic::Topic;
 
@@ -30,6 +32,8 @@ pub(crate) struct Bundle {
     is_over: AtomicBool,
     /// Held for reading while a topic of it is loaded.
     loading: RwLock<()>,
+    /// Its topics that are not in memory, as nobody uses them.
+    pub resting: Mutex<Resting>,
 }
 
 impl Bundle {
@@ -113,6 +117,7 @@ impl Broker {
             cursors,
             is_over: AtomicBool::new(false),
             loading: RwLock::default(),
+            resting: Mutex::default(),
         }))
     }
 
@@ -128,7 +133,7 @@ impl Broker {
         self.bundles.lock().values().filter_map(|slot| slot.get().cloned()).collect()
     }
 
-    fn open_bundle_named(&self, name: &BundleName) -> Option<Arc<Bundle>> {
+    pub(crate) fn open_bundle_named(&self, name: &BundleName) -> Option<Arc<Bundle>> {
         self.bundles.lock().get(name).and_then(|slot| slot.get().cloned())
     }
 

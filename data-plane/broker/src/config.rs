@@ -52,6 +52,8 @@ pub struct BrokerConfig {
     /// With its last partition, an inactive partitioned topic goes too (Pulsar's
     /// `brokerDeleteInactivePartitionedTopicMetadataEnabled`).
     pub delete_inactive_partitioned_topics: bool,
+    /// A topic that nobody uses leaves memory after this time, until somebody asks for it; zero: never.
+    pub idle_topics_unloaded_after: Duration,
     /// How often topics roll over, trim, expire, and are looked at for inactivity.
     pub housekeeping_interval: Duration,
     /// How long a connection that holds what another client wants may take to answer a ping (Pulsar's
@@ -87,10 +89,19 @@ impl Default for BrokerConfig {
             delete_inactive_topics: true,
             max_topic_inactivity: Duration::from_secs(60),
             delete_inactive_partitioned_topics: false,
+            idle_topics_unloaded_after: Duration::from_secs(600),
             housekeeping_interval: Duration::from_secs(10),
             liveness_timeout: Duration::from_secs(5),
             balance: BalanceSettings::default(),
             metrics_per_topic: false,
         }
+    }
+}
+
+impl BrokerConfig {
+    /// In ms; `None`: they stay, as they do where each has metrics of its own, which would come and go.
+    pub(crate) fn unload_idle_topics_after(&self) -> Option<u64> {
+        let after_ms = self.idle_topics_unloaded_after.as_millis() as u64;
+        (after_ms > 0 && !self.metrics_per_topic).then_some(after_ms)
     }
 }

@@ -139,9 +139,14 @@ impl Cursors {
                 self.add(Record::Blob { key: cursor_id, bytes }, None);
             }
         }
-        let (adopted, waits) = tokio::sync::oneshot::channel();
+        self.flushed().await
+    }
+
+    /// Waits until everything appended until now is durable.
+    pub async fn flushed(&self) -> Result<()> {
+        let (flushed, waits) = tokio::sync::oneshot::channel();
         // Whoever waits may be gone.
-        self.after_queued(Box::new(move |result| drop(adopted.send(result))));
+        self.after_queued(Box::new(move |result| drop(flushed.send(result))));
         waits.await.unwrap_or_else(|_| Err(BrokerError::ServiceNotReady("storage is closed".into())))
     }
 

@@ -78,7 +78,9 @@ static SUBSCRIPTION_FIGURES: &[(&str, &str)] = &[
 /// Appends the broker's metrics in Prometheus' text format.
 pub fn render(broker: &Broker, page: &mut String) {
     let cluster = broker.config().cluster.as_str();
-    let topics: Vec<_> = broker.loaded_topics();
+    let mut topics: Vec<_> = broker.loaded_topics();
+    topics.retain(|topic| !topic.is_closed());
+    let resting = resting(broker);
     let figures: Vec<(String, String, TopicFigures)> = topics
         .iter()
         .map(|topic| (topic.name().namespace().to_string(), topic.name().to_string(), topic.figures()))
@@ -91,7 +93,7 @@ pub fn render(broker: &Broker, page: &mut String) {
     let version = env!("CARGO_PKG_VERSION");
     let build = if cfg!(debug_assertions) { "development" } else { "release" };
     sample(page, "geminga_build_info", &[("version", version), ("build", build)], 1);
-    topics_count(page, cluster, &figures);
+    topics_count(page, cluster, &figures, &resting);
     if broker.config().metrics_per_topic {
         for figure in FIGURES {
             family(page, figure.name, figure.kind, figure.help);
@@ -108,6 +110,9 @@ pub fn render(broker: &Broker, page: &mut String) {
         for (namespace, _, of_topic) in &figures {
             namespaces.entry(namespace).or_default().add(of_topic);
         }
+        for (namespace, (_, of_resting)) in &resting {
+            namespaces.entry(namespace).or_default().add(of_resting);
+        }
         for figure in FIGURES {
             family(page, figure.name, figure.kind, figure.help);
             for (namespace, sum) in &namespaces {
@@ -117,7 +122,7 @@ pub fn render(broker: &Broker, page: &mut String) {
         let writes: Vec<_> = namespaces.iter().map(|(namespace, sum)| (*namespace, None, sum)).collect();
         write_figures(page, cluster, &writes);
     }
-    broker_level(page, cluster, broker, &figures);
+    broker_level(page, cluster, broker, &figures, &resting);
     top_topics(page, cluster, figures);
     stages(page, cluster, broker);
 }
@@ -149,12 +154,30 @@ fn write_figures(page: &mut String, cluster: &str, all: &[(&str, Option<&str>, &
     one(&format!("{SIZE}_sum"), SIZE_HELP, &|of| of.entry_sizes.sum as f64);
 }
 
-fn topics_count(page: &mut String, cluster: &str, figures: &[(String, String, TopicFigures)]) {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+/// By namespace, of topics that are not in memory: how many rest, and their figures together with what those counted that have left.
+type OfResting = BTreeMap<String, (u64, TopicFigures)>;
+
+fn resting(broker: &Broker) -> OfResting {
+    let mut all = OfResting::new();
+    for bundle in broker.open_bundles() {
+        let (count, figures) = bundle.resting.lock().figures();
+        if count > 0 {
+            let (counted, sum) = all.entry(bundle.name.namespace.to_string()).or_default();
+            *counted += count;
+            sum.add(&figures);
+        }
+    }
+    broker.shared.departed.each(|namespace, figures| all.entry(namespace.to_string()).or_default().1.add(figures));
+    all
+}
+
+fn topics_count(page: &mut String, cluster: &str, figures: &[(String, String, TopicFigures)], resting: &OfResting) {
+    let mut counts: BTreeMap<&str, u64> =
+        resting.iter().map(|(namespace, (count, _))| (namespace.as_str(), *count)).collect();
     for (namespace, _, _) in figures {
         *counts.entry(namespace).or_default() += 1;
     }
-    family(page, "pulsar_topics_count", "gauge", "Topics that are loaded");
+    family(page, "pulsar_topics_count", "gauge", "Topics that are served");
     for (namespace, count) in counts {
         sample(page, "pulsar_topics_count", &[("cluster", cluster), ("namespace", namespace)], count);
     }
@@ -178,16 +201,24 @@ fn subscriptions(page: &mut String, cluster: &str, topics: &[std::sync::Arc<crat
     }
 }
 
-fn broker_level(page: &mut String, cluster: &str, broker: &Broker, figures: &[(String, String, TopicFigures)]) {
+fn broker_level(
+    page: &mut String,
+    cluster: &str,
+    broker: &Broker,
+    figures: &[(String, String, TopicFigures)],
+    resting: &OfResting,
+) {
     let mut sum = TopicFigures::default();
-    for (_, _, of_topic) in figures {
+    for of_topic in figures.iter().map(|(_, _, of)| of).chain(resting.values().map(|(_, of)| of)) {
         sum.add(of_topic);
     }
-    let of_broker: [(&str, &str, f64); 10] = [
+    let resting: u64 = resting.values().map(|(count, _)| count).sum();
+    let of_broker: [(&str, &str, f64); 11] = [
         ("pulsar_broker_subscriptions_count", "Subscriptions", sum.subscriptions as f64),
         ("pulsar_broker_throughput_in", "Bytes per second coming in", sum.throughput_in),
         ("pulsar_broker_throughput_out", "Bytes per second going out", sum.throughput_out),
-        ("pulsar_broker_topics_count", "Topics that are loaded", figures.len() as f64),
+        ("pulsar_broker_topics_count", "Topics that are served", (figures.len() as u64 + resting) as f64),
+        ("geminga_topics_resting", "Topics among them that are not in memory, as nobody uses them", resting as f64),
         ("pulsar_broker_producers_count", "Connected producers", sum.producers as f64),
         ("pulsar_broker_consumers_count", "Connected consumers", sum.consumers as f64),
         ("pulsar_broker_rate_in", "Messages per second coming in", sum.rate_in),
@@ -250,7 +281,7 @@ fn stages(page: &mut String, cluster: &str, broker: &Broker) {
 }
 
 impl TopicFigures {
-    fn add(&mut self, other: &TopicFigures) {
+    pub(crate) fn add(&mut self, other: &TopicFigures) {
         self.producers += other.producers;
         self.consumers += other.consumers;
         self.subscriptions += other.subscriptions;

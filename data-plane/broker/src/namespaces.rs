@@ -193,6 +193,7 @@ impl Broker {
     async fn retire_bundles(&self, name: &NamespaceName, policies: &Policies) -> Result<Vec<u64>> {
         let ranges = policies.bundle_ranges();
         self.give_up_namespace(name, &ranges).await?;
+        self.shared.departed.forget(name);
         let mut ledgers = Vec::new();
         for range in ranges {
             let bundle = BundleName { namespace: name.clone(), range };

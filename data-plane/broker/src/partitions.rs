@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use geminga_metadata::{MetadataError, Policies, SubscriptionRecord, TopicRecord};
 use geminga_model::{Position, TopicName};
 
@@ -9,6 +10,9 @@ use crate::broker::Broker;
 use crate::error::{BrokerError, Result};
 use crate::shared::now_ms;
 use crate::topic::InitialPosition;
+
+/// Partitions that one request is busy with at a time: their commits to metadata come together.
+pub const PARTITIONS_AT_ONCE: usize = 64;
 
 impl Broker {
     /// Creates a topic that is not partitioned.
@@ -44,12 +48,12 @@ impl Broker {
         properties: BTreeMap<String, String>,
     ) -> Result<()> {
         let policies = self.check_new_topic(name).await?;
-        for index in 0..partitions {
+        let is_taken = async |index| match self.shared.metadata.get_topic(&name.partition(index)).await? {
             // Somebody has taken the name of a partition for a topic of its own.
-            if self.shared.metadata.get_topic(&name.partition(index)).await?.is_some() {
-                return Err(already_exists());
-            }
-        }
+            Some(_) => Err(already_exists()),
+            None => Ok(()),
+        };
+        stream::iter(0..partitions).map(is_taken).buffer_unordered(PARTITIONS_AT_ONCE).try_collect::<()>().await?;
         self.check_topic_limit(&policies, name, partitions as usize).await?;
         self.create_partitioned(name, partitions, properties).await
     }

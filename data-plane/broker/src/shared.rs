@@ -13,6 +13,7 @@ use crate::config::BrokerConfig;
 use crate::cursors::PendingAcks;
 use crate::dynamic::DynamicSettings;
 use crate::memory::Memory;
+use crate::resting::Departed;
 use crate::topic::Topic;
 
 pub(crate) struct Shared {
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub completions: Completions,
     pub ack_flusher: Arc<AckFlusher>,
     pub stages: crate::metrics::Stages,
+    pub departed: Departed,
 }
 
 /// Milliseconds since the Unix epoch.

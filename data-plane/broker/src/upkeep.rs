@@ -45,6 +45,8 @@ impl Broker {
                         broker.delete_inactive(&topic).await;
                     }
                 }
+                let limit = broker.shared.config.housekeeping_interval / 2;
+                broker.rest_and_wake(broker.loaded_topics(), limit).await;
                 broker.reopen_fenced_bundles();
                 if let Err(error) = broker.load_unneeded(&mut search).await {
                     tracing::warn!(%error, "could not look for inactive topics");
@@ -136,6 +138,11 @@ impl Broker {
             Err(BrokerError::NamespaceNotFound(_)) => return Ok(()),
             other => other?,
         };
+        if let Some(bundle) = self.open_bundle_named(&bundle_of(name, &policies))
+            && bundle.resting.lock().is_disturbed_by(name, &policies)
+        {
+            return self.load_if_there(name).await;
+        }
         let Some(policy) = policies.inactivity(&self.shared.config) else { return Ok(()) };
         if self.ownership.owner_known(&bundle_of(name, &policies)).is_some() {
             return Ok(());
@@ -145,6 +152,10 @@ impl Broker {
         if subscribed && !policy.caught_up_suffices {
             return Ok(());
         }
+        self.load_if_there(name).await
+    }
+
+    pub(crate) async fn load_if_there(&self, name: &TopicName) -> Result<()> {
         match self.topic(name, false).await {
             Ok(_) | Err(BrokerError::TopicNotFound(_)) => Ok(()),
             Err(error) => Err(error),

@@ -129,8 +129,8 @@ impl Topic {
     /// Sends the clients away: to the broker at `moved_to` (a `pulsar://` URL), or to look the topic up again.
     pub(crate) fn tell_closed(&self, moved_to: Option<&str>) {
         let mut flushes = Flushes::default();
+        self.depart();
         let mut state = self.state.lock();
-        state.life = Life::Closed;
         for (_, producer) in state.producer_handles.drain() {
             producer.peer.close_producer(producer.producer_id, moved_to);
             flushes.add(&producer.peer);
@@ -148,6 +148,13 @@ impl Topic {
         drop(state);
         self.changed.notify_waiters();
         flushes.run();
+    }
+
+    /// Nothing is counted here any more.
+    fn depart(&self) {
+        if std::mem::replace(&mut self.state.lock().life, Life::Closed) != Life::Closed {
+            self.shared.departed.add(self);
+        }
     }
 
     /// Waits until a topic that is being closed is closed, or serves again.

@@ -148,7 +148,6 @@ impl Topic {
 
     /// Waits until what deduplication knows now is durable, as the entries are about to go.
     pub(super) async fn store_deduplication(&self) -> Result<()> {
-        let (stored, waits) = tokio::sync::oneshot::channel();
         {
             let mut state = self.state.lock();
             if state.dedup.is_none() {
@@ -156,9 +155,7 @@ impl Topic {
             }
             self.snapshot_deduplication(&mut state);
         }
-        // The storage may be closed: nobody answers then.
-        self.bundle.cursors.after_queued(Box::new(move |result| drop(stored.send(result))));
-        waits.await.unwrap_or_else(|_| Err(BrokerError::ServiceNotReady("storage is closed".into())))
+        self.bundle.cursors.flushed().await
     }
 }
 

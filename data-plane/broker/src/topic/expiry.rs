@@ -162,6 +162,13 @@ struct Expiry {
     refuse_after_s: Option<u64>,
 }
 
+impl EffectivePolicies {
+    /// Whether time alone changes what subscriptions have, or which there are.
+    pub(crate) fn has_upkeep(&self) -> bool {
+        Expiry::of(self) != Expiry::default() || self.subscription_expiration_ms().is_some()
+    }
+}
+
 impl Expiry {
     fn of(policies: &EffectivePolicies) -> Self {
         let mut expiry = Self { ttl_ms: policies.message_ttl_ms(), ..Self::default() };

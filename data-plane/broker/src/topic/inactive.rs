@@ -73,7 +73,7 @@ impl Topic {
     }
 }
 
-fn is_used(state: &TopicState, policy: Inactivity) -> bool {
+pub(super) fn is_used(state: &TopicState, policy: Inactivity) -> bool {
     let list = state.ledger.list();
     let keeps = |sub: &super::Sub| !policy.caught_up_suffices || sub.core.cursor().unacked_entries(list) > 0;
     !state.producer_handles.is_empty()

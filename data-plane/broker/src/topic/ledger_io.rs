@@ -205,7 +205,7 @@ impl Topic {
     }
 
     /// The lowest mark-delete position of the durable subscriptions that is itself durable.
-    fn slowest_durable(&self, state: &TopicState) -> Option<Position> {
+    pub(super) fn slowest_durable(&self, state: &TopicState) -> Option<Position> {
         state
             .subscriptions
             .values()

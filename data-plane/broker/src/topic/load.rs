@@ -43,6 +43,7 @@ impl Topic {
             producer_handles: Default::default(),
             joining: Default::default(),
             last_active_at: now_ms(),
+            clients_seen_at: now_ms(),
             record: RecordState { current: record.value, version: record.version },
             policies: Arc::new(policies),
             dedup: None,

@@ -20,6 +20,7 @@ mod completion;
 mod deduplication;
 mod dispatch;
 mod expiry;
+mod idle;
 mod inactive;
 mod ledger_io;
 mod liveness;
@@ -104,6 +105,8 @@ struct TopicState {
     joining: FxHashMap<u64, producing::Joining>,
     /// When somebody was last seen to use the topic, in ms since the epoch.
     last_active_at: u64,
+    /// When somebody was last seen to be connected, in ms since the epoch.
+    clients_seen_at: u64,
     dedup: Option<Deduplication>,
     dedup_stored: deduplication::Stored,
     cache: TailCache,

@@ -58,6 +58,14 @@ pub(crate) struct TopicFigures {
     pub entry_sizes: Sizes,
 }
 
+impl TopicFigures {
+    /// What only grows.
+    pub(crate) fn counters(self) -> Self {
+        let Self { messages_in, bytes_in, messages_out, bytes_out, write_latencies, entry_sizes, .. } = self;
+        Self { messages_in, bytes_in, messages_out, bytes_out, write_latencies, entry_sizes, ..Self::default() }
+    }
+}
+
 impl Topic {
     /// Takes a sample for rates, if something happened since the last.
     pub(crate) fn sample_rates(&self) {

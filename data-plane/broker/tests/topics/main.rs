@@ -5,6 +5,7 @@ mod deduplication;
 mod deposed;
 mod events;
 mod fixture;
+mod idle;
 mod inactive;
 mod liveness;
 mod non_persistent;
