@@ -10,7 +10,9 @@ from harness import servers
 
 
 class Postgres:
-    def __init__(self):
+    """A server of its own, or a standby of `primary`, which from then on waits with every commit until the standby has it on disk."""
+
+    def __init__(self, primary=None):
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
         assert found, "PostgreSQL is not installed (Debian's package postgresql)"
         self.programs = pathlib.Path(found[-1]).parent
@@ -20,9 +22,16 @@ class Postgres:
         self.user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         if self.user:
             shutil.chown(self.folder, "postgres")
-        self.run("initdb", "-A", "trust", "-U", "geminga", "--no-sync")
+        if primary is None:
+            self.run("initdb", "-A", "trust", "-U", "geminga", "--no-sync")
+        else:
+            self.run("pg_basebackup", "-h", "127.0.0.1", "-p", str(primary.port), "-U", "geminga", "-X", "stream", "-c", "fast", "-R", "--no-sync")
         self.start()
         self.databases = 0
+        if primary is not None:
+            primary.query("alter system set synchronous_standby_names = '*'")
+            primary.query("select pg_reload_conf()")
+            servers.wait_for(lambda: primary.query("select sync_state from pg_stat_replication") == "sync")
 
     def new_database(self):
         """The URL of an empty database."""
@@ -30,6 +39,17 @@ class Postgres:
         name = f"test_{self.databases}"
         subprocess.run([self.programs / "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "geminga", name], check=True)
         return f"postgres://geminga@127.0.0.1:{self.port}/{name}"
+
+    def query(self, sql):
+        done = subprocess.run([self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "geminga", "-Atc", sql, "postgres"], check=True,
+                              capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def promote(self):
+        """A standby becomes the primary, and waits for nobody."""
+        self.run("pg_ctl", "-w", "promote")
+        self.query("alter system reset synchronous_standby_names")
+        self.query("select pg_reload_conf()")
 
     def run(self, program, *arguments):
         subprocess.run([*self.user, self.programs / program, "-D", f"{self.folder}/data", *arguments], check=True, cwd="/",
@@ -42,6 +62,10 @@ class Postgres:
     def stop(self, mode="fast"):
         self.run("pg_ctl", "-w", "-m", mode, "stop")
 
+    def is_running(self):
+        return subprocess.run([*self.user, self.programs / "pg_ctl", "-D", f"{self.folder}/data", "status"], cwd="/", capture_output=True).returncode == 0
+
     def close(self):
-        self.stop("immediate")
+        if self.is_running():
+            self.stop("immediate")
         shutil.rmtree(self.folder)
