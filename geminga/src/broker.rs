@@ -20,9 +20,9 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<BrokerOptions>) -> anyhow::Result<()> {
-    let options = &resolved.options;
-    let logs = (&options.log_level[..], options.log_format);
-    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
+    let serving = &resolved.options.serving;
+    let logs = (&serving.log_level[..], serving.log_format);
+    server::run(logs, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
 }
 
 async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
@@ -46,25 +46,28 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
             options.min_zones_per_ack_quorum
         );
     }
-    let serving_options = options.serving();
-    serving::check(&serving_options)?;
+    let serving_options = &options.serving;
+    serving::check(serving_options)?;
     if options.session_timeout.get() < SESSION_TIMEOUT_MIN {
         bail!("a session of less than {SESSION_TIMEOUT_MIN:?} ends whenever a process is slow (--session-timeout)");
     }
     let Some(url) = &options.metadata_url else { bail!("a broker needs the cluster's metadata (--metadata-url)") };
-    let ports = Ports::listen(&serving_options)?;
+    let ports = Ports::listen(serving_options)?;
     let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
     let metadata = Metadata::new(store.clone());
-    if metadata.get_cluster(&options.cluster).await?.is_none() {
-        bail!("the metadata know no cluster '{}': run 'geminga metadata init' first (--cluster)", options.cluster);
+    if metadata.get_cluster(&serving_options.cluster).await?.is_none() {
+        bail!(
+            "the metadata know no cluster '{}': run 'geminga metadata init' first (--cluster)",
+            serving_options.cluster
+        );
     }
-    ports.announce(&metadata, &options.cluster).await?;
+    ports.announce(&metadata, &serving_options.cluster).await?;
     let membership = Membership::open(metadata.clone()).await?;
     let replication = ReplicationOptions {
         quorum,
         zones,
         call_timeout: NODE_TIMEOUT,
-        outbound_bytes: options.memory_limit.bytes() / 8,
+        outbound_bytes: serving_options.memory_limit.bytes() / 8,
     };
     let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
     let following = {
@@ -72,10 +75,10 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
         tokio::spawn(membership.follow(move || ledgers.nodes_changed()))
     };
     let measuring = tokio::spawn(ledgers.clone().follow_free_space());
-    let member = ports.member(&serving_options, options.session_timeout.get())?;
+    let member = ports.member(serving_options, options.session_timeout.get())?;
     refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
-    serving::serve(&serving_options, ports, metadata, Arc::new(ledgers), ownership, shutdown).await?;
+    serving::serve(serving_options, ports, metadata, Arc::new(ledgers), ownership, shutdown).await?;
     following.abort();
     measuring.abort();
     store.close().await;

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::bootstrap;
 use crate::listen::listen;
-use crate::options::StandaloneOptions;
+use crate::options::ServingOptions;
 use crate::options::units::ByteSize;
 use crate::ready::ReadyFile;
 use crate::server::warn_of_wide_listening;
@@ -26,7 +26,7 @@ const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
 
 /// Refuses settings that cannot work together.
-pub fn check(options: &StandaloneOptions) -> anyhow::Result<()> {
+pub fn check(options: &ServingOptions) -> anyhow::Result<()> {
     if options.memory_limit.bytes() < MEMORY_LIMIT_MIN.bytes() {
         bail!("memory limit {} is too small, {MEMORY_LIMIT_MIN} is the least (--memory-limit)", options.memory_limit);
     }
@@ -52,7 +52,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    pub fn listen(options: &StandaloneOptions) -> anyhow::Result<Self> {
+    pub fn listen(options: &ServingOptions) -> anyhow::Result<Self> {
         if let Some(path) = &options.ready_file {
             ReadyFile::clear(path)?;
         }
@@ -69,7 +69,7 @@ impl Ports {
     }
 
     /// As what this broker joins others. They send clients to its addresses, so these have to be said.
-    pub fn member(&self, options: &StandaloneOptions, session_timeout: Duration) -> anyhow::Result<MemberOptions> {
+    pub fn member(&self, options: &ServingOptions, session_timeout: Duration) -> anyhow::Result<MemberOptions> {
         for address in [self.pulsar, self.http] {
             if address.ip().is_unspecified() && options.advertised_address.is_none() {
                 bail!("a broker that listens on {address} has to say where others find it (--advertised-address)");
@@ -89,7 +89,7 @@ impl Ports {
 
 /// Serves until `shutdown` turns true, then finishes what is in flight.
 pub async fn serve(
-    options: &StandaloneOptions,
+    options: &ServingOptions,
     ports: Ports,
     metadata: Metadata,
     ledgers: Arc<dyn LedgerClient>,
@@ -125,7 +125,7 @@ pub async fn serve(
     Ok(())
 }
 
-fn broker_config(options: &StandaloneOptions, advertised: &Advertised) -> BrokerConfig {
+fn broker_config(options: &ServingOptions, advertised: &Advertised) -> BrokerConfig {
     BrokerConfig {
         cluster: options.cluster.clone(),
         advertised_pulsar: advertised.pulsar_for_lookups(),
@@ -172,7 +172,7 @@ struct Advertised {
 }
 
 impl Advertised {
-    fn new(options: &StandaloneOptions, pulsar: SocketAddr, http: SocketAddr) -> Self {
+    fn new(options: &ServingOptions, pulsar: SocketAddr, http: SocketAddr) -> Self {
         let advertise = |bound: SocketAddr| match &options.advertised_address {
             Some(host) if host.contains(':') => format!("[{host}]:{}", bound.port()),
             Some(host) => format!("{host}:{}", bound.port()),

@@ -17,21 +17,22 @@ use crate::{bootstrap, server};
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<StandaloneOptions>) -> anyhow::Result<()> {
-    let options = &resolved.options;
-    let logs = (&options.log_level[..], options.log_format);
-    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
+    let serving = &resolved.options.serving;
+    let logs = (&serving.log_level[..], serving.log_format);
+    server::run(logs, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
 }
 
 async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    serving::check(options)?;
+    let serving = &options.serving;
+    serving::check(serving)?;
     let data_dir = DataDir::open(&options.data_dir)?;
-    let ports = Ports::listen(options)?;
+    let ports = Ports::listen(serving)?;
     let store = open_metadata(options, &data_dir).await?;
     let metadata = Metadata::new(store.clone());
-    bootstrap::create_missing(&metadata, &options.cluster).await?;
-    ports.announce(&metadata, &options.cluster).await?;
-    let log = open_log(&data_dir, options.memory_limit.bytes())?;
-    serving::serve(options, ports, metadata, Arc::new(EmbeddedLedgers::new(log.clone())), Ownership::alone(), shutdown)
+    bootstrap::create_missing(&metadata, &serving.cluster).await?;
+    ports.announce(&metadata, &serving.cluster).await?;
+    let log = open_log(&data_dir, serving.memory_limit.bytes())?;
+    serving::serve(serving, ports, metadata, Arc::new(EmbeddedLedgers::new(log.clone())), Ownership::alone(), shutdown)
         .await?;
     tokio::task::spawn_blocking(move || log.close()).await?;
     store.close().await;

@@ -15,15 +15,20 @@ LOST_AFTER_S = 10
 class GemingaCluster(servers.Server):
     name = "geminga"
 
-    def __init__(self, binary, folder, nodes=3):
+    def __init__(self, binary, folder, nodes=3, broker_arguments=()):
         super().__init__(folder)
-        self.binary, self.nodes, self.postgres, self.cluster = binary, nodes, None, None
+        self.binary, self.nodes, self.broker_arguments, self.postgres, self.cluster = binary, nodes, broker_arguments, None, None
         self.log = self.folder / "broker-0/log"
 
     def start(self):
         self.postgres = Postgres()
         self.cluster = Cluster(self.folder, self.postgres.new_database(), self.nodes, binary=self.binary,
-                               node_arguments=["--lost-node-after", f"{LOST_AFTER_S}s"])
+                               node_arguments=["--lost-node-after", f"{LOST_AFTER_S}s"], broker_arguments=self.broker_arguments)
+        try:
+            self.cluster.start()
+        except BaseException:
+            self.stop()
+            raise
         self.pulsar_url, self.admin_url = self.cluster.pulsar_url, self.cluster.admin_url
         self.process = self.cluster.broker.process
 

@@ -32,8 +32,11 @@ class Process:
         self.ready = servers.read_json(ready)
         return self.ready
 
+    def was_started(self):
+        return self.process is not None
+
     def alive(self):
-        return self.process is not None and self.process.poll() is None
+        return self.was_started() and self.process.poll() is None
 
     def kill(self):
         assert self.alive(), f"{self.arguments[0]} ended by itself; its log ends:\n{self.log_end()}"
@@ -56,27 +59,29 @@ class Process:
 
 
 class Cluster:
-    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=(), binary=BINARY):
+    """Storage nodes, zone by zone, and brokers, of a cluster that `start` brings up."""
+
+    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=("--garbage-interval", "2s"), broker_arguments=(), binary=BINARY):
         self.folder, self.url, self.binary = pathlib.Path(folder), url, binary
-        subprocess.run([binary, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
-        self.nodes = []
+        self.nodes, self.brokers = [], []
         for n in range(nodes):
             own = self.folder / f"node-{n}"
             node = Process(own, "storage-node", "--data-dir", str(own / "data"), "--addr", f"127.0.0.1:{servers.free_port()}",
-                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--garbage-interval", "2s",
-                           *node_arguments, binary=binary)
-            node.start()
+                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", *node_arguments, binary=binary)
             self.nodes.append(node)
-        self.brokers = []
         for n in range(brokers):
             port, http_port = servers.free_port(), servers.free_port()
             broker = Process(self.folder / f"broker-{n}", "broker", "--metadata-url", url, "--cluster", "test", "--pulsar-addr",
-                             f"127.0.0.1:{port}", "--http-addr", f"127.0.0.1:{http_port}", binary=binary)
+                             f"127.0.0.1:{port}", "--http-addr", f"127.0.0.1:{http_port}", *broker_arguments, binary=binary)
             broker.address, broker.id, broker.admin_url = f"127.0.0.1:{port}", f"127.0.0.1:{http_port}", f"http://127.0.0.1:{http_port}"
-            broker.start()
             self.brokers.append(broker)
         self.broker, self.admin_url = self.brokers[0], self.brokers[0].admin_url
         self.pulsar_url = "pulsar://" + ",".join(broker.address for broker in self.brokers)
+
+    def start(self):
+        subprocess.run([self.binary, "metadata", "init", "--metadata-url", self.url, "--cluster", "test"], check=True, capture_output=True)
+        for process in [*self.nodes, *self.brokers]:
+            process.start()
 
     def owner(self, topic):
         """The broker that serves a topic."""

@@ -5,6 +5,7 @@ pub mod data_dirs;
 pub mod list;
 pub mod listeners;
 mod proxy;
+mod serving;
 mod standalone;
 mod storage_node;
 pub mod units;
@@ -22,12 +23,18 @@ use serde::de::DeserializeOwned;
 
 pub use broker::{BrokerOptions, TooFewZones};
 pub use proxy::ProxyOptions;
+pub use serving::ServingOptions;
 pub use standalone::StandaloneOptions;
 pub use storage_node::StorageNodeOptions;
 
+/// Settings of a role.
+pub trait Options: Default + Serialize {
+    fn extract(layers: &Figment) -> anyhow::Result<Self>;
+}
+
 /// What may be given on the command line of a role, with the settings that it is a layer of.
 pub trait Arguments: Serialize {
-    type Options: Default + Serialize + DeserializeOwned;
+    type Options: Options;
 
     fn config(&self) -> Option<&Path>;
 }
@@ -70,14 +77,16 @@ pub fn resolve<A: Arguments>(arguments: &A, matches: &ArgMatches) -> anyhow::Res
         let name = format!("argument --{}", key.replace('_', "-"));
         layers = layers.merge(Layer::new(&name, Dict::from([(key, value)])));
     }
-    let options = layers.extract().map_err(|error| invalid(&error))?;
+    let options = A::Options::extract(&layers)?;
     Ok(Resolved { options, unknown_keys, layers })
 }
 
-/// Names the setting and the layer that has the bad value.
-fn invalid(error: &figment::Error) -> anyhow::Error {
-    let source = error.metadata.as_ref().map_or("the settings", |metadata| &metadata.name);
-    anyhow::anyhow!("{source}: invalid '{}': {}", error.path.join("."), error.kind)
+/// Those of the settings that `T` has. The error names the setting and the layer that has the bad value.
+fn part<T: DeserializeOwned>(layers: &Figment) -> anyhow::Result<T> {
+    layers.extract().map_err(|error| {
+        let source = error.metadata.as_ref().map_or("the settings", |metadata| &metadata.name);
+        anyhow::anyhow!("{source}: invalid '{}': {}", error.path.join("."), error.kind)
+    })
 }
 
 fn read_file(path: &Path) -> anyhow::Result<Dict> {

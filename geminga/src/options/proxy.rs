@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use figment::Figment;
 use geminga_observe::logging::LogFormat;
 use geminga_proxy::AddressPattern;
 use serde::{Deserialize, Serialize};
+
+use super::{Options, part};
 
 use super::list::{HttpBroker, List, PulsarBroker};
 use super::units::Duration;
@@ -27,6 +30,12 @@ pub struct ProxyOptions {
     pub shutdown_timeout: Duration,
     pub log_level: String,
     pub log_format: LogFormat,
+}
+
+impl Options for ProxyOptions {
+    fn extract(layers: &Figment) -> anyhow::Result<Self> {
+        part(layers)
+    }
 }
 
 impl Default for ProxyOptions {

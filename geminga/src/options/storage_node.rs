@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use figment::Figment;
 use geminga_observe::logging::LogFormat;
 use serde::{Deserialize, Serialize};
+
+use super::{Options, part};
 
 use super::data_dirs::DataDirs;
 use super::units::{ByteSize, Duration};
@@ -40,6 +43,12 @@ pub struct StorageNodeOptions {
     pub max_frame_size: ByteSize,
     pub log_level: String,
     pub log_format: LogFormat,
+}
+
+impl Options for StorageNodeOptions {
+    fn extract(layers: &Figment) -> anyhow::Result<Self> {
+        part(layers)
+    }
 }
 
 impl Default for StorageNodeOptions {

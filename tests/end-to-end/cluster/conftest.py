@@ -36,7 +36,7 @@ def brokers(postgres):
 @pytest.fixture
 def cluster_that_repairs(postgres):
     """Six nodes in three zones that miss each other soon."""
-    options = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
+    options = ["--garbage-interval", "2s", "--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
     yield from run_cluster(postgres.new_database(), 6, node_arguments=options)
 
 
@@ -44,10 +44,11 @@ def run_cluster(url, nodes, **options):
     folder = tempfile.mkdtemp(prefix="geminga-cluster-")
     made = Cluster(folder, url, nodes, **options)
     try:
+        made.start()
         yield made
         made.close()
     finally:
-        for process in [*made.brokers, *made.nodes]:
+        for process in filter(Process.was_started, [*made.brokers, *made.nodes]):
             print(f"the end of the log of {process.folder.name}:\n{process.log_end(3000)}")
         for process in [*made.brokers, *made.nodes]:
             if process.alive():
