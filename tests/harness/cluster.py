@@ -61,7 +61,7 @@ class Process:
 class Cluster:
     """Storage nodes, zone by zone, and brokers, of a cluster that `start` brings up."""
 
-    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=("--garbage-interval", "2s"), broker_arguments=(), binary=BINARY):
+    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=(), broker_arguments=(), binary=BINARY):
         self.folder, self.url, self.binary = pathlib.Path(folder), url, binary
         self.nodes, self.brokers = [], []
         for n in range(nodes):

@@ -36,13 +36,13 @@ def brokers(postgres):
 @pytest.fixture
 def cluster_that_repairs(postgres):
     """Six nodes in three zones that miss each other soon."""
-    options = ["--garbage-interval", "2s", "--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
+    options = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
     yield from run_cluster(postgres.new_database(), 6, node_arguments=options)
 
 
-def run_cluster(url, nodes, **options):
+def run_cluster(url, nodes, node_arguments=(), **options):
     folder = tempfile.mkdtemp(prefix="geminga-cluster-")
-    made = Cluster(folder, url, nodes, **options)
+    made = Cluster(folder, url, nodes, node_arguments=["--garbage-interval", "2s", *node_arguments], **options)
     try:
         made.start()
         yield made
