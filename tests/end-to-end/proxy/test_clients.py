@@ -89,7 +89,7 @@ def run_suite(command, environment):
 def test_the_python_suite(shared):
     before = shared.proxy.metric("pulsar_proxy_new_connections")
     environment = {**shared.proxy.environment(tls=False), "PYTHONPATH": "tests"}
-    run_suite([sys.executable, "-m", "pytest", "tests/clients/python"], environment)
+    run_suite([sys.executable, "-m", "pytest", "-n", "4", "tests/clients/python"], environment)
     assert shared.proxy.metric("pulsar_proxy_new_connections") - before > 50
 
 
