@@ -31,7 +31,7 @@ type campaign struct {
 	topics   []*workload.Topic
 	clients  []pulsar.Client // one of each topic
 	senders  []*workload.Sender
-	second   *second
+	guests   []*guest
 	mover    *mover
 	problems *workload.Violations
 	began    time.Time
@@ -114,11 +114,8 @@ func (k *campaign) connect() error {
 			one.Close()
 		}
 	}
-	if k.config.python != "" {
-		var err error
-		if k.second, err = startSecond(k.config.python, k.cluster.folder, k.cluster.url(), k.topics[1], k.config.pause, k.problems); err != nil {
-			return err
-		}
+	if err := k.invite(); err != nil {
+		return err
 	}
 	k.coming.open()
 	k.staying.open()
@@ -216,8 +213,8 @@ func (k *campaign) finish(note func(string, ...any)) error {
 	}
 	fmt.Printf("%v after the last fault all had its receipt, after %v all was consumed\n", flushed.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	k.crowd.end()
-	if k.second != nil {
-		k.second.end()
+	for _, g := range k.guests {
+		g.end()
 	}
 	if err := k.cluster.checkProcesses(); err != nil {
 		return err
@@ -242,8 +239,10 @@ func (k *campaign) flush(until time.Time) error {
 			return fmt.Errorf("%s on %s: messages without receipt %v after the last fault: %w", s.Name, s.Topic.Name, k.config.bound, err)
 		}
 	}
-	if k.second != nil {
-		return k.second.flush(time.Until(until))
+	for _, g := range k.guests {
+		if err := g.flush(time.Until(until)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -313,8 +312,10 @@ func (k *campaign) close() {
 	for _, client := range k.clients {
 		client.Close()
 	}
-	if k.second != nil && k.second.process.ProcessState == nil {
-		k.second.process.Process.Kill()
+	for _, g := range k.guests {
+		if g.process.ProcessState == nil {
+			g.process.Process.Kill()
+		}
 	}
 }
 

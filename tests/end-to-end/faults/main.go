@@ -21,18 +21,20 @@ import (
 )
 
 type config struct {
-	binary, work, python, only string
-	duration, campaign         time.Duration
-	bound, pause               time.Duration
-	seed                       uint64
-	most                       int
+	binary, work, only string
+	python, java       string
+	duration, campaign time.Duration
+	bound, pause       time.Duration
+	seed               uint64
+	most               int
 }
 
 func main() {
 	var c config
 	flag.StringVar(&c.binary, "binary", "", "the geminga binary")
 	flag.StringVar(&c.work, "work", "", "folder for everything (default: a temporary one); kept when a check fails")
-	flag.StringVar(&c.python, "python", "", "a Python with pulsar-client, for clients in a second language")
+	flag.StringVar(&c.python, "python", "", "a Python with pulsar-client, for clients in that language")
+	flag.StringVar(&c.java, "java", "", "a class path with Pulsar's Java client, for clients in that language")
 	flag.StringVar(&c.only, "only", "", "kinds of faults, separated by commas; all when empty")
 	flag.DurationVar(&c.duration, "duration", 2*time.Minute, "time under faults")
 	flag.DurationVar(&c.campaign, "campaign", 3*time.Minute, "longest time on the same topics; each is closed by a complete check")
