@@ -121,7 +121,7 @@ pub struct ServingArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_ledger_age: Option<Duration>,
 
-    /// How long a topic that nobody uses stays in memory; 0s: for good. It is loaded again when it is asked for [default: 10m]
+    /// How long a topic that nobody uses stays in memory; 0s, or --metrics-per-topic: for good. Whoever asks for it loads it [default: 10m]
     #[arg(long, value_name = "TIME", env = "GEMINGA_UNLOAD_IDLE_TOPICS_AFTER", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     unload_idle_topics_after: Option<Duration>,
