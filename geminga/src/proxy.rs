@@ -128,6 +128,6 @@ fn server_tls(options: &ProxyOptions, option: &str, protocols: &[&str]) -> anyho
     let (Some(certificate), Some(key)) = (&options.tls_cert, &options.tls_key) else {
         bail!("--{option} needs a certificate and its key (--tls-cert, --tls-key)");
     };
-    let tls = ServerTls::open(certificate, key, protocols).context("cannot serve TLS (--tls-cert, --tls-key)")?;
+    let tls = ServerTls::open(certificate, key, None, protocols).context("cannot serve TLS (--tls-cert, --tls-key)")?;
     Ok(Arc::new(tls))
 }

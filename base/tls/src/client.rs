@@ -10,7 +10,7 @@ use tokio_rustls::TlsConnector;
 use crate::Stream;
 use crate::error::TlsError;
 use crate::files::Watched;
-use crate::server::certificates;
+use crate::server::roots;
 
 /// The client's side of TLS 1.2 and 1.3. The server's certificate must be valid for the name that is connected to.
 pub struct ClientTls(Watched<TlsConnector>);
@@ -22,11 +22,7 @@ impl ClientTls {
     /// When the file cannot be read or has no usable certificate.
     pub fn trusting(authorities: &Path) -> Result<Self, TlsError> {
         let make = |files: &[std::path::PathBuf]| {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(&files[0])? {
-                roots.add(certificate).map_err(|source| TlsError::Unusable { path: files[0].clone(), source })?;
-            }
-            connector(roots).map_err(|source| TlsError::Unusable { path: files[0].clone(), source })
+            connector(roots(&files[0])?).map_err(|source| TlsError::Unusable { path: files[0].clone(), source })
         };
         Watched::new(vec![authorities.to_owned()], make).map(Self)
     }

@@ -13,6 +13,8 @@ pub enum TlsError {
     NoCertificate(PathBuf),
     #[error("the certificate in {path} cannot be used: {source}")]
     Unusable { path: PathBuf, source: rustls::Error },
+    #[error("the authorities in {path} cannot be used: {reason}")]
+    Authorities { path: PathBuf, reason: String },
     #[error("cannot read the certificates that this machine trusts: {0}")]
     NativeRoots(String),
 }

@@ -45,7 +45,7 @@ impl Files {
     }
 
     fn server(&self) -> Result<ServerTls, TlsError> {
-        ServerTls::open(&self.path("server.pem"), &self.path("server.key"), &[])
+        ServerTls::open(&self.path("server.pem"), &self.path("server.key"), None, &[])
     }
 
     fn client(&self) -> ClientTls {

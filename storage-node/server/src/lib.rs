@@ -48,4 +48,4 @@ pub use node::{NodeOptions, StorageNode};
 pub use repair::{Fetched, Fetching, Replicas, repair};
 pub use scrub::{ScrubOptions, Scrubber};
 pub use serving::serve;
-pub use tls::{TlsError, TlsOptions};
+pub use tls::TlsOptions;

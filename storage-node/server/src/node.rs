@@ -8,6 +8,7 @@ use bytes::Bytes;
 use geminga_flow::Budget;
 use geminga_log::{AppendError, ReadError};
 use geminga_observe::{Histogram, Metrics, family, sample};
+use geminga_tls::TlsError;
 use geminga_wire_bookkeeper::{Code, DEFAULT_MAX_FRAME_BYTES, ENTRY_NONE, EntryHead, LAST_ENTRY, LacHead};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -18,7 +19,7 @@ use crate::directories::Directories;
 use crate::errors;
 use crate::read_cache::ReadCache;
 use crate::scrub::Asked;
-use crate::tls::{Tls, TlsError, TlsOptions};
+use crate::tls::{Tls, TlsOptions};
 
 /// How many blocking reads may be under way at once: enough to keep a disk's queue busy.
 const CONCURRENT_READS: usize = 8;

@@ -88,8 +88,8 @@ async fn serve_connection(
     if connection.run(socket).await == End::Closed {
         return;
     }
-    let acceptor = node.tls.as_ref().expect("TLS is begun where there is some").acceptor.clone();
-    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(Taken(stream))).await;
+    let tls = node.tls.as_ref().expect("TLS is begun where there is some");
+    let handshake = tokio::time::timeout(HANDSHAKE, tls.server.accept_on(Taken(stream))).await;
     let mut session = match handshake.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
         Ok(session) => session,
         Err(error) => return tracing::info!(address, %error, "no TLS with a client"),

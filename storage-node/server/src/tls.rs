@@ -4,19 +4,14 @@
 //! connection is served like any other.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use geminga_tls::{ServerTls, TlsError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 
 /// What a node shows, and whom it lets in.
 #[derive(Debug, Clone)]
@@ -30,16 +25,8 @@ pub struct TlsOptions {
     pub required: bool,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    #[error("{path} cannot be used for TLS: {reason}")]
-    File { path: PathBuf, reason: String },
-    #[error("TLS is not possible with these files: {0}")]
-    Unusable(String),
-}
-
 pub(crate) struct Tls {
-    pub acceptor: TlsAcceptor,
+    pub server: ServerTls,
     pub required: bool,
     /// Peers are known by their certificates.
     pub authenticates: bool,
@@ -47,38 +34,10 @@ pub(crate) struct Tls {
 
 impl Tls {
     pub fn open(options: &TlsOptions) -> Result<Self, TlsError> {
-        let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable(error.to_string());
-        let key = PrivateKeyDer::from_pem_file(&options.key).map_err(|error| failed(&options.key, &error))?;
-        let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| unusable(&error))?;
-        let builder = match &options.client_authorities {
-            None => builder.with_no_client_auth(),
-            Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates(path)? {
-                    roots.add(certificate).map_err(|error| failed(path, &error))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|error| unusable(&error))?)
-            }
-        };
-        let config = builder.with_single_cert(certificates(&options.certificate)?, key);
-        let config = config.map_err(|error| unusable(&error))?;
-        let authenticates = options.client_authorities.is_some();
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), required: options.required, authenticates })
+        let TlsOptions { certificate, key, client_authorities, required } = options;
+        let server = ServerTls::open(certificate, key, client_authorities.as_deref(), &[])?;
+        Ok(Self { server, required: *required, authenticates: client_authorities.is_some() })
     }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = CertificateDer::pem_file_iter(path).map_err(|error| failed(path, &error))?;
-    let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|error| failed(path, &error))?;
-    if found.is_empty() { Err(failed(path, &"there is no certificate in it")) } else { Ok(found) }
-}
-
-fn failed(path: &Path, reason: &dyn std::fmt::Display) -> TlsError {
-    TlsError::File { path: path.to_owned(), reason: reason.to_string() }
 }
 
 /// A TCP connection that others hold too, and do not use any more.

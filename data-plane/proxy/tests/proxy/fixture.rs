@@ -281,7 +281,7 @@ impl Certificates {
     }
 
     pub fn server(&self) -> ServerTls {
-        ServerTls::open(&self.path("cert.pem"), &self.path("key.pem"), &[]).unwrap()
+        ServerTls::open(&self.path("cert.pem"), &self.path("key.pem"), None, &[]).unwrap()
     }
 
     pub fn client(&self) -> ClientTls {
