@@ -5,8 +5,11 @@ use crc_fast::crc32_iscsi as crc32c;
 
 use crate::buffer::AlignedBuffer;
 use crate::error::{AppendError, FenceError};
-use crate::format::{BLOCK_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes};
-use crate::index::{Control, Run};
+use crate::format::{
+    BLOCK_BYTES, ENTRIES_MAX, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, ROW_BYTES, RecordHeader, RecordKind, Slot,
+    record_bytes,
+};
+use crate::index::{Control, RUN_BYTES_MAX, Run};
 use crate::replica::{ExplicitLac, MasterKey};
 
 /// Told once, on a thread of the log, when everything in the call is durable or the call has failed.
@@ -143,11 +146,45 @@ pub(super) struct LedgerRun {
     pub bytes: u64,
 }
 
+/// The last record of a batch, as long as it takes entries: those that follow each other. Its header is written when it is
+/// closed.
+struct OpenRecord {
+    ledger: u64,
+    /// Of a whole ledger rather than of a replica.
+    whole: bool,
+    first: u64,
+    count: usize,
+    /// Of its header, in the buffer.
+    start: usize,
+    first_crc: u32,
+}
+
+impl OpenRecord {
+    /// One that is found by reading no more than a run may have.
+    fn takes(&self, append: &Append, whole: bool, end: usize) -> bool {
+        let bytes = end - self.start + append.payload_bytes() + (self.count + 1) * ROW_BYTES;
+        (self.ledger, self.whole) == (append.ledger, whole)
+            && self.first.checked_add(self.count as u64) == Some(append.entry)
+            && append.entry < u64::MAX
+            && self.count < ENTRIES_MAX
+            && bytes <= RUN_BYTES_MAX as usize
+    }
+
+    /// A record of one entry needs no table.
+    fn table_bytes(&self) -> usize {
+        if self.count > 1 { self.count * ROW_BYTES } else { 0 }
+    }
+}
+
 /// The bytes of a commit, and what will have to go into the index when they are durable.
 pub(super) struct Batch {
     pub segment: u32,
     pub offset: u64,
+    /// Complete after [`Batch::pad`].
     pub buffer: AlignedBuffer,
+    open: Option<OpenRecord>,
+    /// Rows of the open record.
+    table: Vec<u8>,
     pub runs: Vec<LedgerRun>,
     pub controls: Vec<Control>,
     pub manifest_at: Option<u64>,
@@ -156,8 +193,17 @@ pub(super) struct Batch {
 impl Batch {
     /// `durable` is how far the log is known to be durable now.
     pub fn new(segment: u32, offset: u64, buffer: AlignedBuffer, durable: (u32, u64)) -> Self {
-        let mut batch = Self { segment, offset, buffer, runs: Vec::new(), controls: Vec::new(), manifest_at: None };
-        batch.add_bare(RecordKind::Commit, u64::from(durable.0), durable.1);
+        let mut batch = Self {
+            segment,
+            offset,
+            buffer,
+            open: None,
+            table: Vec::new(),
+            runs: Vec::new(),
+            controls: Vec::new(),
+            manifest_at: None,
+        };
+        batch.add(RecordKind::Commit, u64::from(durable.0), durable.1, &[]);
         batch
     }
 
@@ -165,23 +211,62 @@ impl Batch {
         self.offset + self.buffer.len() as u64
     }
 
-    pub fn end(&self) -> u64 {
-        self.position()
+    /// Bytes of all records, if nothing were added any more; without what fills up the last block.
+    pub fn bytes(&self) -> u64 {
+        let table_bytes = self.open.as_ref().map_or(0, OpenRecord::table_bytes);
+        (self.buffer.len() + table_bytes).next_multiple_of(RECORD_ALIGNMENT) as u64
     }
 
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes()
+    }
+
+    /// The one copy of the payload; its checksum is taken while it is in the processor's cache.
     pub fn add_entry(&mut self, append: &Append, whole: bool) {
-        let payload_bytes = append.payload_bytes();
-        let at = self.position();
-        self.add(RecordKind::Entry, append.ledger, append.entry, &append.parts, payload_bytes);
-        let bytes = record_bytes(payload_bytes);
-        let run = Run::one(append.entry, at as u32, bytes as u32);
+        if self.open.as_ref().is_none_or(|open| !open.takes(append, whole, self.buffer.len())) {
+            self.close_record();
+            let (ledger, first, start) = (append.ledger, append.entry, self.buffer.len());
+            self.buffer.reserve(record_bytes(append.payload_bytes()) as usize);
+            self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
+            self.open = Some(OpenRecord { ledger, whole, first, count: 0, start, first_crc: 0 });
+        }
+        let at = self.buffer.len();
+        for part in &append.parts {
+            self.buffer.extend(part);
+        }
+        let crc = crc32c(&self.buffer.as_slice()[at..]);
+        let open = self.open.as_mut().expect("opened if there was none");
+        if open.count == 0 {
+            open.first_crc = crc;
+        }
+        open.count += 1;
+        // The length of a longer one fits into the header, and it stays alone.
+        self.table.extend(Slot::row(append.payload_bytes() as u16, crc));
+    }
+
+    fn close_record(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let (kind, body_crc, count) = match open.count {
+            1 => (RecordKind::Entry, open.first_crc, 0),
+            count => {
+                self.buffer.extend(&self.table);
+                (RecordKind::Entries, crc32c(&self.table), count as u16)
+            }
+        };
+        self.table.clear();
+        let body_bytes = (self.buffer.len() - open.start - RECORD_HEADER_BYTES) as u32;
+        let (ledger, entry) = (open.ledger, open.first);
+        self.close(open.start, RecordHeader { kind, body_bytes, body_crc, ledger, entry, count });
+        let offset = self.offset + open.start as u64;
+        let bytes = (self.buffer.len() - open.start) as u64;
+        let run = Run { first: entry, count: open.count as u32, offset: offset as u32, span: bytes as u32 };
         if let Some(last) = self.runs.last_mut()
-            && last.ledger == append.ledger
+            && last.ledger == ledger
             && last.run.absorb(&run)
         {
             last.bytes += bytes;
         } else {
-            self.runs.push(LedgerRun { ledger: append.ledger, whole, run, bytes });
+            self.runs.push(LedgerRun { ledger, whole: open.whole, run, bytes });
         }
     }
 
@@ -192,50 +277,49 @@ impl Batch {
             Control::Key { .. } => (RecordKind::Key, 0),
             Control::ExplicitLac { lac, .. } => (RecordKind::ExplicitLac, lac.last_add_confirmed as u64),
         };
-        let body = Bytes::copy_from_slice(control.body());
-        let body_bytes = body.len();
-        self.add(kind, control.ledger(), entry, &[body], body_bytes);
+        self.add(kind, control.ledger(), entry, control.body());
         self.controls.push(control);
     }
 
-    pub fn add_manifest(&mut self, body: Vec<u8>) {
+    pub fn add_manifest(&mut self, body: &[u8]) {
+        self.close_record();
         self.manifest_at = Some(self.position());
-        let length = body.len();
-        self.add(RecordKind::Manifest, 0, 0, &[Bytes::from(body)], length);
+        self.add(RecordKind::Manifest, 0, 0, body);
     }
 
-    fn add_bare(&mut self, kind: RecordKind, ledger: u64, entry: u64) {
-        self.add(kind, ledger, entry, &[], 0);
-    }
-
-    /// The one copy of the payload; its checksum is taken while it is in the processor's cache.
-    fn add(&mut self, kind: RecordKind, ledger: u64, entry: u64, parts: &[Bytes], body_bytes: usize) {
-        let offset = self.position();
+    fn add(&mut self, kind: RecordKind, ledger: u64, entry: u64, body: &[u8]) {
+        self.close_record();
         let start = self.buffer.len();
-        self.buffer.reserve(record_bytes(body_bytes) as usize);
         self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
-        for part in parts {
-            self.buffer.extend(part);
-        }
-        let body_at = start + RECORD_HEADER_BYTES;
-        let body_crc = crc32c(&self.buffer.as_slice()[body_at..]);
-        let header = RecordHeader { kind, body_bytes: body_bytes as u32, body_crc, ledger, entry };
-        let header = header.encode(self.segment, offset);
-        self.buffer.as_mut_slice()[start..body_at].copy_from_slice(&header);
-        self.buffer
-            .extend(&[0; RECORD_ALIGNMENT][..record_bytes(body_bytes) as usize - RECORD_HEADER_BYTES - body_bytes]);
+        self.buffer.extend(body);
+        let (body_bytes, body_crc) = (body.len() as u32, crc32c(body));
+        self.close(start, RecordHeader { kind, body_bytes, body_crc, ledger, entry, count: 0 });
+    }
+
+    /// Puts the header before a body that is complete, and zeros behind it.
+    fn close(&mut self, start: usize, header: RecordHeader) {
+        let encoded = header.encode(self.segment, self.offset + start as u64);
+        self.buffer.as_mut_slice()[start..start + RECORD_HEADER_BYTES].copy_from_slice(&encoded);
+        self.buffer.extend_zeros(self.buffer.len().next_multiple_of(RECORD_ALIGNMENT) - self.buffer.len());
     }
 
     /// Ends at a block boundary with a record that says so: zeros are never valid content.
     pub fn pad(&mut self) {
+        self.close_record();
         let left = self.buffer.len().next_multiple_of(BLOCK_BYTES) - self.buffer.len();
         if left == 0 {
             return;
         }
         let bytes = if left < RECORD_HEADER_BYTES { left + BLOCK_BYTES } else { left };
         let body_bytes = bytes - RECORD_HEADER_BYTES;
-        let header =
-            RecordHeader { kind: RecordKind::Pad, body_bytes: body_bytes as u32, body_crc: 0, ledger: 0, entry: 0 };
+        let header = RecordHeader {
+            kind: RecordKind::Pad,
+            body_bytes: body_bytes as u32,
+            body_crc: 0,
+            ledger: 0,
+            entry: 0,
+            count: 0,
+        };
         let header = header.encode(self.segment, self.position());
         self.buffer.extend(&header);
         self.buffer.extend_zeros(body_bytes);
@@ -243,12 +327,13 @@ impl Batch {
 
     /// Whether there is anything of the ledger in this commit.
     pub fn holds(&self, ledger: u64) -> bool {
-        self.runs.iter().any(|run| run.ledger == ledger)
-            || self.controls.iter().any(|control| control.ledger() == ledger)
+        self.last_of(ledger).is_some() || self.controls.iter().any(|control| control.ledger() == ledger)
     }
 
     /// The greatest entry of the ledger in this commit.
     pub fn last_of(&self, ledger: u64) -> Option<u64> {
-        self.runs.iter().filter(|run| run.ledger == ledger).map(|run| run.run.end() - 1).max()
+        let open = self.open.iter().map(|open| (open.ledger, open.first.saturating_add(open.count as u64)));
+        let runs = self.runs.iter().map(|run| (run.ledger, run.run.end()));
+        runs.chain(open).filter(|(of, _)| *of == ledger).map(|(_, end)| end - 1).max()
     }
 }

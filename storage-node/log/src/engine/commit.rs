@@ -261,7 +261,7 @@ impl<D: Disk> Engine<D> {
         let active = writer.active.as_ref().expect("rolled if there was none");
         let mut batch = Batch::new(active.segment.id, active.next_offset, buffer, writer.durable);
         if !active.has_manifest {
-            batch.add_manifest(encode_manifest(&self.catalog.read().manifest(active.segment.id, &[])));
+            batch.add_manifest(&encode_manifest(&self.catalog.read().manifest(active.segment.id, &[])));
         }
         batch
     }
@@ -354,7 +354,7 @@ impl<D: Disk> Engine<D> {
                 if let Some(adopted) = adopt {
                     lines.extend(self.adopted_line(adopted));
                 }
-                batch.add_manifest(encode_manifest(&lines));
+                batch.add_manifest(&encode_manifest(&lines));
                 (commit.adopt, commit.drop) = (adopt, drop);
                 commit.completions.push(Completion::Append(done, Ok(())));
             }
@@ -486,7 +486,7 @@ impl<D: Disk> Engine<D> {
 
     fn has_room(&self, writer: &Writer<D::File>, batch: &Batch, bytes: u64, footer_bytes: u64) -> bool {
         let active = writer.active.as_ref().expect("the batch is for it");
-        batch.buffer.len() as u64 + bytes <= self.options.commit_bytes as u64
+        batch.bytes() + bytes <= self.options.commit_bytes as u64
             && batch.end() + bytes + footer_bytes <= active.allocated
     }
 
