@@ -110,10 +110,9 @@ impl Request {
     pub(super) fn encoded_bytes(&self) -> u64 {
         match self {
             Self::Append { entries, admission, .. } => {
-                let entries_bytes: u64 = entries.iter().map(|entry| record_bytes(entry.payload_bytes())).sum();
                 // Each change of the ledger may need a key before it.
                 let changes = entries.chunk_by(|one, next| one.ledger == next.ledger).count() as u64;
-                entries_bytes + if *admission == Admission::Whole { 0 } else { changes * KEY_RECORD_BYTES }
+                entries_bytes_max(entries) + if *admission == Admission::Whole { 0 } else { changes * KEY_RECORD_BYTES }
             }
             Self::Fence { .. } => record_bytes(0) + KEY_RECORD_BYTES,
             Self::ExplicitLac { lac, .. } => record_bytes(lac.body().len()) + KEY_RECORD_BYTES,
@@ -146,34 +145,21 @@ pub(super) struct LedgerRun {
     pub bytes: u64,
 }
 
-/// The last record of a batch, as long as it takes entries: those that follow each other. Its header is written when it is
-/// closed.
-struct OpenRecord {
-    ledger: u64,
-    /// Of a whole ledger rather than of a replica.
-    whole: bool,
-    first: u64,
-    count: usize,
-    /// Of its header, in the buffer.
-    start: usize,
-    first_crc: u32,
-}
+/// An entry that is to be written; and whether its ledger is a whole one rather than a replica.
+type Entry<'a> = (&'a Append, bool);
 
-impl OpenRecord {
-    /// One that is found by reading no more than a run may have.
-    fn takes(&self, append: &Append, whole: bool, end: usize) -> bool {
-        let bytes = end - self.start + append.payload_bytes() + (self.count + 1) * ROW_BYTES;
-        (self.ledger, self.whole) == (append.ledger, whole)
-            && self.first.checked_add(self.count as u64) == Some(append.entry)
+/// How many of the entries go into one record: those that follow each other, in what is read to find one of them.
+fn count_together(entries: &[Entry]) -> usize {
+    let (first, whole) = entries[0];
+    let mut bytes = RECORD_HEADER_BYTES;
+    let follows = |(offset, (append, of_whole)): &(usize, &Entry)| {
+        bytes += append.payload_bytes() + ROW_BYTES;
+        (append.ledger, *of_whole) == (first.ledger, whole)
+            && first.entry.checked_add(*offset as u64) == Some(append.entry)
             && append.entry < u64::MAX
-            && self.count < ENTRIES_MAX
             && bytes <= RUN_BYTES_MAX as usize
-    }
-
-    /// A record of one entry needs no table.
-    fn table_bytes(&self) -> usize {
-        if self.count > 1 { self.count * ROW_BYTES } else { 0 }
-    }
+    };
+    entries.iter().enumerate().take(ENTRIES_MAX).take_while(follows).count().max(1)
 }
 
 /// The bytes of a commit, and what will have to go into the index when they are durable.
@@ -182,9 +168,11 @@ pub(super) struct Batch {
     pub offset: u64,
     /// Complete after [`Batch::pad`].
     pub buffer: AlignedBuffer,
-    open: Option<OpenRecord>,
-    /// Rows of the open record.
-    table: Vec<u8>,
+    /// Entries that are not in the buffer yet, so that those of a ledger come together whatever was asked for in between; and
+    /// whether their ledgers are whole.
+    waiting: Vec<(Vec<Append>, bool)>,
+    /// No more than this is added for them.
+    waiting_bytes: u64,
     pub runs: Vec<LedgerRun>,
     pub controls: Vec<Control>,
     pub manifest_at: Option<u64>,
@@ -197,8 +185,8 @@ impl Batch {
             segment,
             offset,
             buffer,
-            open: None,
-            table: Vec::new(),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
             runs: Vec::new(),
             controls: Vec::new(),
             manifest_at: None,
@@ -211,63 +199,74 @@ impl Batch {
         self.offset + self.buffer.len() as u64
     }
 
-    /// Bytes of all records, if nothing were added any more; without what fills up the last block.
+    /// No more than this is written, if nothing is added; without what fills up the last block.
     pub fn bytes(&self) -> u64 {
-        let table_bytes = self.open.as_ref().map_or(0, OpenRecord::table_bytes);
-        (self.buffer.len() + table_bytes).next_multiple_of(RECORD_ALIGNMENT) as u64
+        self.buffer.len() as u64 + self.waiting_bytes
     }
 
     pub fn end(&self) -> u64 {
         self.offset + self.bytes()
     }
 
-    /// The one copy of the payload; its checksum is taken while it is in the processor's cache.
-    pub fn add_entry(&mut self, append: &Append, whole: bool) {
-        if self.open.as_ref().is_none_or(|open| !open.takes(append, whole, self.buffer.len())) {
-            self.close_record();
-            let (ledger, first, start) = (append.ledger, append.entry, self.buffer.len());
-            self.buffer.reserve(record_bytes(append.payload_bytes()) as usize);
-            self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
-            self.open = Some(OpenRecord { ledger, whole, first, count: 0, start, first_crc: 0 });
-        }
-        let at = self.buffer.len();
-        for part in &append.parts {
-            self.buffer.extend(part);
-        }
-        let crc = crc32c(&self.buffer.as_slice()[at..]);
-        let open = self.open.as_mut().expect("opened if there was none");
-        if open.count == 0 {
-            open.first_crc = crc;
-        }
-        open.count += 1;
-        // The length of a longer one fits into the header, and it stays alone.
-        self.table.extend(Slot::row(append.payload_bytes() as u16, crc));
+    pub fn add_entries(&mut self, entries: Vec<Append>, whole: bool) {
+        self.waiting_bytes += entries_bytes_max(&entries);
+        self.waiting.push((entries, whole));
     }
 
-    fn close_record(&mut self) {
-        let Some(open) = self.open.take() else { return };
-        let (kind, body_crc, count) = match open.count {
-            1 => (RecordKind::Entry, open.first_crc, 0),
-            count => {
-                self.buffer.extend(&self.table);
-                (RecordKind::Entries, crc32c(&self.table), count as u16)
+    /// Ledger by ledger, and of each in the order in which they came.
+    fn write_entries(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        let mut entries: Vec<Entry> = Vec::new();
+        for (of_call, whole) in &waiting {
+            entries.extend(of_call.iter().map(|append| (append, *whole)));
+        }
+        entries.sort_by_key(|(append, _)| append.ledger);
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            let (together, after) = rest.split_at(count_together(rest));
+            self.write_record(together);
+            rest = after;
+        }
+    }
+
+    fn write_record(&mut self, entries: &[Entry]) {
+        let (&Append { ledger, entry, .. }, whole) = entries[0];
+        let start = self.buffer.len();
+        self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
+        let (kind, body_crc, count) = match entries {
+            [(append, _)] => (RecordKind::Entry, self.write_entry(append), 0),
+            _ => {
+                let mut table = Vec::with_capacity(entries.len() * ROW_BYTES);
+                for (append, _) in entries {
+                    let crc = self.write_entry(append);
+                    table.extend(Slot::row(append.payload_bytes() as u16, crc));
+                }
+                self.buffer.extend(&table);
+                (RecordKind::Entries, crc32c(&table), entries.len() as u16)
             }
         };
-        self.table.clear();
-        let body_bytes = (self.buffer.len() - open.start - RECORD_HEADER_BYTES) as u32;
-        let (ledger, entry) = (open.ledger, open.first);
-        self.close(open.start, RecordHeader { kind, body_bytes, body_crc, ledger, entry, count });
-        let offset = self.offset + open.start as u64;
-        let bytes = (self.buffer.len() - open.start) as u64;
-        let run = Run { first: entry, count: open.count as u32, offset: offset as u32, span: bytes as u32 };
+        let body_bytes = (self.buffer.len() - start - RECORD_HEADER_BYTES) as u32;
+        self.close(start, RecordHeader { kind, body_bytes, body_crc, ledger, entry, count });
+        let bytes = (self.buffer.len() - start) as u64;
+        let offset = (self.offset + start as u64) as u32;
+        let run = Run { first: entry, count: entries.len() as u32, offset, span: bytes as u32 };
         if let Some(last) = self.runs.last_mut()
             && last.ledger == ledger
             && last.run.absorb(&run)
         {
             last.bytes += bytes;
         } else {
-            self.runs.push(LedgerRun { ledger, whole: open.whole, run, bytes });
+            self.runs.push(LedgerRun { ledger, whole, run, bytes });
         }
+    }
+
+    /// The one copy of the payload; its checksum is taken while it is in the processor's cache.
+    fn write_entry(&mut self, append: &Append) -> u32 {
+        let at = self.buffer.len();
+        self.buffer.reserve(append.payload_bytes());
+        append.parts.iter().for_each(|part| self.buffer.extend(part));
+        crc32c(&self.buffer.as_slice()[at..])
     }
 
     pub fn add_control(&mut self, control: Control) {
@@ -277,18 +276,21 @@ impl Batch {
             Control::Key { .. } => (RecordKind::Key, 0),
             Control::ExplicitLac { lac, .. } => (RecordKind::ExplicitLac, lac.last_add_confirmed as u64),
         };
+        // A key stands before the entries of its ledger, whatever else behind what came before it.
+        if kind != RecordKind::Key {
+            self.write_entries();
+        }
         self.add(kind, control.ledger(), entry, control.body());
         self.controls.push(control);
     }
 
     pub fn add_manifest(&mut self, body: &[u8]) {
-        self.close_record();
+        self.write_entries();
         self.manifest_at = Some(self.position());
         self.add(RecordKind::Manifest, 0, 0, body);
     }
 
     fn add(&mut self, kind: RecordKind, ledger: u64, entry: u64, body: &[u8]) {
-        self.close_record();
         let start = self.buffer.len();
         self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
         self.buffer.extend(body);
@@ -305,7 +307,7 @@ impl Batch {
 
     /// Ends at a block boundary with a record that says so: zeros are never valid content.
     pub fn pad(&mut self) {
-        self.close_record();
+        self.write_entries();
         let left = self.buffer.len().next_multiple_of(BLOCK_BYTES) - self.buffer.len();
         if left == 0 {
             return;
@@ -332,8 +334,13 @@ impl Batch {
 
     /// The greatest entry of the ledger in this commit.
     pub fn last_of(&self, ledger: u64) -> Option<u64> {
-        let open = self.open.iter().map(|open| (open.ledger, open.first.saturating_add(open.count as u64)));
-        let runs = self.runs.iter().map(|run| (run.ledger, run.run.end()));
-        runs.chain(open).filter(|(of, _)| *of == ledger).map(|(_, end)| end - 1).max()
+        let written = self.runs.iter().filter(|run| run.ledger == ledger).map(|run| run.run.end() - 1);
+        let waiting = self.waiting.iter().flat_map(|(entries, _)| entries).filter(|append| append.ledger == ledger);
+        written.chain(waiting.map(|append| append.entry)).max()
     }
+}
+
+/// Each one in a record of its own, which is the most that it can take.
+fn entries_bytes_max(entries: &[Append]) -> u64 {
+    entries.iter().map(|entry| record_bytes(entry.payload_bytes())).sum()
 }
