@@ -1,6 +1,6 @@
 //! The body of a record of several entries: one after the other, then a table with a row of each: length u16, checksum u32.
 //!
-//! The table comes last because its length is not known before the record is closed. The head has its checksum and says how
+//! The table comes last, as checksums are known when the entries have been copied. The head has its checksum and says how
 //! many rows there are, so that a damaged table does not hide which entries it was of; and both ends of the entries are
 //! known, so that a damaged row costs its entry and no other.
 
