@@ -12,7 +12,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::engine::{Admission, Append, Begin, Engine, Request};
 use crate::format::{
     BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
-    SegmentHeader, SegmentKind, decode_manifest, encode_manifest, record_bytes, sealed,
+    SegmentHeader, SegmentKind, Slot, Table, VERSION, decode_manifest, encode_manifest, record_bytes, sealed,
 };
 use crate::index::footer;
 use crate::options::LogOptions;
@@ -28,6 +28,11 @@ pub fn check_decoders(data: &[u8]) {
         assert_eq!(header.encode(segment, offset), bytes);
         assert!(header.record_bytes().is_multiple_of(RECORD_ALIGNMENT as u64));
         header.body_is_intact(data);
+        if let Some(body) = data.get(..header.body_bytes as usize)
+            && let Some(table) = Table::of(&header, body)
+        {
+            assert_eq!(table.slots().count() as u32, header.entry_count());
+        }
     }
     if let Some(Ok(header)) = sealed::segment_header(data).map(|bytes| SegmentHeader::decode(&bytes)) {
         assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
@@ -173,12 +178,15 @@ fn write_segments(disk: &SimDisk, input: &mut Input) {
 }
 
 fn segment_bytes(segment: u32, input: &mut Input) -> Vec<u8> {
-    let kind = if input.byte() & 7 == 1 { SegmentKind::Compacted } else { SegmentKind::Log };
-    let mut bytes = SegmentHeader { segment, kind }.encode().to_vec();
+    let choice = input.byte();
+    let kind = if choice & 7 == 1 { SegmentKind::Compacted } else { SegmentKind::Log };
+    let version = VERSION - u16::from(choice >> 3) % VERSION;
+    let mut bytes = sealed::segment_header_of_version(&SegmentHeader { segment, kind }, version).to_vec();
     bytes.resize(DATA_AT as usize, 0);
     while !input.left.is_empty() && bytes.len() < FILE_BYTES_MAX {
         match input.byte() % 16 {
-            0..=5 => add_record(RecordKind::Entry, segment, input, &mut bytes),
+            0..=3 => add_record(RecordKind::Entry, segment, input, &mut bytes),
+            4 | 5 => add_record(RecordKind::Entries, segment, input, &mut bytes),
             6 => bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0),
             7 | 8 => add_record(RecordKind::Commit, segment, input, &mut bytes),
             9 => add_record(RecordKind::Fence, segment, input, &mut bytes),
@@ -203,10 +211,21 @@ fn segment_bytes(segment: u32, input: &mut Input) -> Vec<u8> {
 fn add_record(kind: RecordKind, segment: u32, input: &mut Input, bytes: &mut Vec<u8>) {
     let (mut ledger, mut entry) = (input.number(), input.number());
     let mut body = Vec::new();
-    let mut body_bytes = None;
+    let (mut body_bytes, mut count, mut table) = (None, 0, Vec::new());
     match kind {
         RecordKind::Entry => {
             body.extend_from_slice(input.body(ledger, entry));
+        }
+        RecordKind::Entries => {
+            count = u16::from(input.byte() % 5) + 1;
+            entry = entry.min(u64::MAX - u64::from(count));
+            for entry in entry..entry + u64::from(count) {
+                let given = input.body(ledger, entry);
+                table.extend(Slot::row(given.len() as u16, crc32c(given)));
+                body.extend_from_slice(given);
+            }
+            // Sometimes it does not say what is there.
+            table[0] ^= u8::from(input.byte() == 1);
         }
         // As a rule it proves what lies before it.
         RecordKind::Commit if ledger < 200 => (ledger, entry) = (u64::from(segment), bytes.len() as u64),
@@ -220,13 +239,10 @@ fn add_record(kind: RecordKind, segment: u32, input: &mut Input, bytes: &mut Vec
         RecordKind::Pad => body_bytes = Some(input.number() as u32 & 0x0fff_ffff),
         _ => (),
     }
-    let header = RecordHeader {
-        kind,
-        body_bytes: body_bytes.unwrap_or(body.len() as u32),
-        body_crc: crc32c(&body),
-        ledger,
-        entry,
-    };
+    body.extend(&table);
+    let body_crc = crc32c(if table.is_empty() { &body } else { &table });
+    let header =
+        RecordHeader { kind, body_bytes: body_bytes.unwrap_or(body.len() as u32), body_crc, ledger, entry, count };
     bytes.extend(header.encode(segment, bytes.len() as u64));
     bytes.extend(&body);
     let whole = record_bytes(body.len()) as usize - RECORD_HEADER_BYTES - body.len();

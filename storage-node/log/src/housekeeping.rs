@@ -23,6 +23,8 @@ const ZEROING_RATE_MIN: f64 = (16 << 20) as f64;
 const ZEROING_RATE_IDLE: f64 = (256 << 20) as f64;
 /// Bytes per second. Above, commits are large, and zeros would cost more than they save.
 const ZEROING_PAYS_BELOW: f64 = (96 << 20) as f64;
+/// After this long without such a rate, a pause is no longer taken for one between two bursts.
+const BURSTS_END_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub(crate) struct State {
@@ -34,7 +36,7 @@ pub(crate) fn run(shared: &Shared) {
     let mut idle_since = Instant::now();
     let mut reclaim = None;
     let mut busy = true;
-    let mut zeroing = Zeroing { committed_bytes: 0, at: Instant::now(), rate: 0.0, budget: 0 };
+    let mut zeroing = Zeroing { committed_bytes: 0, at: Instant::now(), rate: 0.0, fast_at: None, budget: 0 };
     loop {
         {
             let mut state = shared.house_state.lock();
@@ -70,12 +72,15 @@ pub(crate) fn run(shared: &Shared) {
     }
 }
 
-/// How fast blocks are zeroed ahead of the writing: somewhat faster than they are used, not at all at full speed.
+/// How fast blocks are zeroed ahead of the writing: somewhat faster than they are used, not at all at full speed nor in the
+/// pauses between.
 struct Zeroing {
     committed_bytes: u64,
     at: Instant,
     /// Bytes per second that are written, smoothed.
     rate: f64,
+    /// When they last were more than zeroing pays for.
+    fast_at: Option<Instant>,
     /// Bytes that may be zeroed now.
     budget: u64,
 }
@@ -89,7 +94,10 @@ impl Zeroing {
         self.rate += (rate - self.rate) * 0.3;
         (self.committed_bytes, self.at) = (committed_bytes, now);
         if self.rate > ZEROING_PAYS_BELOW {
-            return Ok(true);
+            self.fast_at = Some(now);
+        }
+        if self.fast_at.is_some_and(|at| now - at < BURSTS_END_AFTER) {
+            return Ok(false);
         }
         let is_idle = rate == 0.0 && shared.is_idle();
         let (least, first) =

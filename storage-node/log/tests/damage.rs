@@ -28,13 +28,27 @@ fn body(ledger: u64, entry: u64) -> Bytes {
 }
 
 fn add(engine: &Engine<SimDisk>, ledger: u64, entry: u64, recovery: bool) -> Result<(), AppendError> {
+    add_all(engine, ledger, entry..=entry, recovery)
+}
+
+fn add_all(
+    engine: &Engine<SimDisk>,
+    ledger: u64,
+    entries: impl Iterator<Item = u64>,
+    recovery: bool,
+) -> Result<(), AppendError> {
     let answer = Arc::new(Mutex::new(None));
     let told = answer.clone();
-    let entries =
-        vec![Append { ledger, entry, parts: [body(ledger, entry), Bytes::new(), Bytes::new()], reserve: false }];
+    let append =
+        |entry| Append { ledger, entry, parts: [body(ledger, entry), Bytes::new(), Bytes::new()], reserve: false };
+    let entries = entries.map(append).collect();
     let done = Box::new(move |result| *told.lock().unwrap() = Some(result));
     run(engine, Request::Append { entries, admission: Admission::Replica { key: KEY, recovery }, done });
     answer.lock().unwrap().take().expect("an answer")
+}
+
+fn position(content: &[u8], of: &[u8]) -> usize {
+    content.windows(of.len()).position(|part| part == of).expect("it is on the disk")
 }
 
 /// Turns a bit in the head of a record or in its body.
@@ -151,4 +165,42 @@ fn a_damaged_index_is_written_again() {
     let (engine, report) = Engine::open(disk, options()).unwrap();
     assert_eq!((report.scanned, report.damage.len()), (0, 0));
     assert!((0..20).all(|entry| engine.read(1, entry).unwrap() == body(1, entry)));
+}
+
+type Place = fn(&[u8]) -> usize;
+
+/// Entries that come in one commit share a record, with one head and one table.
+#[test]
+fn damage_to_a_record_of_several_entries_costs_no_more_than_it_must() {
+    let cases: [(&str, Place, Vec<u64>); 3] = [
+        ("an entry", |content| position(content, &body(1, 6)) + 100, vec![6]),
+        ("a row", |content| position(content, &body(1, 9)) + BODY_BYTES + 4 * 6 + 3, vec![4]),
+        ("the head", |content| position(content, &body(1, 0)) - 10, (0..10).collect()),
+    ];
+    for (what, place, expected) in cases {
+        let disk = SimDisk::new(8, 64 << 20);
+        let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+        add_all(&engine, 1, 0..10, false).unwrap();
+        add_all(&engine, 1, 10..20, false).unwrap();
+        engine.shut_down().unwrap();
+        drop(engine);
+        let segment = "segment-00000001";
+        let content = disk.contents().into_iter().find(|(name, _)| name == segment).expect("it is there").1;
+        disk.flip_bit(segment, place(&content) as u64, 3);
+        let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+        let suffer: Vec<(u64, u64)> = expected.iter().map(|entry| (1, *entry)).collect();
+        assert_eq!(scrub(&engine).1, suffer, "{what}");
+        for entry in 0..20 {
+            let read = engine.read(1, entry);
+            match expected.contains(&entry) {
+                true => assert!(matches!(read, Err(ReadError::Corrupt { .. })), "{what}: {entry} gives {read:?}"),
+                false => assert_eq!(read, Ok(body(1, entry)), "{what}"),
+            }
+        }
+        add_all(&engine, 1, expected.into_iter(), true).unwrap();
+        assert_eq!(scrub(&engine), (1, vec![]), "the damage is there and does no harm");
+        maintain(&engine);
+        assert_eq!(scrub(&engine), (0, vec![]), "{what} was repaired, and what was damaged is gone");
+        assert!((0..20).all(|entry| engine.read(1, entry) == Ok(body(1, entry))), "{what}");
+    }
 }

@@ -5,8 +5,11 @@ use crc_fast::crc32_iscsi as crc32c;
 
 use crate::buffer::AlignedBuffer;
 use crate::error::{AppendError, FenceError};
-use crate::format::{BLOCK_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes};
-use crate::index::{Control, Run};
+use crate::format::{
+    BLOCK_BYTES, ENTRIES_MAX, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, ROW_BYTES, RecordHeader, RecordKind, Slot,
+    record_bytes,
+};
+use crate::index::{Control, RUN_BYTES_MAX, Run};
 use crate::replica::{ExplicitLac, MasterKey};
 
 /// Told once, on a thread of the log, when everything in the call is durable or the call has failed.
@@ -107,10 +110,9 @@ impl Request {
     pub(super) fn encoded_bytes(&self) -> u64 {
         match self {
             Self::Append { entries, admission, .. } => {
-                let entries_bytes: u64 = entries.iter().map(|entry| record_bytes(entry.payload_bytes())).sum();
                 // Each change of the ledger may need a key before it.
                 let changes = entries.chunk_by(|one, next| one.ledger == next.ledger).count() as u64;
-                entries_bytes + if *admission == Admission::Whole { 0 } else { changes * KEY_RECORD_BYTES }
+                entries_bytes_max(entries) + if *admission == Admission::Whole { 0 } else { changes * KEY_RECORD_BYTES }
             }
             Self::Fence { .. } => record_bytes(0) + KEY_RECORD_BYTES,
             Self::ExplicitLac { lac, .. } => record_bytes(lac.body().len()) + KEY_RECORD_BYTES,
@@ -143,11 +145,34 @@ pub(super) struct LedgerRun {
     pub bytes: u64,
 }
 
+/// An entry that is to be written; and whether its ledger is a whole one rather than a replica.
+type Entry<'a> = (&'a Append, bool);
+
+/// How many of the entries go into one record: those that follow each other, in what is read to find one of them.
+fn count_together(entries: &[Entry]) -> usize {
+    let (first, whole) = entries[0];
+    let mut bytes = RECORD_HEADER_BYTES;
+    let follows = |(offset, (append, of_whole)): &(usize, &Entry)| {
+        bytes += append.payload_bytes() + ROW_BYTES;
+        (append.ledger, *of_whole) == (first.ledger, whole)
+            && first.entry.checked_add(*offset as u64) == Some(append.entry)
+            && append.entry < u64::MAX
+            && bytes <= RUN_BYTES_MAX as usize
+    };
+    entries.iter().enumerate().take(ENTRIES_MAX).take_while(follows).count().max(1)
+}
+
 /// The bytes of a commit, and what will have to go into the index when they are durable.
 pub(super) struct Batch {
     pub segment: u32,
     pub offset: u64,
+    /// Complete after [`Batch::pad`].
     pub buffer: AlignedBuffer,
+    /// Entries that are not in the buffer yet, so that those of a ledger come together whatever was asked for in between; and
+    /// whether their ledgers are whole.
+    waiting: Vec<(Vec<Append>, bool)>,
+    /// No more than this is added for them.
+    waiting_bytes: u64,
     pub runs: Vec<LedgerRun>,
     pub controls: Vec<Control>,
     pub manifest_at: Option<u64>,
@@ -156,8 +181,17 @@ pub(super) struct Batch {
 impl Batch {
     /// `durable` is how far the log is known to be durable now.
     pub fn new(segment: u32, offset: u64, buffer: AlignedBuffer, durable: (u32, u64)) -> Self {
-        let mut batch = Self { segment, offset, buffer, runs: Vec::new(), controls: Vec::new(), manifest_at: None };
-        batch.add_bare(RecordKind::Commit, u64::from(durable.0), durable.1);
+        let mut batch = Self {
+            segment,
+            offset,
+            buffer,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            runs: Vec::new(),
+            controls: Vec::new(),
+            manifest_at: None,
+        };
+        batch.add(RecordKind::Commit, u64::from(durable.0), durable.1, &[]);
         batch
     }
 
@@ -165,24 +199,74 @@ impl Batch {
         self.offset + self.buffer.len() as u64
     }
 
-    pub fn end(&self) -> u64 {
-        self.position()
+    /// No more than this is written, if nothing is added; without what fills up the last block.
+    pub fn bytes(&self) -> u64 {
+        self.buffer.len() as u64 + self.waiting_bytes
     }
 
-    pub fn add_entry(&mut self, append: &Append, whole: bool) {
-        let payload_bytes = append.payload_bytes();
-        let at = self.position();
-        self.add(RecordKind::Entry, append.ledger, append.entry, &append.parts, payload_bytes);
-        let bytes = record_bytes(payload_bytes);
-        let run = Run::one(append.entry, at as u32, bytes as u32);
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes()
+    }
+
+    pub fn add_entries(&mut self, entries: Vec<Append>, whole: bool) {
+        self.waiting_bytes += entries_bytes_max(&entries);
+        self.waiting.push((entries, whole));
+    }
+
+    /// Ledger by ledger, and of each in the order in which they came.
+    fn write_entries(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        let mut entries: Vec<Entry> = Vec::new();
+        for (of_call, whole) in &waiting {
+            entries.extend(of_call.iter().map(|append| (append, *whole)));
+        }
+        entries.sort_by_key(|(append, _)| append.ledger);
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            let (together, after) = rest.split_at(count_together(rest));
+            self.write_record(together);
+            rest = after;
+        }
+    }
+
+    fn write_record(&mut self, entries: &[Entry]) {
+        let (&Append { ledger, entry, .. }, whole) = entries[0];
+        let start = self.buffer.len();
+        self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
+        let (kind, body_crc, count) = match entries {
+            [(append, _)] => (RecordKind::Entry, self.write_entry(append), 0),
+            _ => {
+                let mut table = Vec::with_capacity(entries.len() * ROW_BYTES);
+                for (append, _) in entries {
+                    let crc = self.write_entry(append);
+                    table.extend(Slot::row(append.payload_bytes() as u16, crc));
+                }
+                self.buffer.extend(&table);
+                (RecordKind::Entries, crc32c(&table), entries.len() as u16)
+            }
+        };
+        let body_bytes = (self.buffer.len() - start - RECORD_HEADER_BYTES) as u32;
+        self.close(start, RecordHeader { kind, body_bytes, body_crc, ledger, entry, count });
+        let bytes = (self.buffer.len() - start) as u64;
+        let offset = (self.offset + start as u64) as u32;
+        let run = Run { first: entry, count: entries.len() as u32, offset, span: bytes as u32 };
         if let Some(last) = self.runs.last_mut()
-            && last.ledger == append.ledger
+            && last.ledger == ledger
             && last.run.absorb(&run)
         {
             last.bytes += bytes;
         } else {
-            self.runs.push(LedgerRun { ledger: append.ledger, whole, run, bytes });
+            self.runs.push(LedgerRun { ledger, whole, run, bytes });
         }
+    }
+
+    /// The one copy of the payload; its checksum is taken while it is in the processor's cache.
+    fn write_entry(&mut self, append: &Append) -> u32 {
+        let at = self.buffer.len();
+        self.buffer.reserve(append.payload_bytes());
+        append.parts.iter().for_each(|part| self.buffer.extend(part));
+        crc32c(&self.buffer.as_slice()[at..])
     }
 
     pub fn add_control(&mut self, control: Control) {
@@ -192,50 +276,52 @@ impl Batch {
             Control::Key { .. } => (RecordKind::Key, 0),
             Control::ExplicitLac { lac, .. } => (RecordKind::ExplicitLac, lac.last_add_confirmed as u64),
         };
-        let body = Bytes::copy_from_slice(control.body());
-        let body_bytes = body.len();
-        self.add(kind, control.ledger(), entry, &[body], body_bytes);
+        // A key stands before the entries of its ledger, whatever else behind what came before it.
+        if kind != RecordKind::Key {
+            self.write_entries();
+        }
+        self.add(kind, control.ledger(), entry, control.body());
         self.controls.push(control);
     }
 
-    pub fn add_manifest(&mut self, body: Vec<u8>) {
+    pub fn add_manifest(&mut self, body: &[u8]) {
+        self.write_entries();
         self.manifest_at = Some(self.position());
-        let length = body.len();
-        self.add(RecordKind::Manifest, 0, 0, &[Bytes::from(body)], length);
+        self.add(RecordKind::Manifest, 0, 0, body);
     }
 
-    fn add_bare(&mut self, kind: RecordKind, ledger: u64, entry: u64) {
-        self.add(kind, ledger, entry, &[], 0);
-    }
-
-    /// The one copy of the payload; its checksum is taken while it is in the processor's cache.
-    fn add(&mut self, kind: RecordKind, ledger: u64, entry: u64, parts: &[Bytes], body_bytes: usize) {
-        let offset = self.position();
+    fn add(&mut self, kind: RecordKind, ledger: u64, entry: u64, body: &[u8]) {
         let start = self.buffer.len();
-        self.buffer.reserve(record_bytes(body_bytes) as usize);
         self.buffer.extend(&[0; RECORD_HEADER_BYTES]);
-        for part in parts {
-            self.buffer.extend(part);
-        }
-        let body_at = start + RECORD_HEADER_BYTES;
-        let body_crc = crc32c(&self.buffer.as_slice()[body_at..]);
-        let header = RecordHeader { kind, body_bytes: body_bytes as u32, body_crc, ledger, entry };
-        let header = header.encode(self.segment, offset);
-        self.buffer.as_mut_slice()[start..body_at].copy_from_slice(&header);
-        self.buffer
-            .extend(&[0; RECORD_ALIGNMENT][..record_bytes(body_bytes) as usize - RECORD_HEADER_BYTES - body_bytes]);
+        self.buffer.extend(body);
+        let (body_bytes, body_crc) = (body.len() as u32, crc32c(body));
+        self.close(start, RecordHeader { kind, body_bytes, body_crc, ledger, entry, count: 0 });
+    }
+
+    /// Puts the header before a body that is complete, and zeros behind it.
+    fn close(&mut self, start: usize, header: RecordHeader) {
+        let encoded = header.encode(self.segment, self.offset + start as u64);
+        self.buffer.as_mut_slice()[start..start + RECORD_HEADER_BYTES].copy_from_slice(&encoded);
+        self.buffer.extend_zeros(self.buffer.len().next_multiple_of(RECORD_ALIGNMENT) - self.buffer.len());
     }
 
     /// Ends at a block boundary with a record that says so: zeros are never valid content.
     pub fn pad(&mut self) {
+        self.write_entries();
         let left = self.buffer.len().next_multiple_of(BLOCK_BYTES) - self.buffer.len();
         if left == 0 {
             return;
         }
         let bytes = if left < RECORD_HEADER_BYTES { left + BLOCK_BYTES } else { left };
         let body_bytes = bytes - RECORD_HEADER_BYTES;
-        let header =
-            RecordHeader { kind: RecordKind::Pad, body_bytes: body_bytes as u32, body_crc: 0, ledger: 0, entry: 0 };
+        let header = RecordHeader {
+            kind: RecordKind::Pad,
+            body_bytes: body_bytes as u32,
+            body_crc: 0,
+            ledger: 0,
+            entry: 0,
+            count: 0,
+        };
         let header = header.encode(self.segment, self.position());
         self.buffer.extend(&header);
         self.buffer.extend_zeros(body_bytes);
@@ -243,12 +329,18 @@ impl Batch {
 
     /// Whether there is anything of the ledger in this commit.
     pub fn holds(&self, ledger: u64) -> bool {
-        self.runs.iter().any(|run| run.ledger == ledger)
-            || self.controls.iter().any(|control| control.ledger() == ledger)
+        self.last_of(ledger).is_some() || self.controls.iter().any(|control| control.ledger() == ledger)
     }
 
     /// The greatest entry of the ledger in this commit.
     pub fn last_of(&self, ledger: u64) -> Option<u64> {
-        self.runs.iter().filter(|run| run.ledger == ledger).map(|run| run.run.end() - 1).max()
+        let written = self.runs.iter().filter(|run| run.ledger == ledger).map(|run| run.run.end() - 1);
+        let waiting = self.waiting.iter().flat_map(|(entries, _)| entries).filter(|append| append.ledger == ledger);
+        written.chain(waiting.map(|append| append.entry)).max()
     }
+}
+
+/// Each one in a record of its own, which is the most that it can take.
+fn entries_bytes_max(entries: &[Append]) -> u64 {
+    entries.iter().map(|entry| record_bytes(entry.payload_bytes())).sum()
 }

@@ -223,7 +223,7 @@ impl<D: Disk> Engine<D> {
             completions: Vec::new(),
         };
         let mut batch = self.new_batch(&mut writer);
-        let blank_bytes = batch.buffer.len();
+        let blank_bytes = batch.bytes();
         let footer_bytes = self.footer_bytes(batch.segment);
         let mut must_write = false;
         while let Some(request) = queue.front() {
@@ -251,7 +251,7 @@ impl<D: Disk> Engine<D> {
                 break;
             }
         }
-        must_write |= batch.buffer.len() > blank_bytes;
+        must_write |= batch.bytes() > blank_bytes;
         self.dispatch(&mut writer, batch, must_write, commit)
     }
 
@@ -261,7 +261,7 @@ impl<D: Disk> Engine<D> {
         let active = writer.active.as_ref().expect("rolled if there was none");
         let mut batch = Batch::new(active.segment.id, active.next_offset, buffer, writer.durable);
         if !active.has_manifest {
-            batch.add_manifest(encode_manifest(&self.catalog.read().manifest(active.segment.id, &[])));
+            batch.add_manifest(&encode_manifest(&self.catalog.read().manifest(active.segment.id, &[])));
         }
         batch
     }
@@ -299,12 +299,12 @@ impl<D: Disk> Engine<D> {
             Request::Append { entries, admission, done } => {
                 let allowed = self.allow_append(writer, &entries, admission);
                 match (&allowed, admission) {
-                    (Ok(()), Admission::Whole) => entries.iter().for_each(|entry| batch.add_entry(entry, true)),
+                    (Ok(()), Admission::Whole) => batch.add_entries(entries, true),
                     (Ok(()), Admission::Replica { key, .. }) => {
                         for of_ledger in entries.chunk_by(|one, next| one.ledger == next.ledger) {
                             self.encode_key(writer, batch, of_ledger[0].ledger, key);
-                            of_ledger.iter().for_each(|entry| batch.add_entry(entry, false));
                         }
+                        batch.add_entries(entries, false);
                     }
                     (Err(_), Admission::Whole) => writer.closing.fail(entries.iter().map(|entry| entry.ledger)),
                     (Err(_), Admission::Replica { .. }) => (),
@@ -354,7 +354,7 @@ impl<D: Disk> Engine<D> {
                 if let Some(adopted) = adopt {
                     lines.extend(self.adopted_line(adopted));
                 }
-                batch.add_manifest(encode_manifest(&lines));
+                batch.add_manifest(&encode_manifest(&lines));
                 (commit.adopt, commit.drop) = (adopt, drop);
                 commit.completions.push(Completion::Append(done, Ok(())));
             }
@@ -486,7 +486,7 @@ impl<D: Disk> Engine<D> {
 
     fn has_room(&self, writer: &Writer<D::File>, batch: &Batch, bytes: u64, footer_bytes: u64) -> bool {
         let active = writer.active.as_ref().expect("the batch is for it");
-        batch.buffer.len() as u64 + bytes <= self.options.commit_bytes as u64
+        batch.bytes() + bytes <= self.options.commit_bytes as u64
             && batch.end() + bytes + footer_bytes <= active.allocated
     }
 

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use bytes::Bytes;
+
 use super::batch::{Append, Batch, Done, Request};
 use super::catalog::{IndexState, Placement, SegmentEntry};
 use super::maintain::write_footer;
@@ -202,14 +204,13 @@ impl<D: Disk> Engine<D> {
                 read => read?,
             }
             let mut bytes = 0;
-            for (entry, body) in found.entries {
+            let append = |(entry, body): (u64, Bytes)| {
                 bytes += body.len() as u64;
                 next = entry + 1;
-                output.batch.add_entry(
-                    &Append { ledger, entry, parts: [body, Default::default(), Default::default()], reserve: false },
-                    true,
-                );
-            }
+                Append { ledger, entry, parts: [body, Bytes::new(), Bytes::new()], reserve: false }
+            };
+            let entries = found.entries.into_iter().map(append).collect();
+            output.batch.add_entries(entries, true);
             output.flush_if_full().map_err(|error| ReadError::Io(error.to_string()))?;
             if !pace(2 * bytes) {
                 return Ok(false);
@@ -221,7 +222,7 @@ impl<D: Disk> Engine<D> {
 
 impl<F: DiskFile> Output<F> {
     fn flush_if_full(&mut self) -> io::Result<()> {
-        if self.batch.buffer.len() < CHUNK_BYTES { Ok(()) } else { self.flush() }
+        if self.batch.bytes() < CHUNK_BYTES as u64 { Ok(()) } else { self.flush() }
     }
 
     fn flush(&mut self) -> io::Result<()> {

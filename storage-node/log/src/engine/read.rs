@@ -12,7 +12,7 @@ use super::{Engine, SharedSegment};
 use crate::buffer::{READ_BUFFER_BYTES, ReadBuffers};
 use crate::disk::{Disk, DiskFile};
 use crate::error::ReadError;
-use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
+use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, Table};
 use crate::index::footer::decode_section;
 use crate::index::{Run, Runs};
 use crate::replica::{ExplicitLac, MasterKey};
@@ -313,6 +313,7 @@ pub(super) struct Walk<'b> {
 }
 
 impl Walk<'_> {
+    /// Takes entries of the run from `next` on. One that is damaged may come again later in the run.
     pub fn run(
         &self,
         run: &Run,
@@ -324,33 +325,35 @@ impl Walk<'_> {
     ) -> Result<(), ReadError> {
         let end = ((run.span_end() - self.base) as usize).min(self.buffer.len());
         let mut at = (u64::from(run.offset) - self.base) as usize;
-        while *next < run.end() && *next <= last && (*bytes < max_bytes || found.is_empty()) {
-            let Some((skipped, header)) =
-                find_record(&self.buffer[at.min(end)..end], self.segment, self.base + at as u64)
-            else {
-                return Err(self.corrupt(*next, "its record is unreadable"));
-            };
-            at += skipped;
-            let body_at = at + RECORD_HEADER_BYTES;
-            at += header.record_bytes() as usize;
-            if header.kind != RecordKind::Entry || header.ledger != self.ledger || header.entry < *next {
+        let mut missing = "its record is unreadable";
+        let is_full = |bytes: usize, found: &Vec<_>| bytes >= max_bytes && !found.is_empty();
+        while *next < run.end() && *next <= last && !is_full(*bytes, found) {
+            let record = find_record(&self.buffer[at.min(end)..end], self.segment, self.base + at as u64);
+            let Some((skipped, header)) = record else { return Err(self.corrupt(*next, missing)) };
+            let body_at = at + skipped + RECORD_HEADER_BYTES;
+            at += skipped + header.record_bytes() as usize;
+            if header.ledger != self.ledger || !header.holds_entries() || *header.entries().end() < *next {
                 continue;
             }
             if header.entry > *next {
-                return Err(self.corrupt(*next, "its record is unreadable"));
+                return Err(self.corrupt(*next, missing));
             }
-            let body = self.body(&header, body_at).ok_or_else(|| self.corrupt(*next, "its checksum is wrong"))?;
-            *bytes += body.len();
-            found.push((*next, body));
-            *next += 1;
+            let body = self.buffer.get(body_at..body_at + header.body_bytes as usize).unwrap_or_default();
+            let Some(table) = Table::of(&header, body) else { continue };
+            for slot in table.slots().skip((*next - header.entry) as usize) {
+                if *next > last || is_full(*bytes, found) {
+                    break;
+                }
+                if !slot.is_intact(body) {
+                    missing = "its checksum is wrong";
+                    break;
+                }
+                *bytes += slot.range.len();
+                found.push((*next, self.buffer.slice(body_at + slot.range.start..body_at + slot.range.end)));
+                *next += 1;
+            }
         }
         Ok(())
-    }
-
-    fn body(&self, header: &RecordHeader, at: usize) -> Option<Bytes> {
-        let end = at + header.body_bytes as usize;
-        let intact = header.body_is_intact(self.buffer.get(at..end)?);
-        intact.then(|| self.buffer.slice(at..end))
     }
 
     fn corrupt(&self, entry: u64, what: &str) -> ReadError {

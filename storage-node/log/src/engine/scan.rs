@@ -167,9 +167,10 @@ impl Scan {
             }
         }
         match header.kind {
-            RecordKind::Entry => {
-                let bytes = header.record_bytes();
-                self.index.add_run(header.ledger, Run::one(header.entry, at as u32, bytes as u32), bytes);
+            RecordKind::Entry | RecordKind::Entries => {
+                let (count, bytes) = (header.entry_count(), header.record_bytes());
+                let run = Run { first: header.entry, count, offset: at as u32, span: bytes as u32 };
+                self.index.add_run(header.ledger, run, bytes);
             }
             RecordKind::Fence => self.index.add_control(Control::Fence { ledger: header.ledger, end: header.entry }),
             RecordKind::Tombstone => self.index.add_control(Control::Tombstone { ledger: header.ledger }),

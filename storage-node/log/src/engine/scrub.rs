@@ -14,7 +14,7 @@ use super::scan::{find_record, scan};
 use super::{Engine, SharedSegment};
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
+    BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal, Table,
 };
 use crate::index::footer::{self, decode_section};
 use crate::index::{Run, Runs};
@@ -219,15 +219,25 @@ fn read_records<F: DiskFile>(
         };
         if header.kind != RecordKind::Pad {
             let body = window.get(at + RECORD_HEADER_BYTES as u64, header.body_bytes as usize)?;
-            match header.kind {
-                _ if header.body_is_intact(body) => (),
-                RecordKind::Entry => damage.push(Damage::Entry { ledger: header.ledger, entry: header.entry }),
-                _ => damage.push(Damage::Other),
-            }
+            check_body(&header, body, &mut damage);
         }
         at += header.record_bytes();
     }
     Ok(Some((window.read_bytes, damage)))
+}
+
+fn check_body(header: &RecordHeader, body: &[u8], damage: &mut Vec<Damage>) {
+    let Some(table) = Table::of(header, body) else {
+        damage.extend((!header.body_is_intact(body)).then_some(Damage::Other));
+        return;
+    };
+    let damaged = header.entries().zip(table.slots()).filter(|(_, slot)| !slot.is_intact(body));
+    let before = damage.len();
+    damage.extend(damaged.map(|(entry, _)| Damage::Entry { ledger: header.ledger, entry }));
+    // One that all entries could be found in spite of.
+    if damage.len() == before && !table.is_intact {
+        damage.push(Damage::Other);
+    }
 }
 
 /// The offset of the next record in `from..end`, or `end`.

@@ -26,6 +26,7 @@ pub struct Run {
 }
 
 impl Run {
+    #[cfg(test)]
     pub fn one(entry: u64, offset: u32, record_bytes: u32) -> Self {
         Self { first: entry, count: 1, offset, span: record_bytes }
     }
