@@ -30,7 +30,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-log", &[]),
     (
         "geminga-storage-node",
-        &["geminga-flow", "geminga-log", "geminga-metadata", "geminga-observe", "geminga-wire-bookkeeper"],
+        &[
+            "geminga-flow",
+            "geminga-log",
+            "geminga-metadata",
+            "geminga-observe",
+            "geminga-tls",
+            "geminga-wire-bookkeeper",
+        ],
     ),
     (
         "geminga-repair",
