@@ -144,7 +144,7 @@ async fn fill_storage(metadata: &Metadata) {
     metadata.put_repair_worker("a", &worker).await.unwrap();
     metadata.put_witness("a", &WitnessRecord { count: 3, at_ms: 7 }, None).await.unwrap();
     let remembered = Witness { count: 5, version: 99, ledger_ids_end: 65, cursor_ids_end: 129 };
-    metadata.note_restored("b", &RestoredRecord { since_ms: 7, remembered }).await.unwrap();
+    metadata.note_restored("b", &RestoredRecord { since_ms: 7, remembered }, None).await.unwrap();
     assert!(metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
     assert!(!metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
     assert!(metadata.note_repair(18, &Default::default(), false).await.unwrap());

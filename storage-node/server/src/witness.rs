@@ -45,6 +45,8 @@ pub struct MetadataWitness {
 struct Memory {
     remembered: Witness,
     standing: Standing,
+    /// The last write, which was said.
+    has_failed: bool,
 }
 
 impl MetadataWitness {
@@ -67,7 +69,7 @@ impl MetadataWitness {
                 remembered = found;
             }
         }
-        let memory = Memory { remembered, standing: Standing::Current };
+        let memory = Memory { remembered, standing: Standing::Current, has_failed: false };
         Ok(Self { node: node.to_owned(), folders, memory: Arc::new(Mutex::new(memory)) })
     }
 
@@ -82,7 +84,8 @@ impl MetadataWitness {
         let remembered = memory.remembered;
         if count < remembered.count {
             let record = RestoredRecord { since_ms: metadata.store().now_ms(), remembered };
-            metadata.note_restored(&self.node, &record).await?;
+            let version = found.as_ref().map(|found| found.version);
+            metadata.note_restored(&self.node, &record, version).await?;
         }
         let standing = if metadata.is_restored().await? { Standing::Restored } else { Standing::Current };
         if standing != memory.standing {
@@ -103,7 +106,12 @@ impl MetadataWitness {
             let version = metadata.put_witness(&self.node, &record, found.map(|found| found.version)).await?;
             let witness = Witness { count: count + 1, version, ledger_ids_end, cursor_ids_end };
             memory.remembered = witness;
-            self.write(&witness)?;
+            // A disk that is full is no reason to keep garbage; the node remembers a little less.
+            let failed = self.write(&witness).err();
+            if let Some(error) = failed.as_ref().filter(|_| !memory.has_failed) {
+                tracing::warn!(%error, "could not remember how new metadata are");
+            }
+            memory.has_failed = failed.is_some();
         }
         Ok(standing)
     }
@@ -138,7 +146,7 @@ impl MetadataWitness {
             if let Err(error) = &looked
                 && !has_failed
             {
-                tracing::warn!(%error, "could not remember how new metadata are");
+                tracing::warn!(%error, "could not find out whether metadata are current");
             }
             has_failed = looked.is_err();
             tokio::time::sleep(LOOK_EVERY).await;
@@ -185,6 +193,9 @@ mod tests {
         assert!(metadata.next_ledger_id(0).await.is_err(), "no id is given out");
         metadata.settle_restored("n", &restored[0].1).await.expect("settled");
         assert!(metadata.settle_restored("n", &restored[0].1).await.expect_err("it is settled").is_conflict());
+        // A look that began before that.
+        metadata.note_restored("n", &restored[0].1.value, Some(1)).await.expect("no error");
+        assert!(!metadata.is_restored().await.expect("read"));
         assert_eq!(node.look(&metadata).await.expect("looked"), Standing::Current);
         assert!(metadata.next_ledger_id(0).await.is_ok());
     }
@@ -194,12 +205,22 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let metadata = Metadata::new(Arc::new(MemoryStore::new()));
         let record = RestoredRecord { since_ms: 1, remembered: Witness { count: 9, ..Witness::default() } };
-        metadata.note_restored("other", &record).await.expect("noted");
+        metadata.note_restored("other", &record, None).await.expect("noted");
         let node = witness(&[folder.path()]);
         assert_eq!(node.look(&metadata).await.expect("looked"), Standing::Restored);
         assert!(!folder.path().join(FILE).exists(), "nothing is remembered of them");
         std::fs::write(folder.path().join(FILE), b"{").expect("written");
         let opened = MetadataWitness::of_folders("n", [folder.path().to_path_buf()].into());
         assert!(matches!(opened, Err(WitnessError::Io { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_takes_nothing_keeps_no_garbage() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let metadata = Metadata::new(Arc::new(MemoryStore::new()));
+        let node = witness(&[&folder.path().join("gone")]);
+        for _ in 0..2 {
+            assert_eq!(node.look(&metadata).await.expect("looked"), Standing::Current);
+        }
     }
 }

@@ -129,7 +129,7 @@ async fn restored(course: &[(usize, u64, u64)], dumped: usize) -> Model {
     metadata.raise_ledger_ids(dumped as u64 + 1).await.expect("raised");
     let remembered =
         Witness { count: 5, version: 10_000, ledger_ids_end: course.len() as u64 + 70, cursor_ids_end: 99 };
-    metadata.note_restored("node-0", &RestoredRecord { since_ms: 1, remembered }).await.expect("noted");
+    metadata.note_restored("node-0", &RestoredRecord { since_ms: 1, remembered }, None).await.expect("noted");
     Model { metadata, ledgers: Arc::new(ledgers) }
 }
 

@@ -62,10 +62,19 @@ impl Metadata {
         Ok(witnesses.into_iter().map(|(node, record)| (node, record.value)).collect())
     }
 
-    /// Says for everybody that these metadata are older than what a node remembers.
-    pub async fn note_restored(&self, node: &str, record: &RestoredRecord) -> Result<(), MetadataError> {
-        let key = format!("{RESTORED}{node}");
-        match self.store.commit(vec![Op::put(key, codec::encode(record)?, Expect::Absent)]).await {
+    /// Says for everybody that these metadata are older than what a node remembers, unless that is said already, or was settled since
+    /// the witness was read, which had this version (none: there was none).
+    pub async fn note_restored(
+        &self,
+        node: &str,
+        record: &RestoredRecord,
+        witness: Option<u64>,
+    ) -> Result<(), MetadataError> {
+        let ops = vec![
+            Op::check(format!("{WITNESSES}{node}"), witness.map_or(Expect::Absent, Expect::Version)),
+            Op::put(format!("{RESTORED}{node}"), codec::encode(record)?, Expect::Absent),
+        ];
+        match self.store.commit(ops).await {
             Err(error) if !error.is_conflict() => Err(error),
             _ => Ok(()),
         }
