@@ -10,8 +10,8 @@ use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, Replicat
 use tokio::sync::watch;
 
 use crate::options::{BrokerOptions, Resolved, TooFewZones};
-use crate::server;
 use crate::serving::{self, Ports};
+use crate::{restored, server};
 
 const SESSION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 
@@ -25,7 +25,7 @@ pub fn start(resolved: &Resolved<BrokerOptions>) -> anyhow::Result<()> {
     server::run(logs, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
 }
 
-async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let quorum = Quorum { ensemble: options.ensemble_size, write: options.write_quorum, ack: options.ack_quorum };
     if !quorum.is_sound() {
         bail!(
@@ -61,6 +61,11 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
             serving_options.cluster
         );
     }
+    tokio::select! {
+        settled = restored::wait_until_settled(&metadata) => settled?,
+        // Fails only when the sender is gone, which then cannot ask for anything else either.
+        _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+    }
     ports.announce(&metadata, &serving_options.cluster).await?;
     let membership = Membership::open(metadata.clone()).await?;
     let replication = ReplicationOptions {
@@ -78,7 +83,14 @@ async fn run(options: &BrokerOptions, shutdown: watch::Receiver<bool>) -> anyhow
     let member = ports.member(serving_options, options.session_timeout.get())?;
     refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
-    serving::serve(serving_options, ports, metadata, Arc::new(ledgers), ownership, shutdown).await?;
+    let serving = serving::serve(serving_options, ports, metadata.clone(), Arc::new(ledgers), ownership, shutdown);
+    tokio::select! {
+        served = serving => served?,
+        // Nothing is given up in an orderly way: what would be written then goes by what metadata were.
+        () = restored::noticed(&metadata) => bail!(
+            "metadata were restored from an older dump under this broker, as storage nodes remember: run 'geminga doctor'"
+        ),
+    }
     following.abort();
     measuring.abort();
     store.close().await;

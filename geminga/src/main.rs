@@ -13,6 +13,7 @@ mod metadata;
 mod options;
 mod proxy;
 mod ready;
+mod restored;
 mod server;
 mod serving;
 mod signals;

@@ -12,8 +12,8 @@ use geminga_observe::Metrics;
 use geminga_repair::{Figures, RepairOptions};
 use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use geminga_storage_node::{
-    NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, TlsOptions, collect_garbage,
-    heal, repair,
+    MetadataWitness, NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, TlsOptions,
+    collect_garbage, heal, repair,
 };
 use geminga_storage_node_control::About;
 use tokio::net::TcpListener;
@@ -75,7 +75,9 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     let node = StorageNode::open(directories, node_options).context("cannot use TLS")?;
     let cluster = match &id {
         Some(id) if !is_alone => {
-            Some(Cluster::new(options, id, addr, control.as_ref().map(|(_, addr)| *addr), is_incomplete))
+            let control = control.as_ref().map(|(_, addr)| *addr);
+            let witness = MetadataWitness::open(id, node.directories())?;
+            Some(Cluster::new(options, id, (addr, control), is_incomplete, witness))
         }
         _ => None,
     };
@@ -196,6 +198,7 @@ struct Cluster {
     close_damaged_after: Duration,
     /// Some directory is missing: which ledgers may be on it, metadata say.
     is_incomplete: bool,
+    witness: MetadataWitness,
     auto_recovery: Option<RepairOptions>,
     /// What may wait to be sent to a node that is repaired.
     outbound_bytes: u64,
@@ -205,9 +208,9 @@ impl Cluster {
     fn new(
         options: &StorageNodeOptions,
         id: &str,
-        addr: SocketAddr,
-        control: Option<SocketAddr>,
+        (addr, control): (SocketAddr, Option<SocketAddr>),
         is_incomplete: bool,
+        witness: MetadataWitness,
     ) -> Self {
         let address = advertised(options, addr);
         let control = control.map(|addr| advertised(options, addr));
@@ -221,6 +224,7 @@ impl Cluster {
             close_damaged_after: options.close_damaged_after.get(),
             repair_bytes_per_second: options.scrub_rate.bytes().max(REPAIR_RATE_MIN),
             is_incomplete,
+            witness,
             auto_recovery: options.auto_recovery.then(|| repair_options(id, options)),
             outbound_bytes: options.memory_limit.bytes() / 8,
         }
@@ -229,6 +233,8 @@ impl Cluster {
     async fn join(&self, node: &StorageNode) -> anyhow::Result<Member> {
         let store = geminga_metadata_sql::open(&self.url).await.context("cannot open the metadata (--metadata-url)")?;
         let metadata = Metadata::new(store);
+        // Before anybody sees that the node is there: metadata that are older than it are nobody's to go on from.
+        self.witness.look(&metadata).await?;
         // The folder is locked, so whoever had it at this address is gone.
         let owner = self.record.address.clone();
         let registration = Registration::open(metadata.clone(), &self.id, self.record.clone(), &owner).await?;
@@ -321,7 +327,9 @@ impl Member {
     async fn keep(self, node: &Arc<StorageNode>, cluster: &Cluster, figures: &Arc<Figures>) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.registration.keep(node.clone()));
-        tasks.spawn(collect_garbage(node.clone(), self.metadata.clone(), cluster.garbage_interval));
+        tasks.spawn(cluster.witness.clone().keep_looking(self.metadata.clone()));
+        let (metadata, witness) = (self.metadata.clone(), cluster.witness.clone());
+        tasks.spawn(collect_garbage(node.clone(), metadata, witness, cluster.garbage_interval));
         let others = loop {
             match OtherNodes::of(&cluster.id, self.metadata.clone(), &mut tasks).await {
                 Ok(others) => break others,

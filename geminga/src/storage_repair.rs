@@ -68,8 +68,11 @@ impl Ledgers for OtherNodes {
     }
 
     fn duties(&self, from: u64, limit: usize) -> Asking<Duties> {
-        let (id, reader) = (self.id.clone(), self.reader.clone());
+        let (id, reader, metadata) = (self.id.clone(), self.reader.clone(), self.metadata.clone());
         Box::pin(async move {
+            if metadata.is_restored().await.map_err(|error| error.to_string())? {
+                return Err("metadata were restored from an older dump".to_owned());
+            }
             let (shares, next) = reader.shares_of(&id, from, limit).await.map_err(|error| error.to_string())?;
             let duty = |(ledger, share): (u64, geminga_replicated_ledgers::Share)| Duty {
                 ledger,

@@ -18,12 +18,20 @@ class Process:
         self.folder, self.arguments, self.binary, self.process = folder, list(arguments), binary, None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def start(self, limit_s=30):
+    def begin(self):
+        """Starts it, and does not wait until it serves."""
         ready = self.folder / "ready.json"
         ready.unlink(missing_ok=True)
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen([self.binary, *self.arguments, "--ready-file", str(ready)], stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=subprocess.STDOUT)
+
+    def start(self, limit_s=30):
+        self.begin()
+        return self.wait_until_ready(limit_s)
+
+    def wait_until_ready(self, limit_s=30):
+        ready = self.folder / "ready.json"
         since = time.monotonic()
         while not servers.read_json(ready):
             if self.process.poll() is not None or time.monotonic() - since > limit_s:

@@ -1,6 +1,6 @@
 //! Drives the log of acknowledgements: its writes, its ledgers, its record in metadata, and who waits for what.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError};
 use geminga_metadata::{Metadata, MetadataError};
 use geminga_model::Position;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::error::{BrokerError, Result};
@@ -68,8 +69,20 @@ pub(crate) struct Cursors {
     progress: Notify,
 }
 
+/// A ledger in the record of a cursor log.
+#[derive(Serialize, Deserialize)]
+struct Listed {
+    #[serde(flatten)]
+    ledger: LogLedger,
+    /// There is a record of it from the commit on that put it into the list.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    announced: bool,
+}
+
 struct State {
     log: CursorLog,
+    /// Ledgers that were announced.
+    announced: BTreeSet<u64>,
     /// Sequence numbers and who waits for them, in order.
     waiting: VecDeque<(u64, CursorDone)>,
     last_sequence: u64,
@@ -87,19 +100,28 @@ impl Cursors {
         ledgers: Arc<dyn LedgerClient>,
         pending: Arc<PendingAcks>,
     ) -> Result<Arc<Self>> {
-        let mut log = CursorLog::new(CursorLogConfig::default());
-        let record = metadata.get_cursor_log::<Vec<LogLedger>>(&name).await?;
+        let mut log = CursorLog::new(CursorLogConfig::default()).named(&name);
+        let record = metadata.get_cursor_log::<Vec<Listed>>(&name).await?;
         let record_version = record.as_ref().map(|record| record.version);
         let list = record.map_or_else(Vec::new, |record| record.value);
-        for ledger in &list {
-            let entries = match ledger.entries {
-                Some(entries) => entries,
-                None => ledgers.recover(ledger.ledger_id).await?.map_or(0, |last| last + 1),
+        for Listed { ledger, announced } in &list {
+            let last = match (ledger.entries, announced) {
+                (Some(entries), _) => Ok(entries.checked_sub(1)),
+                (None, true) => ledgers.recover_announced(ledger.ledger_id).await,
+                (None, false) => ledgers.recover(ledger.ledger_id).await,
             };
+            let last = last.inspect_err(|error| {
+                if let LedgerError::NoRecord(_) = error {
+                    tracing::error!(bundle = name, %error, "no topic of the bundle is served: its acknowledgements are not known");
+                }
+            })?;
+            let entries = last.map_or(0, |last| last + 1);
             replay(&mut log, &*ledgers, ledger.ledger_id, entries).await?;
         }
+        let announced = list.iter().filter(|listed| listed.announced).map(|listed| listed.ledger.ledger_id).collect();
         let state = State {
             log,
+            announced,
             waiting: VecDeque::new(),
             last_sequence: 0,
             record_version,
@@ -331,7 +353,9 @@ impl Cursors {
     fn create_ledger(&self) {
         let Some(cursors) = self.me.upgrade() else { return };
         tokio::spawn(async move {
-            let created = cursors.metadata.next_ledger_id(0).await;
+            // Ids ascend, so that the last ledger of a log can be told from storage alone.
+            let newest = cursors.ledger_ids().into_iter().max().unwrap_or(0);
+            let created = cursors.metadata.next_ledger_id(newest).await;
             let mut state = cursors.state.lock();
             match created {
                 Ok(id) => {
@@ -354,8 +378,9 @@ impl Cursors {
             let saved = cursors.store_record(&list, version).await;
             let mut state = cursors.state.lock();
             match saved {
-                Ok(version) => {
+                Ok((version, announced)) => {
                     state.record_version = Some(version);
+                    state.announced = announced;
                     state.log.record_saved();
                 }
                 Err(error) if error.is_deposed() => {
@@ -373,8 +398,23 @@ impl Cursors {
         });
     }
 
-    async fn store_record(&self, list: &[LogLedger], version: Option<u64>) -> std::result::Result<u64, MetadataError> {
-        self.metadata.put_cursor_log(&self.name, &list, version).await
+    /// Answers the version, and which of the ledgers were announced.
+    async fn store_record(
+        &self,
+        list: &[LogLedger],
+        version: Option<u64>,
+    ) -> std::result::Result<(u64, BTreeSet<u64>), MetadataError> {
+        let mut announced = self.state.lock().announced.clone();
+        // The one that is open is new unless an earlier record has it.
+        let newest = list.last().filter(|last| last.entries.is_none() && !announced.contains(&last.ledger_id));
+        let announcement = newest.and_then(|newest| self.ledgers.announcement(newest.ledger_id));
+        announced.extend(announcement.as_ref().and(newest).map(|newest| newest.ledger_id));
+        announced.retain(|id| list.iter().any(|ledger| ledger.ledger_id == *id));
+        let is_announced = |ledger: &LogLedger| announced.contains(&ledger.ledger_id);
+        let listed: Vec<Listed> =
+            list.iter().map(|ledger| Listed { ledger: *ledger, announced: is_announced(ledger) }).collect();
+        let version = self.metadata.put_cursor_log(&self.name, &listed, version, announcement).await?;
+        Ok((version, announced))
     }
 
     fn delete_ledgers(&self, ids: Vec<u64>) {

@@ -18,7 +18,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use geminga_metadata::Metadata;
+use geminga_metadata::{Metadata, Op};
 
 pub use embedded::EmbeddedLedgers;
 pub use memory::MemoryLedgers;
@@ -58,6 +58,8 @@ pub enum LedgerError {
     Overloaded,
     #[error("ledger {0} is not known to storage")]
     NoSuchLedger(u64),
+    #[error("ledger {0} is listed, and metadata have no record of it: run 'geminga doctor' to find out what was lost")]
+    NoRecord(u64),
     #[error("entry {ledger_id}:{entry_id} does not exist")]
     NoSuchEntry { ledger_id: u64, entry_id: u64 },
     #[error("ledger {ledger_id}: {detail}")]
@@ -82,6 +84,18 @@ pub trait LedgerClient: Send + Sync + 'static {
 
     /// Fences the ledger and answers its last entry, `None` when it has none.
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>>;
+
+    /// What is to be in metadata from the commit on that names the ledger in a list, so that a missing record is never taken for
+    /// a ledger that was not begun; to be written with that commit. None where metadata know nothing of ledgers.
+    fn announcement(&self, _ledger_id: u64) -> Option<Op> {
+        None
+    }
+
+    /// The same as [`recover`](Self::recover) of a ledger that was announced: that there is no record of it is an error, and
+    /// not a ledger without entries.
+    fn recover_announced(&self, ledger_id: u64) -> Pending<Option<u64>> {
+        self.recover(ledger_id)
+    }
 
     /// Whoever wrote these ledgers will not write to them any more, and all that it appended was answered. Where they end is noted, so
     /// that the next owner has nothing to recover; what cannot be noted soon is left to recovery. Ids of other ledgers do no harm.

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::distribution::ENSEMBLE_MAX;
 
+/// A property of a ledger that is still to be begun.
+const ANNOUNCED: &str = "announced";
+
 /// The lasting name of a storage node, whatever its address is.
 pub type NodeId = String;
 
@@ -63,6 +66,26 @@ impl LedgerMetadata {
     pub fn new(quorum: Quorum, ensemble: Vec<NodeId>, properties: BTreeMap<String, String>) -> Self {
         let fragments = vec![Fragment { first_entry: 0, ensemble }];
         Self { quorum, state: LedgerState::Open, fragments, properties }
+    }
+
+    /// Of a ledger that a list names, and that was not begun yet. To whoever does not know of announcements it is a closed one without
+    /// entries, which is what becomes of it if it is never begun.
+    pub fn announced(quorum: Quorum) -> Self {
+        let mut metadata = Self::never_begun(quorum);
+        metadata.properties.insert(ANNOUNCED.to_owned(), String::new());
+        metadata
+    }
+
+    pub fn is_announced(&self) -> bool {
+        self.properties.contains_key(ANNOUNCED)
+    }
+
+    /// Of a ledger that nobody may begin any more.
+    pub fn never_begun(quorum: Quorum) -> Self {
+        let ensemble = (0..quorum.ensemble).map(|n| format!("none-{n}")).collect();
+        let mut metadata = Self::new(quorum, ensemble, BTreeMap::new());
+        metadata.state = LedgerState::Closed { entries: 0, length: 0 };
+        metadata
     }
 
     /// Metadata that are not sound must not be acted on.

@@ -35,9 +35,14 @@ impl Catalog {
         Ok(Some(Known { metadata: found.value, version: found.version }))
     }
 
-    /// Creates a ledger; whoever was faster is answered.
+    /// Creates a ledger, which may have been announced; whoever was faster is answered.
     pub async fn create(&self, ledger: u64, metadata: &LedgerMetadata) -> Result<Known, MetadataError> {
-        match self.metadata.put_ledger(ledger, metadata, None).await {
+        let announced = match self.get(ledger).await? {
+            None => None,
+            Some(known) if known.metadata.is_announced() => Some(known.version),
+            Some(known) => return Ok(known),
+        };
+        match self.metadata.put_ledger(ledger, metadata, announced).await {
             Ok(version) => Ok(Known { metadata: metadata.clone(), version }),
             Err(MetadataError::Conflict { .. }) => match self.get(ledger).await? {
                 Some(known) => Ok(known),

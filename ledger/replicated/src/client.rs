@@ -8,12 +8,13 @@ use geminga_ensemble::repair::{Listing, NodeTable, RepairReport};
 use geminga_ensemble::{LedgerMetadata, LedgerState, NodeId, Quorum};
 use geminga_flow::Budget;
 use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, Pending, StoredEntry};
-use geminga_metadata::{Metadata, MetadataError};
+use geminga_metadata::{Metadata, MetadataError, Op};
 use geminga_wire_bookkeeper::{MasterKey, master_key};
 use parking_lot::Mutex;
 
 use crate::catalog::{Catalog, Known};
 use crate::nodes::{NodeDirectory, Nodes, ZonePolicy};
+use crate::recovering::Unknown;
 use crate::repairing::{self, CopyMeter};
 use crate::writing::OpenLedger;
 use crate::{reading, recovering};
@@ -92,14 +93,6 @@ impl Shared {
             closed.clear();
         }
         closed.insert(ledger, metadata.clone());
-    }
-
-    /// Of a ledger that nobody may create any more.
-    pub fn closed_empty(&self) -> LedgerMetadata {
-        let ensemble = (0..self.options.quorum.ensemble).map(|n| format!("none-{n}")).collect();
-        let mut metadata = LedgerMetadata::new(self.options.quorum, ensemble, BTreeMap::new());
-        metadata.state = LedgerState::Closed { entries: 0, length: 0 };
-        metadata
     }
 
     async fn create(self: &Arc<Self>, ledger: u64) -> Result<Arc<OpenLedger>, LedgerError> {
@@ -201,6 +194,20 @@ impl ReplicatedLedgers {
         recovering::recover_existing(&self.shared, ledger).await.map(drop)
     }
 
+    fn recover_with(&self, ledger_id: u64, unknown: Unknown) -> Pending<Option<u64>> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            // Whoever has written it all, and knows that, need only write down where it ends.
+            if let Some(open) = shared.open(ledger_id) {
+                let _ = open.close().await;
+            }
+            let metadata = recovering::recover(&shared, ledger_id, unknown).await?;
+            shared.forget_open(ledger_id);
+            shared.remember_closed(ledger_id, &metadata);
+            Ok(recovering::last_entry(&metadata))
+        })
+    }
+
     /// Which entries of a ledger a storage node has; `None` if it does not say.
     pub async fn list_entries(&self, ledger: u64, node: &NodeId) -> Option<Box<dyn Listing>> {
         repairing::list_entries(&self.shared, ledger, node).await
@@ -271,17 +278,16 @@ impl LedgerClient for ReplicatedLedgers {
     }
 
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>> {
-        let shared = self.shared.clone();
-        Box::pin(async move {
-            // Whoever has written it all, and knows that, need only write down where it ends.
-            if let Some(open) = shared.open(ledger_id) {
-                let _ = open.close().await;
-            }
-            let metadata = recovering::recover(&shared, ledger_id).await?;
-            shared.forget_open(ledger_id);
-            shared.remember_closed(ledger_id, &metadata);
-            Ok(recovering::last_entry(&metadata))
-        })
+        self.recover_with(ledger_id, Unknown::NeverBegun)
+    }
+
+    fn announcement(&self, ledger_id: u64) -> Option<Op> {
+        let metadata = LedgerMetadata::announced(self.shared.options.quorum);
+        Some(Metadata::announcement(ledger_id, &metadata).expect("metadata of a ledger are JSON"))
+    }
+
+    fn recover_announced(&self, ledger_id: u64) -> Pending<Option<u64>> {
+        self.recover_with(ledger_id, Unknown::Error)
     }
 
     fn finish(&self, ledger_ids: Vec<u64>) -> Pending<()> {

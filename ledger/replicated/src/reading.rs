@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{PASSWORD, Shared, metadata_error};
 use crate::node::Failure;
+use crate::recovering::Unknown;
 
 /// How long a node may take before the next one is asked too.
 const SPECULATE_AFTER: Duration = Duration::from_millis(500);
@@ -108,11 +109,17 @@ async fn whereabouts(shared: &Arc<Shared>, ledger: u64) -> Result<(LedgerMetadat
     }
     let known = shared.catalog.get(ledger).await.map_err(metadata_error)?;
     let metadata = known.ok_or(LedgerError::NoSuchLedger(ledger))?.metadata;
+    if metadata.is_announced() {
+        // Nothing is in it yet; what will be is not known.
+        return Ok((metadata, None));
+    }
     let metadata = match metadata.state {
         LedgerState::Closed { .. } => metadata,
         // Whoever reads it owns it now. Its writer was given up before the ledger was closed: a topic's record, or that of a
         // cursor log, names the end of a ledger without waiting for the ledger's own metadata.
-        LedgerState::Open | LedgerState::InRecovery => crate::recovering::recover(shared, ledger).await?,
+        LedgerState::Open | LedgerState::InRecovery => {
+            crate::recovering::recover(shared, ledger, Unknown::Error).await?
+        }
     };
     shared.remember_closed(ledger, &metadata);
     let last = crate::recovering::last_entry(&metadata);

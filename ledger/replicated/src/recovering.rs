@@ -24,13 +24,23 @@ enum Event {
     Metadata(Option<MetadataOutcome>),
 }
 
+/// What it means that metadata have no record of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// Nothing was ever written to it.
+    NeverBegun,
+    /// It was lost, as it was announced.
+    Error,
+}
+
 /// Fences the ledger, finds its end and closes it. Answers its metadata.
-pub async fn recover(shared: &Arc<Shared>, ledger: u64) -> Result<LedgerMetadata, LedgerError> {
+pub async fn recover(shared: &Arc<Shared>, ledger: u64, unknown: Unknown) -> Result<LedgerMetadata, LedgerError> {
     let known = match shared.catalog.get(ledger).await.map_err(metadata_error)? {
-        Some(known) => known,
-        None => {
+        Some(known) if !known.metadata.is_announced() => known,
+        None if unknown == Unknown::Error => return Err(LedgerError::NoRecord(ledger)),
+        Some(_) | None => {
             // Whoever meant to create it finds it closed.
-            let metadata = shared.closed_empty();
+            let metadata = LedgerMetadata::never_begun(shared.options.quorum);
             shared.catalog.create(ledger, &metadata).await.map_err(metadata_error)?
         }
     };

@@ -213,6 +213,32 @@ async fn a_deposed_owner_brings_no_ledger_into_being() {
     assert!(cluster.metadata.get_ledger::<LedgerMetadata>(7).await.expect("metadata").is_none());
 }
 
+/// A list names it in the same commit: with its record, what was never begun and what was lost are two things.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_announced_ledger_is_begun_or_closed_and_one_without_a_record_is_an_error() {
+    let cluster = Cluster::start(3).await;
+    let writer = cluster.client(3, 3, 2);
+    for ledger in [7, 8] {
+        let announcement = writer.announcement(ledger).expect("metadata know ledgers");
+        cluster.metadata.store().commit(vec![announcement]).await.expect("its id is new");
+    }
+    let again = cluster.metadata.store().commit(writer.announcement(7).into_iter().collect()).await;
+    assert!(again.expect_err("its id is in use").is_conflict());
+    assert!(matches!(writer.read(7, 0, 0, 1).await, Err(LedgerError::NoSuchEntry { .. })));
+    assert!(append(&writer, 7, 0, 100).await.iter().all(Result::is_ok));
+    let next = cluster.client(3, 3, 2);
+    assert_eq!(next.recover_announced(7).await.expect("it is closed"), Some(99));
+    check(&next, 7, 100).await;
+    // Nobody began it, and now nobody can.
+    assert_eq!(next.recover_announced(8).await.expect("it is closed"), None);
+    assert!(matches!(append(&writer, 8, 0, 10).await[..], [Err(LedgerError::Fenced(8))]));
+    assert!(matches!(next.recover_announced(9).await, Err(LedgerError::NoRecord(9))));
+    assert!(
+        cluster.metadata.get_ledger::<LedgerMetadata>(9).await.expect("read").is_none(),
+        "and no record is made up"
+    );
+}
+
 /// As when a broker ends after it has begun another ledger, and before it has closed this one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ledger_that_its_writer_left_open_is_closed_by_its_next_reader() {

@@ -58,7 +58,7 @@ impl Batch {
         for group in self.commits.chunk_by(|one, next| plain(one) && plain(next)) {
             let mut overlay = load(transaction, group).await?;
             for ops in group {
-                let version = decision.version + 1;
+                let version = Op::version_after(decision.version, ops);
                 let result = overlay.apply(ops, version).map(|(versions, keys)| {
                     decision.version = version;
                     decision.changes.extend(keys.into_iter().map(|key| (version, key)));

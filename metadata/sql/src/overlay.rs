@@ -53,6 +53,7 @@ impl<'a> Footprint<'a> {
                 // What stands under the prefix may be deleted by a step before, any number of keys.
                 Op::CheckEmpty { prefix } if deletes_prefix => self.prefixes.push(prefix),
                 Op::CheckEmpty { prefix } => self.probes.push(prefix),
+                Op::RaiseVersion { .. } => {}
             }
         }
     }
@@ -126,6 +127,7 @@ impl Overlay {
                     return Err(MetadataError::Conflict { key: key.clone() });
                 }
             }
+            Op::RaiseVersion { .. } => {}
             Op::DeletePrefix { prefix } => {
                 let under = self.slots.range_mut(prefix.clone()..).take_while(|(key, _)| key.starts_with(prefix));
                 for (key, slot) in under.filter(|(_, slot)| slot.version.is_some()) {

@@ -99,6 +99,7 @@ fn op_bytes(op: &Op) -> usize {
             Op::Put { key, value, .. } => key.len() + value.len(),
             Op::Delete { key, .. } | Op::Check { key, .. } => key.len(),
             Op::CheckEmpty { prefix } | Op::DeletePrefix { prefix } => prefix.len(),
+            Op::RaiseVersion { .. } => 0,
         }
 }
 

@@ -81,15 +81,21 @@ mod tests {
     }
 
     fn topic() -> impl Strategy<Value = TopicRecord> {
-        let numbers = any::<(bool, u64, u64, u64, Option<u64>)>();
+        let numbers = any::<(bool, u64, u64, Option<u64>, u64, Option<u64>)>();
         (vec(ledger(), 0..4), option::of(position()), properties(), numbers).prop_map(
-            |(ledgers, terminated, properties, (last_open, next_index, last_ledger, created_at, epoch))| TopicRecord {
+            |(
+                ledgers,
+                terminated,
+                properties,
+                (last_open, next_index, last_ledger, announced_from, created_at, epoch),
+            )| TopicRecord {
                 ledgers,
                 last_open,
                 next_index,
                 terminated,
                 properties,
                 last_ledger,
+                announced_from,
                 created_at,
                 epoch,
             },

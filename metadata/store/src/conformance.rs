@@ -57,6 +57,13 @@ pub async fn commits(store: Store) {
     ];
     let versions = store.commit(steps).await.unwrap();
     assert_eq!(versions.len(), 4);
+    let raised = vec![put("r", "1", Expect::Absent), Op::RaiseVersion { above: versions[0] + 1000 }];
+    let raised = store.commit(raised).await.unwrap();
+    assert!(raised[0] > versions[0] + 1000 && raised[1] == 0, "{raised:?}");
+    let after =
+        vec![Op::RaiseVersion { above: 1 }, Op::delete("r", Expect::Version(raised[0])), put("q", "1", Expect::Absent)];
+    assert!(store.commit(after).await.unwrap()[2] > raised[0], "versions never go back");
+    store.commit(vec![Op::delete("q", Expect::Present)]).await.unwrap();
     assert!(versions[0] > first && versions[1] > first && versions[2] == 0 && versions[3] == 0, "{versions:?}");
 
     store.commit(vec![Op::delete("a", Expect::Version(versions[0]))]).await.unwrap();
@@ -256,10 +263,10 @@ async fn topics_and_subscriptions(metadata: &Metadata, topic: &TopicName) {
     let mut record = created.value;
     record.ledgers = vec![ledger(3), ledger(5), ledger(9)];
     record.terminated = Some(Position::new(9, 9));
-    let version = metadata.replace_topic(topic, &record, created.version, &[]).await.unwrap();
-    assert!(metadata.replace_topic(topic, &record, created.version, &[7]).await.unwrap_err().is_conflict());
+    let version = metadata.replace_topic(topic, &record, created.version, &[], None).await.unwrap();
+    assert!(metadata.replace_topic(topic, &record, created.version, &[7], None).await.unwrap_err().is_conflict());
     record.ledgers.remove(0);
-    metadata.replace_topic(topic, &record, version, &[3]).await.unwrap();
+    metadata.replace_topic(topic, &record, version, &[3], None).await.unwrap();
     assert_eq!(metadata.list_garbage(10).await.unwrap(), [vec![3]], "noted with the commit, not with a conflict");
 
     let sibling = TopicName::parse("persistent://t/n/a0").unwrap();

@@ -26,6 +26,7 @@ pub use repository::changes::MetadataChange;
 pub use repository::clusters::ClusterData;
 pub use repository::partitioned::PartitionedTopicRecord;
 pub use repository::repairs::{AuditRecord, RepairClaim, RepairRecord, RepairWorkerRecord};
+pub use repository::restored::{RestoredRecord, Witness, WitnessRecord};
 pub use repository::schemas::{SchemaRecord, SchemaVersion};
 pub use repository::storage_nodes::{StorageNodeRecord, StorageNodeStatus};
 pub use repository::subscriptions::SubscriptionRecord;

@@ -91,6 +91,7 @@ impl Contents {
                 Op::Check { key, expect } => self.check(key, *expect)?,
                 Op::CheckEmpty { prefix } => self.check_empty(prefix)?,
                 Op::DeletePrefix { prefix } => self.delete_prefix(prefix, undo),
+                Op::RaiseVersion { .. } => {}
             }
             versions.push(0);
         }
@@ -150,7 +151,7 @@ impl MetadataStore for MemoryStore {
     async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
         ops.iter().try_for_each(Op::validate)?;
         let mut contents = self.contents.lock();
-        let version = contents.version + 1;
+        let version = Op::version_after(contents.version, &ops);
         let mut undo = Vec::with_capacity(ops.len());
         let outcome = contents.apply(&ops, version, &mut undo);
         if outcome.is_err() {

@@ -16,6 +16,9 @@ pub struct Record {
 /// Longest key, in bytes.
 pub const KEY_LENGTH_MAX: usize = 64 * 1024;
 
+/// Databases count in 63 bits; far below is room for ever.
+const VERSION_MAX: u64 = 1 << 62;
+
 /// What must be true of a record for a commit to be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
@@ -64,6 +67,10 @@ pub enum Op {
     DeletePrefix {
         prefix: String,
     },
+    /// The commit gets a version that is above `above`: a store that was restored has given smaller ones than it once had.
+    RaiseVersion {
+        above: u64,
+    },
 }
 
 impl Op {
@@ -87,13 +94,22 @@ impl Op {
         Op::DeletePrefix { prefix: prefix.into() }
     }
 
+    /// The version that a commit of these steps gets in a store that has given `last`.
+    pub fn version_after(last: u64, ops: &[Op]) -> u64 {
+        let above = |op: &Op| if let Op::RaiseVersion { above } = op { *above } else { 0 };
+        ops.iter().map(above).fold(last, u64::max) + 1
+    }
+
     /// Refuses what no backend accepts: empty keys and prefixes, keys with a NUL, and keys above [`KEY_LENGTH_MAX`].
     pub fn validate(&self) -> Result<(), MetadataError> {
-        let (Op::Put { key, .. }
-        | Op::Delete { key, .. }
-        | Op::Check { key, .. }
-        | Op::CheckEmpty { prefix: key }
-        | Op::DeletePrefix { prefix: key }) = self;
+        let key = match self {
+            Op::RaiseVersion { above } if *above < VERSION_MAX => return Ok(()),
+            Op::RaiseVersion { above } => {
+                return Err(MetadataError::Invalid(format!("{above} is no version of a metadata store")));
+            }
+            Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => key,
+            Op::CheckEmpty { prefix } | Op::DeletePrefix { prefix } => prefix,
+        };
         if key.is_empty() {
             return Err(MetadataError::Invalid("a metadata key must not be empty".into()));
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use geminga_metadata::{
     AuditRecord, ClusterData, LedgerInfo, ManualClock, MemoryStore, Metadata, PartitionedTopicRecord, Policies,
-    RepairClaim, RepairRecord, RepairWorkerRecord, SchemaRecord, StorageNodeRecord, SubscriptionRecord, TenantInfo,
-    TopicRecord,
+    RepairClaim, RepairRecord, RepairWorkerRecord, RestoredRecord, SchemaRecord, StorageNodeRecord, SubscriptionRecord,
+    TenantInfo, TopicRecord, Witness, WitnessRecord,
 };
 use geminga_model::{Position, TopicName};
 
@@ -30,6 +30,7 @@ const RECORDS: &[(&str, &str)] = &[
         "repairs/00000000000000000018",
         r#"{"since_ms":7,"blocked":"no node has a good copy of entry 3","writer_awaited_since_ms":6,"not_before_ms":9,"claim":{"node":"a","until_ms":8}}"#,
     ),
+    ("restored/b", r#"{"since_ms":7,"remembered":{"count":5,"version":99,"ledger_ids_end":65,"cursor_ids_end":129}}"#),
     (
         "schemas/public/default/persistent/orders/00000000000000000000",
         r#"{"schema_type":2,"data":"t:{}","properties":{},"timestamp":3,"user":"","deleted":false}"#,
@@ -47,8 +48,9 @@ const RECORDS: &[(&str, &str)] = &[
     ("topic-policies/public/default/persistent/orders", r#"{"maxProducerPerTopic":7}"#),
     (
         "topics/public/default/persistent/orders",
-        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"entries":0,"size":0,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"last_ledger":19,"created_at":4,"epoch":2}"#,
+        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"entries":0,"size":0,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"last_ledger":19,"announced_from":19,"created_at":4,"epoch":2}"#,
     ),
+    ("witnesses/a", r#"{"count":3,"at_ms":7}"#),
 ];
 
 async fn fill(metadata: &Metadata) {
@@ -59,7 +61,7 @@ async fn fill(metadata: &Metadata) {
     let namespace = "public/default".parse().unwrap();
     metadata.create_namespace(&namespace, &Policies::new_namespace("standalone", 4)).await.unwrap();
     metadata.set_dynamic_configuration("maxTopics", "7").await.unwrap();
-    metadata.put_cursor_log("bundle", &[5, 6], None).await.unwrap();
+    metadata.put_cursor_log("bundle", &[5, 6], None, None).await.unwrap();
     metadata.note_garbage(&[17, 18]).await.unwrap();
     let clicks = PartitionedTopicRecord { partitions: 4, properties: [("a".into(), "b".into())].into() };
     metadata.create_partitioned_topic(&TopicName::parse("clicks").unwrap(), &clicks).await.unwrap();
@@ -75,6 +77,7 @@ async fn fill(metadata: &Metadata) {
         terminated: Some(Position { ledger_id: 17, entry_id: 99 }),
         properties: [("k".into(), "v".into())].into(),
         last_ledger: 19,
+        announced_from: Some(19),
         created_at: 4,
         epoch: Some(2),
     };
@@ -139,6 +142,9 @@ async fn fill_storage(metadata: &Metadata) {
         doing: [("17".to_owned(), "copies entries 0 to 9, is at 3".to_owned())].into(),
     };
     metadata.put_repair_worker("a", &worker).await.unwrap();
+    metadata.put_witness("a", &WitnessRecord { count: 3, at_ms: 7 }, None).await.unwrap();
+    let remembered = Witness { count: 5, version: 99, ledger_ids_end: 65, cursor_ids_end: 129 };
+    metadata.note_restored("b", &RestoredRecord { since_ms: 7, remembered }, None).await.unwrap();
     assert!(metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
     assert!(!metadata.note_repair(17, &["b".to_owned()].into(), true).await.unwrap());
     assert!(metadata.note_repair(18, &Default::default(), false).await.unwrap());

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use geminga_doctor::{Cluster, Contents, Finding, Held, Node, Owner, Record, Step, Topic, confirmed, examine, propose};
+use geminga_doctor::{
+    Cluster, Contents, Finding, Held, Label, Node, Owner, Plan, PlanError, Record, Remembered, Step, Topic, confirmed,
+    examine, propose,
+};
 use geminga_ensemble::{Fragment, LedgerMetadata, LedgerState, Quorum, distribution::write_order};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -32,23 +35,29 @@ fn store(cluster: &mut Cluster, ledger: u64, (entries, second, is_closed, owner)
     if second > 0 && second < entries {
         fragments.push(Fragment { first_entry: second, ensemble: ensemble(ledger + 1) });
     }
+    let label = match owner {
+        0 => {
+            let log = cluster.cursor_logs.entry(BUNDLE.to_owned()).or_default();
+            log.ledgers.push(ledger);
+            Label::CursorLog { bundle: BUNDLE.to_owned(), ledgers: log.ledgers.clone() }
+        }
+        _ => Label::Topic(topic(owner)),
+    };
     for entry in 0..entries {
         let fragment = fragments.iter().rfind(|fragment| fragment.first_entry <= entry).expect("the first begins at 0");
         for slot in write_order(quorum, entry) {
             let held = contents(cluster, &fragment.ensemble[slot]).entry(ledger).or_default();
             held.entries = Some(held.entries.unwrap_or(0) + 1);
             held.last_entry = Some(entry);
-            if entry == 0 && owner > 0 {
-                held.topic = Some(topic(owner));
+            if entry == 0 {
+                held.label = Some(label.clone());
             }
         }
     }
     let state = if is_closed { LedgerState::Closed { entries, length: entries } } else { LedgerState::Open };
     let metadata = LedgerMetadata { quorum, state, fragments, properties: BTreeMap::new() };
-    cluster.records.insert(ledger, Record::Read(metadata));
-    if owner == 0 {
-        cluster.cursor_logs.entry(BUNDLE.to_owned()).or_default().push(ledger);
-    } else {
+    cluster.records.insert(ledger, Record::Read { metadata, version: ledger });
+    if owner > 0 {
         let topic = cluster.topics.entry(topic(owner)).or_default();
         topic.ledgers.push(ledger);
         topic.last_ledger = ledger;
@@ -69,13 +78,16 @@ fn clusters() -> impl Strategy<Value = Cluster> {
         for (made, is_deleted, gap) in ledgers {
             id += gap;
             store(&mut cluster, id, made);
-            if is_deleted {
-                cluster.topics.values_mut().for_each(|topic| topic.ledgers.retain(|ledger| *ledger != id));
-                cluster.cursor_logs.values_mut().for_each(|ledgers| ledgers.retain(|ledger| *ledger != id));
+            // Of a cursor log the oldest goes, and never the newest.
+            let log = cluster.cursor_logs.get(BUNDLE).filter(|_| made.3 == 0);
+            let gone = log.map_or(id, |log| log.ledgers[0]);
+            if is_deleted && log.is_none_or(|log| log.ledgers.len() > 1) {
+                cluster.topics.values_mut().for_each(|topic| topic.ledgers.retain(|ledger| *ledger != gone));
+                cluster.cursor_logs.values_mut().for_each(|log| log.ledgers.retain(|ledger| *ledger != gone));
                 if has_notes {
-                    cluster.deletions.insert(id);
+                    cluster.deletions.insert(gone);
                 } else {
-                    cluster.records.remove(&id);
+                    cluster.records.remove(&gone);
                 }
             }
         }
@@ -99,7 +111,7 @@ fn only(finding: Finding) -> BTreeSet<Finding> {
 }
 
 fn closed(cluster: &Cluster, ledger: u64) -> bool {
-    matches!(&cluster.records[&ledger], Record::Read(it) if matches!(it.state, LedgerState::Closed { .. }))
+    matches!(&cluster.records[&ledger], Record::Read { metadata, .. } if matches!(metadata.state, LedgerState::Closed { .. }))
 }
 
 proptest! {
@@ -138,7 +150,7 @@ proptest! {
 
     #[test]
     fn a_ledger_of_two_topics((mut cluster, _, ledger) in with_a_ledger()) {
-        let other = Topic { ledgers: vec![ledger], last_ledger: ledger };
+        let other = Topic { ledgers: vec![ledger], last_ledger: ledger, version: 1 };
         cluster.topics.insert("persistent://public/default/zz".to_owned(), other);
         prop_assert_eq!(examine(&cluster), only(Finding::SharedLedger { ledger }));
     }
@@ -168,7 +180,7 @@ proptest! {
     #[test]
     fn metadata_of_before((older, newer) in clusters().prop_flat_map(|older| {
         // The same storage, to which more was written than the metadata say.
-        let more = proptest::collection::vec((1..40_u64, 0..50_u64, any::<bool>(), 1..6_usize), 1..8);
+        let more = proptest::collection::vec((1..40_u64, 0..50_u64, any::<bool>(), 0..6_usize), 1..8);
         more.prop_map(move |more| {
             let mut newer = older.clone();
             for made in more {
@@ -187,11 +199,12 @@ proptest! {
         prop_assert_eq!(&steps[0], &Step::RaiseLedgerIds { to: newer.ledger_ids_end });
         // Carried out, every topic has its ledgers in order, and each has a record again.
         let mut topics = restored.topics.clone();
+        let mut logs = restored.cursor_logs.clone();
         let mut records: BTreeSet<u64> = restored.records.keys().copied().collect();
         for step in &steps {
             match step {
-                Step::ExtendTopic { topic, ledgers, is_new } => {
-                    prop_assert_eq!(*is_new, !topics.contains_key(topic));
+                Step::ExtendTopic { topic, ledgers, seen } => {
+                    prop_assert_eq!(*seen, topics.get(topic).map(|topic| topic.version));
                     topics.entry(topic.clone()).or_default().ledgers.extend(ledgers);
                 }
                 Step::RestoreRecord { ledger, nodes, .. } => {
@@ -202,14 +215,25 @@ proptest! {
                     let is_doubtful = matches!(finding, Finding::Doubtful { .. });
                     prop_assert!(is_doubtful, "{:?}", finding);
                 }
+                Step::RestoreCursorLog { bundle, ledgers, seen } => {
+                    prop_assert_eq!(*seen, logs.get(bundle).map(|log| log.version));
+                    logs.entry(bundle.clone()).or_default().ledgers = ledgers.clone();
+                }
                 Step::RaiseLedgerIds { .. } => {}
-                Step::DropDeletion { .. } | Step::Replicate { .. } => prop_assert!(false, "{:?}", step),
+                other => prop_assert!(false, "{:?}", other),
             }
         }
         for (name, topic) in &newer.topics {
             prop_assert_eq!(&topics[name].ledgers, &topic.ledgers, "{}", name);
             prop_assert!(topic.ledgers.iter().all(|ledger| records.contains(ledger)));
         }
+        for (name, log) in &newer.cursor_logs {
+            prop_assert_eq!(&logs[name].ledgers, &log.ledgers, "{}", name);
+            prop_assert!(log.ledgers.iter().all(|ledger| records.contains(ledger)));
+        }
+        // The plan is read as it was written.
+        let plan = Plan::new(steps);
+        prop_assert_eq!(Plan::read(&plan.write().expect("it is JSON")).expect("it is a plan"), plan);
     }
 
     #[test]
@@ -221,10 +245,24 @@ proptest! {
         contents(&mut cluster, &format!("node-{node}")).insert(ledger, Held::default());
         prop_assert_eq!(examine(&cluster), BTreeSet::new());
         contents(&mut cluster, &format!("node-{node}")).get_mut(&ledger).expect("it is there").is_doubtful = true;
-        let finding = Finding::Doubtful { ledger, topic: None };
+        let finding = Finding::Doubtful { ledger, owner: None };
         let findings = examine(&cluster);
         prop_assert_eq!(&findings, &only(finding.clone()));
         prop_assert_eq!(propose(&cluster, &findings), vec![Step::Look { finding }]);
+    }
+
+    #[test]
+    fn what_is_new_comes_behind_a_cursor_that_is_ahead((mut cluster, topic, _) in with_a_ledger(), ahead in 1..99_u64) {
+        let last = cluster.topics[&topic].last_ledger;
+        cluster.acknowledged.insert((topic.clone(), "s".to_owned()), last);
+        prop_assert_eq!(examine(&cluster), BTreeSet::new());
+        let ledger = last + ahead;
+        cluster.acknowledged.insert((topic.clone(), "s".to_owned()), ledger);
+        let findings = examine(&cluster);
+        prop_assert_eq!(&findings, &only(Finding::CursorAhead { topic, subscription: "s".to_owned(), ledger }));
+        let is_given = ledger < cluster.ledger_ids_end;
+        let steps = if is_given { vec![] } else { vec![Step::RaiseLedgerIds { to: ledger + 1 }] };
+        prop_assert_eq!(propose(&cluster, &findings), steps);
     }
 
     #[test]
@@ -233,4 +271,63 @@ proptest! {
         cluster.records.remove(&ledger);
         prop_assert_eq!(confirmed(&examine(&cluster), &whole), BTreeSet::new());
     }
+
+    #[test]
+    fn a_ledger_that_is_nowhere_is_given_up_only_on_purpose((mut cluster, topic, ledger) in with_a_ledger(), node in 0..5_usize) {
+        for node in 0..5 {
+            contents(&mut cluster, &format!("node-{node}")).remove(&ledger);
+        }
+        cluster.records.remove(&ledger);
+        let findings = examine(&cluster);
+        let owner = Owner::Topic(topic.clone());
+        prop_assert_eq!(&findings, &only(Finding::Nowhere { ledger, owner: owner.clone() }));
+        let seen = cluster.topics[&topic].version;
+        let steps = propose(&cluster, &findings);
+        prop_assert_eq!(steps, vec![Step::ForgetLedger { owner: owner.clone(), ledger, seen, confirmed: false }]);
+        // A node that was not asked may have it.
+        cluster.nodes.get_mut(&format!("node-{node}")).expect("it is there").contents = Contents::Unread("timeout".to_owned());
+        let findings = examine(&cluster);
+        let is_found = findings.contains(&Finding::NoRecord { ledger, owner: owner.clone() });
+        prop_assert!(is_found);
+        let look = Step::Look { finding: Finding::NoRecord { ledger, owner } };
+        prop_assert!(propose(&cluster, &findings).contains(&look));
+    }
+
+    #[test]
+    fn a_mark_is_settled_last_and_ids_are_raised_first((mut cluster, _, ledger) in with_a_ledger(), ids in 100..200_u64) {
+        let remembered = Remembered { version: 7, ledger_ids_end: cluster.ledger_ids_end + ids, cursor_ids_end: ids };
+        cluster.restored.insert("node-1".to_owned(), remembered);
+        let findings = examine(&cluster);
+        let is_found = findings.contains(&Finding::Restored { node: "node-1".to_owned() });
+        prop_assert!(is_found);
+        let steps = propose(&cluster, &findings);
+        prop_assert_eq!(&steps[0], &Step::RaiseLedgerIds { to: cluster.ledger_ids_end + ids });
+        let raises_cursors = matches!(steps[1], Step::RaiseCursorIds { to } if to > ids);
+        prop_assert!(raises_cursors, "{:?}", steps);
+        prop_assert_eq!(steps.last(), Some(&Step::Settle { node: "node-1".to_owned(), seen: 7 }));
+        // An open ledger that went on on other nodes is looked for there too.
+        let Some(Record::Read { metadata, .. }) = cluster.records.get_mut(&ledger) else { panic!("it is there") };
+        metadata.state = LedgerState::Open;
+        let last = metadata.last_fragment().clone();
+        let stranger = (0..5).map(|n| format!("node-{n}")).find(|node| !last.ensemble.contains(node)).expect("five nodes");
+        contents(&mut cluster, &stranger).entry(ledger).or_default().last_entry = Some(last.first_entry + 3);
+        let findings = examine(&cluster);
+        let is_found = findings.contains(&Finding::Elsewhere { ledger });
+        prop_assert!(is_found);
+        let widened = propose(&cluster, &findings).into_iter().find_map(|step| match step {
+            Step::WidenRecord { ledger: it, nodes, seen, .. } if it == ledger && seen == ledger => Some(nodes),
+            _ => None,
+        });
+        prop_assert!(widened.is_some_and(|nodes| nodes.contains(&stranger) && last.ensemble.iter().all(|it| nodes.contains(it))));
+    }
+}
+
+#[test]
+fn a_plan_of_another_version_or_with_a_word_too_many_is_refused_whole() {
+    assert!(matches!(Plan::read(r#"{"version": 1, "steps": []}"#), Err(PlanError::Version(1))));
+    let forget = r#"{"step": "forget_ledger", "owner": {"topic": "t"}, "ledger": 3, "seen": 4, "confirmed": true}"#;
+    let read = |step: &str| Plan::read(&format!(r#"{{"version": 2, "steps": [{step}]}}"#));
+    assert_eq!(read(forget).expect("a person may set it").steps.len(), 1);
+    assert!(matches!(read(&forget.replace("confirmed", "confirm")), Err(PlanError::Malformed(_))));
+    assert!(matches!(read(&forget.replace("forget_ledger", "forget")), Err(PlanError::Malformed(_))));
 }

@@ -125,6 +125,10 @@ impl<'s> Auditor<'s> {
     /// Looks at the nodes, and at the ledgers if there is a reason to.
     async fn look(&mut self) -> Result<(), MetadataError> {
         self.keep_lease().await?;
+        // What they say of ledgers may be from before.
+        if self.shared.metadata.is_restored().await? {
+            return Ok(());
+        }
         let statuses = self.shared.metadata.storage_node_statuses().await?;
         let missing = statuses.iter().filter(|status| !status.is_alive).map(|status| status.id.clone()).collect();
         let lost = self.absences.look(self.since.elapsed(), &missing);

@@ -31,6 +31,9 @@ fn claim_of(node: &str, now_ms: u64) -> RepairClaim {
 
 /// Takes a ledger that is due, looking from `cursor` on and moving it; `None` when there was nothing up to the end.
 pub async fn take(metadata: &Metadata, node: &str, cursor: &mut u64) -> Result<Option<Claim>, MetadataError> {
+    if metadata.is_restored().await? {
+        return Ok(None);
+    }
     loop {
         let page = metadata.list_repairs(*cursor, PAGE).await?;
         let is_last = page.len() < PAGE;

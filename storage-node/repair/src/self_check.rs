@@ -44,6 +44,9 @@ pub async fn run(shared: Arc<Shared>) {
 /// How many ledgers lack entries on this node.
 async fn check(shared: &Shared) -> Result<u64, MetadataError> {
     let me = &shared.options.node;
+    if shared.metadata.is_restored().await? {
+        return Ok(0);
+    }
     let (mut next, mut short) = (Some(0), 0);
     while let Some(first) = next {
         let page = shared.metadata.scan_ledgers::<LedgerMetadata>(first, PAGE).await?;

@@ -2,7 +2,8 @@
 //!
 //! A ledger is in metadata before its first entry is anywhere, so one that is not there was deleted. It goes when it was missing
 //! in two rounds, some time apart; where metadata could not be read, nothing goes. Nor does anything while storage has ledgers
-//! with ids that metadata have not given yet: then metadata are older than storage, as after a restore. What is missing then stays
+//! with ids that metadata have not given yet, or while a node remembers newer metadata: then metadata are older than storage, as after a
+//! restore. What is missing then stays
 //! also when metadata have given more ids: see doubtful.rs.
 //!
 //! That a ledger was deleted is remembered for good. Ids between deleted ones of which metadata have none either were given out
@@ -17,9 +18,10 @@ use geminga_metadata::{Metadata, MetadataError};
 
 use crate::doubtful::Doubtful;
 use crate::node::StorageNode;
+use crate::witness::{MetadataWitness, Standing, WitnessError};
 
 /// Looks for garbage every `interval`, until the process ends.
-pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interval: Duration) {
+pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, witness: MetadataWitness, interval: Duration) {
     let folders = node.directories().all().iter().map(|directory| directory.path.clone()).collect();
     let mut doubtful = match Doubtful::read(folders) {
         Ok(doubtful) => doubtful,
@@ -32,7 +34,7 @@ pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interva
     loop {
         node.set_doubtful(doubtful.ledgers().clone());
         tokio::time::sleep(interval).await;
-        match look(&node, &metadata, &mut doubtful).await {
+        match look(&node, &metadata, &witness, &mut doubtful).await {
             Ok(Look { missing: found, free_gaps }) => {
                 for (directory, gaps) in node.log.all().iter().zip(free_gaps) {
                     directory.log.fill_deleted_gaps(&gaps);
@@ -59,6 +61,8 @@ pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, interva
 enum GarbageError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
     #[error("could not note which ledgers are doubtful: {0}")]
     Note(#[from] std::io::Error),
 }
@@ -72,7 +76,12 @@ struct Look {
     free_gaps: Vec<Vec<(u64, u64)>>,
 }
 
-async fn look(node: &StorageNode, metadata: &Metadata, doubtful: &mut Doubtful) -> Result<Look, GarbageError> {
+async fn look(
+    node: &StorageNode,
+    metadata: &Metadata,
+    witness: &MetadataWitness,
+    doubtful: &mut Doubtful,
+) -> Result<Look, GarbageError> {
     let mut missing: BTreeSet<u64> = node.log.ledgers().into_iter().collect();
     let mut gaps: Vec<Gaps> = node.log.all().iter().map(|directory| Gaps::new(directory.log.deleted_gaps())).collect();
     let gaps_first = gaps.iter().filter_map(|gaps| gaps.unseen.front()).map(|(first, _)| *first);
@@ -94,7 +103,12 @@ async fn look(node: &StorageNode, metadata: &Metadata, doubtful: &mut Doubtful) 
     doubtful.keep(&missing)?;
     let free_gaps: Vec<Vec<(u64, u64)>> = gaps.into_iter().map(Gaps::free).collect();
     let has_found = !missing.is_empty() || free_gaps.iter().any(|gaps| !gaps.is_empty());
-    if has_found && metadata.ledger_ids_end().await? <= last {
+    // After the list was read, so that it was none of metadata that were restored meanwhile.
+    let are_old = async || -> Result<bool, GarbageError> {
+        let is_restored = witness.look(metadata).await? == Standing::Restored;
+        Ok(is_restored || metadata.ledger_ids_end().await? <= last)
+    };
+    if has_found && are_old().await? {
         tracing::error!(last, "metadata are older than what is stored here: no ledger is deleted");
         doubtful.note(&missing)?;
         return Ok(Look::default());

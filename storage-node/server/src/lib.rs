@@ -4,7 +4,7 @@
 //! adding.rs hands adds to the log in groups, directories.rs
 //! knows which of several logs has a ledger, reading.rs works on reads beside them, confirmed.rs knows how far each ledger
 //! is confirmed and who waits for more. With metadata, identity.rs and membership.rs make it a member of a cluster, and garbage.rs
-//! deletes what no ledger's metadata name.
+//! deletes what no ledger's metadata name; witness.rs notices metadata that were restored from a dump.
 //!
 //! scrub.rs reads everything now and then, damage.rs remembers which entries cannot be read, and repair.rs copies those from
 //! other nodes; healing.rs settles what holes in the log may hide.
@@ -34,6 +34,7 @@ mod repair;
 mod scrub;
 mod serving;
 mod tls;
+mod witness;
 
 pub use assembly::{Assembly, Found, assemble};
 pub use directories::{Directories, Directory, LedgerTwice};
@@ -49,3 +50,4 @@ pub use repair::{Fetched, Fetching, Replicas, repair};
 pub use scrub::{ScrubOptions, Scrubber};
 pub use serving::serve;
 pub use tls::TlsOptions;
+pub use witness::{MetadataWitness, Standing, WitnessError};

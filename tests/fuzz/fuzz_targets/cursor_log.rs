@@ -20,7 +20,7 @@ const CONFIG: CursorLogConfig = CursorLogConfig {
 
 fuzz_target!(|data: &[u8]| {
     snapshots_and_deltas(data);
-    let mut log = CursorLog::new(CONFIG);
+    let mut log = CursorLog::new(CONFIG).named("a");
     log.replay_ledger(1);
     let mut entries = Vec::new();
     let mut rest = data;

@@ -148,7 +148,7 @@ impl Broker {
             let name = log_name(part.bundle);
             let saved = broker
                 .ask(&metadata, "put cursor log", move |metadata| async move {
-                    metadata.put_cursor_log(&name, &list, Some(version)).await
+                    metadata.put_cursor_log(&name, &list, Some(version), None).await
                 })
                 .await;
             broker.with_log(part, |log| match saved {

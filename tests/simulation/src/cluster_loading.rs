@@ -52,7 +52,7 @@ impl Broker {
     }
 
     async fn replay_log(self: &Rc<Self>, list: &[LogLedger]) -> Result<CursorLog, Failure> {
-        let mut log = CursorLog::new(LOG);
+        let mut log = CursorLog::new(LOG).named("a/b/0x00000000_0xffffffff");
         for ledger in list {
             let count = match ledger.entries {
                 Some(count) => count,

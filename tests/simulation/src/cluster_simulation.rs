@@ -385,6 +385,6 @@ async fn create_records(metadata: &Metadata, topics: usize, bundles: usize) {
     }
     for bundle in 0..bundles {
         let none: Vec<LogLedger> = Vec::new();
-        metadata.put_cursor_log(&log_name(bundle), &none, None).await.expect("it is new");
+        metadata.put_cursor_log(&log_name(bundle), &none, None, None).await.expect("it is new");
     }
 }

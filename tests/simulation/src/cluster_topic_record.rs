@@ -96,7 +96,7 @@ impl Broker {
         let dropped: Vec<u64> = before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
         let sim = self.sim.clone();
         self.ask(metadata, "put topic", move |metadata| async move {
-            let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped).await;
+            let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped, None).await;
             if saved.is_ok() {
                 sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);
             }

@@ -164,7 +164,7 @@ impl Owner {
         let mut owner = Owner {
             id,
             topics: Vec::new(),
-            log: CursorLog::new(LOG),
+            log: CursorLog::new(LOG).named("a/b/0x00000000_0xffffffff"),
             sequence: 0,
             log_version: 0,
             deposed: false,

@@ -109,6 +109,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-admin-api",
             "geminga-broker",
             "geminga-doctor",
+            "geminga-ensemble",
+            "geminga-ledger",
             "geminga-ledger-client",
             "geminga-log",
             "geminga-metadata",

@@ -4,7 +4,7 @@
 
 use geminga_ledger::ledger_list::LedgerSpan;
 use geminga_ledger::managed_ledger::ManagedLedgerRecord;
-use geminga_metadata::{LedgerInfo, MetadataError, TopicRecord};
+use geminga_metadata::{LedgerInfo, MetadataError, Op, TopicRecord};
 use geminga_model::Position;
 
 use super::{Flushes, Topic, TopicState};
@@ -85,7 +85,15 @@ impl Topic {
         let after = self.state.lock().ledger.last_ledger_id();
         let id = self.bundle.metadata.next_ledger_id(after).await?;
         let now = now_ms();
-        self.write_record(|record, state| put_managed_record(record, state.ledger.record_with(id, now))).await?;
+        let announced = self.shared.ledgers.announcement(id);
+        let is_announced = announced.is_some();
+        let change = |record: &mut TopicRecord, state: &TopicState| {
+            put_managed_record(record, state.ledger.record_with(id, now));
+            if is_announced {
+                record.announced_from.get_or_insert(id);
+            }
+        };
+        self.write_record(change, announced).await?;
         Ok(id)
     }
 
@@ -93,6 +101,7 @@ impl Topic {
     async fn write_record(
         &self,
         change: impl FnOnce(&mut TopicRecord, &TopicState) + Send,
+        announced: Option<Op>,
     ) -> Result<(), MetadataError> {
         let _turn = self.record_turn.lock().await;
         let (record, version, dropped) = {
@@ -104,7 +113,7 @@ impl Topic {
             let dropped: Vec<u64> = before.map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
             (record, state.record.version, dropped)
         };
-        let version = self.bundle.metadata.replace_topic(&self.name, &record, version, &dropped).await?;
+        let version = self.bundle.metadata.replace_topic(&self.name, &record, version, &dropped, announced).await?;
         let mut state = self.state.lock();
         state.record.current = record;
         state.record.version = version;
@@ -114,7 +123,8 @@ impl Topic {
     pub(super) fn save_record(&self) {
         let topic = self.arc();
         tokio::spawn(async move {
-            let result = topic.write_record(|record, state| put_managed_record(record, state.ledger.record())).await;
+            let result =
+                topic.write_record(|record, state| put_managed_record(record, state.ledger.record()), None).await;
             let mut flushes = Flushes::default();
             let mut state = topic.state.lock();
             match result {
@@ -146,7 +156,7 @@ impl Topic {
 
     /// Changes other fields of the topic's record durably.
     pub(super) async fn change_record(&self, change: impl FnOnce(&mut TopicRecord) + Send) -> Result<(), BrokerError> {
-        let result = self.write_record(|record, _| change(record)).await;
+        let result = self.write_record(|record, _| change(record), None).await;
         if let Err(error) = &result
             && error.is_deposed()
         {

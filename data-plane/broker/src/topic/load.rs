@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::managed_ledger::{ManagedLedger, ManagedLedgerConfig};
+use geminga_ledger_client::LedgerError;
 use geminga_metadata::{TopicRecord, Versioned};
 use geminga_model::{Position, TopicName};
 use geminga_topic::Subscription;
@@ -81,8 +82,20 @@ impl Topic {
     }
 
     async fn recover_last_ledger(&self) -> Result<()> {
-        let Some(ledger_id) = self.state.lock().ledger.needs_recovery() else { return Ok(()) };
-        let last = self.shared.ledgers.recover(ledger_id).await?;
+        let (ledger_id, announced_from) = {
+            let state = self.state.lock();
+            let Some(ledger_id) = state.ledger.needs_recovery() else { return Ok(()) };
+            (ledger_id, state.record.current.announced_from)
+        };
+        let recovered = match announced_from.is_some_and(|first| ledger_id >= first) {
+            true => self.shared.ledgers.recover_announced(ledger_id).await,
+            false => self.shared.ledgers.recover(ledger_id).await,
+        };
+        let last = recovered.inspect_err(|error| {
+            if let LedgerError::NoRecord(_) = error {
+                tracing::error!(topic = %self.name, %error, "the topic is not served");
+            }
+        })?;
         let (last_entry, next_index) = match last {
             None => (-1, None),
             Some(last) => {
@@ -108,7 +121,10 @@ impl Topic {
                 continue;
             }
             let cursor = match self.bundle.cursors.state(record.cursor_id) {
-                Some(snapshot) => Cursor::from_snapshot(snapshot),
+                Some(snapshot) => {
+                    self.stay_behind(&mut state, &name, snapshot.last_ledger());
+                    Cursor::from_snapshot(snapshot)
+                }
                 None => Cursor::new(record.initial),
             };
             let name: Arc<str> = name.into();
@@ -119,6 +135,22 @@ impl Topic {
         Ok(())
     }
 
+    /// What is written from now on is behind all that a subscription has acknowledged, also where the list has lost ledgers: else it
+    /// would count as acknowledged.
+    fn stay_behind(&self, state: &mut TopicState, subscription: &str, ledger_id: u64) {
+        let last_known = state.ledger.last_ledger_id();
+        if ledger_id > last_known && ledger_id != Position::LATEST.ledger_id {
+            tracing::warn!(
+                topic = %self.name,
+                subscription,
+                ledger_id,
+                last_known,
+                "acknowledgements name a ledger that the topic's list does not: 'geminga doctor' may know more"
+            );
+            state.ledger.knows_of_ledger(ledger_id);
+        }
+    }
+
     /// Reads one entry, from the cache or from storage.
     pub(super) async fn read_one(&self, at: Position) -> Result<geminga_topic::Entry> {
         if let Some(entry) = self.state.lock().cache.get(at) {
@@ -126,12 +158,8 @@ impl Topic {
         }
         let entry_id = at.entry_id as u64;
         let stored = self.shared.ledgers.read(at.ledger_id, entry_id, entry_id, 1).await?;
-        let stored = stored
-            .into_iter()
-            .next()
-            .ok_or(geminga_ledger_client::LedgerError::NoSuchEntry { ledger_id: at.ledger_id, entry_id })?;
-        super::reading::decode_stored(at.ledger_id, stored.entry_id, stored.data).map_err(|detail| {
-            BrokerError::Persistence(geminga_ledger_client::LedgerError::Corrupt { ledger_id: at.ledger_id, detail })
-        })
+        let stored = stored.into_iter().next().ok_or(LedgerError::NoSuchEntry { ledger_id: at.ledger_id, entry_id })?;
+        super::reading::decode_stored(at.ledger_id, stored.entry_id, stored.data)
+            .map_err(|detail| BrokerError::Persistence(LedgerError::Corrupt { ledger_id: at.ledger_id, detail }))
     }
 }

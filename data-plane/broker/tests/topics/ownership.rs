@@ -301,7 +301,7 @@ async fn acknowledgements_of_the_old_form_are_moved_to_the_bundles() {
     broker.shut_down().await;
     let bundle = bundle(&metadata).await.to_string();
     let log = metadata.get_cursor_log::<serde_json::Value>(&bundle).await.unwrap().unwrap();
-    metadata.put_cursor_log("standalone", &log.value, None).await.unwrap();
+    metadata.put_cursor_log("standalone", &log.value, None, None).await.unwrap();
     metadata.delete_cursor_log(&bundle, &[]).await.unwrap();
 
     let broker = start().await;

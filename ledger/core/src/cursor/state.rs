@@ -73,6 +73,14 @@ impl CursorSnapshot {
         self.mark_delete
     }
 
+    /// The greatest ledger that anything is acknowledged in.
+    pub fn last_ledger(&self) -> u64 {
+        let above = self.above();
+        let acked = above.and_then(|above| above.acked.last_key_value()).map_or(0, |(ledger, _)| *ledger);
+        let batches = above.and_then(|above| above.batches.last_key_value()).map_or(0, |(pos, _)| pos.ledger_id);
+        self.mark_delete.ledger_id.max(acked).max(batches)
+    }
+
     pub(crate) fn above(&self) -> Option<&Above> {
         self.above.as_deref()
     }

@@ -20,10 +20,12 @@
 //!   durable snapshot in a later one; so a deleted subscription cannot come back from an older delta.
 
 mod generations;
+mod label;
 mod pending;
 mod record;
 
 pub use generations::LogLedger;
+pub use label::Label;
 pub use record::Record;
 
 use std::collections::VecDeque;
@@ -101,6 +103,8 @@ struct Write {
 #[derive(Debug)]
 pub struct CursorLog {
     config: CursorLogConfig,
+    /// What ledgers say that they belong to.
+    name: Option<Box<str>>,
     store: Generations,
     pending: Pending,
     reader: EntryReader,
@@ -143,6 +147,7 @@ impl CursorLog {
         assert!(config.max_entry_bytes >= 128, "an entry of the cursor log holds at least 128 bytes");
         CursorLog {
             config,
+            name: None,
             store: Generations::default(),
             pending: Pending::default(),
             reader: EntryReader::default(),
@@ -165,6 +170,12 @@ impl CursorLog {
         }
     }
 
+    /// Every ledger begins with an entry that says that it is one of this log, see [`Label`].
+    pub fn named(mut self, name: &str) -> CursorLog {
+        self.name = Some(name.into());
+        self
+    }
+
     /// The entries of this ledger come next.
     pub fn replay_ledger(&mut self, ledger_id: u64) {
         // A record of which only some parts were written before the ledger was given up does not count.
@@ -179,7 +190,12 @@ impl CursorLog {
         self.store.newest_mut().entries += 1;
         self.store.newest_mut().bytes += entry.len() as u64;
         let store = &mut self.store;
-        self.reader.read(entry, &mut |record| store.apply(&record, 0))
+        self.reader.read(entry, &mut |record| {
+            // Whoever does not know labels carries one on as if it were state.
+            if !label::is_label(&record) {
+                store.apply(&record, 0);
+            }
+        })
     }
 
     /// Queues a record; returns its sequence number, by which [`durable_up_to`](Self::durable_up_to) tells when it is durable.
@@ -462,6 +478,14 @@ impl CursorLog {
         }
         if entries.is_empty() {
             return None;
+        }
+        if first == 0
+            && let Some(name) = &self.name
+        {
+            let ledgers = self.store.record().iter().map(|ledger| ledger.ledger_id).collect();
+            let label = Label { name: name.to_string(), ledgers }.entry();
+            bytes += label.len() as u64;
+            entries.insert(0, label);
         }
         self.queued_bytes = if ready.is_empty() { 0 } else { self.queued_bytes.saturating_sub(bytes) };
         self.next_entry += entries.len() as u64;

@@ -201,6 +201,11 @@ impl<E: EntryBytes> ManagedLedger<E> {
         self.last_ledger
     }
 
+    /// Somebody knows positions in this ledger, which the list may not have any more: new ones come behind it.
+    pub fn knows_of_ledger(&mut self, ledger_id: u64) {
+        self.last_ledger = self.last_ledger.max(ledger_id);
+    }
+
     /// What metadata has to say before the new ledger `ledger_id` is used.
     pub fn record_with(&self, ledger_id: u64, now_ms: u64) -> ManagedLedgerRecord {
         let mut record = self.record();

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use geminga_ledger::cursor::{AckKind, Cursor, CursorDelta, CursorSnapshot};
-use geminga_ledger::cursor_log::{Action, CursorLog, CursorLogConfig, LogLedger, Record};
+use geminga_ledger::cursor_log::{Action, CursorLog, CursorLogConfig, Label, LogLedger, Record};
 use geminga_ledger::ledger_list::{LedgerList, LedgerSpan};
 use geminga_model::Position;
 
@@ -76,7 +76,10 @@ fn cursor_with_many_holes() {
 
 /// The entries that a new log writes for these records.
 fn entries(max_entry_bytes: usize, records: Vec<Record>) -> Vec<Bytes> {
-    let mut log = CursorLog::new(CursorLogConfig { max_entry_bytes, ..CursorLogConfig::default() });
+    written(CursorLog::new(CursorLogConfig { max_entry_bytes, ..CursorLogConfig::default() }), records)
+}
+
+fn written(mut log: CursorLog, records: Vec<Record>) -> Vec<Bytes> {
     for record in records {
         log.append(record);
     }
@@ -109,6 +112,24 @@ fn cursor_log_entries() {
     let written: Vec<String> = entries(4096, records).iter().map(|entry| hex(entry)).collect();
     let body = format!("01c8011c0100{PARTS}02c801070100ac020a000003c80100040404626c6f62050400");
     assert_eq!(written, [format!("0184d00364{body}")]);
+}
+
+/// The first entry of a ledger says whose it is, and is no state.
+#[test]
+fn cursor_log_labels() {
+    let blob = Record::Blob { key: 4, bytes: Bytes::from_static(b"blob") };
+    let entries = written(CursorLog::new(CursorLogConfig::default()).named("a/b/c"), vec![blob]);
+    let head = "04feffffffffffffffff01";
+    assert_eq!(hex(&entries[0]), format!("0130034a08{head}090105612f622f630107"));
+    assert_eq!(entries.len(), 2);
+    let label = Label { name: "a/b/c".to_owned(), ledgers: vec![7] };
+    assert_eq!(Label::of_entry(&entries[0]), Ok(Some(label)));
+    assert_eq!(Label::of_entry(&entries[1]), Ok(None));
+    Label::of_entry(&entries[0][..9]).expect_err("it is cut short");
+    let mut log = CursorLog::new(CursorLogConfig::default());
+    log.replay_ledger(7);
+    entries.iter().for_each(|entry| log.replay_entry(entry).expect("it is sound"));
+    assert_eq!((log.blob(u64::MAX - 1), log.blob(4)), (None, Some(&Bytes::from_static(b"blob"))));
 }
 
 /// A record that is too large for an entry: a blob of 100 bytes in entries of at most 128.

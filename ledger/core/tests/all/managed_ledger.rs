@@ -228,3 +228,16 @@ fn records_that_cannot_be_ours_are_noticed() {
     let huge = LedgerSpan { size: u64::MAX, ..span(1, 1) };
     assert!(record(&[huge, span(2, 1)]).check().is_err());
 }
+
+/// A list that was restored from a dump has lost ledgers that cursors know.
+#[test]
+fn what_is_new_comes_behind_every_ledger_that_a_cursor_names() {
+    let span = LedgerSpan { ledger_id: 3, entries: 5, size: 1, timestamp_ms: 0, first_index: 0 };
+    let record = ManagedLedgerRecord { spans: vec![span], next_index: 5, ..Default::default() };
+    let mut ml: ManagedLedger<Entry> = ManagedLedger::new(record, small());
+    ml.knows_of_ledger(9);
+    ml.knows_of_ledger(4);
+    assert_eq!((ml.last_ledger_id(), ml.record().last_ledger), (9, 9));
+    let list = ml.list();
+    assert_eq!(list.next_after(Position { ledger_id: 9, entry_id: 2 }), None, "all that there is was acknowledged");
+}

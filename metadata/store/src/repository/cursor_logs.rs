@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Metadata, Versioned, garbage};
+use super::{Metadata, Versioned, garbage, ledgers};
 use crate::{Expect, MetadataError, Op, codec};
 
 pub(super) const PREFIX: &str = "cursor-logs/";
@@ -18,15 +18,19 @@ impl Metadata {
         self.read(&key(name)).await
     }
 
-    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version.
+    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version. `announced` says in the
+    /// same commit what metadata say of a new ledger.
     pub async fn put_cursor_log<T: Serialize>(
         &self,
         name: &str,
         value: &T,
         version: Option<u64>,
+        announced: Option<Op>,
     ) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
-        Ok(self.store.commit(vec![Op::put(key(name), codec::encode(value)?, expect)]).await?[0])
+        let mut ops = vec![Op::put(key(name), codec::encode(value)?, expect)];
+        ops.extend(announced);
+        Ok(self.store.commit(ops).await.map_err(ledgers::explained)?[0])
     }
 
     /// Deletes the record and notes the ledgers of the log as garbage, in one commit.

@@ -28,6 +28,24 @@ impl Metadata {
         records.iter().map(|(key, record)| codec::decode(key, &record.value)).collect()
     }
 
+    /// A ledger is not to be deleted after all.
+    pub async fn spare_garbage(&self, ledger: u64) -> Result<(), MetadataError> {
+        for (rest, group) in self.list::<Vec<u64>>(PREFIX).await? {
+            if !group.value.contains(&ledger) {
+                continue;
+            }
+            let key = format!("{PREFIX}{rest}");
+            let left: Vec<u64> = group.value.into_iter().filter(|it| *it != ledger).collect();
+            let expect = Expect::Version(group.version);
+            let op = match left.is_empty() {
+                true => Op::delete(key, expect),
+                false => Op::put(key, codec::encode(&left)?, expect),
+            };
+            self.store.commit(vec![op]).await?;
+        }
+        Ok(())
+    }
+
     /// Forgets a group of [`Metadata::list_garbage`] whose ledgers storage no longer holds.
     pub async fn forget_garbage(&self, group: &[u64]) -> Result<(), MetadataError> {
         let Some(first) = group.first() else { return Ok(()) };

@@ -11,6 +11,17 @@ fn key(id: u64) -> String {
     format!("ledgers/{id:020}")
 }
 
+/// A commit that announces a ledger is refused for its sake.
+pub(super) fn explained(error: MetadataError) -> MetadataError {
+    match error {
+        MetadataError::Conflict { key } if key.starts_with("ledgers/") => MetadataError::Corrupt {
+            subject: format!("record '{key}'"),
+            reason: "its id was just given out, and there is such a ledger: run 'geminga doctor'".to_owned(),
+        },
+        other => other,
+    }
+}
+
 fn id_of(key: &str) -> Result<u64, MetadataError> {
     key["ledgers/".len()..].parse().map_err(|_| MetadataError::Corrupt {
         subject: format!("record '{key}'"),
@@ -32,6 +43,14 @@ impl Metadata {
     ) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
         Ok(self.store.commit(vec![Op::put(key(id), codec::encode(value)?, expect)]).await?[0])
+    }
+
+    /// The step of a commit that announces a ledger, see [`Metadata::replace_topic`]; its id must not be in use.
+    ///
+    /// # Errors
+    /// `value` cannot be written as JSON.
+    pub fn announcement<T: Serialize>(id: u64, value: &T) -> Result<Op, MetadataError> {
+        Ok(Op::put(key(id), codec::encode(value)?, Expect::Absent))
     }
 
     /// Forgets a ledger; one that is not there is no error.

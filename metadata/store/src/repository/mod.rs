@@ -20,6 +20,7 @@ pub(crate) mod ledgers;
 pub(crate) mod namespaces;
 pub(crate) mod partitioned;
 pub(crate) mod repairs;
+pub(crate) mod restored;
 pub(crate) mod schemas;
 pub(crate) mod storage_nodes;
 pub(crate) mod subscriptions;
@@ -30,6 +31,7 @@ pub(crate) mod topics;
 /// Records read at a time when everything under a prefix is wanted.
 const SCAN_RECORDS: usize = 1000;
 const LEDGER_IDS: &str = "ledger-id";
+const CURSOR_IDS: &str = "cursor-id";
 /// Ids taken from the store at a time; the rest of a block is skipped when the process ends.
 const ID_BLOCK: u64 = 64;
 
@@ -106,19 +108,52 @@ impl Metadata {
         self.store.allocate(LEDGER_IDS, 1).await
     }
 
+    /// A cursor id that is greater than every one that anybody was given before.
+    pub async fn fresh_cursor_id(&self) -> Result<u64, MetadataError> {
+        self.store.allocate(CURSOR_IDS, 1).await
+    }
+
     /// A bound that every ledger id is below that anybody was given. Changes nothing.
     pub async fn ledger_ids_end(&self) -> Result<u64, MetadataError> {
         self.store.next_of(LEDGER_IDS).await
     }
 
+    /// The same of cursor ids.
+    pub async fn cursor_ids_end(&self) -> Result<u64, MetadataError> {
+        self.store.next_of(CURSOR_IDS).await
+    }
+
+    /// No ledger id below this one is given any more.
+    pub async fn raise_ledger_ids(&self, to: u64) -> Result<(), MetadataError> {
+        self.raise(LEDGER_IDS, to).await
+    }
+
+    /// The same of cursor ids.
+    pub async fn raise_cursor_ids(&self, to: u64) -> Result<(), MetadataError> {
+        self.raise(CURSOR_IDS, to).await
+    }
+
+    /// Gives the ids before `to` to nobody. Where others take some meanwhile, a few more are skipped.
+    async fn raise(&self, sequence: &str, to: u64) -> Result<(), MetadataError> {
+        match to.saturating_sub(self.store.next_of(sequence).await?) {
+            0 => Ok(()),
+            skipped => self.store.allocate(sequence, skipped).await.map(drop),
+        }
+    }
+
     /// A cursor id that was never used.
     pub async fn next_cursor_id(&self) -> Result<u64, MetadataError> {
-        self.next_id(&self.cursor_ids, "cursor-id", 0).await
+        self.next_id(&self.cursor_ids, CURSOR_IDS, 0).await
     }
 
     async fn next_id(&self, block: &IdBlock, sequence: &str, after: u64) -> Result<u64, MetadataError> {
         if let Some(id) = block.take(after) {
             return Ok(id);
+        }
+        if self.is_restored().await? {
+            let reason =
+                "they were restored from an older dump, and 'geminga doctor' has not settled that: no id is given out";
+            return Err(MetadataError::Unavailable(reason.to_owned()));
         }
         let first = self.store.allocate(sequence, ID_BLOCK).await?;
         if first <= after {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use serde::{Deserialize, Serialize};
 
-use super::{Metadata, Parent, Versioned, namespaces, schemas, topic_policies};
+use super::{Metadata, Parent, Versioned, namespaces, schemas, topic_policies, topics};
 use crate::{Expect, MetadataError, Op};
 
 const WHAT: &str = "partitioned topic";
@@ -32,6 +32,18 @@ impl Metadata {
         let namespace = name.namespace();
         let parent = Parent { what: namespaces::WHAT, name: namespace.as_str(), key: namespaces::key(namespace) };
         self.create(WHAT, name.as_str(), &key(name), record, Some(parent)).await.map(drop)
+    }
+
+    /// Every partitioned topic, of all namespaces.
+    pub async fn all_partitioned_topics(&self) -> Result<Vec<(TopicName, PartitionedTopicRecord)>, MetadataError> {
+        let name_of = |path: &str| {
+            topics::of_path(path).ok_or_else(|| MetadataError::Corrupt {
+                subject: format!("record '{PREFIX}{path}'"),
+                reason: "its key is no topic's".to_owned(),
+            })
+        };
+        let all = self.list::<PartitionedTopicRecord>(PREFIX).await?.into_iter();
+        all.map(|(path, record)| Ok((name_of(&path)?, record.value))).collect()
     }
 
     pub async fn get_partitioned_topic(

@@ -9,6 +9,7 @@ use super::{Metadata, Parent, Versioned, topics};
 use crate::{Expect, MetadataError, Op};
 
 const WHAT: &str = "subscription";
+const PREFIX: &str = "subscriptions/";
 
 /// What exists of a subscription besides its cursor's state, which is in a cursor log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +28,7 @@ pub struct SubscriptionRecord {
 }
 
 pub(super) fn prefix(topic: &TopicName) -> String {
-    format!("subscriptions/{}/", topics::path(topic))
+    format!("{PREFIX}{}/", topics::path(topic))
 }
 
 fn key(topic: &TopicName, subscription: &str) -> String {
@@ -79,6 +80,21 @@ impl Metadata {
         let key = key(topic, subscription);
         let ops = vec![Op::delete(&*key, Expect::Present)];
         self.delete(WHAT, &full_name(topic, subscription), &key, ops).await
+    }
+
+    /// Every subscription, of all topics: topic, name and record.
+    pub async fn all_subscriptions(&self) -> Result<Vec<(TopicName, String, SubscriptionRecord)>, MetadataError> {
+        let name_of = |path: &str| {
+            // Only what stands behind the topic may have a slash.
+            let end = path.match_indices('/').nth(3).map(|(at, _)| at);
+            let names = end.and_then(|end| Some((topics::of_path(&path[..end])?, path[end + 1..].to_owned())));
+            names.ok_or_else(|| MetadataError::Corrupt {
+                subject: format!("record '{PREFIX}{path}'"),
+                reason: "its key is no subscription's".to_owned(),
+            })
+        };
+        let all = self.list::<SubscriptionRecord>(PREFIX).await?.into_iter();
+        all.map(|(path, record)| name_of(&path).map(|(topic, name)| (topic, name, record.value))).collect()
     }
 
     /// Every subscription of a topic with its record, in the order of the names.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use geminga_model::{NamespaceName, Position, TopicDomain, TopicName};
 use serde::{Deserialize, Serialize};
 
-use super::{Metadata, Page, Parent, Versioned, garbage, namespaces, schemas, subscriptions, topic_policies};
+use super::{Metadata, Page, Parent, Versioned, garbage, ledgers, namespaces, schemas, subscriptions, topic_policies};
 use crate::{Expect, MetadataError, Op, codec};
 
 pub(super) const WHAT: &str = "topic";
@@ -49,6 +49,9 @@ pub struct TopicRecord {
     /// The greatest id of all ledgers that were ever in the list.
     #[serde(skip_serializing_if = "is_zero")]
     pub last_ledger: u64,
+    /// Of ledgers from this one on there is a record from the commit on that put them into the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announced_from: Option<u64>,
     /// Milliseconds since the Unix epoch.
     pub created_at: u64,
     /// The epoch of the last exclusive producer.
@@ -102,17 +105,20 @@ impl Metadata {
     /// Writes the record if its version still is `version`, otherwise fails with [`MetadataError::Conflict`], which
     /// tells an owner that somebody else has taken the topic over. Answers the new version.
     ///
-    /// `dropped` are ledgers that the new record no longer has: they are noted as garbage in the same commit.
+    /// `dropped` are ledgers that the new record no longer has: they are noted as garbage in the same commit. `announced` says in it what
+    /// metadata say of a new one.
     pub async fn replace_topic(
         &self,
         name: &TopicName,
         record: &TopicRecord,
         version: u64,
         dropped: &[u64],
+        announced: Option<Op>,
     ) -> Result<u64, MetadataError> {
         let mut ops = vec![Op::put(key(name), codec::encode(record)?, Expect::Version(version))];
         ops.extend(garbage::note(dropped)?);
-        Ok(self.store.commit(ops).await?[0])
+        ops.extend(announced);
+        Ok(self.store.commit(ops).await.map_err(ledgers::explained)?[0])
     }
 
     /// Deletes the topic with its subscriptions, policies and schemas, in one commit that also notes its ledgers as
@@ -150,7 +156,7 @@ impl Metadata {
     }
 
     /// Every topic, of all namespaces.
-    pub async fn all_topics(&self) -> Result<Vec<(TopicName, TopicRecord)>, MetadataError> {
+    pub async fn all_topics(&self) -> Result<Vec<(TopicName, Versioned<TopicRecord>)>, MetadataError> {
         let name_of = |path: &str| {
             of_path(path).ok_or_else(|| MetadataError::Corrupt {
                 subject: format!("record '{PREFIX}{path}'"),
@@ -158,7 +164,7 @@ impl Metadata {
             })
         };
         let topics = self.list::<TopicRecord>(PREFIX).await?.into_iter();
-        topics.map(|(path, record)| Ok((name_of(&path)?, record.value))).collect()
+        topics.map(|(path, record)| Ok((name_of(&path)?, record))).collect()
     }
 
     /// At most `limit` topics of a namespace, from the first local name after `after`.
