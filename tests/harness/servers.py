@@ -21,6 +21,9 @@ import urllib.request
 from harness import frames
 
 
+GIVEN = set()
+
+
 class Server:
     """What both servers have in common. `host:port` are fixed at construction."""
 
@@ -157,9 +160,15 @@ class ApachePulsar(Server):
 
 
 def free_port():
-    """A port that nobody listens on, below those that the kernel gives to outgoing connections: it stays free over restarts."""
+    """A port that nobody listens on, below those that the kernel gives to outgoing connections: it stays free over restarts. None is given
+    twice, nor by two workers of pytest-xdist at a time: whoever asked for it may listen much later."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000 + worker, 32_000, workers)
+        if port in GIVEN:
+            continue
+        GIVEN.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
