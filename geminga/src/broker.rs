@@ -20,9 +20,8 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<BrokerOptions>) -> anyhow::Result<()> {
-    let serving = &resolved.options.serving;
-    let logs = (&serving.log_level[..], serving.log_format);
-    server::run(logs, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
+    let process = &resolved.options.serving.process;
+    server::run(process, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
 }
 
 async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
@@ -46,6 +45,7 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
             options.min_zones_per_ack_quorum
         );
     }
+    let tls = options.storage_tls.open()?;
     let serving_options = &options.serving;
     serving::check(serving_options)?;
     if options.session_timeout.get() < SESSION_TIMEOUT_MIN {
@@ -73,6 +73,7 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
         zones,
         call_timeout: NODE_TIMEOUT,
         outbound_bytes: serving_options.memory_limit.bytes() / 8,
+        tls,
     };
     let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
     let following = {

@@ -1,10 +1,11 @@
+mod process;
 mod proxy;
 mod serving;
+mod storage_tls;
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use geminga_observe::logging::LogFormat;
 use geminga_perf::PerfCommand;
 use serde::Serialize;
 
@@ -15,8 +16,10 @@ use crate::options::units::{ByteSize, Duration};
 use crate::options::{Arguments, BrokerOptions, StandaloneOptions, StorageNodeOptions, TooFewZones};
 use crate::storage_ctl::StorageCommand;
 
+use process::ProcessArguments;
 pub use proxy::ProxyArguments;
 use serving::ServingArguments;
+pub use storage_tls::StorageTlsArguments;
 
 /// A streaming server that speaks Apache Pulsar's protocols.
 #[derive(Parser)]
@@ -94,17 +97,16 @@ impl Arguments for StandaloneArguments {
     type Options = StandaloneOptions;
 
     fn config(&self) -> Option<&Path> {
-        self.serving.config.as_deref()
+        self.serving.process.config.as_deref()
     }
 }
 
 /// As [`StandaloneArguments`].
 #[derive(Args, Serialize)]
 pub struct StorageNodeArguments {
-    /// Config file in TOML
-    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
-    #[serde(skip)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    process: ProcessArguments,
 
     /// Folder for entries, created when missing; given several times, or with commas, one folder per disk [default: geminga-storage]
     #[arg(long, value_name = "DIR", env = "GEMINGA_DATA_DIR", hide_env_values = true, value_delimiter = ',')]
@@ -133,11 +135,6 @@ pub struct StorageNodeArguments {
     #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_CONTROL_ADDR", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     control_addr: Option<String>,
-
-    /// File to write, as JSON, the process id and both addresses to once both ports serve
-    #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ready_file: Option<PathBuf>,
 
     /// Bound for what the node keeps in memory, like 512MiB or 1GB [default: 512MiB]
     #[arg(long, value_name = "SIZE", env = "GEMINGA_MEMORY_LIMIT", hide_env_values = true)]
@@ -174,6 +171,10 @@ pub struct StorageNodeArguments {
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     require_tls: Option<bool>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    storage_tls: StorageTlsArguments,
 
     /// Zone of this node: nodes of one zone fail together [default: default]
     #[arg(long, value_name = "NAME", env = "GEMINGA_ZONE", hide_env_values = true)]
@@ -235,32 +236,17 @@ pub struct StorageNodeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     repair_rate: Option<ByteSize>,
 
-    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
-    #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    shutdown_timeout: Option<Duration>,
-
     /// Largest frame, which is an entry and its surroundings [default: 5184KiB]
     #[arg(long, value_name = "SIZE", env = "GEMINGA_MAX_FRAME_SIZE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_frame_size: Option<ByteSize>,
-
-    /// Level of the log on stderr: error, warn, info, debug or trace, also per module [default: info]
-    #[arg(long, value_name = "LEVEL", env = "GEMINGA_LOG_LEVEL", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_level: Option<String>,
-
-    /// Form of the log: text or json [default: text]
-    #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_format: Option<LogFormat>,
 }
 
 impl Arguments for StorageNodeArguments {
     type Options = StorageNodeOptions;
 
     fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+        self.process.config.as_deref()
     }
 }
 
@@ -310,6 +296,10 @@ pub struct BrokerArguments {
 
     #[command(flatten)]
     #[serde(flatten)]
+    storage_tls: StorageTlsArguments,
+
+    #[command(flatten)]
+    #[serde(flatten)]
     serving: ServingArguments,
 }
 
@@ -317,14 +307,6 @@ impl Arguments for BrokerArguments {
     type Options = BrokerOptions;
 
     fn config(&self) -> Option<&Path> {
-        self.serving.config.as_deref()
-    }
-}
-
-fn log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("expected 'text' or 'json'".to_owned()),
+        self.serving.process.config.as_deref()
     }
 }

@@ -21,8 +21,7 @@ const NONE: &str = "none";
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<ProxyOptions>) -> anyhow::Result<()> {
     let options = &resolved.options;
-    let logs = (&options.log_level[..], options.log_format);
-    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
+    server::run(&options.process, &resolved.unknown_keys, |shutdown| run(options, shutdown))
 }
 
 async fn run(options: &ProxyOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
@@ -31,7 +30,7 @@ async fn run(options: &ProxyOptions, mut shutdown: watch::Receiver<bool>) -> any
     if brokers.is_empty() {
         bail!("a proxy needs brokers to stand before (--brokers)");
     }
-    if let Some(path) = &options.ready_file {
+    if let Some(path) = &options.process.ready_file {
         ReadyFile::clear(path)?;
     }
     let ports = Ports::listen(options)?;
@@ -47,7 +46,7 @@ async fn run(options: &ProxyOptions, mut shutdown: watch::Receiver<bool>) -> any
     let mut serving = ports.serve(&proxy, &shutdown)?;
 
     warn_of_wide_listening(&addresses.iter().map(|(_, address)| *address).collect::<Vec<_>>());
-    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &addresses)).transpose()?;
+    let ready = options.process.ready_file.as_deref().map(|path| ReadyFile::write(path, &addresses)).transpose()?;
     let urls: Vec<String> = addresses.iter().map(|(name, address)| format!("{}://{address}", scheme(name))).collect();
     tracing::info!(brokers = %options.brokers, "serving {}", urls.join(", "));
     crate::print(&format!("serving {}\n", urls.join(" and ")));
@@ -56,9 +55,7 @@ async fn run(options: &ProxyOptions, mut shutdown: watch::Receiver<bool>) -> any
     let _ = shutdown.wait_for(|stop| *stop).await;
     drop(ready);
     let finish = async { while serving.join_next().await.is_some() {} };
-    if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
-        tracing::warn!("gave up waiting for what was in flight");
-    }
+    server::finish(&options.process, finish).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -4,19 +4,20 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
-use geminga_observe::logging::{self, LogFormat};
+use geminga_observe::logging;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
+use crate::options::ProcessOptions;
 use crate::signals;
 
 /// Sets up logs and a runtime and runs the role, which ends when what it is given turns true.
 pub fn run<F: Future<Output = anyhow::Result<()>>>(
-    (log_level, log_format): (&str, LogFormat),
+    process: &ProcessOptions,
     complaints: &[String],
     role: impl FnOnce(watch::Receiver<bool>) -> F,
 ) -> anyhow::Result<()> {
-    logging::init(log_level, log_format)?;
+    logging::init(&process.log_level, process.log_format)?;
     complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -45,5 +46,12 @@ pub fn warn_of_wide_listening(addresses: &[SocketAddr]) {
         tracing::warn!(
             "listening on {address} without authentication: whoever reaches it can read and write everything"
         );
+    }
+}
+
+/// Lets what is in flight take the time that it may.
+pub async fn finish(process: &ProcessOptions, in_flight: impl Future<Output = ()>) {
+    if tokio::time::timeout(process.shutdown_timeout.get(), in_flight).await.is_err() {
+        tracing::warn!("gave up waiting for what was in flight");
     }
 }

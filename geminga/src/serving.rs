@@ -17,7 +17,7 @@ use crate::listen::listen;
 use crate::options::ServingOptions;
 use crate::options::units::ByteSize;
 use crate::ready::ReadyFile;
-use crate::server::warn_of_wide_listening;
+use crate::server::{self, warn_of_wide_listening};
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
@@ -53,7 +53,7 @@ pub struct Ports {
 
 impl Ports {
     pub fn listen(options: &ServingOptions) -> anyhow::Result<Self> {
-        if let Some(path) = &options.ready_file {
+        if let Some(path) = &options.process.ready_file {
             ReadyFile::clear(path)?;
         }
         let (pulsar_listener, pulsar) = listen(&options.pulsar_addr, "pulsar-addr")?;
@@ -107,7 +107,7 @@ pub async fn serve(
 
     warn_of_wide_listening(&[pulsar, http]);
     let addresses = [("pulsar", pulsar), ("http", http)];
-    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &addresses)).transpose()?;
+    let ready = options.process.ready_file.as_deref().map(|path| ReadyFile::write(path, &addresses)).transpose()?;
     tracing::info!(%pulsar, %http, "serving");
     crate::print(&format!("serving pulsar://{pulsar} and http://{http}\n"));
 
@@ -119,9 +119,7 @@ pub async fn serve(
         let _ = serving_http.await;
         broker.shut_down().await;
     };
-    if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
-        tracing::warn!("gave up waiting for what was in flight");
-    }
+    server::finish(&options.process, finish).await;
     Ok(())
 }
 

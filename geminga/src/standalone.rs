@@ -17,9 +17,8 @@ use crate::{bootstrap, server};
 
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<StandaloneOptions>) -> anyhow::Result<()> {
-    let serving = &resolved.options.serving;
-    let logs = (&serving.log_level[..], serving.log_format);
-    server::run(logs, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
+    let process = &resolved.options.serving.process;
+    server::run(process, &resolved.unknown_keys, |shutdown| run(&resolved.options, shutdown))
 }
 
 async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {

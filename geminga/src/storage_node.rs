@@ -10,7 +10,7 @@ use axum::routing::get;
 use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
 use geminga_repair::{Figures, RepairOptions};
-use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
+use geminga_replicated_ledgers::{Membership, NodeTls, ReplicatedLedgers, ReplicationOptions};
 use geminga_storage_node::{
     MetadataWitness, NodeOptions, Registration, RegistrationError, ScrubOptions, Scrubber, StorageNode, TlsOptions,
     collect_garbage, heal, repair,
@@ -42,8 +42,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Runs until a signal stops it.
 pub fn start(resolved: &Resolved<StorageNodeOptions>) -> anyhow::Result<()> {
     let options = &resolved.options;
-    let logs = (&options.log_level[..], options.log_format);
-    server::run(logs, &resolved.unknown_keys, |shutdown| run(options, shutdown))
+    server::run(&options.process, &resolved.unknown_keys, |shutdown| run(options, shutdown))
 }
 
 async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
@@ -58,8 +57,8 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         );
     }
     let scrub = ScrubOptions { bytes_per_second: options.scrub_rate.bytes(), interval: options.scrub_interval.get() };
-    let tls = tls(options)?;
-    if let Some(path) = &options.ready_file {
+    let (tls, tls_to_others) = (tls(options)?, options.storage_tls.open()?);
+    if let Some(path) = &options.process.ready_file {
         ReadyFile::clear(path)?;
     }
     let (listener, addr) = listen(&options.addr, "addr")?;
@@ -77,7 +76,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         Some(id) if !is_alone => {
             let control = control.as_ref().map(|(_, addr)| *addr);
             let witness = MetadataWitness::open(id, node.directories())?;
-            Some(Cluster::new(options, id, (addr, control), is_incomplete, witness))
+            Some(Cluster::new(options, id, (addr, control), is_incomplete, witness, tls_to_others))
         }
         _ => None,
     };
@@ -117,7 +116,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         });
     }
     warn_of_wide_listening(&ports.iter().map(|(_, addr)| *addr).collect::<Vec<_>>());
-    let ready = options.ready_file.as_deref().map(|path| ReadyFile::write(path, &ports)).transpose()?;
+    let ready = options.process.ready_file.as_deref().map(|path| ReadyFile::write(path, &ports)).transpose()?;
     tracing::info!(%addr, %http, data_dirs = ?paths, "serving");
     crate::print(&format!("serving bookie://{addr} and http://{http}\n"));
 
@@ -143,9 +142,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         let _ = serving_http.await;
         while serving_control.join_next().await.is_some() {}
     };
-    if tokio::time::timeout(options.shutdown_timeout.get(), finish).await.is_err() {
-        tracing::warn!("gave up waiting for what was in flight");
-    }
+    server::finish(&options.process, finish).await;
     tokio::task::spawn_blocking(move || node.close()).await?;
     drop(locks);
     tracing::info!("stopped");
@@ -202,6 +199,8 @@ struct Cluster {
     auto_recovery: Option<RepairOptions>,
     /// What may wait to be sent to a node that is repaired.
     outbound_bytes: u64,
+    /// Towards other nodes.
+    tls: Option<NodeTls>,
 }
 
 impl Cluster {
@@ -211,6 +210,7 @@ impl Cluster {
         (addr, control): (SocketAddr, Option<SocketAddr>),
         is_incomplete: bool,
         witness: MetadataWitness,
+        tls: Option<NodeTls>,
     ) -> Self {
         let address = advertised(options, addr);
         let control = control.map(|addr| advertised(options, addr));
@@ -227,6 +227,7 @@ impl Cluster {
             witness,
             auto_recovery: options.auto_recovery.then(|| repair_options(id, options)),
             outbound_bytes: options.memory_limit.bytes() / 8,
+            tls,
         }
     }
 
@@ -287,7 +288,12 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 }
 
 /// Finds what other nodes have lost, and copies it.
-async fn recover_others(metadata: Metadata, options: RepairOptions, outbound_bytes: u64, figures: Arc<Figures>) {
+async fn recover_others(
+    metadata: Metadata,
+    options: RepairOptions,
+    replication: ReplicationOptions,
+    figures: Arc<Figures>,
+) {
     let membership = loop {
         match Membership::open(metadata.clone()).await {
             Ok(membership) => break membership,
@@ -295,10 +301,6 @@ async fn recover_others(metadata: Metadata, options: RepairOptions, outbound_byt
         }
         tokio::time::sleep(JOINING_AGAIN).await;
     };
-    // Ledgers are repaired with the quorums that they have.
-    let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
-    let replication =
-        ReplicationOptions { quorum, zones: ZonePolicy::default(), call_timeout: CALL_TIMEOUT, outbound_bytes };
     let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
     let mut tasks = geminga_repair::run(metadata, ledgers, options, &figures);
     tasks.spawn(membership.follow(|| ()));
@@ -331,7 +333,7 @@ impl Member {
         let (metadata, witness) = (self.metadata.clone(), cluster.witness.clone());
         tasks.spawn(collect_garbage(node.clone(), metadata, witness, cluster.garbage_interval));
         let others = loop {
-            match OtherNodes::of(&cluster.id, self.metadata.clone(), &mut tasks).await {
+            match OtherNodes::of(&cluster.id, self.metadata.clone(), cluster.tls.clone(), &mut tasks).await {
                 Ok(others) => break others,
                 Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
             }
@@ -343,7 +345,9 @@ impl Member {
         }
         tasks.spawn(repair(node.clone(), others, cluster.repair_bytes_per_second));
         if let Some(options) = cluster.auto_recovery.clone() {
-            tasks.spawn(recover_others(self.metadata, options, cluster.outbound_bytes, figures.clone()));
+            let replication =
+                ReplicationOptions::of_existing(CALL_TIMEOUT, cluster.outbound_bytes, cluster.tls.clone());
+            tasks.spawn(recover_others(self.metadata, options, replication, figures.clone()));
         }
         tasks
     }

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError};
-use geminga_replicated_ledgers::{
-    Copy, Membership, Quorum, ReplicaReader, ReplicatedLedgers, ReplicationOptions, ZonePolicy,
-};
+use geminga_replicated_ledgers::{Copy, Membership, NodeTls, ReplicaReader, ReplicatedLedgers, ReplicationOptions};
 use geminga_storage_node::{Asking, Duties, Duty, Fetched, Fetching, Ledgers, Replicas};
 use tokio::task::JoinSet;
 
@@ -30,18 +28,16 @@ impl OtherNodes {
     ///
     /// # Errors
     /// Metadata could not be read.
-    pub async fn of(id: &str, metadata: Metadata, tasks: &mut JoinSet<()>) -> Result<Arc<Self>, MetadataError> {
+    pub async fn of(
+        id: &str,
+        metadata: Metadata,
+        tls: Option<NodeTls>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Arc<Self>, MetadataError> {
         let membership = Membership::open(metadata.clone()).await?;
         tasks.spawn(membership.clone().follow(|| ()));
-        let reader = ReplicaReader::new(metadata.clone(), Arc::new(membership.clone()), NODE_TIMEOUT);
-        // Only to close ledgers, which have quorums of their own.
-        let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
-        let options = ReplicationOptions {
-            quorum,
-            zones: ZonePolicy::default(),
-            call_timeout: NODE_TIMEOUT,
-            outbound_bytes: OUTBOUND_BYTES,
-        };
+        let reader = ReplicaReader::new(metadata.clone(), Arc::new(membership.clone()), NODE_TIMEOUT, tls.clone());
+        let options = ReplicationOptions::of_existing(NODE_TIMEOUT, OUTBOUND_BYTES, tls);
         let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), options);
         Ok(Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader }))
     }

@@ -63,7 +63,7 @@ fn acceptor(
     protocols: &[Vec<u8>],
 ) -> Result<TlsAcceptor, TlsError> {
     let chain = certificates(certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| pem_error(key_file, error))?;
+    let key = private_key(key_file)?;
     let unusable = |source| TlsError::Unusable { path: certificate.to_owned(), source };
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -93,10 +93,14 @@ pub(crate) fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
 }
 
 /// All certificates of a PEM file, at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_file_iter(path).map_err(|error| pem_error(path, error))?;
     let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|error| pem_error(path, error))?;
     if found.is_empty() { Err(TlsError::NoCertificate(path.to_owned())) } else { Ok(found) }
+}
+
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| pem_error(path, error))
 }
 
 fn pem_error(path: &Path, error: rustls::pki_types::pem::Error) -> TlsError {

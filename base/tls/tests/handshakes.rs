@@ -138,6 +138,19 @@ async fn changed_files_are_used_and_wrong_ones_are_not() {
     );
 }
 
+#[tokio::test]
+async fn a_server_may_ask_for_a_certificate() {
+    let files = Files::new();
+    files.write(&authority(), "127.0.0.1");
+    let [certificate, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|name| files.path(name));
+    let server = ServerTls::open(&certificate, &key, Some(&ca), &[]).unwrap();
+    let known = ClientTls::trusting_as(&ca, &certificate, &key).unwrap();
+    assert!(connect(&server, &known, "127.0.0.1").await.0.is_ok());
+    let error = connect(&server, &files.client(), "127.0.0.1").await.0.unwrap_err().to_string();
+    assert!(error.contains("no certificates"), "{error}");
+    assert!(ClientTls::trusting_as(&ca, &certificate, &ca).is_err(), "an authority's file has no key");
+}
+
 #[test]
 fn files_that_cannot_be_used_are_named() {
     let files = Files::new();

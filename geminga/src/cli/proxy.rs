@@ -1,22 +1,19 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use geminga_observe::logging::LogFormat;
 use geminga_proxy::AddressPattern;
 use serde::Serialize;
 
-use super::log_format;
+use super::ProcessArguments;
 use crate::options::list::{HttpBroker, List, PulsarBroker};
-use crate::options::units::Duration;
 use crate::options::{Arguments, ProxyOptions};
 
 /// As [`super::StandaloneArguments`].
 #[derive(Args, Serialize)]
 pub struct ProxyArguments {
-    /// Config file in TOML
-    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
-    #[serde(skip)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    process: ProcessArguments,
 
     /// Brokers to ask where topics are, like pulsar://10.0.0.1:6650,pulsar+ssl://10.0.0.2:6651
     #[arg(long, value_name = "URL,…", env = "GEMINGA_BROKERS", hide_env_values = true)]
@@ -72,32 +69,12 @@ pub struct ProxyArguments {
     #[arg(long, value_name = "NUMBER", env = "GEMINGA_MAX_CONNECTIONS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_connections: Option<usize>,
-
-    /// File to write, as JSON, the process id and all addresses to once all ports serve
-    #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ready_file: Option<PathBuf>,
-
-    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
-    #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    shutdown_timeout: Option<Duration>,
-
-    /// Level of the log on stderr: error, warn, info, debug or trace, also per module [default: info]
-    #[arg(long, value_name = "LEVEL", env = "GEMINGA_LOG_LEVEL", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_level: Option<String>,
-
-    /// Form of the log: text or json [default: text]
-    #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_format: Option<LogFormat>,
 }
 
 impl Arguments for ProxyArguments {
     type Options = ProxyOptions;
 
     fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+        self.process.config.as_deref()
     }
 }

@@ -1,20 +1,16 @@
-use std::path::PathBuf;
-
 use clap::Args;
-use geminga_observe::logging::LogFormat;
 use serde::Serialize;
 
-use super::log_format;
+use super::ProcessArguments;
 use crate::options::listeners::Listeners;
 use crate::options::units::{ByteSize, Duration};
 
 /// What every role has that serves topics. As [`super::StandaloneArguments`].
 #[derive(Args, Serialize)]
 pub struct ServingArguments {
-    /// Config file in TOML
-    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG", hide_env_values = true)]
-    #[serde(skip)]
-    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub process: ProcessArguments,
 
     /// Where to listen for Pulsar clients; port 0 takes a free one [default: 127.0.0.1:6650]
     #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_PULSAR_ADDR", hide_env_values = true)]
@@ -36,11 +32,6 @@ pub struct ServingArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     advertised_listeners: Option<Listeners>,
 
-    /// File to write, as JSON, the process id and both addresses to once both ports serve
-    #[arg(long, value_name = "FILE", env = "GEMINGA_READY_FILE", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ready_file: Option<PathBuf>,
-
     /// Bound for what the server keeps in memory, like 512MiB or 1GB [default: 512MiB]
     #[arg(long, value_name = "SIZE", env = "GEMINGA_MEMORY_LIMIT", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,11 +41,6 @@ pub struct ServingArguments {
     #[arg(long, value_name = "NAME", env = "GEMINGA_CLUSTER", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
-
-    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
-    #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    shutdown_timeout: Option<Duration>,
 
     /// Delete topics that nobody uses, unless a policy says otherwise [default: true]
     #[arg(long, value_name = "BOOL", env = "GEMINGA_DELETE_INACTIVE_TOPICS", hide_env_values = true)]
@@ -140,14 +126,4 @@ pub struct ServingArguments {
     #[arg(long, value_name = "BOOL", env = "GEMINGA_METRICS_PER_TOPIC", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics_per_topic: Option<bool>,
-
-    /// Level of the log on stderr: error, warn, info, debug or trace, also per module [default: info]
-    #[arg(long, value_name = "LEVEL", env = "GEMINGA_LOG_LEVEL", hide_env_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_level: Option<String>,
-
-    /// Form of the log: text or json [default: text]
-    #[arg(long, value_name = "FORMAT", env = "GEMINGA_LOG_FORMAT", hide_env_values = true, value_parser = log_format)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_format: Option<LogFormat>,
 }

@@ -15,6 +15,7 @@ use geminga_doctor::{Cluster, Contents, Finding, Plan, Step, confirmed, examine,
 use geminga_metadata::Metadata;
 use serde_json::json;
 
+use crate::cli::StorageTlsArguments;
 use crate::options::units::Duration;
 use apply::{Applying, Outcome, no_broker_is_at_work};
 use storage::Nodes;
@@ -46,6 +47,8 @@ pub struct DoctorArguments {
     /// What is found at first is looked at again after so long, as a cluster at work is never still
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     look_again_after: Duration,
+    #[command(flatten)]
+    storage_tls: StorageTlsArguments,
 }
 
 /// 0: everything fits, or was done; 1: something does not, or was not; 2: it could not be checked, or nothing more be done.
@@ -82,6 +85,7 @@ fn apply_plan(arguments: &DoctorArguments, path: &Path) -> anyhow::Result<bool> 
     refuse_a_missing_file(arguments)?;
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let plan = Plan::read(&text).with_context(|| format!("cannot carry out {}", path.display()))?;
+    let tls = arguments.storage_tls.options().open()?;
     runtime()?.block_on(async {
         let store = geminga_metadata_sql::open(&arguments.metadata_url)
             .await
@@ -89,7 +93,7 @@ fn apply_plan(arguments: &DoctorArguments, path: &Path) -> anyhow::Result<bool> 
         let metadata = Metadata::new(store.clone());
         let applied = async {
             no_broker_is_at_work(&metadata).await?;
-            let nodes = Nodes::open(&metadata).await?;
+            let nodes = Nodes::open(&metadata, tls).await?;
             Applying::new(&metadata, nodes).carry_out(&plan, |step, outcome| crate::print(&told(step, outcome))).await
         };
         let outcome = applied.await;
@@ -124,12 +128,13 @@ fn examine_cluster(arguments: &DoctorArguments) -> anyhow::Result<bool> {
 
 /// Looks once, and again if something was found.
 async fn look(arguments: &DoctorArguments) -> anyhow::Result<(Cluster, BTreeSet<Finding>)> {
+    let tls = arguments.storage_tls.options().open()?;
     let store = geminga_metadata_sql::open(&arguments.metadata_url)
         .await
         .context("cannot open the metadata (--metadata-url)")?;
     let metadata = Metadata::new(store.clone());
     let looks = async {
-        let nodes = Nodes::open(&metadata).await?;
+        let nodes = Nodes::open(&metadata, tls).await?;
         let cluster = reading::read(&metadata, &nodes).await?;
         let findings = examine(&cluster);
         if findings.is_empty() {

@@ -10,7 +10,7 @@ use geminga_ensemble::LedgerState;
 use geminga_ledger::cursor_log::{CursorLog, CursorLogConfig};
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::Metadata;
-use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
+use geminga_replicated_ledgers::{Membership, NodeTls, ReplicatedLedgers, ReplicationOptions};
 
 /// A storage node that takes longer for a call is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,17 +56,10 @@ pub struct Nodes {
 impl Nodes {
     /// # Errors
     /// Metadata could not be read.
-    pub async fn open(metadata: &Metadata) -> anyhow::Result<Self> {
+    pub async fn open(metadata: &Metadata, tls: Option<NodeTls>) -> anyhow::Result<Self> {
         let membership =
             Membership::open(metadata.clone()).await.context("cannot read which storage nodes there are")?;
-        // Ledgers are closed with the quorums that they have.
-        let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
-        let options = ReplicationOptions {
-            quorum,
-            zones: ZonePolicy::default(),
-            call_timeout: CALL_TIMEOUT,
-            outbound_bytes: OUTBOUND_BYTES,
-        };
+        let options = ReplicationOptions::of_existing(CALL_TIMEOUT, OUTBOUND_BYTES, tls);
         let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), options);
         Ok(Self { metadata: metadata.clone(), ledgers })
     }

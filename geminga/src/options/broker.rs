@@ -4,7 +4,7 @@ use figment::Figment;
 use serde::{Deserialize, Serialize};
 
 use super::units::Duration;
-use super::{Options, ServingOptions, part};
+use super::{Options, ServingOptions, StorageTlsOptions, part};
 
 /// What a broker does when storage nodes are in too few zones for a ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -28,6 +28,8 @@ pub struct BrokerOptions {
     pub too_few_zones: TooFewZones,
     pub session_timeout: Duration,
     #[serde(flatten, skip_deserializing)]
+    pub storage_tls: StorageTlsOptions,
+    #[serde(flatten, skip_deserializing)]
     pub serving: ServingOptions,
 }
 
@@ -41,6 +43,7 @@ impl Default for BrokerOptions {
             min_zones_per_ack_quorum: 1,
             too_few_zones: TooFewZones::default(),
             session_timeout: Duration::from_secs(3),
+            storage_tls: StorageTlsOptions::default(),
             serving: ServingOptions::default(),
         }
     }
@@ -49,6 +52,6 @@ impl Default for BrokerOptions {
 impl Options for BrokerOptions {
     fn extract(layers: &Figment) -> anyhow::Result<Self> {
         // As in `StandaloneOptions`.
-        Ok(Self { serving: part(layers)?, ..part(layers)? })
+        Ok(Self { serving: ServingOptions::extract(layers)?, storage_tls: part(layers)?, ..part(layers)? })
     }
 }

@@ -4,10 +4,12 @@ mod broker;
 pub mod data_dirs;
 pub mod list;
 pub mod listeners;
+mod process;
 mod proxy;
 mod serving;
 mod standalone;
 mod storage_node;
+mod storage_tls;
 pub mod units;
 
 use std::fmt;
@@ -22,10 +24,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use broker::{BrokerOptions, TooFewZones};
+pub use process::ProcessOptions;
 pub use proxy::ProxyOptions;
 pub use serving::ServingOptions;
 pub use standalone::StandaloneOptions;
 pub use storage_node::StorageNodeOptions;
+pub use storage_tls::StorageTlsOptions;
 
 /// Settings of a role.
 pub trait Options: Default + Serialize {

@@ -3,18 +3,18 @@
 use std::path::PathBuf;
 
 use figment::Figment;
-use geminga_observe::logging::LogFormat;
 use geminga_proxy::AddressPattern;
 use serde::{Deserialize, Serialize};
 
-use super::{Options, part};
+use super::{Options, ProcessOptions, part};
 
 use super::list::{HttpBroker, List, PulsarBroker};
-use super::units::Duration;
 
 /// The effective settings of `geminga proxy`. Field names are the keys of the config file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProxyOptions {
+    #[serde(flatten, skip_deserializing)]
+    pub process: ProcessOptions,
     pub brokers: List<PulsarBroker>,
     pub broker_http: List<HttpBroker>,
     pub allow_brokers: List<AddressPattern>,
@@ -26,21 +26,19 @@ pub struct ProxyOptions {
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub max_connections: usize,
-    pub ready_file: Option<PathBuf>,
-    pub shutdown_timeout: Duration,
-    pub log_level: String,
-    pub log_format: LogFormat,
 }
 
 impl Options for ProxyOptions {
     fn extract(layers: &Figment) -> anyhow::Result<Self> {
-        part(layers)
+        // As in `StandaloneOptions`.
+        Ok(Self { process: part(layers)?, ..part(layers)? })
     }
 }
 
 impl Default for ProxyOptions {
     fn default() -> Self {
         ProxyOptions {
+            process: ProcessOptions::default(),
             brokers: List::default(),
             broker_http: List::default(),
             allow_brokers: List::default(),
@@ -52,10 +50,6 @@ impl Default for ProxyOptions {
             tls_cert: None,
             tls_key: None,
             max_connections: 10_000,
-            ready_file: None,
-            shutdown_timeout: Duration::from_secs(30),
-            log_level: "info".into(),
-            log_format: LogFormat::Text,
         }
     }
 }

@@ -1,24 +1,23 @@
 //! Settings of every role that serves topics.
 
-use std::path::PathBuf;
-
-use geminga_observe::logging::LogFormat;
+use figment::Figment;
 use serde::{Deserialize, Serialize};
 
 use super::listeners::Listeners;
 use super::units::{ByteSize, Duration};
+use super::{ProcessOptions, part};
 
 /// Field names are the keys of the config file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServingOptions {
+    #[serde(flatten, skip_deserializing)]
+    pub process: ProcessOptions,
     pub pulsar_addr: String,
     pub http_addr: String,
     pub advertised_address: Option<String>,
     pub advertised_listeners: Listeners,
-    pub ready_file: Option<PathBuf>,
     pub memory_limit: ByteSize,
     pub cluster: String,
-    pub shutdown_timeout: Duration,
     pub delete_inactive_topics: bool,
     pub inactive_topics_after: Duration,
     pub delete_inactive_partitioned_topics: bool,
@@ -36,21 +35,18 @@ pub struct ServingOptions {
     pub housekeeping_interval: Duration,
     pub liveness_timeout: Duration,
     pub metrics_per_topic: bool,
-    pub log_level: String,
-    pub log_format: LogFormat,
 }
 
 impl Default for ServingOptions {
     fn default() -> Self {
         ServingOptions {
+            process: ProcessOptions::default(),
             pulsar_addr: "127.0.0.1:6650".into(),
             http_addr: "127.0.0.1:8080".into(),
             advertised_address: None,
             advertised_listeners: Listeners::default(),
-            ready_file: None,
             memory_limit: ByteSize::mib(512),
             cluster: "standalone".into(),
-            shutdown_timeout: Duration::from_secs(30),
             delete_inactive_topics: true,
             inactive_topics_after: Duration::from_secs(60),
             delete_inactive_partitioned_topics: false,
@@ -68,8 +64,13 @@ impl Default for ServingOptions {
             housekeeping_interval: Duration::from_secs(10),
             liveness_timeout: Duration::from_secs(5),
             metrics_per_topic: false,
-            log_level: "info".into(),
-            log_format: LogFormat::Text,
         }
+    }
+}
+
+impl ServingOptions {
+    pub(super) fn extract(layers: &Figment) -> anyhow::Result<Self> {
+        // As in `StandaloneOptions`.
+        Ok(Self { process: part(layers)?, ..part(layers)? })
     }
 }

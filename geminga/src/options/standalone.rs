@@ -28,6 +28,6 @@ impl Default for StandaloneOptions {
 impl Options for StandaloneOptions {
     fn extract(layers: &Figment) -> anyhow::Result<Self> {
         // Each by itself: what serde flattens has lost where it comes from, which errors are to say.
-        Ok(Self { serving: part(layers)?, ..part(layers)? })
+        Ok(Self { serving: ServingOptions::extract(layers)?, ..part(layers)? })
     }
 }

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use figment::Figment;
-use geminga_observe::logging::LogFormat;
 use serde::{Deserialize, Serialize};
 
-use super::{Options, part};
+use super::{Options, ProcessOptions, StorageTlsOptions, part};
 
 use super::data_dirs::DataDirs;
 use super::units::{ByteSize, Duration};
@@ -14,12 +13,13 @@ use super::units::{ByteSize, Duration};
 /// The effective settings of `geminga storage-node`. Field names are the keys of the config file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StorageNodeOptions {
+    #[serde(flatten, skip_deserializing)]
+    pub process: ProcessOptions,
     pub data_dir: DataDirs,
     pub give_up_missing_directories: bool,
     pub addr: String,
     pub http_addr: String,
     pub control_addr: Option<String>,
-    pub ready_file: Option<PathBuf>,
     pub memory_limit: ByteSize,
     pub metadata_url: String,
     pub advertised_address: Option<String>,
@@ -27,6 +27,8 @@ pub struct StorageNodeOptions {
     pub tls_key: Option<PathBuf>,
     pub tls_client_ca: Option<PathBuf>,
     pub require_tls: bool,
+    #[serde(flatten, skip_deserializing)]
+    pub storage_tls: StorageTlsOptions,
     pub zone: String,
     pub region: String,
     pub garbage_interval: Duration,
@@ -39,27 +41,25 @@ pub struct StorageNodeOptions {
     pub scrub_rate: ByteSize,
     pub scrub_interval: Duration,
     pub close_damaged_after: Duration,
-    pub shutdown_timeout: Duration,
     pub max_frame_size: ByteSize,
-    pub log_level: String,
-    pub log_format: LogFormat,
 }
 
 impl Options for StorageNodeOptions {
     fn extract(layers: &Figment) -> anyhow::Result<Self> {
-        part(layers)
+        // As in `StandaloneOptions`.
+        Ok(Self { process: part(layers)?, storage_tls: part(layers)?, ..part(layers)? })
     }
 }
 
 impl Default for StorageNodeOptions {
     fn default() -> Self {
         StorageNodeOptions {
+            process: ProcessOptions::default(),
             data_dir: DataDirs::One("geminga-storage".into()),
             give_up_missing_directories: false,
             addr: "127.0.0.1:3181".into(),
             http_addr: "127.0.0.1:8000".into(),
             control_addr: None,
-            ready_file: None,
             memory_limit: ByteSize::mib(512),
             metadata_url: "none".to_owned(),
             advertised_address: None,
@@ -67,6 +67,7 @@ impl Default for StorageNodeOptions {
             tls_key: None,
             tls_client_ca: None,
             require_tls: false,
+            storage_tls: StorageTlsOptions::default(),
             zone: "default".to_owned(),
             region: "default".to_owned(),
             garbage_interval: Duration::from_secs(60),
@@ -79,10 +80,7 @@ impl Default for StorageNodeOptions {
             scrub_rate: ByteSize::mib(8),
             scrub_interval: Duration::from_secs(24 * 3600),
             close_damaged_after: Duration::from_secs(600),
-            shutdown_timeout: Duration::from_secs(30),
             max_frame_size: ByteSize::new(geminga_storage_node::DEFAULT_MAX_FRAME_BYTES as u64),
-            log_level: "info".into(),
-            log_format: LogFormat::Text,
         }
     }
 }

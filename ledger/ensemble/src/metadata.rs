@@ -42,6 +42,7 @@ pub enum LedgerState {
 /// The nodes that have the entries from one on, up to the next fragment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fragment {
+    #[serde(default)]
     pub first_entry: u64,
     pub ensemble: Vec<NodeId>,
 }

@@ -16,6 +16,7 @@ use crate::catalog::{Catalog, Known};
 use crate::nodes::{NodeDirectory, Nodes, ZonePolicy};
 use crate::recovering::Unknown;
 use crate::repairing::{self, CopyMeter};
+use crate::tls::NodeTls;
 use crate::writing::OpenLedger;
 use crate::{reading, recovering};
 
@@ -33,6 +34,16 @@ pub struct ReplicationOptions {
     pub call_timeout: Duration,
     /// Bytes that may wait to be sent to nodes.
     pub outbound_bytes: u64,
+    /// None: storage nodes are spoken to in the clear.
+    pub tls: Option<NodeTls>,
+}
+
+impl ReplicationOptions {
+    /// For whoever writes no ledgers of its own: those that are there are read, closed and repaired with the quorums that they have.
+    pub fn of_existing(call_timeout: Duration, outbound_bytes: u64, tls: Option<NodeTls>) -> Self {
+        let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
+        Self { quorum, zones: ZonePolicy::default(), call_timeout, outbound_bytes, tls }
+    }
 }
 
 /// See the crate's head. Clones share everything.
@@ -161,7 +172,7 @@ impl ReplicatedLedgers {
         Self {
             shared: Arc::new(Shared {
                 catalog: Catalog::new(metadata),
-                nodes: Nodes::new(directory, outbound, options.call_timeout, options.zones),
+                nodes: Nodes::new(directory, outbound, options.call_timeout, options.zones, options.tls.clone()),
                 master_key: master_key(PASSWORD),
                 runtime: tokio::runtime::Handle::current(),
                 closed: Mutex::default(),

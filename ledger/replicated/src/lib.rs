@@ -3,7 +3,7 @@
 //! [`ReplicatedLedgers`] is a [`LedgerClient`](geminga_ledger_client::LedgerClient). What is to be done is decided by the state
 //! machines of `geminga-ensemble`; this crate carries it out: node.rs is one connection to a node, nodes.rs knows and chooses
 //! nodes, catalog.rs keeps the ledgers' metadata, writing.rs, recovering.rs, repairing.rs and reading.rs drive one ledger each;
-//! replicas.rs is for storage nodes that have lost entries.
+//! replicas.rs is for storage nodes that have lost entries; tls.rs begins TLS with a node.
 //!
 //! A ledger comes into being in metadata with its first append, and is closed when it is recovered: by its writer once all of
 //! it is confirmed, or by anybody else through fencing. A recovery of a ledger that is not in metadata puts it there as a
@@ -19,6 +19,7 @@ mod reading;
 mod recovering;
 mod repairing;
 mod replicas;
+mod tls;
 mod writing;
 
 pub use geminga_ensemble::{Quorum, Share};
@@ -34,3 +35,4 @@ pub use membership::Membership;
 pub use nodes::{NodeDirectory, NodeInfo, ZonePolicy};
 pub use repairing::CopyMeter;
 pub use replicas::{Copy, ReplicaReader};
+pub use tls::NodeTls;

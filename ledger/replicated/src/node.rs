@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use geminga_flow::{Budget, Frames, Outbox};
+use geminga_flow::{Budget, Frames, Outbox, Socket};
 use geminga_wire_bookkeeper::{
     Answer, BatchRead, Code, DEFAULT_MAX_FRAME_BYTES, FrameSink, MasterKey, Read, ReplyTo, Request, Response,
     WireVersion, decode_response, encode_add, encode_request, take_frame,
 };
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use tokio::net::TcpStream;
 
 use crate::writing::OpenLedger;
 
@@ -116,11 +115,10 @@ struct Group {
 
 impl NodeConnection {
     /// Serves a connection that was just made, until it breaks. `timeout` is how long a call may take.
-    pub fn start(node: &str, stream: TcpStream, outbound: Arc<Budget>, timeout: Duration) -> Arc<Self> {
-        let stream = Arc::new(stream);
+    pub fn start(node: &str, socket: Socket, outbound: Arc<Budget>, timeout: Duration) -> Arc<Self> {
         let connection = Arc::new(Self {
             node: node.to_owned(),
-            outbox: Outbox::new(stream.clone(), outbound),
+            outbox: Outbox::new(socket.clone(), outbound),
             calls: Mutex::default(),
             next_request: AtomicI64::new(1),
         });
@@ -128,7 +126,7 @@ impl NodeConnection {
         tokio::spawn(async move { writer.outbox.drain(|| ()).await });
         let reader = connection.clone();
         tokio::spawn(async move {
-            if let Err(error) = reader.receive(&stream).await {
+            if let Err(error) = reader.receive(&socket).await {
                 tracing::info!(node = reader.node, %error, "connection to a storage node ended");
             }
             reader.close();
@@ -289,15 +287,15 @@ impl NodeConnection {
         }
     }
 
-    async fn receive(&self, stream: &TcpStream) -> std::io::Result<()> {
+    async fn receive(&self, socket: &Socket) -> std::io::Result<()> {
         let mut chunk = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(chunk);
         loop {
-            stream.readable().await?;
+            socket.readable().await?;
             if buffer.capacity() - buffer.len() < chunk / 4 {
                 buffer.reserve(chunk);
             }
-            match stream.try_read_buf(&mut buffer) {
+            match socket.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(read) if read >= chunk / 2 => chunk = (chunk * 2).min(READ_BYTES_MAX),
                 Ok(_) => (),

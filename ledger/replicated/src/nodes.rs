@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use geminga_ensemble::placement::{self, Candidate, Place};
 use geminga_ensemble::{NodeId, Quorum};
 use geminga_flow::Budget;
+use geminga_flow::Socket;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use crate::node::NodeConnection;
+use crate::tls::NodeTls;
 
-/// How long connecting may take.
+/// How long connecting may take, and so long again TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A storage node that takes part.
@@ -58,6 +60,8 @@ pub struct Nodes {
     outbound: Arc<Budget>,
     call_timeout: Duration,
     zones: ZonePolicy,
+    /// None: nodes are spoken to in the clear.
+    tls: Option<NodeTls>,
     /// What nodes said last.
     free_bytes: Mutex<HashMap<NodeId, u64>>,
 }
@@ -68,9 +72,10 @@ impl Nodes {
         outbound: Arc<Budget>,
         call_timeout: Duration,
         zones: ZonePolicy,
+        tls: Option<NodeTls>,
     ) -> Self {
         let (connections, connecting) = Default::default();
-        Self { directory, connections, connecting, outbound, call_timeout, zones, free_bytes: Mutex::default() }
+        Self { directory, connections, connecting, outbound, call_timeout, zones, tls, free_bytes: Mutex::default() }
     }
 
     /// Those that new entries may go to.
@@ -131,23 +136,28 @@ impl Nodes {
 
     async fn connect_now(&self, node: &NodeId) -> Option<Arc<NodeConnection>> {
         let address = self.directory.nodes().into_iter().find(|info| info.id == *node)?.address;
-        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
+        let socket = match self.reach(&address).await {
+            Ok(socket) => socket,
+            Err(error) => {
                 tracing::info!(node, address, %error, "could not connect to a storage node");
                 return None;
             }
-            Err(_) => {
-                tracing::info!(node, address, "a storage node does not accept connections");
-                return None;
-            }
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(node, %error, "could not set TCP_NODELAY");
-        }
-        let connection = NodeConnection::start(node, stream, self.outbound.clone(), self.call_timeout);
+        let connection = NodeConnection::start(node, socket, self.outbound.clone(), self.call_timeout);
         self.connections.lock().insert(node.clone(), connection.clone());
         Some(connection)
+    }
+
+    async fn reach(&self, address: &str) -> std::io::Result<Socket> {
+        let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(address, %error, "could not set TCP_NODELAY");
+        }
+        match &self.tls {
+            None => Ok(Socket::from(Arc::new(stream))),
+            Some(tls) => tokio::time::timeout(CONNECT_TIMEOUT, tls.begin(address, stream)).await.map_err(late)?,
+        }
     }
 
     /// Nodes for a whole ensemble; `None` where nobody was found.

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::catalog::Catalog;
 use crate::client::PASSWORD;
 use crate::nodes::{NodeDirectory, Nodes, ZonePolicy};
+use crate::tls::NodeTls;
 
 /// Requests that may wait to be sent, in bytes; they are small.
 const OUTBOUND_BYTES: u64 = 1 << 20;
@@ -37,9 +38,14 @@ pub struct ReplicaReader {
 }
 
 impl ReplicaReader {
-    /// `call_timeout`: how long a node may take for one read.
-    pub fn new(metadata: Metadata, directory: Arc<dyn NodeDirectory>, call_timeout: Duration) -> Self {
-        let nodes = Nodes::new(directory, Budget::new(OUTBOUND_BYTES), call_timeout, ZonePolicy::default());
+    /// `call_timeout`: how long a node may take for one read; `tls`: as in [`ReplicationOptions`](crate::ReplicationOptions).
+    pub fn new(
+        metadata: Metadata,
+        directory: Arc<dyn NodeDirectory>,
+        call_timeout: Duration,
+        tls: Option<NodeTls>,
+    ) -> Self {
+        let nodes = Nodes::new(directory, Budget::new(OUTBOUND_BYTES), call_timeout, ZonePolicy::default(), tls);
         Self { catalog: Catalog::new(metadata), nodes: Arc::new(nodes) }
     }
 

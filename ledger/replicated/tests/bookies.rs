@@ -150,6 +150,7 @@ impl Bookies {
             zones: ZonePolicy::default(),
             call_timeout: Duration::from_secs(5),
             outbound_bytes: 64 << 20,
+            tls: None,
         };
         Ledgers(ReplicatedLedgers::new(self.metadata.clone(), self.directory.clone(), options))
     }

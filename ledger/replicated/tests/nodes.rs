@@ -88,8 +88,13 @@ impl Cluster {
     }
 
     fn client_with(&self, quorum: Quorum, zones: ZonePolicy) -> ReplicatedLedgers {
-        let options =
-            ReplicationOptions { quorum, zones, call_timeout: Duration::from_secs(2), outbound_bytes: 64 << 20 };
+        let options = ReplicationOptions {
+            quorum,
+            zones,
+            call_timeout: Duration::from_secs(2),
+            outbound_bytes: 64 << 20,
+            tls: None,
+        };
         ReplicatedLedgers::new(self.metadata.clone(), Arc::new(self.directory.clone()), options)
     }
 

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use geminga_metadata::{
-    AuditRecord, ClusterData, LedgerInfo, ManualClock, MemoryStore, Metadata, PartitionedTopicRecord, Policies,
-    RepairClaim, RepairRecord, RepairWorkerRecord, RestoredRecord, SchemaRecord, StorageNodeRecord, SubscriptionRecord,
-    TenantInfo, TopicRecord, Witness, WitnessRecord,
+    AuditRecord, ClusterData, Expect, LedgerInfo, ManualClock, MemoryStore, Metadata, Op, PartitionedTopicRecord,
+    Policies, RepairClaim, RepairRecord, RepairWorkerRecord, RestoredRecord, SchemaRecord, StorageNodeRecord,
+    SubscriptionRecord, TenantInfo, TopicRecord, Witness, WitnessRecord,
 };
 use geminga_model::{Position, TopicName};
 
@@ -40,15 +40,12 @@ const RECORDS: &[(&str, &str)] = &[
         r#"{"schema_type":20,"data":"x:ff00","properties":{},"timestamp":4,"user":"me","deleted":false}"#,
     ),
     ("storage-nodes/c", r#"{"address":"127.0.0.1:3181","zone":"east","region":"default","read_only":false}"#),
-    (
-        "subscriptions/public/default/persistent/orders/billing",
-        r#"{"cursor_id":3,"initial":"17:-1","created_at":9,"replicated":false}"#,
-    ),
+    ("subscriptions/public/default/persistent/orders/billing", r#"{"cursor_id":3,"initial":"17:-1","created_at":9}"#),
     ("tenants/public", r#"{"adminRoles":[],"allowedClusters":["standalone"]}"#),
     ("topic-policies/public/default/persistent/orders", r#"{"maxProducerPerTopic":7}"#),
     (
         "topics/public/default/persistent/orders",
-        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"entries":0,"size":0,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"last_ledger":19,"announced_from":19,"created_at":4,"epoch":2}"#,
+        r#"{"ledgers":[{"ledger_id":17,"entries":100,"size":2048,"timestamp":5},{"ledger_id":19,"timestamp":6,"first_index":250}],"last_open":true,"next_index":250,"terminated":"17:99","properties":{"k":"v"},"last_ledger":19,"announced_from":19,"created_at":4,"epoch":2}"#,
     ),
     ("witnesses/a", r#"{"count":3,"at_ms":7}"#),
 ];
@@ -177,4 +174,22 @@ async fn keys_and_records() {
     let expected: Vec<(String, String)> =
         RECORDS.iter().map(|(key, data)| (key.to_string(), format!("{{\"v\":1,\"d\":{data}}}"))).collect();
     assert_eq!(stored, expected);
+}
+
+/// The builds before wrote every number, also 0.
+#[tokio::test]
+async fn records_with_zeros_are_read_too() {
+    let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+    let put = |key: &str, data: &str| Op::put(key, format!("{{\"v\":1,\"d\":{data}}}"), Expect::Any);
+    let zeros = r#"{"ledgers":[{"ledger_id":57,"entries":0,"size":0,"timestamp":6}],"last_open":true,"next_index":0,"last_ledger":57,"announced_from":57,"created_at":4}"#;
+    let subscription = r#"{"cursor_id":3,"initial":"17:-1","created_at":9,"replicated":false}"#;
+    let ops = vec![
+        put("topics/public/default/persistent/orders", zeros),
+        put("subscriptions/public/default/persistent/orders/billing", subscription),
+    ];
+    metadata.store().commit(ops).await.unwrap();
+    let orders = TopicName::parse("orders").unwrap();
+    let expected = LedgerInfo { ledger_id: 57, timestamp: 6, ..LedgerInfo::default() };
+    assert_eq!(metadata.get_topic(&orders).await.unwrap().unwrap().value.ledgers, [expected]);
+    assert!(!metadata.list_subscriptions(&orders).await.unwrap()[0].1.value.replicated);
 }

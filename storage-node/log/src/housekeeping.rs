@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{Request, ZeroFirst};
+use crate::engine::{Request, ZeroFirst, Zeros};
 use crate::log::Shared;
 
 /// How often it looks while something goes on; sealing and preparing a segment takes less time than filling one.
@@ -16,7 +16,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 const MARK_AFTER: Duration = Duration::from_millis(200);
 
 /// Commits may wait for one step, on the disk if not for the file.
-const ZEROING_STEP_BYTES: u64 = 256 << 10;
+const ZEROING_STEP_BYTES: usize = 256 << 10;
 /// Bytes per second.
 const ZEROING_RATE_MIN: f64 = (16 << 20) as f64;
 /// Bytes per second while nothing is committed.
@@ -36,7 +36,7 @@ pub(crate) fn run(shared: &Shared) {
     let mut idle_since = Instant::now();
     let mut reclaim = None;
     let mut busy = true;
-    let mut zeroing = Zeroing { committed_bytes: 0, at: Instant::now(), rate: 0.0, fast_at: None, budget: 0 };
+    let mut zeroing = Zeroing::new();
     loop {
         {
             let mut state = shared.house_state.lock();
@@ -75,6 +75,7 @@ pub(crate) fn run(shared: &Shared) {
 /// How fast blocks are zeroed ahead of the writing: somewhat faster than they are used, not at all at full speed nor in the
 /// pauses between.
 struct Zeroing {
+    zeros: Zeros,
     committed_bytes: u64,
     at: Instant,
     /// Bytes per second that are written, smoothed.
@@ -86,6 +87,11 @@ struct Zeroing {
 }
 
 impl Zeroing {
+    fn new() -> Self {
+        let zeros = Zeros::new(ZEROING_STEP_BYTES);
+        Self { zeros, committed_bytes: 0, at: Instant::now(), rate: 0.0, fast_at: None, budget: 0 }
+    }
+
     /// Whether there was anything to do.
     fn round(&mut self, shared: &Shared) -> std::io::Result<bool> {
         let (now, committed_bytes) = (Instant::now(), shared.engine.committed_bytes());
@@ -103,9 +109,9 @@ impl Zeroing {
         let (least, first) =
             if is_idle { (ZEROING_RATE_IDLE, ZeroFirst::Active) } else { (ZEROING_RATE_MIN, ZeroFirst::Next) };
         let budget = ((2.0 * self.rate).max(least) * seconds.min(0.1)) as u64;
-        self.budget = (self.budget + budget).min(if is_idle { 128 } else { 4 } * ZEROING_STEP_BYTES);
-        while self.budget >= ZEROING_STEP_BYTES {
-            let zeroed = shared.engine.zero_ahead(ZEROING_STEP_BYTES, first)?;
+        self.budget = (self.budget + budget).min(if is_idle { 128 } else { 4 } * ZEROING_STEP_BYTES as u64);
+        while self.budget >= ZEROING_STEP_BYTES as u64 {
+            let zeroed = shared.engine.zero_ahead(&self.zeros, first)?;
             if zeroed == 0 {
                 return Ok(false);
             }

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::disk::real::{RealDisk, RealFile};
 use crate::engine::{
     Admission, Append, Begin, Commit, Done, Engine, FenceDone, LogStats, RecoveryReport, Request, Scrubbed, ZeroFirst,
+    Zeros,
 };
 use crate::error::{AppendError, FenceError, OpenError, ReadError};
 use crate::housekeeping;
@@ -30,7 +31,7 @@ const WRITERS: usize = 2;
 /// Written with zeros before the log is open, unless that takes longer than so long.
 const ZEROED_AT_START_BYTES: u64 = 32 << 20;
 const ZEROING_AT_START: Duration = Duration::from_millis(25);
-const ZEROING_STEP_BYTES: u64 = 4 << 20;
+const ZEROING_STEP_BYTES: usize = 4 << 20;
 
 /// A handle to an open log; clones share it. The log closes when [`Log::close`] is called or the last handle goes.
 #[derive(Clone)]
@@ -278,9 +279,9 @@ impl Log {
 
 /// The first commits find written blocks.
 fn zero_first_blocks(engine: &Engine<RealDisk>) {
-    let (begin, mut zeroed) = (Instant::now(), 0);
+    let (zeros, begin, mut zeroed) = (Zeros::new(ZEROING_STEP_BYTES), Instant::now(), 0);
     while zeroed < ZEROED_AT_START_BYTES && begin.elapsed() < ZEROING_AT_START {
-        match engine.zero_ahead(ZEROING_STEP_BYTES, ZeroFirst::Active) {
+        match engine.zero_ahead(&zeros, ZeroFirst::Active) {
             Ok(0) => break,
             Ok(bytes) => zeroed += bytes,
             Err(error) => {

@@ -4,8 +4,12 @@ import tempfile
 
 import pytest
 
+from harness.certificates import make_certificates
 from harness.cluster import BINARY, Cluster, Process  # noqa: F401
 from harness.postgres import Postgres
+
+
+MISSED_SOON = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +40,17 @@ def brokers(postgres):
 @pytest.fixture
 def cluster_that_repairs(postgres):
     """Six nodes in three zones that miss each other soon."""
-    options = ["--lost-node-after", "6s", "--open-ledger-grace", "3s", "--audit-interval", "2s", "--self-check-interval", "5s"]
-    yield from run_cluster(postgres.new_database(), 6, node_arguments=options)
+    yield from run_cluster(postgres.new_database(), 6, node_arguments=MISSED_SOON)
+
+
+@pytest.fixture
+def cluster_with_tls(postgres, tmp_path):
+    """Four nodes that serve nobody without TLS and a certificate of their authority, and miss each other soon."""
+    make_certificates(tmp_path)
+    authority, certificate, key = (str(tmp_path / name) for name in ["ca.pem", "cert.pem", "key.pem"])
+    others = ["--storage-tls-ca", authority, "--storage-tls-cert", certificate, "--storage-tls-key", key]
+    own = ["--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", authority, "--require-tls"]
+    yield from run_cluster(postgres.new_database(), 4, node_arguments=[*MISSED_SOON, *own, *others], broker_arguments=others)
 
 
 def run_cluster(url, nodes, node_arguments=(), **options):

@@ -8,7 +8,8 @@ import urllib.request
 
 import pulsar
 import pytest
-from conftest import Setting, make_certificates
+from conftest import Setting
+from harness.certificates import make_certificates
 
 TOPIC = "persistent://public/default/faults"
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use geminga_ledger::managed_ledger::WriteError;
 use geminga_log::disk::Disk;
 use geminga_log::disk::sim::{Faults, SimDisk, SimFile};
-use geminga_log::engine::{Begin, Commit, Engine, Request, ZeroFirst};
+use geminga_log::engine::{Begin, Commit, Engine, Request, ZeroFirst, Zeros};
 use geminga_log::{Admission, Append, AppendError, FenceError, LogOptions, ReadError};
 use parking_lot::Mutex;
 use rand::Rng;
@@ -142,7 +142,7 @@ impl EngineLedgers {
             7 => drop(self.engine.try_again()),
             3 if self.engine.wants_mark() => self.queue.push_back(Request::Mark),
             4 => self.keep_house(|engine, done| engine.plan_reclaim(done)),
-            5 => drop(self.engine.zero_ahead(16 << 10, ZeroFirst::Active)),
+            5 => drop(self.engine.zero_ahead(&Zeros::new(16 << 10), ZeroFirst::Active)),
             6 => self.keep_house(|engine, done| {
                 let Some(plan) = engine.plan_compaction() else { return Ok(None) };
                 engine.compact(&plan, &mut |_| true, done)

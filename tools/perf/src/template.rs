@@ -20,10 +20,10 @@ pub(crate) const INTERVAL_PROPERTY: &str = "i";
 pub(crate) struct Template {
     payload: Bytes,
     batched: bool,
-    /// `ends[n]`: bytes of the first `n` messages; `crcs[n]`: their checksum.
+    /// `ends[n]`: bytes of the first `n` messages; `crcs[n]`: their checksum; `shifts[n]`: what they do to that of what precedes.
     ends: Vec<usize>,
     crcs: Vec<u32>,
-    shift: Shift,
+    shifts: Vec<Shift>,
 }
 
 impl Template {
@@ -33,7 +33,8 @@ impl Template {
         let mut rng = SmallRng::seed_from_u64(size as u64);
         let mut body = vec![0; size];
         let mut payload = BytesMut::new();
-        let (mut ends, mut crcs) = (vec![0], vec![0]);
+        let (mut ends, mut crcs, mut shifts) = (vec![0], vec![0], vec![Shift::over(0)]);
+        let mut one_message = None;
         for _ in 0..max_messages.max(1) {
             rng.fill_bytes(&mut body);
             let start = payload.len();
@@ -47,12 +48,14 @@ impl Template {
                 payload.truncate(start);
                 break;
             }
-            let crc = crc32c_combine(crcs[crcs.len() - 1], crc32c(&payload[start..]), (payload.len() - start) as u64);
+            // All messages are as long.
+            let message: &Shift = one_message.get_or_insert_with(|| Shift::over(payload.len() - start));
+            let count = crcs.len() - 1;
             ends.push(payload.len());
-            crcs.push(crc);
+            crcs.push(message.apply(crcs[count]) ^ crc32c(&payload[start..]));
+            shifts.push(shifts[count].and(message));
         }
-        let shift = Shift::over(payload.len());
-        Self { payload: payload.freeze(), batched, ends, crcs, shift }
+        Self { payload: payload.freeze(), batched, ends, crcs, shifts }
     }
 
     /// The most messages that fit a batch.
@@ -70,13 +73,9 @@ impl Template {
         self.payload.len() + METADATA_ROOM <= max_message_size
     }
 
-    fn checksum(&self, header: u32, count: u32) -> u32 {
-        let crc = self.crcs[count as usize];
-        if count == self.max_count() {
-            self.shift.apply(header) ^ crc
-        } else {
-            crc32c_combine(header, crc, self.len(count) as u64)
-        }
+    fn checksum(&self, header: &[u8], count: u32) -> u32 {
+        let count = count as usize;
+        self.shifts[count].apply(crc32c(header)) ^ self.crcs[count]
     }
 
     /// Appends a SEND of the first `count` messages, from sequence id `sequence_id` on. The other fields of `metadata` are
@@ -111,28 +110,22 @@ impl Template {
     }
 }
 
-/// What a CRC32C becomes behind a fixed number of further bytes: linear in its bits, hence four table look-ups.
-struct Shift([[u32; 256]; 4]);
+/// What a CRC32C becomes behind a fixed number of further bytes. It is linear in its bits, so what each becomes is enough.
+struct Shift([u32; 32]);
 
 impl Shift {
     fn over(len: usize) -> Self {
-        let mut tables = [[0; 256]; 4];
-        for (byte, table) in tables.iter_mut().enumerate() {
-            for bit in 0..8 {
-                let shifted = crc32c_combine(1 << (8 * byte + bit), 0, len as u64);
-                for (value, entry) in table.iter_mut().enumerate() {
-                    if value & (1 << bit) != 0 {
-                        *entry ^= shifted;
-                    }
-                }
-            }
-        }
-        Self(tables)
+        Self(std::array::from_fn(|bit| crc32c_combine(1 << bit, 0, len as u64)))
     }
 
     fn apply(&self, crc: u32) -> u32 {
-        let [a, b, c, d] = crc.to_le_bytes();
-        self.0[0][a as usize] ^ self.0[1][b as usize] ^ self.0[2][c as usize] ^ self.0[3][d as usize]
+        let of_bit = |(bit, shifted): (usize, &u32)| shifted & 0u32.wrapping_sub(crc >> bit & 1);
+        self.0.iter().enumerate().map(of_bit).fold(0, |sum, shifted| sum ^ shifted)
+    }
+
+    /// Over as many bytes as both together.
+    fn and(&self, next: &Shift) -> Self {
+        Self(self.0.map(|shifted| next.apply(shifted)))
     }
 }
 

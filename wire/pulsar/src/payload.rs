@@ -15,7 +15,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use thiserror::Error;
 
 use crate::fields::{FieldError, Fields, Span, Value};
-use crate::{crc32c, crc32c_combine, key_hash, proto};
+use crate::{crc32c, crc32c_of, key_hash, proto};
 
 /// Marks broker entry metadata.
 pub const MAGIC_BROKER_ENTRY: u16 = 0x0e02;
@@ -441,14 +441,13 @@ pub fn strip_broker_entry_metadata(entry: &Bytes) -> Bytes {
 
 /// Appends magic, checksum, metadata size and metadata for `payload`, which must follow: together an entry.
 pub fn encode_payload_header(metadata: &proto::MessageMetadata, payload: &[u8], out: &mut BytesMut) {
-    encode_payload_header_with(metadata, |header| crc32c_combine(header, crc32c(payload), payload.len() as u64), out);
+    encode_payload_header_with(metadata, |header| crc32c_of(&[header, payload]), out);
 }
 
-/// The same for a payload whose checksum is known: `checksum` gets the CRC32C of what stands before the payload, and
-/// gives the one of both (see [`crc32c_combine`]).
+/// The same for a payload whose checksum is known: `checksum` gets what stands before the payload, and gives the CRC32C of both.
 pub fn encode_payload_header_with(
     metadata: &proto::MessageMetadata,
-    checksum: impl FnOnce(u32) -> u32,
+    checksum: impl FnOnce(&[u8]) -> u32,
     out: &mut BytesMut,
 ) {
     let size = metadata.encoded_len();
@@ -459,7 +458,7 @@ pub fn encode_payload_header_with(
     let checked_from = out.len();
     out.put_u32(size as u32);
     metadata.encode_raw(out);
-    let checksum = checksum(crc32c(&out[checked_from..]));
+    let checksum = checksum(&out[checked_from..]);
     out[checksum_at..checked_from].copy_from_slice(&checksum.to_be_bytes());
 }
 

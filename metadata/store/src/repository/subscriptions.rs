@@ -23,7 +23,7 @@ pub struct SubscriptionRecord {
     /// Milliseconds since the Unix epoch.
     #[serde(default)]
     pub created_at: u64,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replicated: bool,
 }
 

@@ -17,8 +17,10 @@ pub(super) const PREFIX: &str = "topics/";
 pub struct LedgerInfo {
     pub ledger_id: u64,
     /// Of a closed ledger; 0 while it is open, which only the last of a list is.
+    #[serde(skip_serializing_if = "is_zero")]
     pub entries: u64,
     /// In bytes, of a closed ledger.
+    #[serde(skip_serializing_if = "is_zero")]
     pub size: u64,
     /// When it was closed, in milliseconds since the Unix epoch; when it was created while it is open.
     pub timestamp: u64,
@@ -40,6 +42,7 @@ pub struct TopicRecord {
     /// The last ledger may have grown since this was written.
     pub last_open: bool,
     /// Index of the next message; meaningless while `last_open`.
+    #[serde(skip_serializing_if = "is_zero")]
     pub next_index: u64,
     /// The last entry of a terminated topic.
     #[serde(skip_serializing_if = "Option::is_none")]

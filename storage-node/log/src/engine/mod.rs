@@ -28,7 +28,7 @@ pub use commit::{Begin, Commit, Outcome};
 pub use compact::CompactionPlan;
 pub use recovery::RecoveryReport;
 pub use scrub::Scrubbed;
-pub use zero::ZeroFirst;
+pub use zero::{ZeroFirst, Zeros};
 
 use crate::buffer::ReadBuffers;
 use crate::disk::Disk;

@@ -26,10 +26,23 @@ pub enum ZeroFirst {
     Next,
 }
 
+/// What a step writes, made once for many.
+pub struct Zeros(AlignedBuffer);
+
+impl Zeros {
+    /// For steps of so many bytes, a multiple of the block's size.
+    pub fn new(bytes: usize) -> Self {
+        let mut zeros = AlignedBuffer::default();
+        zeros.extend_zeros(bytes);
+        Self(zeros)
+    }
+}
+
 impl<D: Disk> Engine<D> {
-    /// Zeros up to `bytes` of the segment that is being written or of the next one; answers how many, 0 if there is
-    /// nothing to do. One thread at a time.
-    pub fn zero_ahead(&self, bytes: u64, first: ZeroFirst) -> io::Result<u64> {
+    /// Zeros a step of the segment that is being written or of the next one; answers how many bytes, 0 if there is nothing to
+    /// do. One thread at a time.
+    pub fn zero_ahead(&self, zeros: &Zeros, first: ZeroFirst) -> io::Result<u64> {
+        let bytes = zeros.0.len() as u64;
         let (segment, range, needs_sync) = {
             let mut writer = self.writer.lock();
             let writer = &mut *writer;
@@ -56,9 +69,8 @@ impl<D: Disk> Engine<D> {
             writer.zeroing = Some((segment.id, range.clone()));
             (segment, range, needs_sync)
         };
-        let mut zeros = AlignedBuffer::default();
-        zeros.extend_zeros((range.end - range.start) as usize);
-        let mut written = segment.file.write_at(zeros.as_slice(), range.start);
+        let zeros = &zeros.0.as_slice()[..(range.end - range.start) as usize];
+        let mut written = segment.file.write_at(zeros, range.start);
         if needs_sync {
             written = written.and_then(|()| segment.file.sync_data());
         }

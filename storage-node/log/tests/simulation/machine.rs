@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use geminga_log::disk::sim::{Faults, SimDisk, SimFile};
-use geminga_log::engine::{Begin, Commit, Engine, Request, ZeroFirst};
+use geminga_log::engine::{Begin, Commit, Engine, Request, ZeroFirst, Zeros};
 use geminga_log::{AppendError, Done, LogOptions, RecoveryReport};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -179,7 +179,7 @@ impl Machine {
             6 => self.engine.try_again().map(drop),
             5 => {
                 let first = if self.rng.random_bool(0.5) { ZeroFirst::Active } else { ZeroFirst::Next };
-                self.engine.zero_ahead(16 << 10, first).map(drop)
+                self.engine.zero_ahead(&Zeros::new(16 << 10), first).map(drop)
             }
             _ => self.compact(),
         };

@@ -140,6 +140,7 @@ impl Cluster {
             zones: ZonePolicy::default(),
             call_timeout: Duration::from_secs(2),
             outbound_bytes: 64 << 20,
+            tls: None,
         };
         let membership = Membership::open(self.metadata.clone()).await.expect("metadata");
         (ReplicatedLedgers::new(self.metadata.clone(), Arc::new(membership.clone()), options), membership)
