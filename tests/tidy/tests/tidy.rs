@@ -61,7 +61,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
     (
         "geminga-replicated-ledgers",
-        &["geminga-ensemble", "geminga-flow", "geminga-ledger-client", "geminga-metadata", "geminga-wire-bookkeeper"],
+        &[
+            "geminga-ensemble",
+            "geminga-flow",
+            "geminga-ledger-client",
+            "geminga-metadata",
+            "geminga-tls",
+            "geminga-wire-bookkeeper",
+        ],
     ),
     ("geminga-replicated-ledgers (dev)", &["geminga-log", "geminga-storage-node"]),
     ("geminga-topic", &["geminga-ledger", "geminga-model"]),
