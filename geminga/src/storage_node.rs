@@ -287,21 +287,19 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 }
 
 /// Finds what other nodes have lost, and copies it.
-async fn recover_others(metadata: Metadata, options: RepairOptions, outbound_bytes: u64, figures: Arc<Figures>) {
-    let membership = loop {
-        match Membership::open(metadata.clone()).await {
-            Ok(membership) => break membership,
-            Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
-        }
-        tokio::time::sleep(JOINING_AGAIN).await;
-    };
+async fn recover_others(
+    metadata: Metadata,
+    membership: Membership,
+    options: RepairOptions,
+    outbound_bytes: u64,
+    figures: Arc<Figures>,
+) {
     // Ledgers are repaired with the quorums that they have.
     let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
     let replication =
         ReplicationOptions { quorum, zones: ZonePolicy::default(), call_timeout: CALL_TIMEOUT, outbound_bytes };
-    let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
+    let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), replication);
     let mut tasks = geminga_repair::run(metadata, ledgers, options, &figures);
-    tasks.spawn(membership.follow(|| ()));
     while tasks.join_next().await.is_some() {}
 }
 
@@ -330,20 +328,23 @@ impl Member {
         tasks.spawn(cluster.witness.clone().keep_looking(self.metadata.clone()));
         let (metadata, witness) = (self.metadata.clone(), cluster.witness.clone());
         tasks.spawn(collect_garbage(node.clone(), metadata, witness, cluster.garbage_interval));
-        let others = loop {
-            match OtherNodes::of(&cluster.id, self.metadata.clone(), &mut tasks).await {
-                Ok(others) => break others,
+        let membership = loop {
+            match Membership::open(self.metadata.clone()).await {
+                Ok(membership) => break membership,
                 Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
             }
             tokio::time::sleep(JOINING_AGAIN).await;
         };
+        tasks.spawn(membership.clone().follow(|| ()));
+        let others = OtherNodes::of(&cluster.id, self.metadata.clone(), membership.clone());
         // What a missing directory hides nobody can settle.
         if !cluster.is_incomplete {
             tasks.spawn(heal(node.clone(), others.clone(), cluster.close_damaged_after));
         }
         tasks.spawn(repair(node.clone(), others, cluster.repair_bytes_per_second));
         if let Some(options) = cluster.auto_recovery.clone() {
-            tasks.spawn(recover_others(self.metadata, options, cluster.outbound_bytes, figures.clone()));
+            let figures = figures.clone();
+            tasks.spawn(recover_others(self.metadata, membership, options, cluster.outbound_bytes, figures));
         }
         tasks
     }

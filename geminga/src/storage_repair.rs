@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_ledger_client::LedgerClient;
-use geminga_metadata::{Metadata, MetadataError};
+use geminga_metadata::Metadata;
 use geminga_replicated_ledgers::{
     Copy, Membership, Quorum, ReplicaReader, ReplicatedLedgers, ReplicationOptions, ZonePolicy,
 };
 use geminga_storage_node::{Asking, Duties, Duty, Fetched, Fetching, Ledgers, Replicas};
-use tokio::task::JoinSet;
 
 /// A node that takes longer for an entry is given up.
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,13 +25,7 @@ pub struct OtherNodes {
 }
 
 impl OtherNodes {
-    /// `tasks` follow which nodes there are.
-    ///
-    /// # Errors
-    /// Metadata could not be read.
-    pub async fn of(id: &str, metadata: Metadata, tasks: &mut JoinSet<()>) -> Result<Arc<Self>, MetadataError> {
-        let membership = Membership::open(metadata.clone()).await?;
-        tasks.spawn(membership.clone().follow(|| ()));
+    pub fn of(id: &str, metadata: Metadata, membership: Membership) -> Arc<Self> {
         let reader = ReplicaReader::new(metadata.clone(), Arc::new(membership.clone()), NODE_TIMEOUT);
         // Only to close ledgers, which have quorums of their own.
         let quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
@@ -43,7 +36,7 @@ impl OtherNodes {
             outbound_bytes: OUTBOUND_BYTES,
         };
         let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), options);
-        Ok(Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader }))
+        Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader })
     }
 }
 
