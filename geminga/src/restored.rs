@@ -11,6 +11,8 @@ const FRESH: Duration = Duration::from_secs(5);
 /// How long a start waits for one to say so. A broker without any storage node may start: there is nothing that it could do.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a broker that serves looks without being told.
+const LOOK_WITHOUT_NEWS: Duration = Duration::from_secs(2);
 
 /// Waits as long as some node says that metadata were restored, and at a start until some node has looked.
 ///
@@ -53,8 +55,18 @@ async fn nodes(metadata: &Metadata) -> Result<Vec<String>, MetadataError> {
 
 /// Returns when some node says that metadata were restored under this broker.
 pub async fn noticed(metadata: &Metadata) {
+    let mut watch = metadata.watch_restored().await.ok();
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        let news = async {
+            match &mut watch {
+                Some(watch) => watch.next().await,
+                None => None,
+            }
+        };
+        if let Ok(None) = tokio::time::timeout(LOOK_WITHOUT_NEWS, news).await {
+            // Nobody tells.
+            tokio::time::sleep(LOOK_WITHOUT_NEWS).await;
+        }
         // Metadata that are away are nothing new to a broker.
         if metadata.is_restored().await.unwrap_or(false) {
             return;

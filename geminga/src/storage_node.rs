@@ -290,20 +290,13 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 /// Finds what other nodes have lost, and copies it.
 async fn recover_others(
     metadata: Metadata,
+    membership: Membership,
     options: RepairOptions,
     replication: ReplicationOptions,
     figures: Arc<Figures>,
 ) {
-    let membership = loop {
-        match Membership::open(metadata.clone()).await {
-            Ok(membership) => break membership,
-            Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
-        }
-        tokio::time::sleep(JOINING_AGAIN).await;
-    };
-    let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership.clone()), replication);
+    let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), replication);
     let mut tasks = geminga_repair::run(metadata, ledgers, options, &figures);
-    tasks.spawn(membership.follow(|| ()));
     while tasks.join_next().await.is_some() {}
 }
 
@@ -332,13 +325,15 @@ impl Member {
         tasks.spawn(cluster.witness.clone().keep_looking(self.metadata.clone()));
         let (metadata, witness) = (self.metadata.clone(), cluster.witness.clone());
         tasks.spawn(collect_garbage(node.clone(), metadata, witness, cluster.garbage_interval));
-        let others = loop {
-            match OtherNodes::of(&cluster.id, self.metadata.clone(), cluster.tls.clone(), &mut tasks).await {
-                Ok(others) => break others,
+        let membership = loop {
+            match Membership::open(self.metadata.clone()).await {
+                Ok(membership) => break membership,
                 Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
             }
             tokio::time::sleep(JOINING_AGAIN).await;
         };
+        tasks.spawn(membership.clone().follow(|| ()));
+        let others = OtherNodes::of(&cluster.id, self.metadata.clone(), membership.clone(), cluster.tls.clone());
         // What a missing directory hides nobody can settle.
         if !cluster.is_incomplete {
             tasks.spawn(heal(node.clone(), others.clone(), cluster.close_damaged_after));
@@ -347,7 +342,7 @@ impl Member {
         if let Some(options) = cluster.auto_recovery.clone() {
             let replication =
                 ReplicationOptions::of_existing(CALL_TIMEOUT, cluster.outbound_bytes, cluster.tls.clone());
-            tasks.spawn(recover_others(self.metadata, options, replication, figures.clone()));
+            tasks.spawn(recover_others(self.metadata, membership, options, replication, figures.clone()));
         }
         tasks
     }

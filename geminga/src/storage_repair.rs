@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_ledger_client::LedgerClient;
-use geminga_metadata::{Metadata, MetadataError};
+use geminga_metadata::Metadata;
 use geminga_replicated_ledgers::{Copy, Membership, NodeTls, ReplicaReader, ReplicatedLedgers, ReplicationOptions};
 use geminga_storage_node::{Asking, Duties, Duty, Fetched, Fetching, Ledgers, Replicas};
-use tokio::task::JoinSet;
 
 /// A node that takes longer for an entry is given up.
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,22 +23,11 @@ pub struct OtherNodes {
 }
 
 impl OtherNodes {
-    /// `tasks` follow which nodes there are.
-    ///
-    /// # Errors
-    /// Metadata could not be read.
-    pub async fn of(
-        id: &str,
-        metadata: Metadata,
-        tls: Option<NodeTls>,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<Arc<Self>, MetadataError> {
-        let membership = Membership::open(metadata.clone()).await?;
-        tasks.spawn(membership.clone().follow(|| ()));
+    pub fn of(id: &str, metadata: Metadata, membership: Membership, tls: Option<NodeTls>) -> Arc<Self> {
         let reader = ReplicaReader::new(metadata.clone(), Arc::new(membership.clone()), NODE_TIMEOUT, tls.clone());
         let options = ReplicationOptions::of_existing(NODE_TIMEOUT, OUTBOUND_BYTES, tls);
         let ledgers = ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), options);
-        Ok(Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader }))
+        Arc::new(Self { id: id.to_owned(), metadata, ledgers, reader })
     }
 }
 

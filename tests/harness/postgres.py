@@ -40,8 +40,8 @@ class Postgres:
         subprocess.run([self.programs / "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "geminga", name], check=True)
         return f"postgres://geminga@127.0.0.1:{self.port}/{name}"
 
-    def query(self, sql):
-        done = subprocess.run([self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "geminga", "-Atc", sql, "postgres"], check=True,
+    def query(self, sql, database="postgres"):
+        done = subprocess.run([self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "geminga", "-Atc", sql, database], check=True,
                               capture_output=True, text=True)
         return done.stdout.strip()
 

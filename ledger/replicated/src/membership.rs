@@ -1,17 +1,26 @@
 //! The storage nodes that metadata name, and which of them are alive.
+//!
+//! A cluster at rest asks metadata next to nothing: nodes that come, change and go are heard of by watches, and a node that dies by
+//! looking at leases when one of them would have run out. Renewals are told to nobody.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_ensemble::placement::Place;
-use geminga_metadata::{Metadata, MetadataError, StorageNodeStatus};
+use geminga_metadata::{Metadata, MetadataError, StorageNodeStatus, StorageNodeWatch};
 use parking_lot::RwLock;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::nodes::{NodeDirectory, NodeInfo};
 
-/// How often metadata are looked at without being told to.
-const REFRESH: Duration = Duration::from_secs(1);
+/// Metadata are looked at no more often than this, whatever happens; and so often when they cannot be read, or when nobody tells
+/// of changes.
+const PAUSE: Duration = Duration::from_secs(1);
+/// All of them, without a reason.
+const WITHOUT_NEWS: Duration = Duration::from_secs(30);
+/// After the end of a lease: clocks are not read to the millisecond.
+const AFTER_EXPIRY: Duration = Duration::from_millis(50);
 
 /// A [`NodeDirectory`] that follows the registrations in metadata.
 #[derive(Clone)]
@@ -31,33 +40,115 @@ impl Membership {
     /// Metadata could not be read.
     pub async fn open(metadata: Metadata) -> Result<Self, MetadataError> {
         let membership = Self { metadata, nodes: Arc::default() };
-        membership.refresh().await?;
+        membership.learn(membership.metadata.storage_node_statuses().await?);
         Ok(membership)
     }
 
     /// Whether anything has changed.
-    async fn refresh(&self) -> Result<bool, MetadataError> {
-        let found = directory_of(self.metadata.storage_node_statuses().await?);
+    fn learn(&self, statuses: Vec<StorageNodeStatus>) -> bool {
+        let found = directory_of(statuses);
         let mut nodes = self.nodes.write();
         let has_changed = *nodes != found;
         *nodes = found;
-        Ok(has_changed)
+        has_changed
     }
 
     /// Follows the registrations until the process ends; `changed` is called when there are others.
     pub async fn follow(self, changed: impl Fn()) {
+        let mut watch = self.watch().await;
+        // From here on nothing is missed; what changed before is read.
+        let told = self.metadata.store().hears_other_processes();
+        let mut schedule = Schedule::new(Instant::now(), if told { WITHOUT_NEWS } else { PAUSE });
+        let mut statuses = Vec::new();
+        let mut is_open = true;
         loop {
-            tokio::time::sleep(REFRESH).await;
-            match self.refresh().await {
-                Ok(true) => {
+            tokio::select! {
+                heard = watch.changed(), if is_open => {
+                    is_open = heard;
+                    schedule.heard(Instant::now());
+                    continue;
+                }
+                () = sleep_until(schedule.due) => (),
+            }
+            match self.look(&mut statuses, &mut schedule).await {
+                Ok(()) if self.learn(statuses.clone()) => {
                     tracing::info!(nodes = ?self.nodes(), "storage nodes");
                     changed();
                 }
-                Ok(false) => (),
+                Ok(()) => (),
                 // What is known goes on to be used.
-                Err(error) => tracing::warn!(%error, "could not read which storage nodes there are"),
+                Err(error) => {
+                    schedule.failed(Instant::now());
+                    tracing::warn!(%error, "could not read which storage nodes there are");
+                }
             }
         }
+    }
+
+    async fn watch(&self) -> StorageNodeWatch {
+        loop {
+            match self.metadata.watch_storage_nodes().await {
+                Ok(watch) => return watch,
+                Err(error) => tracing::warn!(%error, "could not ask to be told of storage nodes"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn look(&self, statuses: &mut Vec<StorageNodeStatus>, schedule: &mut Schedule) -> Result<(), MetadataError> {
+        let reads_all = schedule.reads_all(Instant::now());
+        match reads_all {
+            true => *statuses = self.metadata.storage_node_statuses().await?,
+            false => self.metadata.read_node_leases(statuses).await?,
+        }
+        let now_ms = self.metadata.store().now_ms();
+        let alive = statuses.iter().filter(|status| status.is_alive);
+        let until_expiry = alive.map(|status| status.lease_ends_ms.saturating_sub(now_ms)).min();
+        schedule.looked(Instant::now(), reads_all, until_expiry.map(Duration::from_millis));
+        Ok(())
+    }
+}
+
+/// When to look at metadata next, and at how much of them.
+#[derive(Debug)]
+struct Schedule {
+    due: Instant,
+    looked_at: Instant,
+    /// All is read by then.
+    all_due: Instant,
+    without_news: Duration,
+}
+
+impl Schedule {
+    /// At once, and then every so often even if nothing is heard.
+    fn new(now: Instant, without_news: Duration) -> Self {
+        Self { due: now, looked_at: now, all_due: now, without_news }
+    }
+
+    /// Something has changed, perhaps while it was looked at.
+    fn heard(&mut self, now: Instant) {
+        self.all_due = now;
+        self.due = self.due.min(now.max(self.looked_at + PAUSE));
+    }
+
+    /// Whether more than leases is to be read.
+    fn reads_all(&self, now: Instant) -> bool {
+        now >= self.all_due
+    }
+
+    /// `until_expiry`: when the first of the leases that are held now runs out, unless it is renewed.
+    fn looked(&mut self, now: Instant, read_all: bool, until_expiry: Option<Duration>) {
+        self.looked_at = now;
+        if read_all {
+            self.all_due = now + self.without_news;
+        }
+        let expiry = until_expiry.map(|until| now + (until + AFTER_EXPIRY).max(PAUSE));
+        self.due = expiry.map_or(self.all_due, |expiry| expiry.min(self.all_due));
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.looked_at = now;
+        self.due = now + PAUSE;
     }
 }
 
@@ -85,7 +176,7 @@ fn directory_of(statuses: Vec<StorageNodeStatus>) -> Vec<NodeInfo> {
 
 #[cfg(test)]
 mod tests {
-    use geminga_metadata::StorageNodeRecord;
+    use geminga_metadata::{Lease, LeaseOutcome, ManualClock, MemoryStore, StorageNodeRecord};
 
     use super::*;
 
@@ -97,7 +188,14 @@ mod tests {
             read_only: false,
             control: None,
         };
-        StorageNodeStatus { id: id.to_owned(), record, version, is_alive: true, decommissioned_ms: None }
+        StorageNodeStatus {
+            id: id.to_owned(),
+            record,
+            version,
+            is_alive: true,
+            lease_ends_ms: 0,
+            decommissioned_ms: None,
+        }
     }
 
     #[test]
@@ -106,5 +204,90 @@ mod tests {
         let found = directory_of(vec![status("old", "x:1", 4), status("new", "x:1", 9), draining]);
         let found: Vec<(&str, bool)> = found.iter().map(|info| (info.id.as_str(), info.is_writable)).collect();
         assert_eq!(found, [("new", true), ("draining", false)]);
+    }
+
+    #[test]
+    fn metadata_are_looked_at_when_there_is_a_reason() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut schedule = Schedule::new(at(0), WITHOUT_NEWS);
+        assert!(schedule.due == at(0) && schedule.reads_all(at(0)));
+        schedule.looked(at(10), true, Some(Duration::from_secs(8)));
+        assert_eq!(schedule.due, at(8060), "somebody's lease may have run out");
+        assert!(!schedule.reads_all(at(8060)));
+        schedule.looked(at(8060), false, None);
+        assert_eq!(schedule.due, at(30_010), "nobody is alive");
+        schedule.heard(at(8100));
+        assert_eq!(schedule.due, at(9060), "not at once: more may be heard");
+        schedule.heard(at(8900));
+        assert!(schedule.due == at(9060) && schedule.reads_all(at(9060)));
+        schedule.failed(at(9100));
+        assert!(schedule.due == at(10_100) && schedule.reads_all(at(10_100)), "what was not read is still to be read");
+        schedule.looked(at(10_100), true, Some(Duration::ZERO));
+        assert_eq!(schedule.due, at(11_100));
+        schedule.heard(at(20_000));
+        assert_eq!(schedule.due, at(11_100), "it is not put off");
+    }
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    /// Metadata with a clock that goes with tokio's.
+    struct World {
+        clock: ManualClock,
+        metadata: Metadata,
+        membership: Membership,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let clock = ManualClock::starting_at_ms(1);
+            let metadata = Metadata::new(Arc::new(MemoryStore::with_clock(clock.clone())));
+            let membership = Membership::open(metadata.clone()).await.unwrap();
+            tokio::spawn(membership.clone().follow(|| ()));
+            Self { clock, metadata, membership }
+        }
+
+        async fn join(&self, id: &str) -> Lease {
+            self.metadata.put_storage_node(id, &status(id, id, 1).record).await.unwrap();
+            match self.metadata.acquire_storage_node(id, id, TTL).await.unwrap() {
+                LeaseOutcome::Acquired(lease) => lease,
+                held => panic!("{held:?}"),
+            }
+        }
+
+        async fn pass(&self, time: Duration) {
+            for _ in 0..time.as_millis() / 10 {
+                self.clock.advance_ms(10);
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+
+        fn alive(&self) -> Vec<String> {
+            self.membership.nodes().into_iter().filter(|node| node.is_alive).map(|node| node.id).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_come_go_and_die_are_noticed_within_a_second() {
+        let world = World::new().await;
+        let second = Duration::from_millis(1100);
+        let mut one = world.join("one").await;
+        world.join("two").await;
+        world.pass(second).await;
+        assert_eq!(world.alive(), ["one", "two"]);
+        for _ in 0..3 {
+            world.pass(Duration::from_millis(2500)).await;
+            one = world.metadata.renew_storage_node(&one, TTL).await.unwrap();
+            assert_eq!(world.alive(), ["one", "two"]);
+        }
+        world.pass(Duration::from_millis(1500)).await;
+        assert_eq!(world.alive(), ["one"], "the other one has not renewed");
+        world.metadata.store().release_lease(&one).await.unwrap();
+        world.pass(second).await;
+        assert!(world.alive().is_empty());
+        world.join("two").await;
+        world.metadata.decommission_storage_node("two").await.unwrap();
+        world.pass(second).await;
+        assert!(world.membership.nodes().iter().any(|node| node.id == "two" && node.is_draining && node.is_alive));
     }
 }

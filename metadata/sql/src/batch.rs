@@ -16,6 +16,7 @@ pub(crate) trait Transaction: Send {
     /// The first `limit` keys under a prefix, with their versions.
     async fn versions_under(&mut self, prefix: &str, limit: usize) -> Result<Vec<(String, u64)>, sqlx::Error>;
 
+    /// Writes what later commits of the batch are decided by.
     async fn write(&mut self, writes: &Writes) -> Result<(), sqlx::Error>;
 
     /// The first of `count` new ids of a sequence.
@@ -35,38 +36,51 @@ pub(crate) struct Decision {
     pub commits: Vec<Result<Vec<u64>, MetadataError>>,
     /// For each allocation, its first id.
     pub allocations: Vec<u64>,
-    /// Keys that were changed, with the version of the commit, in the order in which that happened.
+    /// Keys that watches are to be told of, with the version of the commit, in the order in which that happened.
     pub changes: Vec<(u64, String)>,
     /// The last version that was given.
     pub version: u64,
+    /// What is still to be written, before the transaction ends.
+    pub writes: Writes,
+    /// Some record was changed, be it that nobody is told.
+    has_written: bool,
 }
 
 impl Decision {
     /// Whether the transaction has written nothing, so that it need not be committed.
     pub fn is_read_only(&self) -> bool {
-        self.changes.is_empty() && self.allocations.is_empty()
+        !self.has_written && self.allocations.is_empty()
     }
 }
 
 impl Batch {
-    /// Decides and writes everything. `last_version` is the last one that the store has given.
+    /// Decides everything, and writes all but [`Decision::writes`]. `last_version` is the last one that the store has given.
     pub async fn decide(&self, transaction: &mut impl Transaction, last_version: u64) -> Result<Decision, sqlx::Error> {
         let allocations = self.allocate(transaction).await?;
         let commits = Vec::with_capacity(self.commits.len());
-        let mut decision = Decision { commits, allocations, changes: Vec::new(), version: last_version };
+        let mut decision = Decision {
+            commits,
+            allocations,
+            changes: Vec::new(),
+            version: last_version,
+            writes: Writes::default(),
+            has_written: false,
+        };
         let plain = |ops: &Vec<Op>| !Footprint::needs_prefixes(ops);
         for group in self.commits.chunk_by(|one, next| plain(one) && plain(next)) {
+            transaction.write(&std::mem::take(&mut decision.writes)).await?;
             let mut overlay = load(transaction, group).await?;
             for ops in group {
                 let version = Op::version_after(decision.version, ops);
-                let result = overlay.apply(ops, version).map(|(versions, keys)| {
+                let result = overlay.apply(ops, version).map(|applied| {
                     decision.version = version;
-                    decision.changes.extend(keys.into_iter().map(|key| (version, key)));
-                    versions
+                    decision.has_written |= applied.has_written;
+                    decision.changes.extend(applied.told.into_iter().map(|key| (version, key)));
+                    applied.versions
                 });
                 decision.commits.push(result);
             }
-            transaction.write(&overlay.into_writes()).await?;
+            decision.writes = overlay.into_writes();
         }
         Ok(decision)
     }

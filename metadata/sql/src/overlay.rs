@@ -26,6 +26,24 @@ pub(crate) struct Overlay {
     slots: BTreeMap<String, Slot>,
 }
 
+/// What stood at a key before a commit changed it.
+struct Undo {
+    key: String,
+    before: Slot,
+    is_quiet: bool,
+}
+
+/// A commit that was applied.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Applied {
+    /// Of each step: that of the put record, or 0.
+    pub versions: Vec<u64>,
+    /// Keys that were changed and whose watches are to be told.
+    pub told: Vec<String>,
+    /// Something was changed, be it that nobody is told.
+    pub has_written: bool,
+}
+
 /// What a batch of commits has to write.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Writes {
@@ -85,37 +103,40 @@ impl Overlay {
         records.into_iter().for_each(|(key, version)| self.load(key, Some(version)));
     }
 
-    /// Applies a commit that gets `version`, or nothing of it. Answers its result and the keys it changed.
-    pub fn apply(&mut self, ops: &[Op], version: u64) -> Result<(Vec<u64>, Vec<String>), MetadataError> {
+    /// Applies a commit that gets `version`, or nothing of it.
+    pub fn apply(&mut self, ops: &[Op], version: u64) -> Result<Applied, MetadataError> {
         let mut undo = Vec::with_capacity(ops.len());
         let mut versions = Vec::with_capacity(ops.len());
         for op in ops {
             match self.step(op, version, &mut undo) {
                 Ok(version) => versions.push(version),
                 Err(error) => {
-                    for (key, slot) in undo.into_iter().rev() {
-                        self.slots.insert(key, slot);
+                    for Undo { key, before, .. } in undo.into_iter().rev() {
+                        self.slots.insert(key, before);
                     }
                     return Err(error);
                 }
             }
         }
-        Ok((versions, undo.into_iter().map(|(key, _)| key).collect()))
+        let has_written = !undo.is_empty();
+        let told = undo.into_iter().filter(|change| !change.is_quiet).map(|change| change.key).collect();
+        Ok(Applied { versions, told, has_written })
     }
 
-    fn step(&mut self, op: &Op, version: u64, undo: &mut Vec<(String, Slot)>) -> Result<u64, MetadataError> {
+    fn step(&mut self, op: &Op, version: u64, undo: &mut Vec<Undo>) -> Result<u64, MetadataError> {
         match op {
-            Op::Put { key, value, expect } => {
+            Op::Put { key, value, expect, is_quiet } => {
                 let slot = self.expect(key, *expect)?;
                 let put = Slot { version: Some(version), value: Some(value.clone()), dirty: true };
-                undo.push((key.clone(), std::mem::replace(slot, put)));
+                let before = std::mem::replace(slot, put);
+                undo.push(Undo { key: key.clone(), before, is_quiet: *is_quiet });
                 return Ok(version);
             }
             Op::Delete { key, expect } => {
                 let slot = self.expect(key, *expect)?;
                 if slot.version.is_some() {
                     let before = std::mem::replace(slot, Slot { version: None, value: None, dirty: true });
-                    undo.push((key.clone(), before));
+                    undo.push(Undo { key: key.clone(), before, is_quiet: false });
                 }
             }
             Op::Check { key, expect } => {
@@ -132,7 +153,7 @@ impl Overlay {
                 let under = self.slots.range_mut(prefix.clone()..).take_while(|(key, _)| key.starts_with(prefix));
                 for (key, slot) in under.filter(|(_, slot)| slot.version.is_some()) {
                     let before = std::mem::replace(slot, Slot { version: None, value: None, dirty: true });
-                    undo.push((key.clone(), before));
+                    undo.push(Undo { key: key.clone(), before, is_quiet: false });
                 }
             }
         }
@@ -172,16 +193,23 @@ mod tests {
         overlay.load("a".into(), Some(5));
         overlay.load("b".into(), None);
         let put = |key: &str, expect| Op::put(key, "x", expect);
-        assert_eq!(overlay.apply(&[put("b", Expect::Absent)], 6).unwrap(), (vec![6], vec!["b".to_owned()]));
+        let told = |versions: &[u64], keys: &[&str]| Applied {
+            versions: versions.to_vec(),
+            told: keys.iter().map(|key| (*key).to_owned()).collect(),
+            has_written: true,
+        };
+        assert_eq!(overlay.apply(&[put("b", Expect::Absent)], 6).unwrap(), told(&[6], &["b"]));
         let refused = [Op::delete_prefix("a"), put("b", Expect::Any), Op::check("b", Expect::Version(6))];
         assert!(overlay.apply(&refused, 7).unwrap_err().is_conflict());
-        let (versions, changed) =
-            overlay.apply(&[Op::delete("b", Expect::Version(6)), put("a", Expect::Version(5))], 8).unwrap();
-        assert_eq!((versions, changed), (vec![0, 8], vec!["b".to_owned(), "a".to_owned()]));
+        let both = [Op::delete("b", Expect::Version(6)), put("a", Expect::Version(5))];
+        assert_eq!(overlay.apply(&both, 8).unwrap(), told(&[0, 8], &["b", "a"]));
         assert!(overlay.apply(&[Op::check_empty("a")], 9).is_err());
-        assert!(overlay.apply(&[Op::check_empty("b")], 9).is_ok());
+        let nothing = Applied { versions: vec![0], told: Vec::new(), has_written: false };
+        assert_eq!(overlay.apply(&[Op::check_empty("b")], 9).unwrap(), nothing);
+        let quiet = [Op::put_quietly("a", "y", Expect::Version(8))];
+        assert_eq!(overlay.apply(&quiet, 10).unwrap(), told(&[10], &[]));
         let writes = overlay.into_writes();
-        assert_eq!(writes.puts, [("a".to_owned(), 8, "x".into())]);
+        assert_eq!(writes.puts, [("a".to_owned(), 10, "y".into())]);
         assert_eq!(writes.deletes, ["b"]);
     }
 }

@@ -169,6 +169,45 @@ pub async fn watches(store: Store) {
     assert_eq!(event, Some(WatchEvent::Resync), "a watcher that is far behind is told so");
 }
 
+/// Quiet puts are commits as others are, and only watches do not hear of them. Leases are renewed by them.
+pub async fn quiet_puts(store: Store) {
+    let mut watch = store.watch("").await.unwrap();
+    let told = async |watch: &mut crate::Watch| {
+        let event = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.expect("no event");
+        match event {
+            Some(WatchEvent::Changed(key)) => key,
+            other => panic!("a change is told, not {other:?}"),
+        }
+    };
+    let quiet = |key: &str, value: &str, expect| Op::put_quietly(key, value.to_owned(), expect);
+    let first = store.commit(vec![quiet("q/1", "1", Expect::Absent)]).await.unwrap()[0];
+    assert_eq!(store.get("q/1").await.unwrap(), Some(Record { value: "1".into(), version: first }));
+    assert_eq!(conflict(&store, vec![quiet("q/1", "x", Expect::Absent)]).await, "q/1");
+    let mixed = vec![quiet("q/1", "2", Expect::Version(first)), put("q/2", "1", Expect::Absent)];
+    let versions = store.commit(mixed).await.unwrap();
+    assert!(versions[0] > first && versions[0] == versions[1], "{versions:?}");
+    assert_eq!(told(&mut watch).await, "q/2");
+    let both = vec![quiet("q/1", "3", Expect::Any), put("q/1", "4", Expect::Version(versions[0]))];
+    assert!(store.commit(both).await.unwrap_err().is_conflict(), "a step sees the one before");
+    let refused = vec![quiet("q/1", "5", Expect::Any), Op::check("none", Expect::Present)];
+    assert_eq!(conflict(&store, refused).await, "none");
+    assert_eq!(store.get("q/1").await.unwrap(), Some(Record { value: "2".into(), version: versions[0] }));
+
+    let ttl = Duration::from_secs(60);
+    let LeaseOutcome::Acquired(lease) = store.acquire_lease("l", "a", ttl).await.unwrap() else {
+        panic!("a free lease is acquired")
+    };
+    assert_eq!(told(&mut watch).await, "leases/l");
+    let renewed = store.renew_lease(&lease, ttl).await.unwrap();
+    assert!(renewed.version > lease.version);
+    let again = store.renew_lease(&lease, ttl).await.unwrap();
+    assert!(again.version > renewed.version, "by a holder that does not know of its last renewal");
+    store.release_lease(&renewed).await.unwrap();
+    assert!(matches!(store.renew_lease(&again, ttl).await, Err(MetadataError::LeaseLost { .. })));
+    store.commit(vec![Op::delete("q/1", Expect::Present)]).await.unwrap();
+    assert_eq!([told(&mut watch).await, told(&mut watch).await], ["leases/l", "q/1"], "deletions are told");
+}
+
 /// Owners, expiry and epochs. `advance_ms` moves the store's clock forward, or waits.
 pub async fn leases(store: Store, advance_ms: impl AsyncFn(u64)) {
     let ttl = Duration::from_millis(200);

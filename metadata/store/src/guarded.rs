@@ -55,6 +55,10 @@ impl MetadataStore for GuardedStore {
         self.store.watch(prefix).await
     }
 
+    fn hears_other_processes(&self) -> bool {
+        self.store.hears_other_processes()
+    }
+
     fn now_ms(&self) -> u64 {
         self.store.now_ms()
     }

@@ -1,4 +1,7 @@
 //! Leases on top of compare-and-set, the same for every backend.
+//!
+//! Watches under `leases/` are told of leases that are acquired and released, not of renewals: whoever wants to know reads when a
+//! lease would have run out.
 
 use std::time::Duration;
 
@@ -20,6 +23,8 @@ pub struct Lease {
     pub epoch: u64,
     /// By the clock of the store, in milliseconds since the Unix epoch.
     pub expires_at_ms: u64,
+    /// Of its record.
+    pub version: u64,
 }
 
 /// The answer to an attempt to take a lease.
@@ -39,14 +44,24 @@ struct LeaseRecord {
 }
 
 impl LeaseRecord {
-    fn holder(&self, name: &str, now_ms: u64) -> Option<Lease> {
+    fn holder(&self, name: &str, version: u64, now_ms: u64) -> Option<Lease> {
         let owner = self.owner.clone()?;
         (self.expires_at_ms > now_ms).then(|| Lease {
             name: name.to_owned(),
             owner,
             epoch: self.epoch,
             expires_at_ms: self.expires_at_ms,
+            version,
         })
+    }
+
+    fn of(lease: &Lease) -> Self {
+        LeaseRecord { owner: Some(lease.owner.clone()), epoch: lease.epoch, expires_at_ms: lease.expires_at_ms }
+    }
+
+    /// It is held as this lease says, whatever has been renewed since.
+    fn is_of(&self, lease: &Lease) -> bool {
+        self.epoch == lease.epoch && self.owner.as_deref() == Some(&lease.owner)
     }
 }
 
@@ -83,28 +98,16 @@ pub(crate) async fn all<S: MetadataStore + ?Sized>(store: &S, prefix: &str) -> R
     }
 }
 
-fn key(name: &str) -> String {
+/// Of a lease's record; of a prefix of names, that of their keys.
+pub(crate) fn key(name: &str) -> String {
     format!("{PREFIX}{name}")
 }
 
-async fn read<S: MetadataStore + ?Sized>(
-    store: &S,
-    name: &str,
-) -> Result<(Option<LeaseRecord>, Expect), MetadataError> {
+/// The record, if there is one, with its version.
+async fn read<S: MetadataStore + ?Sized>(store: &S, name: &str) -> Result<Option<(LeaseRecord, u64)>, MetadataError> {
     let key = key(name);
-    match store.get(&key).await? {
-        None => Ok((None, Expect::Absent)),
-        Some(record) => Ok((Some(codec::decode(&key, &record.value)?), Expect::Version(record.version))),
-    }
-}
-
-async fn write<S: MetadataStore + ?Sized>(
-    store: &S,
-    name: &str,
-    record: &LeaseRecord,
-    expect: Expect,
-) -> Result<(), MetadataError> {
-    store.commit(vec![Op::put(key(name), codec::encode(record)?, expect)]).await.map(drop)
+    let Some(record) = store.get(&key).await? else { return Ok(None) };
+    Ok(Some((codec::decode(&key, &record.value)?, record.version)))
 }
 
 fn deadline(now_ms: u64, ttl: Duration) -> u64 {
@@ -119,26 +122,23 @@ pub(crate) async fn acquire<S: MetadataStore + ?Sized>(
 ) -> Result<LeaseOutcome, MetadataError> {
     loop {
         let now_ms = store.now_ms();
-        let (current, expect) = read(store, name).await?;
-        if let Some(held) = current.as_ref().and_then(|record| record.holder(name, now_ms))
+        let current = read(store, name).await?;
+        if let Some(held) = current.as_ref().and_then(|(record, version)| record.holder(name, *version, now_ms))
             && held.owner != owner
         {
             return Ok(LeaseOutcome::Held(held));
         }
-        let record = LeaseRecord {
-            owner: Some(owner.to_owned()),
-            epoch: current.map_or(1, |record| record.epoch + 1),
+        let expect = current.as_ref().map_or(Expect::Absent, |(_, version)| Expect::Version(*version));
+        let lease = Lease {
+            name: name.to_owned(),
+            owner: owner.to_owned(),
+            epoch: current.map_or(1, |(record, _)| record.epoch + 1),
             expires_at_ms: deadline(now_ms, ttl),
+            version: 0,
         };
-        match write(store, name, &record, expect).await {
-            Ok(()) => {
-                return Ok(LeaseOutcome::Acquired(Lease {
-                    name: name.to_owned(),
-                    owner: owner.to_owned(),
-                    epoch: record.epoch,
-                    expires_at_ms: record.expires_at_ms,
-                }));
-            }
+        let put = Op::put(key(name), codec::encode(&LeaseRecord::of(&lease))?, expect);
+        match store.commit(vec![put]).await {
+            Ok(versions) => return Ok(LeaseOutcome::Acquired(Lease { version: versions[0], ..lease })),
             Err(error) if error.is_conflict() => continue,
             Err(error) => return Err(error),
         }
@@ -150,34 +150,37 @@ pub(crate) async fn renew<S: MetadataStore + ?Sized>(
     lease: &Lease,
     ttl: Duration,
 ) -> Result<Lease, MetadataError> {
-    let lost = || MetadataError::LeaseLost { name: lease.name.clone() };
-    let (current, expect) = read(store, &lease.name).await?;
-    let mut record = current.ok_or_else(lost)?;
-    if record.epoch != lease.epoch || record.owner.as_deref() != Some(&lease.owner) {
-        return Err(lost());
-    }
-    record.expires_at_ms = deadline(store.now_ms(), ttl);
-    match write(store, &lease.name, &record, expect).await {
-        Ok(()) => Ok(Lease { expires_at_ms: record.expires_at_ms, ..lease.clone() }),
-        Err(error) if error.is_conflict() => Err(lost()),
-        Err(error) => Err(error),
+    let mut lease = lease.clone();
+    loop {
+        lease.expires_at_ms = deadline(store.now_ms(), ttl);
+        let record = codec::encode(&LeaseRecord::of(&lease))?;
+        let put = Op::put_quietly(key(&lease.name), record, Expect::Version(lease.version));
+        match store.commit(vec![put]).await {
+            Ok(versions) => return Ok(Lease { version: versions[0], ..lease }),
+            Err(error) if error.is_conflict() => match read(store, &lease.name).await? {
+                // A renewal that got no answer was applied.
+                Some((record, version)) if record.is_of(&lease) => lease.version = version,
+                _ => return Err(MetadataError::LeaseLost { name: lease.name }),
+            },
+            Err(error) => return Err(error),
+        }
     }
 }
 
 pub(crate) async fn release<S: MetadataStore + ?Sized>(store: &S, lease: &Lease) -> Result<(), MetadataError> {
-    let (current, expect) = read(store, &lease.name).await?;
-    let Some(mut record) = current else { return Ok(()) };
+    let Some((mut record, version)) = read(store, &lease.name).await? else { return Ok(()) };
     if record.epoch != lease.epoch {
         return Ok(());
     }
     record.owner = None;
-    match write(store, &lease.name, &record, expect).await {
+    let put = Op::put(key(&lease.name), codec::encode(&record)?, Expect::Version(version));
+    match store.commit(vec![put]).await {
         Err(error) if error.is_conflict() => Ok(()),
-        other => other,
+        other => other.map(drop),
     }
 }
 
 pub(crate) async fn holder<S: MetadataStore + ?Sized>(store: &S, name: &str) -> Result<Option<Lease>, MetadataError> {
-    let (current, _) = read(store, name).await?;
-    Ok(current.and_then(|record| record.holder(name, store.now_ms())))
+    let current = read(store, name).await?;
+    Ok(current.and_then(|(record, version)| record.holder(name, version, store.now_ms())))
 }

@@ -28,7 +28,7 @@ pub use repository::partitioned::PartitionedTopicRecord;
 pub use repository::repairs::{AuditRecord, RepairClaim, RepairRecord, RepairWorkerRecord};
 pub use repository::restored::{RestoredRecord, Witness, WitnessRecord};
 pub use repository::schemas::{SchemaRecord, SchemaVersion};
-pub use repository::storage_nodes::{StorageNodeRecord, StorageNodeStatus};
+pub use repository::storage_nodes::{StorageNodeRecord, StorageNodeStatus, StorageNodeWatch};
 pub use repository::subscriptions::SubscriptionRecord;
 pub use repository::tenants::TenantInfo;
 pub use repository::topics::{LedgerInfo, TopicRecord};

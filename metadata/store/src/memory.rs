@@ -38,6 +38,13 @@ pub struct MemoryStore {
     clock: Option<ManualClock>,
 }
 
+/// What stood at a key before a commit changed it.
+struct Undo {
+    key: String,
+    before: Option<Record>,
+    is_quiet: bool,
+}
+
 #[derive(Default)]
 struct Contents {
     records: BTreeMap<String, Record>,
@@ -66,26 +73,22 @@ impl Contents {
     }
 
     /// Applies the steps, noting in `undo` what stood there before each change.
-    fn apply(
-        &mut self,
-        ops: &[Op],
-        version: u64,
-        undo: &mut Vec<(String, Option<Record>)>,
-    ) -> Result<Vec<u64>, MetadataError> {
+    fn apply(&mut self, ops: &[Op], version: u64, undo: &mut Vec<Undo>) -> Result<Vec<u64>, MetadataError> {
         let mut versions = Vec::with_capacity(ops.len());
         for op in ops {
             match op {
-                Op::Put { key, value, expect } => {
+                Op::Put { key, value, expect, is_quiet } => {
                     self.check(key, *expect)?;
                     let record = Record { value: value.clone(), version };
-                    undo.push((key.clone(), self.records.insert(key.clone(), record)));
+                    let before = self.records.insert(key.clone(), record);
+                    undo.push(Undo { key: key.clone(), before, is_quiet: *is_quiet });
                     versions.push(version);
                     continue;
                 }
                 Op::Delete { key, expect } => {
                     self.check(key, *expect)?;
-                    if let Some(record) = self.records.remove(key) {
-                        undo.push((key.clone(), Some(record)));
+                    if let before @ Some(_) = self.records.remove(key) {
+                        undo.push(Undo { key: key.clone(), before, is_quiet: false });
                     }
                 }
                 Op::Check { key, expect } => self.check(key, *expect)?,
@@ -109,17 +112,17 @@ impl Contents {
         }
     }
 
-    fn delete_prefix(&mut self, prefix: &str, undo: &mut Vec<(String, Option<Record>)>) {
+    fn delete_prefix(&mut self, prefix: &str, undo: &mut Vec<Undo>) {
         let keys: Vec<String> = self.under(prefix, Bound::Included(prefix)).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            let record = self.records.remove(&key);
-            undo.push((key, record));
+            let before = self.records.remove(&key);
+            undo.push(Undo { key, before, is_quiet: false });
         }
     }
 
-    fn undo(&mut self, undo: Vec<(String, Option<Record>)>) {
-        for (key, record) in undo.into_iter().rev() {
-            match record {
+    fn undo(&mut self, undo: Vec<Undo>) {
+        for Undo { key, before, .. } in undo.into_iter().rev() {
+            match before {
                 Some(record) => self.records.insert(key, record),
                 None => self.records.remove(&key),
             };
@@ -160,7 +163,8 @@ impl MetadataStore for MemoryStore {
         }
         contents.version = version;
         // Published under the lock, so that watchers see changes in the order of the commits.
-        self.feed.publish(undo.iter().map(|(key, _)| key.as_str()));
+        let told = undo.iter().filter(|change| !change.is_quiet);
+        self.feed.publish(told.map(|change| change.key.as_str()));
         outcome
     }
 

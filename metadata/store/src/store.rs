@@ -48,34 +48,29 @@ pub enum Op {
         key: String,
         value: Bytes,
         expect: Expect,
+        /// Watches are not told: for what is written again and again, and read by whoever wants to know.
+        is_quiet: bool,
     },
     /// Deleting an absent record is no error when `expect` allows it.
-    Delete {
-        key: String,
-        expect: Expect,
-    },
+    Delete { key: String, expect: Expect },
     /// Changes nothing, and refuses the commit when `expect` does not hold.
-    Check {
-        key: String,
-        expect: Expect,
-    },
+    Check { key: String, expect: Expect },
     /// Changes nothing, and refuses the commit when some key starts with `prefix`.
-    CheckEmpty {
-        prefix: String,
-    },
+    CheckEmpty { prefix: String },
     /// Deletes every record whose key starts with `prefix`, which must not be empty.
-    DeletePrefix {
-        prefix: String,
-    },
+    DeletePrefix { prefix: String },
     /// The commit gets a version that is above `above`: a store that was restored has given smaller ones than it once had.
-    RaiseVersion {
-        above: u64,
-    },
+    RaiseVersion { above: u64 },
 }
 
 impl Op {
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>, expect: Expect) -> Op {
-        Op::Put { key: key.into(), value: value.into(), expect }
+        Op::Put { key: key.into(), value: value.into(), expect, is_quiet: false }
+    }
+
+    /// A put that watches are not told of.
+    pub fn put_quietly(key: impl Into<String>, value: impl Into<Bytes>, expect: Expect) -> Op {
+        Op::Put { key: key.into(), value: value.into(), expect, is_quiet: true }
     }
 
     pub fn delete(key: impl Into<String>, expect: Expect) -> Op {
@@ -158,8 +153,14 @@ pub trait MetadataStore: Send + Sync + 'static {
     /// What [`allocate`](Self::allocate) would give now, without giving it: every id that was given is below.
     async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError>;
 
-    /// The keys under `prefix` that change from now on. See [`Watch`] for what may be missed.
+    /// The keys under `prefix` that change from now on, except by [quiet](Op::put_quietly) puts. See [`Watch`] for what may
+    /// be missed.
     async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError>;
+
+    /// Whether watches tell also of what other processes commit. Where they do not, whoever shares the store has to look.
+    fn hears_other_processes(&self) -> bool {
+        true
+    }
 
     /// Milliseconds since the Unix epoch, by the store's clock, which is the same for all processes that share the
     /// store. Leases expire by it. It may step back a little, as clocks do that follow another one.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{ManualClock, MemoryStore, MetadataStore, conformance};
+use geminga_metadata::{BundleRecord, ManualClock, MemoryStore, Metadata, MetadataStore, conformance};
+use geminga_model::BundleName;
 
 fn store() -> Arc<MemoryStore> {
     Arc::new(MemoryStore::new())
@@ -31,6 +32,21 @@ async fn contention() {
 #[tokio::test]
 async fn watches() {
     conformance::watches(store()).await;
+}
+
+#[tokio::test]
+async fn quiet_puts() {
+    conformance::quiet_puts(store()).await;
+}
+
+/// An owner's commits go through another store, which guards them.
+#[tokio::test]
+async fn quiet_puts_of_an_owner() {
+    let metadata = Metadata::new(store());
+    let bundle: BundleName = "t/n/0x00000000_0xffffffff".parse().unwrap();
+    let record = BundleRecord { owner: Some("a".to_owned()), incarnation: 1, epoch: 1, balanced_at_ms: None };
+    let version = metadata.put_bundle(&bundle, &record, None).await.unwrap();
+    conformance::quiet_puts(metadata.guarded_by_bundle(&bundle, version).store().clone()).await;
 }
 
 #[tokio::test]

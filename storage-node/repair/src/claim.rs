@@ -17,6 +17,15 @@ pub struct Claim {
     version: u64,
 }
 
+/// What a look for work has found.
+pub enum Found {
+    Claim(Claim),
+    /// Nothing to be done now; it will be due, or others are at it.
+    NothingDue,
+    /// No ledger is to be repaired.
+    Nothing,
+}
+
 /// What is to become of the record.
 pub enum Outcome {
     /// The ledger is well.
@@ -29,30 +38,37 @@ fn claim_of(node: &str, now_ms: u64) -> RepairClaim {
     RepairClaim { node: node.to_owned(), until_ms: now_ms + CLAIMED_FOR.as_millis() as u64 }
 }
 
-/// Takes a ledger that is due, looking from `cursor` on and moving it; `None` when there was nothing up to the end.
-pub async fn take(metadata: &Metadata, node: &str, cursor: &mut u64) -> Result<Option<Claim>, MetadataError> {
-    if metadata.is_restored().await? {
-        return Ok(None);
-    }
+/// Takes a ledger that is due, looking from `cursor` on to the end and moving it.
+pub async fn take(metadata: &Metadata, node: &str, cursor: &mut u64) -> Result<Found, MetadataError> {
+    let mut is_checked = false;
     loop {
         let page = metadata.list_repairs(*cursor, PAGE).await?;
         let is_last = page.len() < PAGE;
+        if page.is_empty() && *cursor == 0 {
+            return Ok(Found::Nothing);
+        }
         let now_ms = metadata.store().now_ms();
         let last = page.last().map(|(ledger, _)| *ledger);
         let mut due: Vec<_> = page.into_iter().filter(|(_, found)| found.value.is_due(now_ms)).collect();
         // Several nodes look at the same page.
         due.shuffle(&mut rand::rng());
+        if !due.is_empty() && !is_checked {
+            if metadata.is_restored().await? {
+                return Ok(Found::NothingDue);
+            }
+            is_checked = true;
+        }
         for (ledger, Versioned { mut value, version }) in due {
             value.claim = Some(claim_of(node, now_ms));
             match metadata.put_repair(ledger, &value, version).await {
-                Ok(version) => return Ok(Some(Claim { ledger, record: value, version })),
+                Ok(version) => return Ok(Found::Claim(Claim { ledger, record: value, version })),
                 Err(error) if error.is_conflict() => continue,
                 Err(error) => return Err(error),
             }
         }
         *cursor = last.filter(|_| !is_last).map_or(0, |last| last + 1);
         if is_last {
-            return Ok(None);
+            return Ok(Found::NothingDue);
         }
     }
 }

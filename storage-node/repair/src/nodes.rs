@@ -71,6 +71,7 @@ mod tests {
     #[test]
     fn a_node_that_is_back_is_not_lost() {
         let status = |is_alive, read_only, decommissioned_ms| StorageNodeStatus {
+            lease_ends_ms: 0,
             id: "a".to_owned(),
             record: StorageNodeRecord {
                 address: "x:1".to_owned(),

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use geminga_ensemble::repair::{NodeTable, RepairReport, survey};
 use geminga_ensemble::{LedgerMetadata, NodeId};
 use geminga_ledger_client::LedgerError;
-use geminga_metadata::{MetadataError, RepairWorkerRecord};
+use geminga_metadata::{MetadataError, RepairWorkerRecord, Watch};
 use parking_lot::Mutex;
 
 use crate::Shared;
-use crate::claim::{self, Claim, Outcome};
+use crate::claim::{self, Claim, Found, Outcome};
 use crate::nodes::{self, FreeSpace};
 
-/// How often it looks for work when there was none.
+/// How often it looks for work when there was none to be done yet, and when it may hear of some.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often it looks when there was none at all, if nothing is heard.
+const LOOK_WITHOUT_NEWS: Duration = Duration::from_secs(10);
 /// A ledger that could not be repaired is tried again after this, or after the time in which nodes are given up if that is
 /// shorter; later after a quarter of the time for which it is known, up to a bound. Other nodes make it due at once.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
@@ -73,12 +75,38 @@ impl Log {
     }
 }
 
+/// Tells when there may be work where there was none.
+struct News {
+    watch: Option<Watch>,
+    without: Duration,
+}
+
+impl News {
+    async fn listen(shared: &Shared) -> Self {
+        let is_told = shared.metadata.store().hears_other_processes();
+        let watch = shared.metadata.watch_repairs().await.ok().filter(|_| is_told);
+        let without = if watch.is_some() { LOOK_WITHOUT_NEWS } else { LOOK_EVERY };
+        Self { watch, without: without.min(shared.options.lost_after) }
+    }
+
+    async fn wait(self) {
+        match self.watch {
+            Some(mut watch) => drop(tokio::time::timeout(self.without, watch.next()).await),
+            None => tokio::time::sleep(self.without).await,
+        }
+    }
+}
+
 /// Repairs one ledger after the other, for ever.
 pub async fn run(shared: Arc<Shared>, log: Arc<Log>) {
     let mut cursor = 0;
+    let look_every = LOOK_EVERY.min(shared.options.lost_after);
     loop {
+        // From before the look, so that nothing is missed in between.
+        let news = News::listen(&shared).await;
+        let looked_at = Instant::now();
         match claim::take(&shared.metadata, &shared.options.node, &mut cursor).await {
-            Ok(Some(claim)) => {
+            Ok(Found::Claim(claim)) => {
                 let ledger = claim.ledger;
                 log.doing.lock().insert(ledger, "begins".to_owned());
                 if let Err(error) = work(&shared, &log, claim).await {
@@ -88,7 +116,12 @@ pub async fn run(shared: Arc<Shared>, log: Arc<Log>) {
                 }
                 log.doing.lock().remove(&ledger);
             }
-            Ok(None) => tokio::time::sleep(LOOK_EVERY.min(shared.options.lost_after)).await,
+            Ok(Found::NothingDue) => tokio::time::sleep(look_every).await,
+            Ok(Found::Nothing) => {
+                news.wait().await;
+                // Whatever is noted at the same time is looked at together.
+                tokio::time::sleep(look_every.saturating_sub(looked_at.elapsed())).await;
+            }
             Err(error) => {
                 tracing::warn!(%error, "could not look for ledgers to repair");
                 tokio::time::sleep(LOOK_EVERY).await;

@@ -79,6 +79,14 @@ impl MetadataWitness {
     /// Whether they are current is not known.
     pub async fn look(&self, metadata: &Metadata) -> Result<Standing, WitnessError> {
         let mut memory = self.memory.lock().await;
+        if memory.standing == Standing::Current && !metadata.is_restored().await? {
+            // Nobody else writes the record: with the version that it was left with it is not from a dump.
+            let Witness { count, version, .. } = memory.remembered;
+            match self.count_up(&mut memory, metadata, count, Some(version)).await {
+                Err(error) if error.is_conflict() => (),
+                counted => return Ok(counted.map(|()| Standing::Current)?),
+            }
+        }
         let found = metadata.get_witness(&self.node).await?;
         let count = found.as_ref().map_or(0, |found| found.value.count);
         let remembered = memory.remembered;
@@ -100,20 +108,32 @@ impl MetadataWitness {
             }
         }
         if standing == Standing::Current {
-            // Before the count: what is given out later is not remembered with it.
-            let (ledger_ids_end, cursor_ids_end) = (metadata.ledger_ids_end().await?, metadata.cursor_ids_end().await?);
-            let record = WitnessRecord { count: count + 1, at_ms: metadata.store().now_ms() };
-            let version = metadata.put_witness(&self.node, &record, found.map(|found| found.version)).await?;
-            let witness = Witness { count: count + 1, version, ledger_ids_end, cursor_ids_end };
-            memory.remembered = witness;
-            // A disk that is full is no reason to keep garbage; the node remembers a little less.
-            let failed = self.write(&witness).err();
-            if let Some(error) = failed.as_ref().filter(|_| !memory.has_failed) {
-                tracing::warn!(%error, "could not remember how new metadata are");
-            }
-            memory.has_failed = failed.is_some();
+            self.count_up(&mut memory, metadata, count, found.map(|found| found.version)).await?;
         }
         Ok(standing)
+    }
+
+    /// Counts metadata up that have counted to `count` in a record with this version (none: there is no record), and remembers that.
+    async fn count_up(
+        &self,
+        memory: &mut Memory,
+        metadata: &Metadata,
+        count: u64,
+        version: Option<u64>,
+    ) -> Result<(), MetadataError> {
+        // Before the count: what is given out later is not remembered with it.
+        let (ledger_ids_end, cursor_ids_end) = (metadata.ledger_ids_end().await?, metadata.cursor_ids_end().await?);
+        let record = WitnessRecord { count: count + 1, at_ms: metadata.store().now_ms() };
+        let version = metadata.put_witness(&self.node, &record, version).await?;
+        let witness = Witness { count: count + 1, version, ledger_ids_end, cursor_ids_end };
+        memory.remembered = witness;
+        // A disk that is full is no reason to keep garbage; the node remembers a little less.
+        let failed = self.write(&witness).err();
+        if let Some(error) = failed.as_ref().filter(|_| !memory.has_failed) {
+            tracing::warn!(%error, "could not remember how new metadata are");
+        }
+        memory.has_failed = failed.is_some();
+        Ok(())
     }
 
     fn write(&self, witness: &Witness) -> Result<(), WitnessError> {

@@ -30,6 +30,7 @@ pub(super) struct Member {
     /// When the last renewal of the session that came through was begun.
     renewed_at: Mutex<Instant>,
     directory: Mutex<Directory>,
+    reading_brokers: tokio::sync::Mutex<()>,
     /// Something has changed in the directory.
     news: Notify,
     started: Instant,
@@ -55,6 +56,7 @@ impl Member {
             lease: Mutex::new(lease),
             renewed_at: Mutex::new(began),
             directory: Mutex::new(directory),
+            reading_brokers: tokio::sync::Mutex::default(),
             news: Notify::new(),
             started: Instant::now(),
             is_draining: AtomicBool::new(false),
@@ -65,11 +67,12 @@ impl Member {
         // Watch first, so that nothing is missed between reading and watching.
         let bundles = member.metadata.store().watch(Metadata::bundles_prefix()).await?;
         let requests = member.metadata.store().watch(Metadata::bundle_requests_prefix()).await?;
+        let brokers = member.metadata.watch_brokers().await?;
         member.look().await?;
         member.read_all().await?;
         let tasks = [
             tokio::spawn(session::keep(member.clone())),
-            tokio::spawn(follow_sessions(member.clone())),
+            tokio::spawn(follow_sessions(member.clone(), brokers)),
             tokio::spawn(follow_bundles(member.clone(), bundles)),
             tokio::spawn(follow_requests(member.clone(), requests)),
         ];
@@ -93,15 +96,21 @@ impl Member {
         result
     }
 
-    /// Reads which brokers are alive.
+    /// Reads which brokers there are, and which of them are alive.
     async fn look(&self) -> Result<()> {
-        let brokers = self.metadata.list_brokers().await?;
+        {
+            // One after the other, as an older list must not take the place of a newer one.
+            let _reading = self.reading_brokers.lock().await;
+            let brokers = self.metadata.list_brokers().await?;
+            self.change(|directory, _| directory.set_brokers(brokers));
+        }
+        self.look_at_sessions().await
+    }
+
+    async fn look_at_sessions(&self) -> Result<()> {
         let sessions = self.metadata.broker_sessions().await?;
         let now_ms = self.now_ms();
-        self.change(|directory, _| {
-            directory.set_brokers(brokers);
-            directory.sessions.look(now_ms, sessions);
-        });
+        self.change(|directory, _| directory.sessions.look(now_ms, sessions));
         Ok(())
     }
 
@@ -367,14 +376,25 @@ fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> Opti
     best.map(|broker| (broker.id.clone(), broker.incarnation))
 }
 
-async fn follow_sessions(member: Arc<Member>) {
-    let mut ticks = tokio::time::interval(member.session_timeout / 12);
+/// Sessions are looked at all the time, as that nothing was heard of one counts only while it was looked at; who the brokers are is
+/// read when that has changed.
+async fn follow_sessions(member: Arc<Member>, mut brokers: Watch) {
+    let mut ticks = tokio::time::interval(member.session_timeout / 8);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut has_news = false;
     loop {
-        ticks.tick().await;
-        // What is known goes on to be used.
-        if let Err(error) = member.look().await {
-            tracing::warn!(%error, "could not read which brokers are alive");
+        tokio::select! {
+            _ = ticks.tick() => (),
+            Some(_) = brokers.next() => {
+                has_news = true;
+                continue;
+            }
+        }
+        let looked = if has_news { member.look().await } else { member.look_at_sessions().await };
+        match looked {
+            Ok(()) => has_news = false,
+            // What is known goes on to be used.
+            Err(error) => tracing::warn!(%error, "could not read which brokers are alive"),
         }
     }
 }

@@ -33,6 +33,22 @@ macro_rules! range {
     };
 }
 
+/// Puts the records that three arrays describe: keys, versions and values.
+macro_rules! put {
+    ($keys:literal, $versions:literal, $values:literal) => {
+        concat!(
+            "INSERT INTO records (key, version, value) SELECT * FROM unnest(",
+            $keys,
+            "::bytea[], ",
+            $versions,
+            "::bigint[], ",
+            $values,
+            "::bytea[]) ON CONFLICT (substr(key, 1, 1024), sha256(substr(key, 1025))) DO UPDATE ",
+            "SET version = excluded.version, value = excluded.value"
+        )
+    };
+}
+
 pub(super) const GET: &str = concat!("SELECT version, value FROM records WHERE ", same_key!("key", "$1"));
 pub(super) const SCAN_FROM: &str = range!("key, version, value", ">=");
 pub(super) const SCAN_AFTER: &str = range!("key, version, value", ">");
@@ -50,10 +66,7 @@ pub(super) const VERSIONS: &str = concat!(
     same_key!("records.key", "wanted.key")
 );
 
-pub(super) const PUT: &str = "INSERT INTO records (key, version, value) \
-     SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bytea[]) \
-     ON CONFLICT (substr(key, 1, 1024), sha256(substr(key, 1025))) DO UPDATE \
-     SET version = excluded.version, value = excluded.value";
+pub(super) const PUT: &str = put!("$1", "$2", "$3");
 
 pub(super) const DELETE: &str = concat!(
     "DELETE FROM records USING unnest($1::bytea[]) AS unwanted (key) WHERE ",
@@ -67,13 +80,16 @@ pub(super) const ALLOCATE: &str = "INSERT INTO sequences (name, next) VALUES ($1
 /// The next id of a sequence, if it has given any.
 pub(super) const NEXT_OF: &str = "SELECT next FROM sequences WHERE name = $1";
 
-/// The last statement of a transaction before [`COMMIT`]: the last version, the log of changes, and whose transaction
-/// it is.
-pub(super) const CONCLUDE: &str = "WITH \
-     log AS (INSERT INTO changes (version, step, key) SELECT * FROM unnest($2::bigint[], $3::integer[], $4::bytea[])), \
-     own AS (INSERT INTO writers (writer, batch) VALUES ($5, $6) \
-             ON CONFLICT (writer) DO UPDATE SET batch = excluded.batch, committed_at = now()) \
-     UPDATE last_commit SET version = $1 WHERE id = 1";
+/// The last statement of a transaction before [`COMMIT`]: the last puts, the last version, the log of changes, and whose
+/// transaction it is.
+pub(super) const CONCLUDE: &str = concat!(
+    "WITH puts AS (",
+    put!("$7", "$8", "$9"),
+    "), log AS (INSERT INTO changes (version, step, key) SELECT * FROM unnest($2::bigint[], $3::integer[], $4::bytea[])), ",
+    "own AS (INSERT INTO writers (writer, batch) VALUES ($5, $6) ",
+    "ON CONFLICT (writer) DO UPDATE SET batch = excluded.batch, committed_at = now()) ",
+    "UPDATE last_commit SET version = $1 WHERE id = 1"
+);
 
 pub(super) const CHANNEL: &str = "geminga_changes";
 /// Wakes those who follow the log of changes, see [`CHANNEL`].
@@ -108,3 +124,58 @@ pub(super) const SERVER_FACTS: &str = "SELECT current_setting('server_version_nu
 
 /// A new writer's name, and the last version.
 pub(super) const NEW_WRITER: &str = "SELECT gen_random_uuid()::text, version FROM last_commit WHERE id = 1";
+
+#[cfg(test)]
+mod tests {
+    use geminga_test_postgres::Server as TestServer;
+    use sqlx::{PgConnection, Row};
+
+    use super::*;
+    use crate::PostgresStore;
+    use crate::postgres::session::{Role, Server};
+
+    /// With the types of what they bind, values for that, and the index that they walk.
+    const WALKING: [(&str, &str, &str, &str); 9] = [
+        (GET, "bytea", "'a'", "records_by_key"),
+        (SCAN_FROM, "bytea, bytea, bigint", "'a', 'b', 10", "records_by_key"),
+        (SCAN_AFTER, "bytea, bytea, bigint", "'a', 'b', 10", "records_by_key"),
+        (VERSIONS_UNDER, "bytea, bytea, bigint", "'a', 'b', 10", "records_by_key"),
+        (VERSIONS, "bytea[]", "'{a, b}'", "records_by_key"),
+        (DELETE, "bytea[]", "'{a, b}'", "records_by_key"),
+        (NEXT_OF, "text", "'a'", "sequences_pkey"),
+        (CHANGES_AFTER, "bigint, integer, bigint", "1, 1, 10", "changes_pkey"),
+        (TRIM_CHANGES, "double precision, bigint", "1, 10", "changes_pkey"),
+    ];
+
+    async fn plan(connection: &mut PgConnection, index: usize) -> String {
+        let explain = format!("EXPLAIN EXECUTE walking_{index}({})", WALKING[index].2);
+        let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_all(connection).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect()
+    }
+
+    /// Plans are made once: for an empty store, for one that has grown since it was looked at, and for one that is known.
+    #[tokio::test]
+    async fn statements_walk_their_indexes_whatever_is_known_of_the_tables() {
+        let server = TestServer::shared();
+        let database = server.create_database();
+        let url = server.url(&database);
+        let store = PostgresStore::open(&url).await.unwrap();
+        let grow = "INSERT INTO geminga.records (key, version, value) \
+                    SELECT ('topics/' || n)::bytea, n, 'x' FROM generate_series(1, 50000) n; \
+                    INSERT INTO geminga.changes (version, step, key) SELECT n, 0, 'k' FROM generate_series(1, 50000) n";
+        for step in ["SELECT 1", grow, "ANALYZE geminga.records, geminga.changes"] {
+            server.query(&database, step);
+            let mut connection = Server::parse(&url).unwrap().connect(Role::Statements).await.unwrap();
+            for (index, (statement, types, _, walked)) in WALKING.iter().enumerate() {
+                let prepare = format!("PREPARE walking_{index} ({types}) AS {statement}");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
+                let plan = plan(&mut connection, index).await;
+                let table = walked.split('_').next().unwrap();
+                assert!(plan.contains(&format!("using {walked} on {table}")), "after '{step}': {statement}\n{plan}");
+                assert!(plan.contains("Index Cond"), "after '{step}': {statement}\n{plan}");
+                assert!(!plan.contains(&format!("Seq Scan on {table} ")), "after '{step}': {statement}\n{plan}");
+            }
+        }
+        drop(store);
+    }
+}

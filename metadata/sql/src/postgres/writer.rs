@@ -140,6 +140,8 @@ async fn conclude(
     writer: &str,
     batch: i64,
 ) -> Result<(), sqlx::Error> {
+    delete(connection, &decision.writes.deletes).await?;
+    let puts = Puts::of(&decision.writes);
     let (mut versions, mut steps, mut keys) = (Vec::new(), Vec::new(), Vec::new());
     for commit in decision.changes.chunk_by(|one, next| one.0 == next.0) {
         for (step, (version, key)) in (0i32..).zip(commit) {
@@ -155,9 +157,37 @@ async fn conclude(
         .bind(keys)
         .bind(writer)
         .bind(batch)
+        .bind(puts.keys)
+        .bind(puts.versions)
+        .bind(puts.values)
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Records to be put, column by column.
+struct Puts<'w> {
+    keys: Vec<&'w [u8]>,
+    versions: Vec<i64>,
+    values: Vec<&'w [u8]>,
+}
+
+impl<'w> Puts<'w> {
+    fn of(writes: &'w Writes) -> Self {
+        Puts {
+            keys: writes.puts.iter().map(|(key, ..)| key.as_bytes()).collect(),
+            versions: writes.puts.iter().map(|(_, version, _)| *version as i64).collect(),
+            values: writes.puts.iter().map(|(.., value)| &value[..]).collect(),
+        }
+    }
+}
+
+async fn delete(connection: &mut PgConnection, keys: &[String]) -> Result<(), sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
+    sqlx::query(statements::DELETE).bind(keys).execute(connection).await.map(drop)
 }
 
 #[async_trait]
@@ -180,16 +210,10 @@ impl Transaction for PgConnection {
 
     async fn write(&mut self, writes: &Writes) -> Result<(), sqlx::Error> {
         if !writes.puts.is_empty() {
-            let keys: Vec<&[u8]> = writes.puts.iter().map(|(key, ..)| key.as_bytes()).collect();
-            let versions: Vec<i64> = writes.puts.iter().map(|(_, version, _)| *version as i64).collect();
-            let values: Vec<&[u8]> = writes.puts.iter().map(|(.., value)| &value[..]).collect();
+            let Puts { keys, versions, values } = Puts::of(writes);
             sqlx::query(statements::PUT).bind(keys).bind(versions).bind(values).execute(&mut *self).await?;
         }
-        if !writes.deletes.is_empty() {
-            let keys: Vec<&[u8]> = writes.deletes.iter().map(|key| key.as_bytes()).collect();
-            sqlx::query(statements::DELETE).bind(keys).execute(self).await?;
-        }
-        Ok(())
+        delete(self, &writes.deletes).await
     }
 
     async fn allocate(&mut self, sequence: &str, count: u64) -> Result<u64, sqlx::Error> {

@@ -152,6 +152,11 @@ impl MetadataStore for SqliteStore {
         Ok(self.feed.watch(prefix))
     }
 
+    /// SQLite calls nobody.
+    fn hears_other_processes(&self) -> bool {
+        false
+    }
+
     fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
     }

@@ -49,6 +49,7 @@ impl Writer {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
         let last: i64 = sqlx::query_scalar(statements::LAST_VERSION).fetch_one(&mut self.connection).await?;
         let decision = batch.decide(&mut self.connection, last as u64).await?;
+        self.connection.write(&decision.writes).await?;
         sqlx::query(statements::SET_LAST_VERSION).bind(decision.version as i64).execute(&mut self.connection).await?;
         sqlx::query("COMMIT").execute(&mut self.connection).await?;
         Ok(decision)

@@ -19,7 +19,7 @@ macro_rules! conformance {
     )*};
 }
 
-conformance!(commits, scans, sequences, contention, watches, repositories);
+conformance!(commits, scans, sequences, contention, watches, quiet_puts, repositories);
 
 #[tokio::test]
 async fn leases() {

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Metadata;
-use crate::{Expect, LeaseOutcome, MetadataError, Op, codec, lease};
+use crate::{Expect, LeaseOutcome, MetadataError, Op, Watch, codec, lease};
 
 const PREFIX: &str = "brokers/";
 const LEASES: &str = "broker/";
@@ -52,15 +52,20 @@ impl Metadata {
         self.store.commit(gone.into()).await.map(drop)
     }
 
+    /// Tells of brokers that come, change and are forgotten.
+    pub async fn watch_brokers(&self) -> Result<Watch, MetadataError> {
+        self.store.watch(PREFIX).await
+    }
+
     /// Every broker that was ever registered and has not been forgotten.
     pub async fn list_brokers(&self) -> Result<Vec<(String, BrokerRecord)>, MetadataError> {
         let records = self.list(PREFIX).await?;
         Ok(records.into_iter().map(|(id, record)| (id, record.value)).collect())
     }
 
-    /// What a broker reports of its load; the form is the affair of whoever balances it.
+    /// What a broker reports of its load; the form is the affair of whoever balances it. Watches are not told.
     pub async fn put_load_report<T: Serialize>(&self, broker: &str, report: &T) -> Result<(), MetadataError> {
-        let put = Op::put(format!("{LOAD_REPORTS}{broker}"), codec::encode(report)?, Expect::Any);
+        let put = Op::put_quietly(format!("{LOAD_REPORTS}{broker}"), codec::encode(report)?, Expect::Any);
         self.store.commit(vec![put]).await.map(drop)
     }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Metadata, Versioned};
-use crate::{Expect, MetadataError, Op, codec};
+use crate::{Expect, MetadataError, Op, Watch, codec};
 
 const REPAIRS: &str = "repairs/";
 const WORKERS: &str = "repair-workers/";
@@ -129,6 +129,11 @@ impl Metadata {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Tells of ledgers that are to be repaired, and of what becomes of that.
+    pub async fn watch_repairs(&self) -> Result<Watch, MetadataError> {
+        self.store.watch(REPAIRS).await
     }
 
     /// At most `limit` ledgers that are to be repaired, in order, from `first` on. Fewer mean that there are no more.

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Metadata, Versioned};
-use crate::{Expect, MetadataError, Op, codec};
+use crate::{Expect, MetadataError, Op, Watch, codec};
 
 const WITNESSES: &str = "witnesses/";
 const RESTORED: &str = "restored/";
@@ -45,7 +45,8 @@ impl Metadata {
         self.read(&format!("{WITNESSES}{node}")).await
     }
 
-    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version.
+    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version. Watches are
+    /// not told.
     pub async fn put_witness(
         &self,
         node: &str,
@@ -53,7 +54,8 @@ impl Metadata {
         version: Option<u64>,
     ) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
-        Ok(self.store.commit(vec![Op::put(format!("{WITNESSES}{node}"), codec::encode(record)?, expect)]).await?[0])
+        let put = Op::put_quietly(format!("{WITNESSES}{node}"), codec::encode(record)?, expect);
+        Ok(self.store.commit(vec![put]).await?[0])
     }
 
     /// Of every node that has ever witnessed these metadata.
@@ -78,6 +80,11 @@ impl Metadata {
             Err(error) if !error.is_conflict() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Tells of nodes that come to remember newer metadata than these, and of those that take them for current again.
+    pub async fn watch_restored(&self) -> Result<Watch, MetadataError> {
+        self.store.watch(RESTORED).await
     }
 
     /// The nodes that remember newer metadata than these; none while all is well.

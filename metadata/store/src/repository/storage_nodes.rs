@@ -4,13 +4,13 @@
 //! what the old one had. A node that is to be emptied has a record `decommissions/<id>`: nothing new goes to it, and what it has
 //! is copied to others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Metadata;
-use crate::{Expect, Lease, LeaseOutcome, MetadataError, Op, codec, lease};
+use crate::{Expect, Lease, LeaseOutcome, MetadataError, Op, Watch, codec, lease};
 
 const PREFIX: &str = "storage-nodes/";
 const DECOMMISSIONS: &str = "decommissions/";
@@ -39,6 +39,8 @@ pub struct StorageNodeStatus {
     pub version: u64,
     /// It holds its lease.
     pub is_alive: bool,
+    /// When its lease runs out or ran out, by the store's clock in milliseconds since 1970; 0 if it has none.
+    pub lease_ends_ms: u64,
     /// When it was to be emptied, if it is, in milliseconds since 1970.
     pub decommissioned_ms: Option<u64>,
 }
@@ -46,6 +48,27 @@ pub struct StorageNodeStatus {
 #[derive(Debug, Serialize, Deserialize)]
 struct DecommissionRecord {
     since_ms: u64,
+}
+
+/// Tells that [`Metadata::storage_node_statuses`] may have changed, except of leases that run out or are renewed: how long they
+/// last they say themselves.
+#[derive(Debug)]
+pub struct StorageNodeWatch {
+    registrations: Watch,
+    decommissions: Watch,
+    leases: Watch,
+}
+
+impl StorageNodeWatch {
+    /// Waits for the next change. Whether there was one: false when the store is closed. Safe to cancel.
+    pub async fn changed(&mut self) -> bool {
+        let event = tokio::select! {
+            event = self.registrations.next() => event,
+            event = self.decommissions.next() => event,
+            event = self.leases.next() => event,
+        };
+        event.is_some()
+    }
 }
 
 fn lease_name(id: &str) -> String {
@@ -58,25 +81,46 @@ impl Metadata {
         self.store.commit(vec![put]).await.map(drop)
     }
 
+    pub async fn watch_storage_nodes(&self) -> Result<StorageNodeWatch, MetadataError> {
+        Ok(StorageNodeWatch {
+            registrations: self.store.watch(PREFIX).await?,
+            decommissions: self.store.watch(DECOMMISSIONS).await?,
+            leases: self.store.watch(&lease::key(&lease_name(""))).await?,
+        })
+    }
+
     /// Every registered node, in the order of their ids.
     pub async fn storage_node_statuses(&self) -> Result<Vec<StorageNodeStatus>, MetadataError> {
         let registered = self.list::<StorageNodeRecord>(PREFIX).await?;
-        let now_ms = self.store.now_ms();
-        let leases = lease::all(self.store.as_ref(), &lease_name("")).await?;
-        let leases = leases.into_iter().filter(|lease| lease.is_held && lease.expires_at_ms > now_ms);
-        let alive: BTreeSet<String> = leases.map(|lease| lease.name[lease_name("").len()..].to_owned()).collect();
         let decommissions: BTreeMap<String, DecommissionRecord> = {
             let found = self.list::<DecommissionRecord>(DECOMMISSIONS).await?;
             found.into_iter().map(|(id, record)| (id, record.value)).collect()
         };
         let status = |(id, found): (String, super::Versioned<StorageNodeRecord>)| StorageNodeStatus {
-            is_alive: alive.contains(&id),
+            is_alive: false,
+            lease_ends_ms: 0,
             decommissioned_ms: decommissions.get(&id).map(|record| record.since_ms),
             record: found.value,
             version: found.version,
             id,
         };
-        Ok(registered.into_iter().map(status).collect())
+        let mut statuses: Vec<_> = registered.into_iter().map(status).collect();
+        self.read_node_leases(&mut statuses).await?;
+        Ok(statuses)
+    }
+
+    /// Finds out anew which of these nodes hold their leases, and nothing else of them.
+    pub async fn read_node_leases(&self, statuses: &mut [StorageNodeStatus]) -> Result<(), MetadataError> {
+        let now_ms = self.store.now_ms();
+        let leases = lease::all(self.store.as_ref(), &lease_name("")).await?;
+        let held = leases.iter().filter(|lease| lease.is_held);
+        let ends: BTreeMap<&str, u64> =
+            held.map(|lease| (&lease.name[lease_name("").len()..], lease.expires_at_ms)).collect();
+        for status in statuses {
+            status.lease_ends_ms = ends.get(&*status.id).copied().unwrap_or(0);
+            status.is_alive = status.lease_ends_ms > now_ms;
+        }
+        Ok(())
     }
 
     /// Marks a node to be emptied. Marking it again changes nothing.
