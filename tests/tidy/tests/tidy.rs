@@ -58,6 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-ledger", &["geminga-model"]),
     ("geminga-ensemble", &[]),
     ("geminga-balance", &[]),
+    ("geminga-ownership", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
     (
         "geminga-replicated-ledgers",
@@ -75,6 +76,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-metadata",
             "geminga-model",
             "geminga-observe",
+            "geminga-ownership",
             "geminga-topic",
             "geminga-wire-pulsar",
         ],
@@ -97,6 +99,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-log",
             "geminga-metadata",
             "geminga-model",
+            "geminga-ownership",
             "geminga-topic",
             "geminga-wire-bookkeeper",
         ],

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use geminga_metadata::{
     BrokerRecord, BundleRecord, BundleRequest, Lease, Metadata, MetadataError, Versioned, Wanted, Watch, WatchEvent,
 };
-use geminga_model::{BundleName, topic_hash};
+use geminga_model::BundleName;
+use geminga_ownership::{BrokerState, BundleState, Directory, Known, choose};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
-use super::directory::{BrokerState, BundleState, Directory, Known};
 use super::{Change, Located, MemberOptions, Owner, Target, Tenure, session};
 use crate::error::{BrokerError, Result};
 
@@ -356,15 +356,6 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// The broker with the fewest bundles among those that take any; `not` only when there is no other. Brokers with as many are
-/// told apart by a hash, so that different bundles go to different ones.
-fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> Option<(String, u64)> {
-    let takes = |broker: &&BrokerState| !broker.record.draining && Some(&*broker.id) != not;
-    let rank = |broker: &&BrokerState| (broker.bundles, topic_hash(&format!("{bundle}@{}", broker.id)));
-    let best = alive.iter().filter(takes).min_by_key(rank);
-    best.map(|broker| (broker.id.clone(), broker.incarnation))
 }
 
 async fn follow_sessions(member: Arc<Member>) {
