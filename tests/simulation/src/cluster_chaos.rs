@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use geminga_ownership::SplitAt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -40,9 +41,14 @@ pub enum Happening {
     LoseDisk(usize),
     /// A broker's clock is ahead by so many milliseconds from now on.
     SetClock(usize, u64),
+    /// The bundle of a topic.
     Transfer {
-        bundle: usize,
+        topic: usize,
         to: usize,
+    },
+    Split {
+        topic: usize,
+        at: SplitAt,
     },
 }
 
@@ -65,9 +71,10 @@ enum Kind {
     LoseDisk,
     SetClock,
     Transfer,
+    Split,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::NodeDown,
     Kind::BrokerDown,
     Kind::MetadataAway,
@@ -85,6 +92,7 @@ const KINDS: [Kind; 17] = [
     Kind::LoseDisk,
     Kind::SetClock,
     Kind::Transfer,
+    Kind::Split,
 ];
 
 pub struct Chaos {
@@ -93,21 +101,21 @@ pub struct Chaos {
     /// Between two faults, at most.
     pause: Micros,
     layout: Layout,
-    bundles: usize,
+    topics: usize,
     /// Nodes that may be damaged.
     pub victims: Vec<usize>,
     disk_is_lost: bool,
 }
 
 impl Chaos {
-    pub fn new(rng: &mut SmallRng, layout: Layout, nodes: usize, bundles: usize, victims: usize) -> Chaos {
+    pub fn new(rng: &mut SmallRng, layout: Layout, nodes: usize, topics: usize, victims: usize) -> Chaos {
         let mut rng = SmallRng::from_rng(rng);
         let share = rng.random_range(0.3..1.0);
         let kinds = KINDS.into_iter().filter(|_| rng.random_bool(share)).collect();
         let pause = rng.random_range(3 * SECOND..30 * SECOND);
         let all: Vec<usize> = (0..nodes).collect();
         let victims = all.choose_multiple(&mut rng, victims).copied().collect();
-        Chaos { rng, kinds, pause, layout: Layout { nodes, ..layout }, bundles, victims, disk_is_lost: false }
+        Chaos { rng, kinds, pause, layout: Layout { nodes, ..layout }, topics, victims, disk_is_lost: false }
     }
 
     pub fn next_pause(&mut self) -> Micros {
@@ -151,9 +159,10 @@ impl Chaos {
             }
             Kind::LoseDisk => return None,
             Kind::SetClock => Happening::SetClock(broker, self.rng.random_range(0..60_000)),
-            Kind::Transfer => {
-                let bundle = self.rng.random_range(0..self.bundles);
-                Happening::Transfer { bundle, to: broker }
+            Kind::Transfer => Happening::Transfer { topic: self.rng.random_range(0..self.topics), to: broker },
+            Kind::Split => {
+                let at = if self.rng.random() { SplitAt::Topics } else { SplitAt::Middle };
+                Happening::Split { topic: self.rng.random_range(0..self.topics), at }
             }
         })
     }

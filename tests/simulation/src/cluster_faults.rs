@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use geminga_model::BundleRange;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -54,15 +55,26 @@ impl World {
                     broker.skew_ms.set(skew_ms);
                 }
             }
-            Happening::Transfer { bundle, to } => {
+            Happening::Transfer { topic, to } => {
                 drop(nodes);
-                let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
-                let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
-                if let Some(owner) = owner.filter(is_running).cloned() {
+                if let Some((owner, bundle)) = self.running_owner(topic) {
                     owner.transfer(bundle, to);
                 }
             }
+            Happening::Split { topic, at } => {
+                drop(nodes);
+                if let Some((owner, bundle)) = self.running_owner(topic) {
+                    owner.split(bundle, &at);
+                }
+            }
         }
+    }
+
+    /// A broker that has a topic, and is not paused, with the bundle that the topic is in.
+    fn running_owner(&self, topic: usize) -> Option<(Rc<Broker>, BundleRange)> {
+        let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
+        let mut running = self.brokers.iter().flatten().filter(is_running);
+        running.find_map(|broker| Some((broker.clone(), broker.bundle_with(topic)?)))
     }
 
     /// It goes on with what has come meanwhile, in that order.

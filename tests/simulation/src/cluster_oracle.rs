@@ -13,7 +13,6 @@ use geminga_ledger::ledger_list::LedgerList;
 use geminga_metadata::Metadata;
 use geminga_model::Position;
 
-use crate::cluster_cursors::log_name;
 use crate::cluster_ledgers::node_number;
 pub use crate::cluster_oracle_acks::AckToken;
 use crate::cluster_oracle_acks::SubTruth;
@@ -58,14 +57,12 @@ pub struct TopicTruth {
 pub struct Oracle {
     ledgers: BTreeMap<u64, LedgerTruth>,
     pub topics: Vec<TopicTruth>,
-    pub bundle_count: usize,
     /// Counts applied acknowledgements and resets.
     order: u64,
 }
 
 impl Oracle {
-    pub fn begin(&mut self, topics: usize, subscriptions: usize, bundle_count: usize) {
-        self.bundle_count = bundle_count;
+    pub fn begin(&mut self, topics: usize, subscriptions: usize) {
         let subs = || (0..subscriptions).map(|_| SubTruth::default()).collect();
         self.topics = (0..topics).map(|_| TopicTruth { subscriptions: subs(), ..TopicTruth::default() }).collect();
     }
@@ -135,10 +132,10 @@ impl Oracle {
             let named = record.value.ledgers.iter().any(|named| named.ledger_id == ledger);
             assert!(!named, "ledger {ledger} is deleted, and the record of topic {topic} names it");
         }
-        for bundle in 0..self.bundle_count {
-            let log = at_once(metadata.get_cursor_log::<Vec<LogLedger>>(&log_name(bundle))).expect("it is in memory");
-            let named = log.expect("it exists").value.iter().any(|named| named.ledger_id == ledger);
-            assert!(!named, "ledger {ledger} is deleted, and the log of bundle {bundle} names it");
+        for log in at_once(metadata.list_cursor_logs()).expect("they are in memory") {
+            let list = at_once(metadata.get_cursor_log::<Vec<LogLedger>>(&log)).expect("it is in memory");
+            let named = list.expect("it exists").value.iter().any(|named| named.ledger_id == ledger);
+            assert!(!named, "ledger {ledger} is deleted, and the log of bundle {log} names it");
         }
         // What was confirmed once stays so: a deposed writer must not go on.
         let truth = self.ledgers.entry(ledger).or_default();

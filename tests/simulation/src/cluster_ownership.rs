@@ -6,10 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use geminga_metadata::{BundleRecord, Lease, LeaseOutcome, Metadata, MetadataError, Versioned};
-use geminga_model::BundleName;
+use geminga_model::BundleRange;
 
 use crate::cluster_broker::Broker;
+use crate::cluster_bundles::{bundle_name, check_bundles, namespace};
 use crate::cluster_cursors::BundleLog;
+use crate::cluster_ledgers::Part;
 use crate::cluster_messages::ToClient;
 use crate::cluster_sim::{MS, SECOND};
 use crate::cluster_topic::Topic;
@@ -29,22 +31,24 @@ pub struct Tenure {
 impl Tenure {
     /// Grows with every owner, and with every time that one begins anew.
     pub fn ownership(&self) -> u64 {
-        self.epoch << 20 | self.opened
+        self.version << 20 | self.opened
     }
 
-    pub fn metadata(&self, bundle: usize, metadata: &Metadata) -> Metadata {
+    pub fn metadata(&self, bundle: BundleRange, metadata: &Metadata) -> Metadata {
         metadata.guarded_by_bundle(&bundle_name(bundle), self.version)
     }
 }
 
 /// A bundle in one ownership.
 pub struct Bundle {
-    pub number: usize,
+    pub range: BundleRange,
     pub tenure: Tenure,
     pub log: BundleLog,
     pub topics: BTreeMap<usize, Topic>,
     /// It takes nothing more in.
     pub is_closing: bool,
+    /// Its log has ended, on this broker's own behalf.
+    pub is_sealed: bool,
     pub is_being_checked: bool,
 }
 
@@ -54,7 +58,7 @@ impl Bundle {
     }
 
     fn is_deposed(&self) -> bool {
-        self.log.log.is_fenced() || self.topics.values().any(|topic| topic.ledger.is_fenced())
+        !self.is_sealed && self.log.log.is_fenced() || self.topics.values().any(|topic| topic.ledger.is_fenced())
     }
 
     fn is_settled(&self) -> bool {
@@ -63,13 +67,7 @@ impl Bundle {
     }
 }
 
-pub fn bundle_name(bundle: usize) -> BundleName {
-    let low = (bundle as u32) << 24;
-    let name = format!("public/default/0x{low:08x}_0x{:08x}", low + (1 << 24));
-    name.parse().expect("it is a name")
-}
-
-fn broker_name(broker: usize) -> String {
+pub fn broker_name(broker: usize) -> String {
     format!("broker-{broker}")
 }
 
@@ -105,12 +103,12 @@ impl Broker {
     }
 
     fn lose_all(self: &Rc<Self>) {
-        let all: Vec<usize> = self.bundles.borrow().keys().copied().collect();
+        let all: Vec<BundleRange> = self.bundles.borrow().keys().copied().collect();
         all.into_iter().for_each(|bundle| self.drop_bundle(bundle, None));
     }
 
     /// A client wants something of a bundle that is not served here.
-    pub fn take_over_soon(self: &Rc<Self>, bundle: usize) {
+    pub fn take_over_soon(self: &Rc<Self>, bundle: BundleRange) {
         if self.bundles.borrow().contains_key(&bundle) || !self.moving.borrow_mut().insert(bundle) {
             return;
         }
@@ -123,12 +121,24 @@ impl Broker {
         });
     }
 
-    async fn take_over(self: &Rc<Self>, bundle: usize) -> Result<(), MetadataError> {
+    /// Which bundles there are.
+    pub async fn learn_bundles(self: &Rc<Self>) -> Result<Vec<BundleRange>, MetadataError> {
+        let ask = |metadata: Metadata| async move { metadata.get_namespace(&namespace()).await };
+        let found = self.ask(&self.metadata, "get namespace", ask).await?;
+        let ranges = found.map_or_else(Vec::new, |found| found.value.bundle_ranges());
+        (*self.ranges.borrow_mut()).clone_from(&ranges);
+        Ok(ranges)
+    }
+
+    async fn take_over(self: &Rc<Self>, bundle: BundleRange) -> Result<(), MetadataError> {
         let session = self.session.borrow().clone();
         let Some(session) = session else {
             self.sleep(100 * MS).await;
             return Ok(());
         };
+        if !self.learn_bundles().await?.contains(&bundle) {
+            return Ok(());
+        }
         let Some((version, epoch)) = self.take(bundle, &session).await? else { return Ok(()) };
         let opened = self.opened.get() + 1;
         self.opened.set(opened);
@@ -150,7 +160,7 @@ impl Broker {
     }
 
     /// Makes this broker a bundle's owner, if nobody is who is alive; by which version of its record, in which epoch.
-    async fn take(self: &Rc<Self>, bundle: usize, session: &Lease) -> Result<Option<(u64, u64)>, MetadataError> {
+    async fn take(self: &Rc<Self>, bundle: BundleRange, session: &Lease) -> Result<Option<(u64, u64)>, MetadataError> {
         let ask = move |metadata: Metadata| async move { metadata.get_bundle(&bundle_name(bundle)).await };
         let found: Option<Versioned<BundleRecord>> = self.ask(&self.metadata, "get bundle", ask).await?;
         let before = found.as_ref().map(|found| found.version);
@@ -172,8 +182,11 @@ impl Broker {
         let epoch = found.map_or(1, |found| found.value.epoch + 1);
         let record =
             BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch, balanced_at_ms: None };
-        let ask =
-            move |metadata: Metadata| async move { metadata.put_bundle(&bundle_name(bundle), &record, before).await };
+        let ask = move |metadata: Metadata| async move {
+            let version = metadata.put_bundle(&bundle_name(bundle), &record, before).await?;
+            check_bundles(&metadata);
+            Ok(version)
+        };
         let version = self.ask(&self.metadata, "take bundle", ask).await?;
         self.owners.borrow_mut().remove(&bundle);
         Ok(Some((version, epoch)))
@@ -193,12 +206,12 @@ impl Broker {
             if std::mem::replace(&mut bundle.is_being_checked, true) {
                 continue;
             }
-            let (broker, number, tenure) = (self.clone(), bundle.number, bundle.tenure);
+            let (broker, number, tenure) = (self.clone(), bundle.range, bundle.tenure);
             self.tasks.spawn(async move { broker.check(number, tenure).await });
         }
     }
 
-    async fn check(self: &Rc<Self>, bundle: usize, tenure: Tenure) {
+    async fn check(self: &Rc<Self>, bundle: BundleRange, tenure: Tenure) {
         let ask = move |metadata: Metadata| async move { metadata.get_bundle(&bundle_name(bundle)).await };
         let found = self.ask(&self.metadata, "check bundle", ask).await;
         let is_lost = found.is_ok_and(|found| found.is_none_or(|found| found.version != tenure.version));
@@ -212,8 +225,17 @@ impl Broker {
         }
     }
 
+    /// The bundle with a topic, if this broker has it.
+    pub fn bundle_with(&self, topic: usize) -> Option<BundleRange> {
+        let bundles = self.bundles.borrow();
+        bundles.values().find(|owned| owned.topics.contains_key(&topic)).map(|owned| owned.range)
+    }
+
     /// Does what the state machines of a bundle want. One that is deposed is dropped at once.
-    pub fn pump(self: &Rc<Self>, bundle: usize) {
+    pub fn pump(self: &Rc<Self>, bundle: BundleRange) {
+        for ((part, ownership), log) in self.new_logs.borrow_mut().iter_mut().filter(|((part, _), _)| *part == bundle) {
+            self.follow_log(Part { bundle: *part, ownership: *ownership, topic: None }, log);
+        }
         let mut bundles = self.bundles.borrow_mut();
         let Some(owned) = bundles.get_mut(&bundle) else { return };
         self.pump_topics(owned);
@@ -227,13 +249,13 @@ impl Broker {
     }
 
     /// Forgets a bundle and sends its clients away.
-    pub fn drop_bundle(self: &Rc<Self>, bundle: usize, to: Option<usize>) {
+    pub fn drop_bundle(self: &Rc<Self>, bundle: BundleRange, to: Option<usize>) {
         if self.bundles.borrow_mut().remove(&bundle).is_none() {
             return;
         }
         self.sim.note(format_args!("broker {} drops bundle {bundle}", self.id));
         let connections = self.connections.borrow();
-        let of_bundle = connections.iter().filter(|(_, connection)| connection.topic % self.bundle_count == bundle);
+        let of_bundle = connections.iter().filter(|(_, connection)| connection.bundle == bundle);
         let of_bundle: Vec<u64> = of_bundle.map(|(id, _)| *id).collect();
         drop(connections);
         for connection in of_bundle {
@@ -242,20 +264,23 @@ impl Broker {
     }
 
     /// Gives a bundle to another broker: what is in flight comes to its end first.
-    pub fn transfer(self: &Rc<Self>, bundle: usize, to: usize) {
-        let tenure = match self.bundles.borrow_mut().get_mut(&bundle) {
-            Some(owned) => {
-                owned.is_closing = true;
-                owned.tenure
-            }
-            None => return,
-        };
+    pub fn transfer(self: &Rc<Self>, bundle: BundleRange, to: usize) {
+        let Some(tenure) = self.begin_closing(bundle) else { return };
         let broker = self.clone();
         self.tasks.spawn(async move { broker.give_up(bundle, tenure, to).await });
         self.drive();
     }
 
-    async fn give_up(self: Rc<Self>, bundle: usize, tenure: Tenure, to: usize) {
+    /// A bundle takes nothing more in. None: it is not this broker's, or on its way already.
+    pub fn begin_closing(&self, bundle: BundleRange) -> Option<Tenure> {
+        let mut bundles = self.bundles.borrow_mut();
+        let owned = bundles.get_mut(&bundle).filter(|owned| !owned.is_closing)?;
+        owned.is_closing = true;
+        Some(owned.tenure)
+    }
+
+    /// Until what is in flight has come to its end, as far as it does.
+    pub async fn settle(self: &Rc<Self>, bundle: BundleRange, tenure: Tenure) {
         let patience = self.sim.now() + 5 * SECOND;
         loop {
             let settled = match self.bundles.borrow().get(&bundle).filter(|owned| owned.tenure == tenure) {
@@ -266,6 +291,13 @@ impl Broker {
                 break;
             }
             self.sleep(10 * MS).await;
+        }
+    }
+
+    async fn give_up(self: Rc<Self>, bundle: BundleRange, tenure: Tenure, to: usize) {
+        self.settle(bundle, tenure).await;
+        if self.bundles.borrow().get(&bundle).is_none_or(|owned| owned.tenure != tenure) {
+            return;
         }
         self.sim.count("bundles given away");
         let record = BundleRecord { owner: None, incarnation: 0, epoch: tenure.epoch + 1, balanced_at_ms: None };

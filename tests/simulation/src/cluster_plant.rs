@@ -39,6 +39,10 @@ pub enum Plant {
     UnguardedCreation,
     /// A new ledger's id is greater than those in the topic's list, and not than those that were trimmed.
     LedgerIdsGoBack,
+    /// The parts of a bundle take its place before they have its acknowledgements.
+    PartsBeforeLogs,
+    /// An owner that was deposed finishes its split.
+    DeposedSplits,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.
     OpenLedgersAreNotRead,
 }

@@ -3,6 +3,7 @@
 pub mod auto_recovery_simulation;
 pub mod auto_recovery_truth;
 pub mod cluster_broker;
+pub mod cluster_bundles;
 pub mod cluster_chaos;
 pub mod cluster_clients;
 pub mod cluster_cursors;
@@ -20,6 +21,7 @@ pub mod cluster_plant;
 pub mod cluster_recovery;
 pub mod cluster_sim;
 pub mod cluster_simulation;
+pub mod cluster_splitting;
 pub mod cluster_subscriptions;
 pub mod cluster_tasks;
 pub mod cluster_topic;
