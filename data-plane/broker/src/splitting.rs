@@ -58,8 +58,13 @@ impl Broker {
             let policies = with_parts(policies.value, bundle.name.range, parts).ok_or_else(|| {
                 BrokerError::PreconditionFailed(format!("bundle {} of {namespace} is no more", bundle.name.range))
             })?;
-            let split =
-                BundleSplit { policies: &policies, policies_version: version, parts, owner: incarnation.as_ref() };
+            let split = BundleSplit {
+                policies: &policies,
+                policies_version: version,
+                parts,
+                log_version: bundle.cursors.record_version(),
+                owner: incarnation.as_ref(),
+            };
             match bundle.metadata.split_bundle(&bundle.name, split, &ledgers).await {
                 Ok(()) => {
                     tracing::info!(bundle = %bundle.name, parts = parts.len(), "bundle was split");

@@ -13,6 +13,7 @@ use crate::cluster_bundles::{bundle_name, check_bundles, namespace};
 use crate::cluster_cursors::BundleLog;
 use crate::cluster_ledgers::Part;
 use crate::cluster_messages::ToClient;
+use crate::cluster_plant::Plant;
 use crate::cluster_sim::{MS, SECOND};
 use crate::cluster_topic::Topic;
 
@@ -122,12 +123,13 @@ impl Broker {
     }
 
     /// Which bundles there are.
-    pub async fn learn_bundles(self: &Rc<Self>) -> Result<Vec<BundleRange>, MetadataError> {
+    pub async fn learn_bundles(self: &Rc<Self>) -> Result<Versioned<Vec<BundleRange>>, MetadataError> {
         let ask = |metadata: Metadata| async move { metadata.get_namespace(&namespace()).await };
         let found = self.ask(&self.metadata, "get namespace", ask).await?;
-        let ranges = found.map_or_else(Vec::new, |found| found.value.bundle_ranges());
-        (*self.ranges.borrow_mut()).clone_from(&ranges);
-        Ok(ranges)
+        let Versioned { value, version } = found.expect("the namespace is never deleted");
+        let value = value.bundle_ranges();
+        (*self.ranges.borrow_mut()).clone_from(&value);
+        Ok(Versioned { value, version })
     }
 
     async fn take_over(self: &Rc<Self>, bundle: BundleRange) -> Result<(), MetadataError> {
@@ -136,10 +138,11 @@ impl Broker {
             self.sleep(100 * MS).await;
             return Ok(());
         };
-        if !self.learn_bundles().await?.contains(&bundle) {
+        let policies = self.learn_bundles().await?;
+        if !policies.value.contains(&bundle) {
             return Ok(());
         }
-        let Some((version, epoch)) = self.take(bundle, &session).await? else { return Ok(()) };
+        let Some((version, epoch)) = self.take(bundle, policies.version, &session).await? else { return Ok(()) };
         let opened = self.opened.get() + 1;
         self.opened.set(opened);
         let tenure = Tenure { version, epoch, opened };
@@ -160,7 +163,12 @@ impl Broker {
     }
 
     /// Makes this broker a bundle's owner, if nobody is who is alive; by which version of its record, in which epoch.
-    async fn take(self: &Rc<Self>, bundle: BundleRange, session: &Lease) -> Result<Option<(u64, u64)>, MetadataError> {
+    async fn take(
+        self: &Rc<Self>,
+        bundle: BundleRange,
+        policies_version: u64,
+        session: &Lease,
+    ) -> Result<Option<(u64, u64)>, MetadataError> {
         let ask = move |metadata: Metadata| async move { metadata.get_bundle(&bundle_name(bundle)).await };
         let found: Option<Versioned<BundleRecord>> = self.ask(&self.metadata, "get bundle", ask).await?;
         let before = found.as_ref().map(|found| found.version);
@@ -182,8 +190,15 @@ impl Broker {
         let epoch = found.map_or(1, |found| found.value.epoch + 1);
         let record =
             BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch, balanced_at_ms: None };
+        let plant = self.sim.plant;
         let ask = move |metadata: Metadata| async move {
-            let version = metadata.put_bundle(&bundle_name(bundle), &record, before).await?;
+            let name = bundle_name(bundle);
+            let version = match before {
+                None if plant != Plant::SplitBundlesAreTaken => {
+                    metadata.create_bundle(&name, &record, policies_version).await?
+                }
+                _ => metadata.put_bundle(&name, &record, before).await?,
+            };
             check_bundles(&metadata);
             Ok(version)
         };

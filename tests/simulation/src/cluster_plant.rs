@@ -41,6 +41,10 @@ pub enum Plant {
     LedgerIdsGoBack,
     /// The parts of a bundle take its place before they have its acknowledgements.
     PartsBeforeLogs,
+    /// A split whose outcome was not known, and that comes late, drops what was acknowledged since (was so).
+    LateSplits,
+    /// A bundle that nobody owns is taken without looking whether it was split meanwhile (was so).
+    SplitBundlesAreTaken,
     /// An owner that was deposed finishes its split.
     DeposedSplits,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.

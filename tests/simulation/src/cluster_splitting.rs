@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use geminga_ledger::cursor::CursorSnapshot;
-use geminga_ledger::cursor_log::Record;
+use geminga_ledger::cursor_log::{LogLedger, Record};
 use geminga_metadata::{BundleRecord, BundleSplit, Metadata};
 use geminga_model::{BundleName, BundleRange};
 use geminga_ownership::{SplitAt, with_parts};
 
 use crate::cluster_broker::Broker;
-use crate::cluster_bundles::{bundle_name, check_bundles, hash_of, namespace, topics_in};
+use crate::cluster_bundles::{bundle_name, check_bundles, hash_of, log_name, namespace, topics_in};
 use crate::cluster_ownership::{Bundle, Tenure, broker_name};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::Failure;
@@ -28,6 +28,7 @@ struct Sealed {
     cursors: BTreeMap<u64, CursorSnapshot>,
     blobs: BTreeMap<u64, Bytes>,
     ledgers: Vec<u64>,
+    log_version: Option<u64>,
 }
 
 impl Sealed {
@@ -48,6 +49,7 @@ impl Sealed {
                 .filter_map(|topic| Some((snapshot_key(*topic), log.blob(snapshot_key(*topic))?.clone())))
                 .collect(),
             ledgers: log.record().iter().map(|ledger| ledger.ledger_id).collect(),
+            log_version: owned.log.version,
         }
     }
 }
@@ -171,9 +173,14 @@ impl Broker {
             let policies = found.and_then(|found| with_parts(found.value, sealed.bundle, &parts));
             let policies = policies.ok_or_else(|| format!("{} is no more", sealed.bundle))?;
             let (bundle, parts, owner) = (sealed.bundle, parts.clone(), owner.clone());
-            let ledgers = sealed.ledgers.clone();
+            let (ledgers, plant, mut log_version) = (sealed.ledgers.clone(), self.sim.plant, sealed.log_version);
             let ask = move |metadata: Metadata| async move {
-                let split = BundleSplit { policies: &policies, policies_version, parts: &parts, owner: Some(&owner) };
+                if plant == Plant::LateSplits {
+                    let log = metadata.get_cursor_log::<Vec<LogLedger>>(&log_name(bundle)).await?;
+                    log_version = log.map(|log| log.version);
+                }
+                let (policies, parts, owner) = (&policies, &parts[..], Some(&owner));
+                let split = BundleSplit { policies, policies_version, parts, log_version, owner };
                 metadata.split_bundle(&bundle_name(bundle), split, &ledgers).await?;
                 check_bundles(&metadata);
                 Ok(())

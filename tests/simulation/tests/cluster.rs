@@ -180,6 +180,8 @@ fn planted_bugs_are_found() {
         Plant::LedgerIdsGoBack,
         Plant::PartsBeforeLogs,
         Plant::DeposedSplits,
+        Plant::LateSplits,
+        Plant::SplitBundlesAreTaken,
         Plant::OpenLedgersAreNotRead,
         Plant::DeletedIsForgotten,
         Plant::Client(Bug::ConfirmBeforeMetadata),

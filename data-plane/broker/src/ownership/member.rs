@@ -161,9 +161,9 @@ impl Member {
 
     /// Gives a bundle that nobody owns to a broker that is alive.
     async fn place(&self, bundle: &BundleName) -> Result<()> {
-        if !self.exists(bundle).await? {
+        let Some(policies_version) = self.exists(bundle).await? else {
             return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} is no more; look the topic up again")));
-        }
+        };
         // Its owner may be a broker that has come since this one looked last.
         self.look().await?;
         self.read_again(bundle).await?;
@@ -180,7 +180,11 @@ impl Member {
         let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
         let balanced_at_ms = before.as_ref().and_then(|before| before.value.balanced_at_ms);
         let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced_at_ms };
-        match self.metadata.put_bundle(bundle, &record, before.map(|before| before.version)).await {
+        let put = match before {
+            Some(before) => self.metadata.put_bundle(bundle, &record, Some(before.version)).await,
+            None => self.metadata.create_bundle(bundle, &record, policies_version).await,
+        };
+        match put {
             Ok(version) => {
                 tracing::info!(%bundle, owner = record.owner, epoch, "bundle has an owner");
                 self.change(|directory, changes| {
@@ -193,10 +197,10 @@ impl Member {
         }
     }
 
-    /// Whether the namespace has the bundle; it may have been split.
-    async fn exists(&self, bundle: &BundleName) -> Result<bool> {
-        let Some(policies) = self.metadata.get_namespace(&bundle.namespace).await? else { return Ok(false) };
-        Ok(policies.value.bundle_ranges().contains(&bundle.range))
+    /// Whether the namespace has the bundle, which may have been split: by which version of its policies.
+    async fn exists(&self, bundle: &BundleName) -> Result<Option<u64>> {
+        let Some(policies) = self.metadata.get_namespace(&bundle.namespace).await? else { return Ok(None) };
+        Ok(policies.value.bundle_ranges().contains(&bundle.range).then_some(policies.version))
     }
 
     pub async fn ask(&self, bundle: &BundleName, wanted: Wanted) -> Result<()> {
