@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use geminga_ensemble::{NodeId, Quorum};
-use geminga_metadata::{Lease, Metadata};
+use geminga_metadata::Metadata;
 use geminga_model::BundleRange;
 
 use crate::cluster_bundles::hash_of;
 use crate::cluster_cursors::BundleLog;
 use crate::cluster_ledgers::{Ledgers, WriteDone, node_number};
+use crate::cluster_membership::Membership;
 use crate::cluster_messages::{Answer, Call, ToBroker, ToClient};
 use crate::cluster_ownership::Bundle;
 use crate::cluster_recovery::Step;
@@ -68,10 +69,8 @@ pub struct Broker {
     /// Something has changed in these.
     pub touched: RefCell<BTreeSet<BundleRange>>,
     pub connections: RefCell<BTreeMap<u64, Connection>>,
-    /// Who had a bundle when it was looked up.
-    pub owners: RefCell<BTreeMap<BundleRange, usize>>,
     pub suspects: RefCell<BTreeMap<usize, Micros>>,
-    pub session: RefCell<Option<Lease>>,
+    pub member: Membership,
     /// How often it has opened bundles.
     pub opened: Cell<u64>,
     /// How much its clock is ahead, in milliseconds.
@@ -99,9 +98,8 @@ impl Broker {
             moving: RefCell::default(),
             touched: RefCell::default(),
             connections: RefCell::default(),
-            owners: RefCell::default(),
             suspects: RefCell::default(),
-            session: RefCell::default(),
+            member: Membership::default(),
             opened: Cell::new(0),
             skew_ms: Cell::new(skew_ms),
             expected: RefCell::default(),
@@ -110,7 +108,7 @@ impl Broker {
             sim,
         });
         broker.sim.after(TICK, Event::BrokerTick { broker: id, life });
-        broker.tasks.spawn(broker.clone().keep_session());
+        broker.take_part();
         broker
     }
 
@@ -180,7 +178,6 @@ impl Broker {
         self.ticks.set(ticks + 1);
         if ticks.is_multiple_of(10) {
             self.close_silent();
-            self.check_ownership();
             self.time_passes(ticks.is_multiple_of(50));
         }
         if ticks.is_multiple_of(50) {
@@ -266,26 +263,20 @@ impl Broker {
             self.tasks.spawn(async move { drop(broker.learn_bundles().await) });
             return self.say(client, connection, ToClient::NotReady);
         };
-        let is_serving = self.bundles.borrow().get(&bundle).is_some_and(|owned| !owned.is_closing);
-        if !is_serving {
-            let owner = self.owners.borrow().get(&bundle).copied();
-            let answer = owner.filter(|owner| *owner != self.id).map_or(ToClient::NotReady, ToClient::Owner);
-            self.take_over_soon(bundle);
+        if !self.is_serving(bundle) {
+            let answer = self.owner_elsewhere(bundle).map_or(ToClient::NotReady, ToClient::Owner);
+            self.open_soon(bundle);
             return self.say(client, connection, answer);
         }
         let heard_at = self.sim.now();
         self.connections.borrow_mut().insert(connection, Connection { client, bundle, topic, subscription, heard_at });
         let mut bundles = self.bundles.borrow_mut();
         let owned = bundles.get_mut(&bundle).expect("it is served");
-        let joined = match subscription {
-            Some(subscription) => self.join(owned, topic, subscription, connection),
-            None => true,
-        };
-        drop(bundles);
-        match joined {
-            true => self.say(client, connection, ToClient::Connected),
-            false => self.close(connection, ToClient::NotReady),
+        match subscription {
+            Some(subscription) => self.admit_surely(owned, topic, subscription, connection),
+            None => self.say(client, connection, ToClient::Connected),
         }
+        drop(bundles);
         self.touch(bundle);
     }
 

@@ -45,11 +45,22 @@ pub enum Happening {
     Transfer {
         topic: usize,
         to: usize,
+        way: Way,
     },
     Split {
         topic: usize,
         at: SplitAt,
+        way: Way,
     },
+}
+
+/// How an owner learns what is wanted of it.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// It is told itself.
+    Told,
+    /// This broker asks for it in metadata.
+    AskedBy(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +139,11 @@ impl Chaos {
         (most as f64 * share.powi(3)) as Micros + 50 * MS
     }
 
+    fn way(&mut self) -> Way {
+        let by = self.rng.random_range(0..self.layout.brokers);
+        if self.rng.random() { Way::Told } else { Way::AskedBy(by) }
+    }
+
     pub fn draw(&mut self) -> Option<Happening> {
         let &kind = self.kinds.choose(&mut self.rng)?;
         let node = self.rng.random_range(0..self.layout.nodes);
@@ -159,10 +175,12 @@ impl Chaos {
             }
             Kind::LoseDisk => return None,
             Kind::SetClock => Happening::SetClock(broker, self.rng.random_range(0..60_000)),
-            Kind::Transfer => Happening::Transfer { topic: self.rng.random_range(0..self.topics), to: broker },
+            Kind::Transfer => {
+                Happening::Transfer { topic: self.rng.random_range(0..self.topics), to: broker, way: self.way() }
+            }
             Kind::Split => {
                 let at = if self.rng.random() { SplitAt::Topics } else { SplitAt::Middle };
-                Happening::Split { topic: self.rng.random_range(0..self.topics), at }
+                Happening::Split { topic: self.rng.random_range(0..self.topics), at, way: self.way() }
             }
         })
     }

@@ -16,6 +16,7 @@ use crate::cluster_messages::ToClient;
 use crate::cluster_oracle::AckToken;
 use crate::cluster_ownership::Bundle;
 use crate::cluster_plant::Plant;
+use crate::cluster_subscriptions::Admission;
 
 /// Small enough that it goes through its ledgers within minutes.
 pub const LOG: CursorLogConfig = CursorLogConfig {
@@ -35,6 +36,8 @@ pub enum Durable {
         connection: u64,
         request: u64,
     },
+    /// The log was this owner's still when a consumer came.
+    Confirmed(Admission),
     /// A snapshot of deduplication.
     Snapshot {
         topic: usize,
@@ -114,6 +117,7 @@ impl Broker {
                         self.say(client, connection, ToClient::Done(request));
                     }
                 }
+                Durable::Confirmed(admission) => self.admit(bundle, admission),
                 Durable::Snapshot { topic, position } => {
                     if let Some(dedup) = bundle.topics.get_mut(&topic).and_then(|topic| topic.dedup.as_mut()) {
                         dedup.durable = dedup.durable.max(position);

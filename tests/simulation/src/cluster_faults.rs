@@ -2,12 +2,15 @@
 
 use std::rc::Rc;
 
+use geminga_metadata::Wanted;
 use geminga_model::BundleRange;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster_broker::Broker;
-use crate::cluster_chaos::{Fault, Happening};
+use crate::cluster_bundles::hash_of;
+use crate::cluster_chaos::{Fault, Happening, Way};
+use crate::cluster_membership::broker_name;
 use crate::cluster_node::Node;
 use crate::cluster_sim::{Event, MS, Machine};
 use crate::cluster_simulation::{SWEEP, World};
@@ -55,16 +58,27 @@ impl World {
                     broker.skew_ms.set(skew_ms);
                 }
             }
-            Happening::Transfer { topic, to } => {
+            Happening::Transfer { topic, to, way: Way::AskedBy(broker) } => {
+                drop(nodes);
+                let to = Some(broker_name(to));
+                self.ask_owner(broker, topic, Wanted::Handover { to, for_balance: false });
+            }
+            Happening::Split { topic, way: Way::AskedBy(broker), .. } => {
+                drop(nodes);
+                self.ask_owner(broker, topic, Wanted::Split);
+            }
+            Happening::Transfer { topic, to, way: Way::Told } => {
                 drop(nodes);
                 if let Some((owner, bundle)) = self.running_owner(topic) {
-                    owner.transfer(bundle, to);
+                    owner.transfer(bundle, Some(to));
+                    owner.drive();
                 }
             }
-            Happening::Split { topic, at } => {
+            Happening::Split { topic, at, way: Way::Told } => {
                 drop(nodes);
                 if let Some((owner, bundle)) = self.running_owner(topic) {
                     owner.split(bundle, &at);
+                    owner.drive();
                 }
             }
         }
@@ -75,6 +89,13 @@ impl World {
         let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
         let mut running = self.brokers.iter().flatten().filter(is_running);
         running.find_map(|broker| Some((broker.clone(), broker.bundle_with(topic)?)))
+    }
+
+    fn ask_owner(&self, broker: usize, topic: usize, wanted: Wanted) {
+        let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
+        let Some(broker) = self.brokers[broker].as_ref().filter(is_running) else { return };
+        let bundle = broker.ranges.borrow().iter().copied().find(|range| range.contains(hash_of(topic)));
+        bundle.into_iter().for_each(|bundle| broker.ask_owner(bundle, wanted.clone()));
     }
 
     /// It goes on with what has come meanwhile, in that order.

@@ -34,11 +34,14 @@ impl Broker {
             _ => tenure.metadata(bundle, &self.metadata),
         };
         let log = self.load_log(bundle, &metadata).await?;
+        if self.sim.plant != Plant::OpensWhatItLost {
+            self.check_tenure(bundle, tenure).await?;
+        }
         let mut topics = BTreeMap::new();
         for number in topics_in(bundle, self.deduplicates.len()) {
             topics.insert(number, self.load_topic(number, &tenure, &metadata, &log.log).await?);
         }
-        Ok(Bundle { range: bundle, tenure, log, topics, is_closing: false, is_sealed: false, is_being_checked: false })
+        Ok(Bundle { range: bundle, tenure, log, topics, is_closing: false, is_sealed: false })
     }
 
     pub async fn load_log(self: &Rc<Self>, bundle: BundleRange, metadata: &Metadata) -> Result<BundleLog, Failure> {

@@ -255,6 +255,18 @@ impl Oracle {
         AckToken { topic, sub, ownership, order: self.order, target: Some(target), positions: before }
     }
 
+    /// What is acknowledged at present, as somebody has a receipt for or an owner has found.
+    pub fn durable_acks(&self, topic: usize, sub: usize) -> BTreeSet<Position> {
+        self.topics[topic].subscriptions[sub].durable_acks().clone()
+    }
+
+    /// A consumer has joined, that came when `known` was acknowledged.
+    pub fn admitted(&self, topic: usize, sub: usize, known: &BTreeSet<Position>, cursor: &Cursor) {
+        let truth = self.topics[topic].subscriptions[sub].durable_acks();
+        let lost = known.iter().find(|position| truth.contains(position) && !cursor.is_acked(**position));
+        assert_eq!(lost, None, "its ack was durable when a consumer came, whose owner does not know of it");
+    }
+
     /// It is durable, as its owner believes.
     pub fn ack_durable(&mut self, token: AckToken) {
         let topic = &mut self.topics[token.topic];

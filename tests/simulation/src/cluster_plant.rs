@@ -45,6 +45,12 @@ pub enum Plant {
     LateSplits,
     /// A bundle that nobody owns is taken without looking whether it was split meanwhile (was so).
     SplitBundlesAreTaken,
+    /// An owner does not look again, once it has read a bundle's log, whether the bundle is still its own and still there (was so).
+    OpensWhatItLost,
+    /// A session that had run out goes on without reading who took what.
+    LapsedSessionsGoOn,
+    /// An owner whose session has run out takes consumers as if it knew of all acknowledgements.
+    LapsedOwnersAdmit,
     /// An owner that was deposed finishes its split.
     DeposedSplits,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.

@@ -13,7 +13,8 @@ use geminga_ownership::{SplitAt, with_parts};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_bundles::{bundle_name, check_bundles, hash_of, log_name, namespace, topics_in};
-use crate::cluster_ownership::{Bundle, Tenure, broker_name};
+use crate::cluster_membership::broker_name;
+use crate::cluster_ownership::{Bundle, Tenure};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::Failure;
 use crate::cluster_sim::MS;
@@ -65,7 +66,6 @@ impl Broker {
         self.sim.count("splits begun");
         let broker = self.clone();
         self.tasks.spawn(async move { broker.settle_and_split(bundle, tenure, parts).await });
-        self.drive();
     }
 
     async fn settle_and_split(self: Rc<Self>, bundle: BundleRange, tenure: Tenure, parts: Vec<BundleRange>) {
@@ -92,13 +92,9 @@ impl Broker {
         if self.bundles.borrow().get(&bundle).is_some_and(|owned| owned.tenure == tenure) {
             self.drop_bundle(bundle, None);
         }
-        // As for its own, it need not be asked for them.
-        if self.learn_bundles().await.is_ok() {
-            parts
-                .into_iter()
-                .filter(|part| self.ranges.borrow().contains(part))
-                .for_each(|part| self.take_over_soon(part));
-        }
+        // A watch would tell it: the parts are its own.
+        drop(self.learn_bundles().await);
+        drop(self.read_all().await);
     }
 
     async fn put_parts(self: &Rc<Self>, sealed: &Sealed, parts: &[BundleRange]) -> Result<(), Failure> {
@@ -163,7 +159,8 @@ impl Broker {
     }
 
     async fn commit_split(self: &Rc<Self>, sealed: &Sealed, parts: &[BundleRange]) -> Result<(), Failure> {
-        let incarnation = self.session.borrow().as_ref().map(|session| session.epoch).ok_or("there is no session")?;
+        let incarnation =
+            self.member.session.borrow().as_ref().map(|session| session.epoch).ok_or("there is no session")?;
         let owner = BundleRecord { owner: Some(broker_name(self.id)), incarnation, epoch: 1, balanced_at_ms: None };
         let parts: Rc<Vec<BundleName>> = Rc::new(parts.iter().map(|part| bundle_name(*part)).collect());
         loop {

@@ -10,6 +10,7 @@ pub mod cluster_cursors;
 pub mod cluster_faults;
 pub mod cluster_ledgers;
 pub mod cluster_loading;
+pub mod cluster_membership;
 pub mod cluster_messages;
 pub mod cluster_metadata;
 pub mod cluster_network;
