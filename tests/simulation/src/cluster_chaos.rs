@@ -16,6 +16,8 @@ pub enum Fault {
     NodeDown(usize),
     BrokerDown(usize),
     MetadataAway,
+    /// Some requests are carried out seconds later, when nobody waits for them any more.
+    SlowMetadata,
     SlowDisk(usize),
     FullDisk(usize),
     FailingSyncs(usize),
@@ -68,6 +70,7 @@ enum Kind {
     NodeDown,
     BrokerDown,
     MetadataAway,
+    SlowMetadata,
     SlowDisk,
     FullDisk,
     FailingSyncs,
@@ -85,10 +88,11 @@ enum Kind {
     Split,
 }
 
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 19] = [
     Kind::NodeDown,
     Kind::BrokerDown,
     Kind::MetadataAway,
+    Kind::SlowMetadata,
     Kind::SlowDisk,
     Kind::FullDisk,
     Kind::FailingSyncs,
@@ -153,6 +157,7 @@ impl Chaos {
             Kind::NodeDown => Happening::Begin(Fault::NodeDown(node), self.duration(30 * SECOND)),
             Kind::BrokerDown => Happening::Begin(Fault::BrokerDown(broker), self.duration(20 * SECOND)),
             Kind::MetadataAway => Happening::Begin(Fault::MetadataAway, self.duration(60 * SECOND)),
+            Kind::SlowMetadata => Happening::Begin(Fault::SlowMetadata, self.duration(60 * SECOND)),
             Kind::SlowDisk => Happening::Begin(Fault::SlowDisk(node), self.duration(20 * SECOND)),
             Kind::FullDisk => Happening::Begin(Fault::FullDisk(node), self.duration(40 * SECOND)),
             Kind::FailingSyncs => Happening::Begin(Fault::FailingSyncs(node), self.duration(20 * SECOND)),

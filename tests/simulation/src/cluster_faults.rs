@@ -129,6 +129,10 @@ impl World {
                 self.sim.metadata.is_up.set(false);
                 "fault: metadata away"
             }
+            Fault::SlowMetadata => {
+                self.sim.metadata.lateness.set(self.rng.random_range(0.01..0.3));
+                "fault: metadata slow"
+            }
             Fault::Clogged => {
                 network.clog(20);
                 "fault: links clogged"
@@ -161,6 +165,7 @@ impl World {
             Fault::FullDisk(node) => nodes[node].is_full = false,
             Fault::FailingSyncs(node) => nodes[node].sync_failures = 0.0,
             Fault::MetadataAway => self.sim.metadata.is_up.set(true),
+            Fault::SlowMetadata => self.sim.metadata.lateness.set(0.0),
             Fault::Partition => network.reunite(),
             Fault::Clogged => {
                 network.unclog_some();
@@ -191,6 +196,7 @@ impl World {
             (node.is_up, node.is_full, node.slowness, node.sync_failures) = (!node.is_lost, false, 1, 0.0);
         }
         self.sim.metadata.is_up.set(true);
+        self.sim.metadata.lateness.set(0.0);
         self.sim.network.borrow_mut().heal();
         self.sim.release_held();
         std::mem::take(&mut self.paused).into_values().for_each(|waiting| self.resume(waiting));

@@ -28,6 +28,8 @@ struct LedgerTruth {
     confirmed: u64,
     closed: Option<LedgerState>,
     is_deleted: bool,
+    /// Somebody has created it after that.
+    is_undead: bool,
     /// As they were last written.
     metadata: Option<LedgerMetadata>,
 }
@@ -71,8 +73,8 @@ impl Oracle {
     pub fn entry_written(&mut self, ledger: u64, entry: u64, payload: &Bytes) {
         let truth = self.ledgers.entry(ledger).or_default();
         assert_eq!(truth.written.len() as u64, entry, "ledger {ledger} has two writers");
-        // One that was open before does not know yet, and will be told that it is fenced.
-        assert!(entry > 0 || !truth.is_deleted, "ledger {ledger} is deleted, and somebody begins to write to it");
+        // Whoever has created it before does not know yet, and will be told that it is fenced.
+        assert!(!truth.is_undead, "ledger {ledger} is deleted, and somebody begins to write to it");
         truth.written.push(payload.clone());
     }
 
@@ -108,6 +110,7 @@ impl Oracle {
             // Whoever recovers a ledger that is gone leaves a record that says it is empty, and a creation that was given up may
             // come late. Nothing of it may ever be confirmed.
             truth.closed.get_or_insert(LedgerState::Closed { entries: 0, length: 0 });
+            truth.is_undead |= metadata.state == LedgerState::Open;
             return;
         }
         if let Some(closed) = truth.closed {

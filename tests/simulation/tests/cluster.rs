@@ -10,13 +10,16 @@ use geminga_simulation::cluster_sim::{SECOND, Seen};
 use geminga_simulation::cluster_simulation::{Options, Report, run};
 
 /// What a run is for: each has to happen, at least once in ten simulated hours.
-const EXPECTED: [&str; 49] = [
+const EXPECTED: [&str; 55] = [
     "acks and resets with a receipt",
     "bundles given away",
+    "bundles lost while they were opened",
+    "bundles placed",
     "bundles split",
     "bundles taken over",
     "conflicts of ledgers' metadata",
     "connections given up by clients",
+    "consumers that waited until storage had confirmed their owner",
     "cursor resets",
     "damaged entries noticed by a reader",
     "duplicates that were known",
@@ -38,6 +41,7 @@ const EXPECTED: [&str; 49] = [
     "fault: links clogged",
     "fault: messages lost and repeated",
     "fault: metadata away",
+    "fault: metadata slow",
     "fault: network parted",
     "fault: network slow",
     "fault: node crashed",
@@ -50,9 +54,11 @@ const EXPECTED: [&str; 49] = [
     "messages refused",
     "owners that learned of their end from fencing",
     "owners that learned of their end from metadata",
+    "owners that were asked for a split",
     "reads that went to another node",
     "recoveries given up",
     "replicas of deleted ledgers swept",
+    "sessions that had run out and go on",
     "splits begun",
     "splits that were interrupted",
     "storage nodes replaced under a writer",
