@@ -177,6 +177,11 @@ impl Cursors {
         self.state.lock().log.record().iter().map(|ledger| ledger.ledger_id).collect()
     }
 
+    /// Of the log's record, as it was last read or written here.
+    pub fn record_version(&self) -> Option<u64> {
+        self.state.lock().record_version
+    }
+
     /// Calls `done` when everything appended until now is durable.
     pub fn after_queued(&self, done: CursorDone) {
         let mut state = self.state.lock();

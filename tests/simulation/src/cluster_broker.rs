@@ -7,9 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use geminga_ensemble::{NodeId, Quorum};
-use geminga_metadata::{Lease, Metadata};
+use geminga_metadata::Metadata;
+use geminga_model::BundleRange;
 
+use crate::cluster_bundles::hash_of;
+use crate::cluster_cursors::BundleLog;
 use crate::cluster_ledgers::{Ledgers, WriteDone, node_number};
+use crate::cluster_membership::Membership;
 use crate::cluster_messages::{Answer, Call, ToBroker, ToClient};
 use crate::cluster_ownership::Bundle;
 use crate::cluster_recovery::Step;
@@ -38,6 +42,7 @@ struct Expected {
 
 pub struct Connection {
     pub client: usize,
+    pub bundle: BundleRange,
     pub topic: usize,
     pub subscription: Option<usize>,
     heard_at: Micros,
@@ -49,23 +54,23 @@ pub struct Broker {
     pub sim: Rc<Sim>,
     pub tasks: Tasks,
     pub quorum: Quorum,
-    /// Topic `t` belongs to bundle `t % bundle_count`.
-    pub bundle_count: usize,
     /// Whether deduplication is on, by topic.
     pub deduplicates: Rc<Vec<bool>>,
     pub metadata: Metadata,
     pub ledgers: RefCell<Ledgers>,
     pub done: RefCell<VecDeque<WriteDone>>,
-    pub bundles: RefCell<BTreeMap<usize, Bundle>>,
-    /// Bundles that are being taken over, or given away.
-    pub moving: RefCell<BTreeSet<usize>>,
+    /// Of the namespace, as this broker has heard last.
+    pub ranges: RefCell<Vec<BundleRange>>,
+    pub bundles: RefCell<BTreeMap<BundleRange, Bundle>>,
+    /// Of parts of bundles that are being cut, by part and the ownership of the bundle.
+    pub new_logs: RefCell<BTreeMap<(BundleRange, u64), BundleLog>>,
+    /// Bundles that are being taken over.
+    pub moving: RefCell<BTreeSet<BundleRange>>,
     /// Something has changed in these.
-    pub touched: RefCell<BTreeSet<usize>>,
+    pub touched: RefCell<BTreeSet<BundleRange>>,
     pub connections: RefCell<BTreeMap<u64, Connection>>,
-    /// Who had a bundle when it was looked up.
-    pub owners: RefCell<BTreeMap<usize, usize>>,
     pub suspects: RefCell<BTreeMap<usize, Micros>>,
-    pub session: RefCell<Option<Lease>>,
+    pub member: Membership,
     /// How often it has opened bundles.
     pub opened: Cell<u64>,
     /// How much its clock is ahead, in milliseconds.
@@ -76,14 +81,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn new(
-        id: usize,
-        life: Life,
-        sim: Rc<Sim>,
-        quorum: Quorum,
-        bundle_count: usize,
-        deduplicates: Rc<Vec<bool>>,
-    ) -> Rc<Broker> {
+    pub fn new(id: usize, life: Life, sim: Rc<Sim>, quorum: Quorum, deduplicates: Rc<Vec<bool>>) -> Rc<Broker> {
         let skew_ms = sim.random(0..20_000);
         let broker = Rc::new(Broker {
             id,
@@ -91,17 +89,17 @@ impl Broker {
             metadata: sim.metadata.client(),
             tasks: Tasks::default(),
             quorum,
-            bundle_count,
             deduplicates,
             ledgers: RefCell::default(),
             done: RefCell::default(),
+            ranges: RefCell::default(),
             bundles: RefCell::default(),
+            new_logs: RefCell::default(),
             moving: RefCell::default(),
             touched: RefCell::default(),
             connections: RefCell::default(),
-            owners: RefCell::default(),
             suspects: RefCell::default(),
-            session: RefCell::default(),
+            member: Membership::default(),
             opened: Cell::new(0),
             skew_ms: Cell::new(skew_ms),
             expected: RefCell::default(),
@@ -110,7 +108,7 @@ impl Broker {
             sim,
         });
         broker.sim.after(TICK, Event::BrokerTick { broker: id, life });
-        broker.tasks.spawn(broker.clone().keep_session());
+        broker.take_part();
         broker
     }
 
@@ -180,7 +178,6 @@ impl Broker {
         self.ticks.set(ticks + 1);
         if ticks.is_multiple_of(10) {
             self.close_silent();
-            self.check_ownership();
             self.time_passes(ticks.is_multiple_of(50));
         }
         if ticks.is_multiple_of(50) {
@@ -218,7 +215,7 @@ impl Broker {
         }
     }
 
-    pub fn touch(&self, bundle: usize) {
+    pub fn touch(&self, bundle: BundleRange) {
         self.touched.borrow_mut().insert(bundle);
     }
 
@@ -240,14 +237,13 @@ impl Broker {
             self.connect(client, connection, topic, subscription);
             return self.drive();
         }
-        let topic = match self.connections.borrow_mut().get_mut(&connection) {
+        let (bundle, topic) = match self.connections.borrow_mut().get_mut(&connection) {
             Some(known) => {
                 known.heard_at = self.sim.now();
-                known.topic
+                (known.bundle, known.topic)
             }
             None => return self.say(client, connection, ToClient::Closed),
         };
-        let bundle = topic % self.bundle_count;
         if let Some(owned) = self.bundles.borrow_mut().get_mut(&bundle) {
             self.hear_about(owned, topic, connection, message);
         }
@@ -256,32 +252,31 @@ impl Broker {
     }
 
     fn connect(self: &Rc<Self>, client: usize, connection: u64, topic: usize, subscription: Option<usize>) {
-        let bundle = topic % self.bundle_count;
         // A client that comes again has given its old connection up.
         let connections = self.connections.borrow();
         let old: Vec<u64> = connections.iter().filter(|(_, old)| old.client == client).map(|(id, _)| *id).collect();
         drop(connections);
         old.into_iter().for_each(|old| self.close(old, ToClient::Closed));
-        let is_serving = self.bundles.borrow().get(&bundle).is_some_and(|owned| !owned.is_closing);
-        if !is_serving {
-            let owner = self.owners.borrow().get(&bundle).copied();
-            let answer = owner.filter(|owner| *owner != self.id).map_or(ToClient::NotReady, ToClient::Owner);
-            self.take_over_soon(bundle);
+        let bundle = self.ranges.borrow().iter().copied().find(|range| range.contains(hash_of(topic)));
+        let Some(bundle) = bundle else {
+            let broker = self.clone();
+            self.tasks.spawn(async move { drop(broker.learn_bundles().await) });
+            return self.say(client, connection, ToClient::NotReady);
+        };
+        if !self.is_serving(bundle) {
+            let answer = self.owner_elsewhere(bundle).map_or(ToClient::NotReady, ToClient::Owner);
+            self.open_soon(bundle);
             return self.say(client, connection, answer);
         }
         let heard_at = self.sim.now();
-        self.connections.borrow_mut().insert(connection, Connection { client, topic, subscription, heard_at });
+        self.connections.borrow_mut().insert(connection, Connection { client, bundle, topic, subscription, heard_at });
         let mut bundles = self.bundles.borrow_mut();
         let owned = bundles.get_mut(&bundle).expect("it is served");
-        let joined = match subscription {
-            Some(subscription) => self.join(owned, topic, subscription, connection),
-            None => true,
-        };
-        drop(bundles);
-        match joined {
-            true => self.say(client, connection, ToClient::Connected),
-            false => self.close(connection, ToClient::NotReady),
+        match subscription {
+            Some(subscription) => self.admit_surely(owned, topic, subscription, connection),
+            None => self.say(client, connection, ToClient::Connected),
         }
+        drop(bundles);
         self.touch(bundle);
     }
 
@@ -289,7 +284,7 @@ impl Broker {
     pub fn close(&self, connection: u64, message: ToClient) {
         let Some(closed) = self.connections.borrow_mut().remove(&connection) else { return };
         self.say(closed.client, connection, message);
-        let bundle = closed.topic % self.bundle_count;
+        let bundle = closed.bundle;
         if let Some(owned) = self.bundles.borrow_mut().get_mut(&bundle) {
             self.leave(owned, closed.topic, closed.subscription, connection);
             self.touch(bundle);
@@ -301,6 +296,7 @@ impl Broker {
         self.tasks.end();
         self.expected.take();
         self.bundles.take();
+        self.new_logs.take();
         self.ledgers.take();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use geminga_ownership::SplitAt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -15,6 +16,8 @@ pub enum Fault {
     NodeDown(usize),
     BrokerDown(usize),
     MetadataAway,
+    /// Some requests are carried out seconds later, when nobody waits for them any more.
+    SlowMetadata,
     SlowDisk(usize),
     FullDisk(usize),
     FailingSyncs(usize),
@@ -40,10 +43,26 @@ pub enum Happening {
     LoseDisk(usize),
     /// A broker's clock is ahead by so many milliseconds from now on.
     SetClock(usize, u64),
+    /// The bundle of a topic.
     Transfer {
-        bundle: usize,
+        topic: usize,
         to: usize,
+        way: Way,
     },
+    Split {
+        topic: usize,
+        at: SplitAt,
+        way: Way,
+    },
+}
+
+/// How an owner learns what is wanted of it.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// It is told itself.
+    Told,
+    /// This broker asks for it in metadata.
+    AskedBy(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +70,7 @@ enum Kind {
     NodeDown,
     BrokerDown,
     MetadataAway,
+    SlowMetadata,
     SlowDisk,
     FullDisk,
     FailingSyncs,
@@ -65,12 +85,14 @@ enum Kind {
     LoseDisk,
     SetClock,
     Transfer,
+    Split,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 19] = [
     Kind::NodeDown,
     Kind::BrokerDown,
     Kind::MetadataAway,
+    Kind::SlowMetadata,
     Kind::SlowDisk,
     Kind::FullDisk,
     Kind::FailingSyncs,
@@ -85,6 +107,7 @@ const KINDS: [Kind; 17] = [
     Kind::LoseDisk,
     Kind::SetClock,
     Kind::Transfer,
+    Kind::Split,
 ];
 
 pub struct Chaos {
@@ -93,21 +116,21 @@ pub struct Chaos {
     /// Between two faults, at most.
     pause: Micros,
     layout: Layout,
-    bundles: usize,
+    topics: usize,
     /// Nodes that may be damaged.
     pub victims: Vec<usize>,
     disk_is_lost: bool,
 }
 
 impl Chaos {
-    pub fn new(rng: &mut SmallRng, layout: Layout, nodes: usize, bundles: usize, victims: usize) -> Chaos {
+    pub fn new(rng: &mut SmallRng, layout: Layout, nodes: usize, topics: usize, victims: usize) -> Chaos {
         let mut rng = SmallRng::from_rng(rng);
         let share = rng.random_range(0.3..1.0);
         let kinds = KINDS.into_iter().filter(|_| rng.random_bool(share)).collect();
         let pause = rng.random_range(3 * SECOND..30 * SECOND);
         let all: Vec<usize> = (0..nodes).collect();
         let victims = all.choose_multiple(&mut rng, victims).copied().collect();
-        Chaos { rng, kinds, pause, layout: Layout { nodes, ..layout }, bundles, victims, disk_is_lost: false }
+        Chaos { rng, kinds, pause, layout: Layout { nodes, ..layout }, topics, victims, disk_is_lost: false }
     }
 
     pub fn next_pause(&mut self) -> Micros {
@@ -120,6 +143,11 @@ impl Chaos {
         (most as f64 * share.powi(3)) as Micros + 50 * MS
     }
 
+    fn way(&mut self) -> Way {
+        let by = self.rng.random_range(0..self.layout.brokers);
+        if self.rng.random() { Way::Told } else { Way::AskedBy(by) }
+    }
+
     pub fn draw(&mut self) -> Option<Happening> {
         let &kind = self.kinds.choose(&mut self.rng)?;
         let node = self.rng.random_range(0..self.layout.nodes);
@@ -129,6 +157,7 @@ impl Chaos {
             Kind::NodeDown => Happening::Begin(Fault::NodeDown(node), self.duration(30 * SECOND)),
             Kind::BrokerDown => Happening::Begin(Fault::BrokerDown(broker), self.duration(20 * SECOND)),
             Kind::MetadataAway => Happening::Begin(Fault::MetadataAway, self.duration(60 * SECOND)),
+            Kind::SlowMetadata => Happening::Begin(Fault::SlowMetadata, self.duration(60 * SECOND)),
             Kind::SlowDisk => Happening::Begin(Fault::SlowDisk(node), self.duration(20 * SECOND)),
             Kind::FullDisk => Happening::Begin(Fault::FullDisk(node), self.duration(40 * SECOND)),
             Kind::FailingSyncs => Happening::Begin(Fault::FailingSyncs(node), self.duration(20 * SECOND)),
@@ -152,8 +181,11 @@ impl Chaos {
             Kind::LoseDisk => return None,
             Kind::SetClock => Happening::SetClock(broker, self.rng.random_range(0..60_000)),
             Kind::Transfer => {
-                let bundle = self.rng.random_range(0..self.bundles);
-                Happening::Transfer { bundle, to: broker }
+                Happening::Transfer { topic: self.rng.random_range(0..self.topics), to: broker, way: self.way() }
+            }
+            Kind::Split => {
+                let at = if self.rng.random() { SplitAt::Topics } else { SplitAt::Middle };
+                Happening::Split { topic: self.rng.random_range(0..self.topics), at, way: self.way() }
             }
         })
     }

@@ -10,11 +10,13 @@ use geminga_metadata::Metadata;
 use geminga_model::Position;
 
 use crate::cluster_broker::Broker;
+use crate::cluster_bundles::log_name;
 use crate::cluster_ledgers::{Part, WriteDone};
 use crate::cluster_messages::ToClient;
 use crate::cluster_oracle::AckToken;
-use crate::cluster_ownership::{Bundle, bundle_name};
+use crate::cluster_ownership::Bundle;
 use crate::cluster_plant::Plant;
+use crate::cluster_subscriptions::Admission;
 
 /// Small enough that it goes through its ledgers within minutes.
 pub const LOG: CursorLogConfig = CursorLogConfig {
@@ -34,6 +36,8 @@ pub enum Durable {
         connection: u64,
         request: u64,
     },
+    /// The log was this owner's still when a consumer came.
+    Confirmed(Admission),
     /// A snapshot of deduplication.
     Snapshot {
         topic: usize,
@@ -45,23 +49,23 @@ pub struct BundleLog {
     pub log: CursorLog,
     /// Of the bundle's owner.
     metadata: Metadata,
-    pub version: u64,
+    /// None: nobody has written it yet.
+    pub version: Option<u64>,
     last_sequence: u64,
     waiting: VecDeque<(u64, Durable)>,
 }
 
-pub fn log_name(bundle: usize) -> String {
-    bundle_name(bundle).to_string()
-}
-
 impl BundleLog {
-    pub fn new(log: CursorLog, metadata: Metadata, version: u64) -> BundleLog {
+    pub fn new(log: CursorLog, metadata: Metadata, version: Option<u64>) -> BundleLog {
         BundleLog { log, metadata, version, last_sequence: 0, waiting: VecDeque::new() }
     }
 
     pub fn append(&mut self, record: Record, then: impl IntoIterator<Item = Durable>) {
-        self.last_sequence = self.log.append(record);
-        self.after_queued(then);
+        // Of one that is sealed or somebody else's nothing becomes durable any more.
+        if !self.log.is_fenced() {
+            self.last_sequence = self.log.append(record);
+            self.after_queued(then);
+        }
     }
 
     /// When everything is durable that was appended until now.
@@ -84,20 +88,20 @@ impl BundleLog {
 }
 
 impl Broker {
-    pub fn log_written(&self, bundle: &mut Bundle, done: WriteDone) {
-        bundle.log.log.written(done.ledger, done.first as i64, done.count, done.result);
-    }
-
     pub fn pump_log(self: &Rc<Self>, bundle: &mut Bundle) {
         self.tell_durable(bundle);
-        let part = Part { bundle: bundle.number, ownership: bundle.ownership(), topic: None };
-        while let Some(action) = bundle.log.log.poll_action() {
+        self.follow_log(Part { bundle: bundle.range, ownership: bundle.ownership(), topic: None }, &mut bundle.log);
+    }
+
+    /// Does what a log wants.
+    pub fn follow_log(self: &Rc<Self>, part: Part, log: &mut BundleLog) {
+        while let Some(action) = log.log.poll_action() {
             match action {
                 Action::Write { ledger_id, first_entry, entries } => {
-                    self.append(part, &bundle.log.metadata, ledger_id, first_entry as u64, entries);
+                    self.append(part, &log.metadata, ledger_id, first_entry as u64, entries);
                 }
-                Action::CreateLedger => self.create_log_ledger(part, bundle.log.metadata.clone()),
-                Action::SaveRecord(list) => self.save_log_record(part, list, &bundle.log),
+                Action::CreateLedger => self.create_log_ledger(part, log.metadata.clone()),
+                Action::SaveRecord(list) => self.save_log_record(part, list, log),
                 Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
             }
         }
@@ -113,6 +117,7 @@ impl Broker {
                         self.say(client, connection, ToClient::Done(request));
                     }
                 }
+                Durable::Confirmed(admission) => self.admit(bundle, admission),
                 Durable::Snapshot { topic, position } => {
                     if let Some(dedup) = bundle.topics.get_mut(&topic).and_then(|topic| topic.dedup.as_mut()) {
                         dedup.durable = dedup.durable.max(position);
@@ -123,10 +128,13 @@ impl Broker {
     }
 
     fn with_log(&self, part: Part, change: impl FnOnce(&mut BundleLog)) {
+        self.touch(part.bundle);
+        if let Some(log) = self.new_logs.borrow_mut().get_mut(&(part.bundle, part.ownership)) {
+            return change(log);
+        }
         let mut bundles = self.bundles.borrow_mut();
         if let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) {
             change(&mut bundle.log);
-            self.touch(part.bundle);
         }
     }
 
@@ -148,12 +156,12 @@ impl Broker {
             let name = log_name(part.bundle);
             let saved = broker
                 .ask(&metadata, "put cursor log", move |metadata| async move {
-                    metadata.put_cursor_log(&name, &list, Some(version), None).await
+                    metadata.put_cursor_log(&name, &list, version, None).await
                 })
                 .await;
             broker.with_log(part, |log| match saved {
                 Ok(version) => {
-                    log.version = version;
+                    log.version = Some(version);
                     log.log.record_saved();
                 }
                 Err(error) if error.is_deposed() => log.log.fence(),
@@ -168,14 +176,16 @@ impl Broker {
             self.sim.count("writes that failed");
         }
         let part = done.part;
+        if part.topic.is_none() {
+            return self.with_log(part, |log| {
+                log.log.written(done.ledger, done.first as i64, done.count, done.result);
+            });
+        }
         let mut bundles = self.bundles.borrow_mut();
         let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else {
             return;
         };
-        match part.topic {
-            Some(topic) => self.topic_written(bundle, topic, done),
-            None => self.log_written(bundle, done),
-        }
+        self.topic_written(bundle, part.topic.expect("it is no log"), done);
         drop(bundles);
         self.touch(part.bundle);
     }

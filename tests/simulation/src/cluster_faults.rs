@@ -2,11 +2,15 @@
 
 use std::rc::Rc;
 
+use geminga_metadata::Wanted;
+use geminga_model::BundleRange;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster_broker::Broker;
-use crate::cluster_chaos::{Fault, Happening};
+use crate::cluster_bundles::hash_of;
+use crate::cluster_chaos::{Fault, Happening, Way};
+use crate::cluster_membership::broker_name;
 use crate::cluster_node::Node;
 use crate::cluster_sim::{Event, MS, Machine};
 use crate::cluster_simulation::{SWEEP, World};
@@ -54,15 +58,44 @@ impl World {
                     broker.skew_ms.set(skew_ms);
                 }
             }
-            Happening::Transfer { bundle, to } => {
+            Happening::Transfer { topic, to, way: Way::AskedBy(broker) } => {
                 drop(nodes);
-                let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
-                let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
-                if let Some(owner) = owner.filter(is_running).cloned() {
-                    owner.transfer(bundle, to);
+                let to = Some(broker_name(to));
+                self.ask_owner(broker, topic, Wanted::Handover { to, for_balance: false });
+            }
+            Happening::Split { topic, way: Way::AskedBy(broker), .. } => {
+                drop(nodes);
+                self.ask_owner(broker, topic, Wanted::Split);
+            }
+            Happening::Transfer { topic, to, way: Way::Told } => {
+                drop(nodes);
+                if let Some((owner, bundle)) = self.running_owner(topic) {
+                    owner.transfer(bundle, Some(to));
+                    owner.drive();
+                }
+            }
+            Happening::Split { topic, at, way: Way::Told } => {
+                drop(nodes);
+                if let Some((owner, bundle)) = self.running_owner(topic) {
+                    owner.split(bundle, &at);
+                    owner.drive();
                 }
             }
         }
+    }
+
+    /// A broker that has a topic, and is not paused, with the bundle that the topic is in.
+    fn running_owner(&self, topic: usize) -> Option<(Rc<Broker>, BundleRange)> {
+        let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
+        let mut running = self.brokers.iter().flatten().filter(is_running);
+        running.find_map(|broker| Some((broker.clone(), broker.bundle_with(topic)?)))
+    }
+
+    fn ask_owner(&self, broker: usize, topic: usize, wanted: Wanted) {
+        let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
+        let Some(broker) = self.brokers[broker].as_ref().filter(is_running) else { return };
+        let bundle = broker.ranges.borrow().iter().copied().find(|range| range.contains(hash_of(topic)));
+        bundle.into_iter().for_each(|bundle| broker.ask_owner(bundle, wanted.clone()));
     }
 
     /// It goes on with what has come meanwhile, in that order.
@@ -96,6 +129,10 @@ impl World {
                 self.sim.metadata.is_up.set(false);
                 "fault: metadata away"
             }
+            Fault::SlowMetadata => {
+                self.sim.metadata.lateness.set(self.rng.random_range(0.01..0.3));
+                "fault: metadata slow"
+            }
             Fault::Clogged => {
                 network.clog(20);
                 "fault: links clogged"
@@ -128,6 +165,7 @@ impl World {
             Fault::FullDisk(node) => nodes[node].is_full = false,
             Fault::FailingSyncs(node) => nodes[node].sync_failures = 0.0,
             Fault::MetadataAway => self.sim.metadata.is_up.set(true),
+            Fault::SlowMetadata => self.sim.metadata.lateness.set(0.0),
             Fault::Partition => network.reunite(),
             Fault::Clogged => {
                 network.unclog_some();
@@ -158,6 +196,7 @@ impl World {
             (node.is_up, node.is_full, node.slowness, node.sync_failures) = (!node.is_lost, false, 1, 0.0);
         }
         self.sim.metadata.is_up.set(true);
+        self.sim.metadata.lateness.set(0.0);
         self.sim.network.borrow_mut().heal();
         self.sim.release_held();
         std::mem::take(&mut self.paused).into_values().for_each(|waiting| self.resume(waiting));

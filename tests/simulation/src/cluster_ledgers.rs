@@ -9,6 +9,7 @@ use geminga_ensemble::{
 };
 use geminga_ledger::managed_ledger::WriteError;
 use geminga_metadata::Metadata;
+use geminga_model::BundleRange;
 use geminga_wire_bookkeeper::{Digest, DigestKind, ENTRY_NONE};
 
 use crate::cluster_broker::{Broker, Waiting};
@@ -21,7 +22,7 @@ use crate::cluster_tasks::Resolver;
 /// What of a broker has a ledger: the log of a bundle, or a topic of it; in one ownership of the bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    pub bundle: usize,
+    pub bundle: BundleRange,
     pub ownership: u64,
     pub topic: Option<usize>,
 }

@@ -11,12 +11,13 @@ use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::{CursorLog, LogLedger};
 use geminga_ledger::managed_ledger::ManagedLedger;
 use geminga_metadata::{Metadata, TopicRecord, Versioned};
-use geminga_model::Position;
+use geminga_model::{BundleRange, Position};
 use geminga_topic::dedup::Deduplication;
 use geminga_topic::{Subscription, SubscriptionOptions};
 
 use crate::cluster_broker::Broker;
-use crate::cluster_cursors::{BundleLog, LOG, log_name, replay};
+use crate::cluster_bundles::{log_name, topics_in};
+use crate::cluster_cursors::{BundleLog, LOG, replay};
 use crate::cluster_ownership::{Bundle, Tenure};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::{Failure, entries_of};
@@ -27,27 +28,30 @@ use crate::ledger_oracle::{Entry, positions};
 use crate::ledger_producers;
 
 impl Broker {
-    pub async fn load(self: &Rc<Self>, bundle: usize, tenure: Tenure) -> Result<Bundle, Failure> {
+    pub async fn load(self: &Rc<Self>, bundle: BundleRange, tenure: Tenure) -> Result<Bundle, Failure> {
         let metadata = match self.sim.plant {
             Plant::Unguarded => self.metadata.clone(),
             _ => tenure.metadata(bundle, &self.metadata),
         };
         let log = self.load_log(bundle, &metadata).await?;
+        if self.sim.plant != Plant::OpensWhatItLost {
+            self.check_tenure(bundle, tenure).await?;
+        }
         let mut topics = BTreeMap::new();
-        for number in (bundle..self.deduplicates.len()).step_by(self.bundle_count) {
+        for number in topics_in(bundle, self.deduplicates.len()) {
             topics.insert(number, self.load_topic(number, &tenure, &metadata, &log.log).await?);
         }
-        Ok(Bundle { number: bundle, tenure, log, topics, is_closing: false, is_being_checked: false })
+        Ok(Bundle { range: bundle, tenure, log, topics, is_closing: false, is_sealed: false })
     }
 
-    async fn load_log(self: &Rc<Self>, bundle: usize, metadata: &Metadata) -> Result<BundleLog, Failure> {
+    pub async fn load_log(self: &Rc<Self>, bundle: BundleRange, metadata: &Metadata) -> Result<BundleLog, Failure> {
         let name = log_name(bundle);
         let found: Option<Versioned<Vec<LogLedger>>> = self
             .ask(metadata, "get cursor log", move |metadata| async move { metadata.get_cursor_log(&name).await })
             .await
             .map_err(|error| error.to_string())?;
-        let Versioned { value: list, version } = found.ok_or("the bundle's log is not in metadata")?;
-        let log = self.replay_log(&list).await?;
+        let version = found.as_ref().map(|found| found.version);
+        let log = self.replay_log(&found.map_or_else(Vec::new, |found| found.value)).await?;
         Ok(BundleLog::new(log, metadata.clone(), version))
     }
 

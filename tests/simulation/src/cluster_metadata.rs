@@ -17,6 +17,8 @@ use crate::cluster_tasks::{at_once, promise};
 
 /// How long an answer is waited for.
 const PATIENCE: Micros = 2 * SECOND;
+/// How long a request may wait in there.
+const LATE: Micros = 8 * SECOND;
 /// Pause before what could not be written is tried again.
 const RETRY: Micros = 200 * MS;
 
@@ -24,12 +26,19 @@ pub struct MetadataService {
     store: MemoryStore,
     clock: ManualClock,
     pub is_up: Cell<bool>,
+    /// How many requests wait for others before they are carried out.
+    pub lateness: Cell<f64>,
 }
 
 impl MetadataService {
     pub fn new() -> MetadataService {
         let clock = ManualClock::starting_at_ms(1_000_000);
-        MetadataService { store: MemoryStore::with_clock(clock.clone()), clock, is_up: Cell::new(true) }
+        MetadataService {
+            store: MemoryStore::with_clock(clock.clone()),
+            clock,
+            is_up: Cell::new(true),
+            lateness: Cell::new(0.0),
+        }
     }
 
     /// As one process has it: ids are taken from the store in blocks.
@@ -47,6 +56,10 @@ impl MetadataService {
     pub fn answer(&self, sim: &Sim, broker: usize, life: u32, number: u64, ask: &Ask) {
         if !self.is_up.get() {
             return sim.count("requests that found metadata away");
+        }
+        if self.lateness.get() > 0.0 && sim.likely(self.lateness.get()) {
+            let event = Event::Metadata { broker, life, number, ask: ask.clone() };
+            return sim.after(sim.random(0..LATE), event);
         }
         self.set_time(sim.now());
         if ask.carry_out() {

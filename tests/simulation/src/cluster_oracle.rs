@@ -13,7 +13,6 @@ use geminga_ledger::ledger_list::LedgerList;
 use geminga_metadata::Metadata;
 use geminga_model::Position;
 
-use crate::cluster_cursors::log_name;
 use crate::cluster_ledgers::node_number;
 pub use crate::cluster_oracle_acks::AckToken;
 use crate::cluster_oracle_acks::SubTruth;
@@ -29,6 +28,8 @@ struct LedgerTruth {
     confirmed: u64,
     closed: Option<LedgerState>,
     is_deleted: bool,
+    /// Somebody has created it after that.
+    is_undead: bool,
     /// As they were last written.
     metadata: Option<LedgerMetadata>,
 }
@@ -58,14 +59,12 @@ pub struct TopicTruth {
 pub struct Oracle {
     ledgers: BTreeMap<u64, LedgerTruth>,
     pub topics: Vec<TopicTruth>,
-    pub bundle_count: usize,
     /// Counts applied acknowledgements and resets.
     order: u64,
 }
 
 impl Oracle {
-    pub fn begin(&mut self, topics: usize, subscriptions: usize, bundle_count: usize) {
-        self.bundle_count = bundle_count;
+    pub fn begin(&mut self, topics: usize, subscriptions: usize) {
         let subs = || (0..subscriptions).map(|_| SubTruth::default()).collect();
         self.topics = (0..topics).map(|_| TopicTruth { subscriptions: subs(), ..TopicTruth::default() }).collect();
     }
@@ -74,8 +73,8 @@ impl Oracle {
     pub fn entry_written(&mut self, ledger: u64, entry: u64, payload: &Bytes) {
         let truth = self.ledgers.entry(ledger).or_default();
         assert_eq!(truth.written.len() as u64, entry, "ledger {ledger} has two writers");
-        // One that was open before does not know yet, and will be told that it is fenced.
-        assert!(entry > 0 || !truth.is_deleted, "ledger {ledger} is deleted, and somebody begins to write to it");
+        // Whoever has created it before does not know yet, and will be told that it is fenced.
+        assert!(!truth.is_undead, "ledger {ledger} is deleted, and somebody begins to write to it");
         truth.written.push(payload.clone());
     }
 
@@ -111,6 +110,7 @@ impl Oracle {
             // Whoever recovers a ledger that is gone leaves a record that says it is empty, and a creation that was given up may
             // come late. Nothing of it may ever be confirmed.
             truth.closed.get_or_insert(LedgerState::Closed { entries: 0, length: 0 });
+            truth.is_undead |= metadata.state == LedgerState::Open;
             return;
         }
         if let Some(closed) = truth.closed {
@@ -135,10 +135,10 @@ impl Oracle {
             let named = record.value.ledgers.iter().any(|named| named.ledger_id == ledger);
             assert!(!named, "ledger {ledger} is deleted, and the record of topic {topic} names it");
         }
-        for bundle in 0..self.bundle_count {
-            let log = at_once(metadata.get_cursor_log::<Vec<LogLedger>>(&log_name(bundle))).expect("it is in memory");
-            let named = log.expect("it exists").value.iter().any(|named| named.ledger_id == ledger);
-            assert!(!named, "ledger {ledger} is deleted, and the log of bundle {bundle} names it");
+        for log in at_once(metadata.list_cursor_logs()).expect("they are in memory") {
+            let list = at_once(metadata.get_cursor_log::<Vec<LogLedger>>(&log)).expect("it is in memory");
+            let named = list.expect("it exists").value.iter().any(|named| named.ledger_id == ledger);
+            assert!(!named, "ledger {ledger} is deleted, and the log of bundle {log} names it");
         }
         // What was confirmed once stays so: a deposed writer must not go on.
         let truth = self.ledgers.entry(ledger).or_default();
@@ -227,7 +227,9 @@ impl Oracle {
         self.entry_read(position.ledger_id, position.entry_id as u64, payload);
         let topic = &self.topics[topic];
         let exists = topic.entries.contains_key(&position) || topic.gone.contains(&position.ledger_id);
-        assert!(exists, "{position} is delivered, and was not confirmed");
+        // Recovered by an owner that is deposed, though it does not know yet: the ledger has it for good.
+        let is_recovered = || self.ledgers[&position.ledger_id].has_for_good(position.entry_id as u64);
+        assert!(exists || is_recovered(), "{position} is delivered, and was not confirmed");
     }
 
     /// A cursor has taken acknowledgements in, in memory.
@@ -256,6 +258,18 @@ impl Oracle {
         AckToken { topic, sub, ownership, order: self.order, target: Some(target), positions: before }
     }
 
+    /// What is acknowledged at present, as somebody has a receipt for or an owner has found.
+    pub fn durable_acks(&self, topic: usize, sub: usize) -> BTreeSet<Position> {
+        self.topics[topic].subscriptions[sub].durable_acks().clone()
+    }
+
+    /// A consumer has joined, that came when `known` was acknowledged.
+    pub fn admitted(&self, topic: usize, sub: usize, known: &BTreeSet<Position>, cursor: &Cursor) {
+        let truth = self.topics[topic].subscriptions[sub].durable_acks();
+        let lost = known.iter().find(|position| truth.contains(position) && !cursor.is_acked(**position));
+        assert_eq!(lost, None, "its ack was durable when a consumer came, whose owner does not know of it");
+    }
+
     /// It is durable, as its owner believes.
     pub fn ack_durable(&mut self, token: AckToken) {
         let topic = &mut self.topics[token.topic];
@@ -277,6 +291,10 @@ impl TopicTruth {
 }
 
 impl LedgerTruth {
+    fn has_for_good(&self, entry: u64) -> bool {
+        matches!(self.closed, Some(LedgerState::Closed { entries, .. }) if entry < entries)
+    }
+
     /// The nodes that the metadata name for an entry.
     fn places(&self, entry: u64) -> impl Iterator<Item = usize> {
         let metadata = self.metadata.as_ref().expect("the ledger exists");

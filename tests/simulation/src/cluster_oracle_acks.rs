@@ -31,6 +31,10 @@ pub struct SubTruth {
 }
 
 impl SubTruth {
+    pub fn durable_acks(&self) -> &BTreeSet<Position> {
+        &self.durable
+    }
+
     pub fn applied(&mut self, positions: &[Position], order: u64) {
         self.applied.extend(positions.iter().map(|position| (*position, order)));
     }

@@ -1,27 +1,27 @@
-//! Which bundles a simulated broker owns. Sessions say who should try; the bundle's record decides, by whose version every commit
-//! of its owner is guarded, and fencing.
+//! The bundles that a simulated broker has: how they come and go. Whose they are says `cluster_membership.rs`; a bundle's record
+//! decides, by whose version every commit of its owner is guarded, and fencing.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
 
-use geminga_metadata::{BundleRecord, Lease, LeaseOutcome, Metadata, MetadataError, Versioned};
-use geminga_model::BundleName;
+use geminga_metadata::{Metadata, MetadataError};
+use geminga_model::BundleRange;
+use geminga_ownership::Known;
 
 use crate::cluster_broker::Broker;
+use crate::cluster_bundles::bundle_name;
 use crate::cluster_cursors::BundleLog;
+use crate::cluster_ledgers::Part;
 use crate::cluster_messages::ToClient;
+use crate::cluster_recovery::Failure;
 use crate::cluster_sim::{MS, SECOND};
 use crate::cluster_topic::Topic;
-
-const SESSION: Duration = Duration::from_secs(5);
 
 /// By what a broker owns a bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tenure {
     /// Of the bundle's record.
-    version: u64,
-    epoch: u64,
+    pub version: u64,
     /// How often this broker has opened bundles before.
     opened: u64,
 }
@@ -29,23 +29,24 @@ pub struct Tenure {
 impl Tenure {
     /// Grows with every owner, and with every time that one begins anew.
     pub fn ownership(&self) -> u64 {
-        self.epoch << 20 | self.opened
+        self.version << 20 | self.opened
     }
 
-    pub fn metadata(&self, bundle: usize, metadata: &Metadata) -> Metadata {
+    pub fn metadata(&self, bundle: BundleRange, metadata: &Metadata) -> Metadata {
         metadata.guarded_by_bundle(&bundle_name(bundle), self.version)
     }
 }
 
 /// A bundle in one ownership.
 pub struct Bundle {
-    pub number: usize,
+    pub range: BundleRange,
     pub tenure: Tenure,
     pub log: BundleLog,
     pub topics: BTreeMap<usize, Topic>,
     /// It takes nothing more in.
     pub is_closing: bool,
-    pub is_being_checked: bool,
+    /// Its log has ended, on this broker's own behalf.
+    pub is_sealed: bool,
 }
 
 impl Bundle {
@@ -54,7 +55,7 @@ impl Bundle {
     }
 
     fn is_deposed(&self) -> bool {
-        self.log.log.is_fenced() || self.topics.values().any(|topic| topic.ledger.is_fenced())
+        !self.is_sealed && self.log.log.is_fenced() || self.topics.values().any(|topic| topic.ledger.is_fenced())
     }
 
     fn is_settled(&self) -> bool {
@@ -63,76 +64,34 @@ impl Bundle {
     }
 }
 
-pub fn bundle_name(bundle: usize) -> BundleName {
-    let low = (bundle as u32) << 24;
-    let name = format!("public/default/0x{low:08x}_0x{:08x}", low + (1 << 24));
-    name.parse().expect("it is a name")
-}
-
-fn broker_name(broker: usize) -> String {
-    format!("broker-{broker}")
-}
-
 impl Broker {
-    /// Begins the session that a process has, and keeps it.
-    pub async fn keep_session(self: Rc<Self>) {
-        loop {
-            let session = self.session.borrow().clone();
-            let kept = match session {
-                Some(lease) => self.renew(lease).await,
-                None => self.begin_session().await,
-            };
-            if matches!(kept, Err(MetadataError::LeaseLost { .. })) {
-                self.session.take();
-                self.lose_all();
-            }
-            self.sleep(SECOND).await;
-        }
-    }
-
-    async fn begin_session(self: &Rc<Self>) -> Result<(), MetadataError> {
-        let name = broker_name(self.id);
-        let ask = |metadata: Metadata| async move { metadata.acquire_broker(&name, &name, SESSION).await };
-        if let LeaseOutcome::Acquired(lease) = self.ask(&self.metadata, "begin session", ask).await? {
-            *self.session.borrow_mut() = Some(lease);
-        }
-        Ok(())
-    }
-
-    async fn renew(self: &Rc<Self>, lease: Lease) -> Result<(), MetadataError> {
-        let ask = |metadata: Metadata| async move { metadata.store().renew_lease(&lease, SESSION).await };
-        self.ask(&self.metadata, "renew session", ask).await.map(drop)
-    }
-
-    fn lose_all(self: &Rc<Self>) {
-        let all: Vec<usize> = self.bundles.borrow().keys().copied().collect();
-        all.into_iter().for_each(|bundle| self.drop_bundle(bundle, None));
-    }
-
-    /// A client wants something of a bundle that is not served here.
-    pub fn take_over_soon(self: &Rc<Self>, bundle: usize) {
-        if self.bundles.borrow().contains_key(&bundle) || !self.moving.borrow_mut().insert(bundle) {
+    /// A client wants something of a bundle that is not served here, or somebody has given it to this broker.
+    pub fn open_soon(self: &Rc<Self>, bundle: BundleRange) {
+        if !self.moving.borrow_mut().insert(bundle) {
             return;
         }
         let broker = self.clone();
         self.tasks.spawn(async move {
-            if broker.take_over(bundle).await.is_err() {
+            if broker.open(bundle).await.is_err() {
                 broker.sleep(200 * MS).await;
             }
             broker.moving.borrow_mut().remove(&bundle);
         });
     }
 
-    async fn take_over(self: &Rc<Self>, bundle: usize) -> Result<(), MetadataError> {
-        let session = self.session.borrow().clone();
-        let Some(session) = session else {
-            self.sleep(100 * MS).await;
-            return Ok(());
-        };
-        let Some((version, epoch)) = self.take(bundle, &session).await? else { return Ok(()) };
+    async fn open(self: &Rc<Self>, bundle: BundleRange) -> Result<(), MetadataError> {
+        let mut found = self.find(bundle).await?;
+        if found.is_none() {
+            // Whoever sent the client here may know more than this broker has heard yet.
+            self.read_again(bundle).await?;
+            found = self.find(bundle).await?;
+        }
+        let Some(version) = found.filter(|version| !self.serves(bundle, *version)) else { return Ok(()) };
+        // It was this broker's, and somebody else's since.
+        self.drop_bundle(bundle, None);
         let opened = self.opened.get() + 1;
         self.opened.set(opened);
-        let tenure = Tenure { version, epoch, opened };
+        let tenure = Tenure { version, opened };
         match self.load(bundle, tenure).await {
             Ok(loaded) => {
                 self.sim.count("bundles taken over");
@@ -149,71 +108,49 @@ impl Broker {
         Ok(())
     }
 
-    /// Makes this broker a bundle's owner, if nobody is who is alive; by which version of its record, in which epoch.
-    async fn take(self: &Rc<Self>, bundle: usize, session: &Lease) -> Result<Option<(u64, u64)>, MetadataError> {
-        let ask = move |metadata: Metadata| async move { metadata.get_bundle(&bundle_name(bundle)).await };
-        let found: Option<Versioned<BundleRecord>> = self.ask(&self.metadata, "get bundle", ask).await?;
-        let before = found.as_ref().map(|found| found.version);
-        if let Some(Versioned { value: record, version }) = &found
-            && let Some(owner) = &record.owner
-        {
-            if *owner == broker_name(self.id) && record.incarnation == session.epoch {
-                return Ok(Some((*version, record.epoch)));
+    /// It may have been split, or taken, while its log was read: then that was not what there is.
+    pub async fn check_tenure(self: &Rc<Self>, bundle: BundleRange, tenure: Tenure) -> Result<(), Failure> {
+        self.read_again(bundle).await.map_err(|error| error.to_string())?;
+        match self.known_owner(bundle) {
+            Some(Known::Mine(version)) if version == tenure.version => Ok(()),
+            _ => {
+                self.sim.count("bundles lost while they were opened");
+                Err("it is this broker's no more".into())
             }
-            if self.is_alive(owner, record.incarnation).await? {
-                let number = owner.strip_prefix("broker-").and_then(|number| number.parse().ok());
-                self.owners.borrow_mut().extend(number.map(|number| (bundle, number)));
-                // What is known is old before long.
-                self.sleep(500 * MS).await;
-                self.owners.borrow_mut().remove(&bundle);
-                return Ok(None);
-            }
-        }
-        let epoch = found.map_or(1, |found| found.value.epoch + 1);
-        let record =
-            BundleRecord { owner: Some(broker_name(self.id)), incarnation: session.epoch, epoch, balanced_at_ms: None };
-        let ask =
-            move |metadata: Metadata| async move { metadata.put_bundle(&bundle_name(bundle), &record, before).await };
-        let version = self.ask(&self.metadata, "take bundle", ask).await?;
-        self.owners.borrow_mut().remove(&bundle);
-        Ok(Some((version, epoch)))
-    }
-
-    /// Whether that session of a broker has not expired, by the store's clock.
-    async fn is_alive(self: &Rc<Self>, broker: &str, incarnation: u64) -> Result<bool, MetadataError> {
-        let name = format!("broker/{broker}");
-        let ask = |metadata: Metadata| async move { metadata.store().lease(&name).await };
-        let lease = self.ask(&self.metadata, "get session", ask).await?;
-        Ok(lease.is_some_and(|lease| lease.epoch == incarnation))
-    }
-
-    /// Looks whether bundles are still this broker's. As long as metadata cannot be reached it goes on: fencing decides then.
-    pub fn check_ownership(self: &Rc<Self>) {
-        for bundle in self.bundles.borrow_mut().values_mut() {
-            if std::mem::replace(&mut bundle.is_being_checked, true) {
-                continue;
-            }
-            let (broker, number, tenure) = (self.clone(), bundle.number, bundle.tenure);
-            self.tasks.spawn(async move { broker.check(number, tenure).await });
         }
     }
 
-    async fn check(self: &Rc<Self>, bundle: usize, tenure: Tenure) {
-        let ask = move |metadata: Metadata| async move { metadata.get_bundle(&bundle_name(bundle)).await };
-        let found = self.ask(&self.metadata, "check bundle", ask).await;
-        let is_lost = found.is_ok_and(|found| found.is_none_or(|found| found.version != tenure.version));
-        let mut bundles = self.bundles.borrow_mut();
-        let Some(owned) = bundles.get_mut(&bundle).filter(|owned| owned.tenure == tenure) else { return };
-        owned.is_being_checked = false;
-        drop(bundles);
-        if is_lost {
-            self.sim.count("owners that learned of their end from metadata");
-            self.drop_bundle(bundle, None);
+    fn serves(&self, bundle: BundleRange, version: u64) -> bool {
+        self.bundles.borrow().get(&bundle).is_some_and(|owned| owned.tenure.version == version)
+    }
+
+    /// Whether clients are served what they want of a bundle. One that has become somebody else's meanwhile is dropped.
+    pub fn is_serving(self: &Rc<Self>, bundle: BundleRange) -> bool {
+        let version = match self.known_owner(bundle) {
+            Some(Known::Mine(version)) => Some(version),
+            _ => None,
+        };
+        match self.bundles.borrow().get(&bundle) {
+            None => return false,
+            Some(owned) if owned.is_closing => return false,
+            Some(owned) if Some(owned.tenure.version) == version => return true,
+            Some(_) => {}
         }
+        self.drop_bundle(bundle, None);
+        false
+    }
+
+    /// The bundle with a topic, if this broker has it.
+    pub fn bundle_with(&self, topic: usize) -> Option<BundleRange> {
+        let bundles = self.bundles.borrow();
+        bundles.values().find(|owned| owned.topics.contains_key(&topic)).map(|owned| owned.range)
     }
 
     /// Does what the state machines of a bundle want. One that is deposed is dropped at once.
-    pub fn pump(self: &Rc<Self>, bundle: usize) {
+    pub fn pump(self: &Rc<Self>, bundle: BundleRange) {
+        for ((part, ownership), log) in self.new_logs.borrow_mut().iter_mut().filter(|((part, _), _)| *part == bundle) {
+            self.follow_log(Part { bundle: *part, ownership: *ownership, topic: None }, log);
+        }
         let mut bundles = self.bundles.borrow_mut();
         let Some(owned) = bundles.get_mut(&bundle) else { return };
         self.pump_topics(owned);
@@ -227,13 +164,13 @@ impl Broker {
     }
 
     /// Forgets a bundle and sends its clients away.
-    pub fn drop_bundle(self: &Rc<Self>, bundle: usize, to: Option<usize>) {
+    pub fn drop_bundle(self: &Rc<Self>, bundle: BundleRange, to: Option<usize>) {
         if self.bundles.borrow_mut().remove(&bundle).is_none() {
             return;
         }
         self.sim.note(format_args!("broker {} drops bundle {bundle}", self.id));
         let connections = self.connections.borrow();
-        let of_bundle = connections.iter().filter(|(_, connection)| connection.topic % self.bundle_count == bundle);
+        let of_bundle = connections.iter().filter(|(_, connection)| connection.bundle == bundle);
         let of_bundle: Vec<u64> = of_bundle.map(|(id, _)| *id).collect();
         drop(connections);
         for connection in of_bundle {
@@ -242,20 +179,22 @@ impl Broker {
     }
 
     /// Gives a bundle to another broker: what is in flight comes to its end first.
-    pub fn transfer(self: &Rc<Self>, bundle: usize, to: usize) {
-        let tenure = match self.bundles.borrow_mut().get_mut(&bundle) {
-            Some(owned) => {
-                owned.is_closing = true;
-                owned.tenure
-            }
-            None => return,
-        };
+    pub fn transfer(self: &Rc<Self>, bundle: BundleRange, to: Option<usize>) {
+        let Some(tenure) = self.begin_closing(bundle) else { return };
         let broker = self.clone();
         self.tasks.spawn(async move { broker.give_up(bundle, tenure, to).await });
-        self.drive();
     }
 
-    async fn give_up(self: Rc<Self>, bundle: usize, tenure: Tenure, to: usize) {
+    /// A bundle takes nothing more in. None: it is not this broker's, or on its way already.
+    pub fn begin_closing(&self, bundle: BundleRange) -> Option<Tenure> {
+        let mut bundles = self.bundles.borrow_mut();
+        let owned = bundles.get_mut(&bundle).filter(|owned| !owned.is_closing)?;
+        owned.is_closing = true;
+        Some(owned.tenure)
+    }
+
+    /// Until what is in flight has come to its end, as far as it does.
+    pub async fn settle(self: &Rc<Self>, bundle: BundleRange, tenure: Tenure) {
         let patience = self.sim.now() + 5 * SECOND;
         loop {
             let settled = match self.bundles.borrow().get(&bundle).filter(|owned| owned.tenure == tenure) {
@@ -267,15 +206,17 @@ impl Broker {
             }
             self.sleep(10 * MS).await;
         }
+    }
+
+    async fn give_up(self: Rc<Self>, bundle: BundleRange, tenure: Tenure, to: Option<usize>) {
+        self.settle(bundle, tenure).await;
+        if self.bundles.borrow().get(&bundle).is_none_or(|owned| owned.tenure != tenure) {
+            return;
+        }
         self.sim.count("bundles given away");
-        let record = BundleRecord { owner: None, incarnation: 0, epoch: tenure.epoch + 1, balanced_at_ms: None };
-        let ask = move |metadata: Metadata| async move {
-            metadata.pass_bundle(&bundle_name(bundle), &record, tenure.version).await
-        };
-        // If nobody knows what became of it, whoever is asked next looks.
-        let _ = self.ask(&self.metadata, "pass bundle", ask).await;
+        let passed = self.pass(bundle, tenure.version, to).await;
         if self.bundles.borrow().get(&bundle).is_some_and(|owned| owned.tenure == tenure) {
-            self.drop_bundle(bundle, Some(to));
+            self.drop_bundle(bundle, passed.ok().flatten());
         }
     }
 }

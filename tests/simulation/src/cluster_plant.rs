@@ -39,6 +39,20 @@ pub enum Plant {
     UnguardedCreation,
     /// A new ledger's id is greater than those in the topic's list, and not than those that were trimmed.
     LedgerIdsGoBack,
+    /// The parts of a bundle take its place before they have its acknowledgements.
+    PartsBeforeLogs,
+    /// A split whose outcome was not known, and that comes late, drops what was acknowledged since (was so).
+    LateSplits,
+    /// A bundle that nobody owns is taken without looking whether it was split meanwhile (was so).
+    SplitBundlesAreTaken,
+    /// An owner does not look again, once it has read a bundle's log, whether the bundle is still its own and still there (was so).
+    OpensWhatItLost,
+    /// A session that had run out goes on without reading who took what.
+    LapsedSessionsGoOn,
+    /// An owner whose session has run out takes consumers as if it knew of all acknowledgements.
+    LapsedOwnersAdmit,
+    /// An owner that was deposed finishes its split.
+    DeposedSplits,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.
     OpenLedgersAreNotRead,
 }

@@ -8,17 +8,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use geminga_ensemble::{Quorum, plant};
-use geminga_ledger::cursor_log::LogLedger;
+use geminga_metadata::policies::BundlesData;
 use geminga_metadata::{Metadata, Policies, SubscriptionRecord, TenantInfo, TopicRecord};
-use geminga_model::{NamespaceName, Position};
+use geminga_model::Position;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster_broker::Broker;
+use crate::cluster_bundles::{check_bundles, namespace};
 use crate::cluster_chaos::Chaos;
 use crate::cluster_clients::{Client, Mood};
-use crate::cluster_cursors::log_name;
 use crate::cluster_network::{Layout, Network};
 use crate::cluster_node::{Node, Outcome, ReplyTo};
 use crate::cluster_plant::Plant;
@@ -59,7 +59,6 @@ pub struct World {
     pub sim: Rc<Sim>,
     pub rng: SmallRng,
     quorum: Quorum,
-    bundles: usize,
     deduplicates: Rc<Vec<bool>>,
     pub brokers: Vec<Option<Rc<Broker>>>,
     lives: Vec<Life>,
@@ -111,14 +110,14 @@ impl World {
         let network = Network::new(layout, SmallRng::from_rng(&mut rng));
         let sim = Rc::new(Sim::new(rng.random(), options.plant, network, options.is_traced));
         let victims = ack as usize - 1;
-        let chaos = Chaos::new(&mut rng, layout, NODES, bundles, victims);
+        let chaos = Chaos::new(&mut rng, layout, NODES, topics, victims);
         for node in 0..NODES {
             let mut state = Node::new(options.plant, SmallRng::from_rng(&mut rng));
             state.is_victim = chaos.victims.contains(&node);
             sim.nodes.borrow_mut().push(state);
             sim.after(rng.random_range(0..SWEEP), Event::Sweep { node });
         }
-        sim.oracle.borrow_mut().begin(topics, SUBSCRIPTIONS, bundles);
+        sim.oracle.borrow_mut().begin(topics, SUBSCRIPTIONS);
         at_once(create_records(&sim.metadata.client(), topics, bundles));
         let mut clients = Vec::new();
         for topic in producers {
@@ -131,7 +130,6 @@ impl World {
         }
         let mut world = World {
             quorum: Quorum { ensemble, write, ack },
-            bundles,
             deduplicates: Rc::new((0..topics).map(|_| rng.random_bool(0.7)).collect()),
             brokers: vec![None; layout.brokers],
             lives: vec![0; layout.brokers],
@@ -196,11 +194,10 @@ impl World {
     fn wait(&self) -> String {
         let mut waits = Vec::new();
         for topic in 0..self.deduplicates.len() {
-            let bundle = topic % self.bundles;
             let mut owners = 0;
             for broker in self.brokers.iter().flatten() {
                 let bundles = broker.bundles.borrow();
-                let Some(owned) = bundles.get(&bundle) else { continue };
+                let Some(owned) = broker.bundle_with(topic).map(|bundle| &bundles[&bundle]) else { continue };
                 owners += 1;
                 let topic = &owned.topics[&topic];
                 let list = topic.ledger.list();
@@ -215,7 +212,7 @@ impl World {
                 }
             }
             if owners != 1 {
-                waits.push(format!("{owners} owners of bundle {bundle}"));
+                waits.push(format!("{owners} owners of topic {topic}"));
             }
         }
         let busy = self.clients.iter().filter(|client| !client.is_idle()).count();
@@ -228,9 +225,9 @@ impl World {
     /// A last reader finds every entry that is not trimmed before it comes to it.
     fn read_everything(&mut self) {
         for topic in 0..self.deduplicates.len() {
-            let bundle = topic % self.bundles;
-            let owner = self.brokers.iter().flatten().find(|broker| broker.bundles.borrow().contains_key(&bundle));
-            let owner = owner.expect("every bundle has an owner").clone();
+            let owner = self.brokers.iter().flatten().find(|broker| broker.bundle_with(topic).is_some());
+            let owner = owner.expect("every topic has an owner").clone();
+            let bundle = owner.bundle_with(topic).expect("it has the topic");
             let all: Vec<Position> = positions(owner.bundles.borrow()[&bundle].topics[&topic].ledger.list()).collect();
             let (reader, count) = (owner.clone(), all.len() as u64);
             let (resolver, read) = crate::cluster_tasks::promise();
@@ -341,6 +338,7 @@ impl World {
     fn inspect(&self) {
         self.sim.after(INSPECTION, Event::Inspect);
         self.sim.oracle.borrow().check_disks(&self.sim);
+        check_bundles(&self.sim.metadata.client());
         for broker in self.brokers.iter().flatten() {
             for topic in broker.bundles.borrow().values().flat_map(|bundle| bundle.topics.values()) {
                 topic.subscriptions.iter().for_each(|sub| sub.core.check_invariants());
@@ -352,7 +350,7 @@ impl World {
         if self.brokers[broker].is_none() {
             let life = self.lives[broker];
             let (sim, deduplicates) = (self.sim.clone(), self.deduplicates.clone());
-            self.brokers[broker] = Some(Broker::new(broker, life, sim, self.quorum, self.bundles, deduplicates));
+            self.brokers[broker] = Some(Broker::new(broker, life, sim, self.quorum, deduplicates));
         }
     }
 
@@ -365,10 +363,10 @@ impl World {
     }
 }
 
-async fn create_records(metadata: &Metadata, topics: usize, bundles: usize) {
-    let namespace = NamespaceName::new("public", "default").expect("it is a name");
+async fn create_records(metadata: &Metadata, topics: usize, bundles: u32) {
     let tenant = TenantInfo::default();
-    metadata.create_tenant_with_namespace(&tenant, &namespace, &Policies::default()).await.expect("it is new");
+    let policies = Policies { bundles: Some(BundlesData::even(bundles)), ..Policies::default() };
+    metadata.create_tenant_with_namespace(&tenant, &namespace(), &policies).await.expect("it is new");
     for topic in 0..topics {
         let name = topic_name(topic);
         metadata.create_topic(&name, TopicRecord::default()).await.expect("it is new");
@@ -382,9 +380,5 @@ async fn create_records(metadata: &Metadata, topics: usize, bundles: usize) {
             };
             metadata.create_subscription(&name, &format!("s{subscription}"), record).await.expect("it is new");
         }
-    }
-    for bundle in 0..bundles {
-        let none: Vec<LogLedger> = Vec::new();
-        metadata.put_cursor_log(&log_name(bundle), &none, None, None).await.expect("it is new");
     }
 }

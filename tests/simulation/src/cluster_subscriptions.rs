@@ -1,6 +1,6 @@
 //! Subscriptions of a topic in a simulated broker: the real dispatchers and cursors, and reading for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -25,6 +25,17 @@ use crate::ledger_oracle::{Entry as Sent, positions};
 
 /// Entries read at once for consumers that are behind.
 const READ: usize = 16;
+
+/// An id that no cursor has: its record says nothing.
+const NO_CURSOR: u64 = u64::MAX;
+
+/// A consumer that wants to join, with the acknowledgements that were durable when it came.
+pub struct Admission {
+    topic: usize,
+    subscription: usize,
+    connection: u64,
+    known: BTreeSet<Position>,
+}
 
 pub struct Sub {
     pub cursor_id: u64,
@@ -77,8 +88,33 @@ fn topic_of(bundle: &mut Bundle, topic: usize) -> &mut Topic {
 }
 
 impl Broker {
+    /// A consumer joins once it is sure that this broker knows of all acknowledgements. When its session has run out, it asks
+    /// storage, which lets it write to the log only as long as nobody else has the bundle.
+    pub fn admit_surely(&self, bundle: &mut Bundle, topic: usize, subscription: usize, connection: u64) {
+        let known = self.sim.oracle.borrow().durable_acks(topic, subscription);
+        let admission = Admission { topic, subscription, connection, known };
+        if self.has_surely(bundle.range, bundle.tenure.version) || self.sim.plant == Plant::LapsedOwnersAdmit {
+            return self.admit(bundle, admission);
+        }
+        self.sim.count("consumers that waited until storage had confirmed their owner");
+        bundle.log.append(Record::Dropped { cursor_id: NO_CURSOR }, [Durable::Confirmed(admission)]);
+    }
+
+    pub fn admit(&self, bundle: &mut Bundle, admission: Admission) {
+        let Admission { topic, subscription, connection, known } = admission;
+        let client = self.connections.borrow().get(&connection).map(|connection| connection.client);
+        let Some(client) = client else { return };
+        let cursor = topic_of(bundle, topic).subscriptions[subscription].core.cursor();
+        self.sim.oracle.borrow().admitted(topic, subscription, &known, cursor);
+        if self.join(bundle, topic, subscription, connection) {
+            return self.say(client, connection, ToClient::Connected);
+        }
+        self.connections.borrow_mut().remove(&connection);
+        self.say(client, connection, ToClient::NotReady);
+    }
+
     /// A consumer joins a subscription; false if somebody else has it.
-    pub fn join(&self, bundle: &mut Bundle, topic: usize, subscription: usize, connection: u64) -> bool {
+    fn join(&self, bundle: &mut Bundle, topic: usize, subscription: usize, connection: u64) -> bool {
         let topic = topic_of(bundle, topic);
         let spec = ConsumerSpec {
             key: connection,

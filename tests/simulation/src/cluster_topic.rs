@@ -217,9 +217,9 @@ impl Broker {
     }
 
     pub fn pump_topics(self: &Rc<Self>, bundle: &mut Bundle) {
-        let (number, ownership) = (bundle.number, bundle.ownership());
+        let (range, ownership) = (bundle.range, bundle.ownership());
         for topic in bundle.topics.values_mut() {
-            let part = Part { bundle: number, ownership, topic: Some(topic.number) };
+            let part = Part { bundle: range, ownership, topic: Some(topic.number) };
             while let Some(action) = topic.ledger.poll_action() {
                 self.carry_out(part, topic, action);
             }
@@ -275,7 +275,11 @@ impl Broker {
                     self.trim(topic, &mut bundle.log);
                 }
             }
-            self.touch(bundle.number);
+            self.touch(bundle.range);
+        }
+        for ((part, _), log) in self.new_logs.borrow_mut().iter_mut() {
+            log.log.tick();
+            self.touch(*part);
         }
     }
 

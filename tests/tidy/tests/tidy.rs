@@ -58,6 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("geminga-ledger", &["geminga-model"]),
     ("geminga-ensemble", &[]),
     ("geminga-balance", &[]),
+    ("geminga-ownership", &["geminga-metadata", "geminga-model"]),
     ("geminga-ledger-client", &["geminga-ledger", "geminga-log", "geminga-metadata", "geminga-model"]),
     (
         "geminga-replicated-ledgers",
@@ -82,6 +83,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-metadata",
             "geminga-model",
             "geminga-observe",
+            "geminga-ownership",
             "geminga-topic",
             "geminga-wire-pulsar",
         ],
@@ -104,6 +106,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-log",
             "geminga-metadata",
             "geminga-model",
+            "geminga-ownership",
             "geminga-topic",
             "geminga-wire-bookkeeper",
         ],

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use geminga_metadata::{
     BrokerRecord, BundleRecord, BundleRequest, Lease, Metadata, MetadataError, Versioned, Wanted, Watch, WatchEvent,
 };
-use geminga_model::{BundleName, topic_hash};
+use geminga_model::BundleName;
+use geminga_ownership::{BrokerState, BundleState, Directory, Known, choose};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
-use super::directory::{BrokerState, BundleState, Directory, Known};
 use super::{Change, Located, MemberOptions, Owner, Target, Tenure, session};
 use crate::error::{BrokerError, Result};
 
@@ -170,9 +170,9 @@ impl Member {
 
     /// Gives a bundle that nobody owns to a broker that is alive.
     async fn place(&self, bundle: &BundleName) -> Result<()> {
-        if !self.exists(bundle).await? {
+        let Some(policies_version) = self.exists(bundle).await? else {
             return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} is no more; look the topic up again")));
-        }
+        };
         // Its owner may be a broker that has come since this one looked last.
         self.look().await?;
         self.read_again(bundle).await?;
@@ -189,7 +189,11 @@ impl Member {
         let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
         let balanced_at_ms = before.as_ref().and_then(|before| before.value.balanced_at_ms);
         let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced_at_ms };
-        match self.metadata.put_bundle(bundle, &record, before.map(|before| before.version)).await {
+        let put = match before {
+            Some(before) => self.metadata.put_bundle(bundle, &record, Some(before.version)).await,
+            None => self.metadata.create_bundle(bundle, &record, policies_version).await,
+        };
+        match put {
             Ok(version) => {
                 tracing::info!(%bundle, owner = record.owner, epoch, "bundle has an owner");
                 self.change(|directory, changes| {
@@ -202,10 +206,10 @@ impl Member {
         }
     }
 
-    /// Whether the namespace has the bundle; it may have been split.
-    async fn exists(&self, bundle: &BundleName) -> Result<bool> {
-        let Some(policies) = self.metadata.get_namespace(&bundle.namespace).await? else { return Ok(false) };
-        Ok(policies.value.bundle_ranges().contains(&bundle.range))
+    /// Whether the namespace has the bundle, which may have been split: by which version of its policies.
+    async fn exists(&self, bundle: &BundleName) -> Result<Option<u64>> {
+        let Some(policies) = self.metadata.get_namespace(&bundle.namespace).await? else { return Ok(None) };
+        Ok(policies.value.bundle_ranges().contains(&bundle.range).then_some(policies.version))
     }
 
     pub async fn ask(&self, bundle: &BundleName, wanted: Wanted) -> Result<()> {
@@ -365,15 +369,6 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// The broker with the fewest bundles among those that take any; `not` only when there is no other. Brokers with as many are
-/// told apart by a hash, so that different bundles go to different ones.
-fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> Option<(String, u64)> {
-    let takes = |broker: &&BrokerState| !broker.record.draining && Some(&*broker.id) != not;
-    let rank = |broker: &&BrokerState| (broker.bundles, topic_hash(&format!("{bundle}@{}", broker.id)));
-    let best = alive.iter().filter(takes).min_by_key(rank);
-    best.map(|broker| (broker.id.clone(), broker.incarnation))
 }
 
 /// Sessions are looked at all the time, as that nothing was heard of one counts only while it was looked at; who the brokers are is

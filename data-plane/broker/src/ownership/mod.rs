@@ -1,25 +1,24 @@
 //! Whose bundles are whose.
 //!
 //! A server that is alone owns every bundle and writes nothing about it ([`Ownership::alone`]). Brokers that share metadata
-//! keep a session there ([`session`]), follow each other's ([`sessions`]) and the records of bundles ([`directory`]), and take
+//! keep a session there ([`session`]), follow each other's and the records of bundles (`data-plane/ownership`), and take
 //! bundles that nobody owns when they are asked for them ([`member`]). A lease only says who should try: what keeps a deposed
 //! owner from doing harm is the fencing of ledgers, and that its metadata are written only while its record stands.
 
-mod directory;
 mod member;
 mod session;
-mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_metadata::{BrokerRecord, BundleRecord, Metadata, Wanted};
 use geminga_model::BundleName;
+pub(crate) use geminga_ownership::Change;
+pub use geminga_ownership::{BrokerState, BundleState, Located};
 use tokio::sync::mpsc;
 
 use crate::error::{BrokerError, Result};
 
-pub use directory::{BrokerState, BundleState};
 use member::Member;
 
 /// How this broker shares bundles with others.
@@ -45,13 +44,6 @@ pub enum Owner {
     Other(Box<Located>),
 }
 
-/// Another broker.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Located {
-    pub broker: String,
-    pub record: BrokerRecord,
-}
-
 /// By what this broker owns a bundle: the version of the bundle's record. None when there is no other broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tenure {
@@ -65,17 +57,6 @@ pub(crate) struct Target<'a> {
     pub broker: Option<&'a str>,
     /// It goes so that load is spread.
     pub for_balance: bool,
-}
-
-/// What has become of a bundle of this broker.
-#[derive(Debug)]
-pub(crate) enum Change {
-    /// Somebody has given the bundle to this broker.
-    Gained(BundleName),
-    /// It has another owner, or none.
-    Lost(BundleName),
-    /// Something is asked of this broker as its owner.
-    Asked(BundleName, Wanted),
 }
 
 impl Ownership {

@@ -57,6 +57,8 @@ pub struct BundleSplit<'a> {
     pub policies: &'a Policies,
     pub policies_version: u64,
     pub parts: &'a [BundleName],
+    /// Of the bundle's cursor log when what the parts have was taken from it.
+    pub log_version: Option<u64>,
     /// The record of each part; none where bundles have no owners.
     pub owner: Option<&'a BundleRecord>,
 }
@@ -81,6 +83,19 @@ impl Metadata {
         Ok(self.store.commit(vec![Op::put(key(name), codec::encode(record)?, expect)]).await?[0])
     }
 
+    /// The first record of a bundle, if its namespace's policies have that version still: it may have been split since they were read,
+    /// with its record.
+    pub async fn create_bundle(
+        &self,
+        name: &BundleName,
+        record: &BundleRecord,
+        policies_version: u64,
+    ) -> Result<u64, MetadataError> {
+        let put = Op::put(key(name), codec::encode(record)?, Expect::Absent);
+        let exists = Op::check(namespaces::key(&name.namespace), Expect::Version(policies_version));
+        Ok(self.store.commit(vec![put, exists]).await?[0])
+    }
+
     /// Makes somebody else the owner, or nobody, on the owner's own behalf: refused when its record has another version. Whatever
     /// was asked of it is done with that.
     pub async fn pass_bundle(
@@ -95,8 +110,10 @@ impl Metadata {
     }
 
     /// Puts the parts of a bundle in its place, with the policies that have their boundaries: refused with
-    /// [`MetadataError::Conflict`] when the policies have another version. The cursor logs of the parts must be there; that of
-    /// the bundle goes, and its ledgers are noted as garbage.
+    /// [`MetadataError::Conflict`] when the policies have another version, and with [`MetadataError::OwnershipLost`] when the bundle's
+    /// cursor log has: its owner has begun anew since, not knowing that this commit was on its way, and may have confirmed
+    /// acknowledgements that the parts lack. The cursor logs of the parts must be there; that of the bundle goes, and its ledgers are
+    /// noted as garbage.
     pub async fn split_bundle(
         &self,
         name: &BundleName,
@@ -104,9 +121,10 @@ impl Metadata {
         ledgers: &[u64],
     ) -> Result<(), MetadataError> {
         let policies = codec::encode(split.policies)?;
+        let log = cursor_logs::key(&name.to_string());
         let mut ops = vec![
             Op::put(namespaces::key(&name.namespace), policies, Expect::Version(split.policies_version)),
-            Op::delete(cursor_logs::key(&name.to_string()), Expect::Any),
+            Op::delete(&*log, split.log_version.map_or(Expect::Absent, Expect::Version)),
             Op::delete(format!("{REQUESTS}{name}"), Expect::Any),
             Op::delete(key(name), Expect::Any),
         ];
@@ -116,7 +134,12 @@ impl Metadata {
             }
         }
         ops.extend(garbage::note(ledgers)?);
-        self.store.commit(ops).await.map(drop)
+        match self.store.commit(ops).await {
+            Err(MetadataError::Conflict { key }) if key == log => {
+                Err(MetadataError::OwnershipLost { name: name.to_string() })
+            }
+            committed => committed.map(drop),
+        }
     }
 
     pub async fn put_bundle_request(&self, name: &BundleName, request: &BundleRequest) -> Result<(), MetadataError> {

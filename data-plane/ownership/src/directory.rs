@@ -2,12 +2,29 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{BrokerRecord, BundleRecord, BundleRequest, Versioned};
-use geminga_model::BundleName;
+use geminga_metadata::{BrokerRecord, BundleRecord, BundleRequest, Versioned, Wanted};
+use geminga_model::{BundleName, topic_hash};
 use rustc_hash::FxHashMap;
 
-use super::sessions::{SessionState, Sessions};
-use super::{Change, Located};
+use crate::sessions::{SessionState, Sessions};
+
+/// Another broker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Located {
+    pub broker: String,
+    pub record: BrokerRecord,
+}
+
+/// What has become of a bundle of this broker.
+#[derive(Debug)]
+pub enum Change {
+    /// Somebody has given the bundle to this broker.
+    Gained(BundleName),
+    /// It has another owner, or none.
+    Lost(BundleName),
+    /// Something is asked of this broker as its owner.
+    Asked(BundleName, Wanted),
+}
 
 /// A broker that is alive.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +48,7 @@ pub struct BundleState {
 
 /// Records as they were last heard of, and the sessions of brokers.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub struct Directory {
     me: Arc<str>,
     /// Of this broker's session, which begins with 1; 0: it is over.
     incarnation: u64,
@@ -42,7 +59,7 @@ pub(super) struct Directory {
 
 /// Who owns a bundle, as far as is known.
 #[derive(Debug, PartialEq)]
-pub(super) enum Known {
+pub enum Known {
     Mine(u64),
     Of(Located),
     /// Its owner has missed a renewal of its session.
@@ -186,9 +203,18 @@ impl Directory {
     }
 }
 
+/// The broker with the fewest bundles among those that take any; `not` only when there is no other. Brokers with as many are
+/// told apart by a hash, so that different bundles go to different ones.
+pub fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> Option<(String, u64)> {
+    let takes = |broker: &&BrokerState| !broker.record.draining && Some(&*broker.id) != not;
+    let rank = |broker: &&BrokerState| (broker.bundles, topic_hash(&format!("{bundle}@{}", broker.id)));
+    let best = alive.iter().filter(takes).min_by_key(rank);
+    best.map(|broker| (broker.id.clone(), broker.incarnation))
+}
+
 #[cfg(test)]
 mod tests {
-    use geminga_metadata::{BrokerSession, Wanted};
+    use geminga_metadata::BrokerSession;
 
     use super::*;
 

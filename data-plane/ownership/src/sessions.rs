@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 
 /// What is known of a broker's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SessionState {
+pub enum SessionState {
     Alive,
     /// It has missed a renewal: in a moment it will be alive or over.
     Suspect,
@@ -18,7 +18,7 @@ pub(crate) enum SessionState {
 /// could not be read does not count, as then the lease could not be renewed either. So metadata that are away for a minute make
 /// no broker lose its bundles, and no clock is compared with another one.
 #[derive(Debug)]
-pub(crate) struct Sessions {
+pub struct Sessions {
     /// How long a session lasts without a renewal, in milliseconds.
     ttl_ms: u64,
     known: FxHashMap<String, Seen>,
