@@ -30,6 +30,10 @@ use geminga_model::Position;
 use crate::confirmations::Confirmations;
 use crate::ledger_list::{LedgerList, LedgerSpan};
 
+/// How long nothing is tried after a ledger that came to nothing, in milliseconds; doubled with each further one.
+const PAUSE_MIN_MS: u64 = 100;
+const PAUSE_MAX_MS: u64 = 2000;
+
 #[derive(Debug)]
 struct OpenLedger {
     id: u64,
@@ -87,6 +91,10 @@ pub struct ManagedLedger<E> {
     terminated: Option<Position>,
     termination_saved: bool,
     fenced: bool,
+    /// The last ledgers failed before anything in them was confirmed: how long the pause after them is, and until when. Without it
+    /// producers that try again would have metadata filled with ledgers as long as storage refuses them.
+    pause_ms: u64,
+    paused_until_ms: u64,
     now_ms: u64,
 }
 
@@ -117,6 +125,8 @@ impl<E: EntryBytes> ManagedLedger<E> {
             terminated: record.terminated,
             termination_saved: record.terminated.is_some(),
             fenced: false,
+            pause_ms: 0,
+            paused_until_ms: 0,
             now_ms: 0,
         }
     }
@@ -250,7 +260,13 @@ impl<E: EntryBytes> ManagedLedger<E> {
     }
 
     fn refusal(&self) -> Option<FailReason> {
-        if self.fenced { Some(WriteError::Fenced.into()) } else { self.terminating.then_some(FailReason::Terminated) }
+        if self.fenced {
+            Some(WriteError::Fenced.into())
+        } else if self.terminating {
+            Some(FailReason::Terminated)
+        } else {
+            (self.now_ms < self.paused_until_ms).then_some(FailReason::Paused)
+        }
     }
 
     /// Hands out what waits, as long as the open ledger takes it.
@@ -347,6 +363,7 @@ impl<E: EntryBytes> ManagedLedger<E> {
         if confirmed == 0 {
             return Written::default();
         }
+        self.pause_ms = 0;
         self.list.extend_last(confirmed, bytes);
         self.pending_bytes -= bytes;
         let lac = self.list.last_span().map(LedgerSpan::last_position);
@@ -367,6 +384,10 @@ impl<E: EntryBytes> ManagedLedger<E> {
             open.bytes -= batch.bytes;
         }
         open.confirmations.cut(open.next_entry);
+        if open.next_entry == 0 {
+            self.pause_ms = (self.pause_ms * 2).clamp(PAUSE_MIN_MS, PAUSE_MAX_MS);
+            self.paused_until_ms = self.now_ms + self.pause_ms;
+        }
         self.fail_waiting(error.into());
         Written { failed_from, ..Written::default() }
     }

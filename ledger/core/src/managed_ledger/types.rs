@@ -109,6 +109,8 @@ pub enum FailReason {
     Terminated,
     #[error("could not create a ledger: {0}")]
     Create(String),
+    #[error("storage refused the last ledger; another is tried in a moment")]
+    Paused,
     #[error("an entry before it failed: {0}")]
     Write(#[from] WriteError),
 }

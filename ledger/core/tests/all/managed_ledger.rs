@@ -106,6 +106,49 @@ fn after_a_failed_write_all_behind_it_fails_and_the_ledger_ends_at_the_lac() {
 }
 
 #[test]
+fn after_ledgers_that_came_to_nothing_there_is_a_pause_that_grows() {
+    let mut ml = opened(small());
+    ml.append(1, entries(1));
+    actions(&mut ml);
+    let refuse = || Err(WriteError::Failed("nobody takes it".into()));
+    ml.written(7, 1, 1, refuse());
+    let (mut now, mut ledger, mut pauses) = (1, 7, Vec::new());
+    for _ in 0..7 {
+        actions(&mut ml);
+        ml.record_saved();
+        actions(&mut ml);
+        // One that had entries is followed at once.
+        let since = now;
+        while {
+            ml.append(now, entries(1));
+            actions(&mut ml) == [Action::Fail { entries: entries(1), reason: FailReason::Paused }]
+        } {
+            now += 10;
+        }
+        pauses.push(now - since);
+        ledger += 1;
+        ml.ledger_created(now, ledger);
+        actions(&mut ml);
+        ml.written(ledger, 0, 1, refuse());
+    }
+    assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 2000]);
+    assert_eq!(ml.pending_bytes(), 0);
+    actions(&mut ml);
+    ml.record_saved();
+    ml.append(now + 2000, entries(1));
+    actions(&mut ml);
+    ml.ledger_created(now + 2000, ledger + 1);
+    ml.written(ledger + 1, 0, 1, Ok(()));
+    actions(&mut ml);
+    ml.append(now + 2000, entries(1));
+    ml.written(ledger + 1, 1, 1, refuse());
+    actions(&mut ml);
+    ml.record_saved();
+    ml.append(now + 2000, entries(1));
+    assert!(actions(&mut ml).contains(&Action::CreateLedger), "what was confirmed ends it");
+}
+
+#[test]
 fn a_fenced_owner_does_nothing_more() {
     let mut ml = opened(small());
     ml.append(1, entries(3));
