@@ -19,6 +19,9 @@ use crate::nodes::{NodeDirectory, NodeInfo};
 const PAUSE: Duration = Duration::from_secs(1);
 /// All of them, without a reason.
 const WITHOUT_NEWS: Duration = Duration::from_secs(30);
+/// A lease that ran out is looked at again for so long: a renewal that was under way is told to nobody, as it was begun in time.
+/// One that begins later is.
+const RENEWED_LATE: Duration = Duration::from_secs(30);
 /// After the end of a lease: clocks are not read to the millisecond.
 const AFTER_EXPIRY: Duration = Duration::from_millis(50);
 
@@ -102,8 +105,9 @@ impl Membership {
             false => self.metadata.read_node_leases(statuses).await?,
         }
         let now_ms = self.metadata.store().now_ms();
-        let alive = statuses.iter().filter(|status| status.is_alive);
-        let until_expiry = alive.map(|status| status.lease_ends_ms.saturating_sub(now_ms)).min();
+        let late_ms = RENEWED_LATE.as_millis() as u64;
+        let open = statuses.iter().map(|status| status.lease_ends_ms).filter(|ends_ms| ends_ms + late_ms > now_ms);
+        let until_expiry = open.map(|ends_ms| ends_ms.saturating_sub(now_ms)).min();
         schedule.looked(Instant::now(), reads_all, until_expiry.map(Duration::from_millis));
         Ok(())
     }
@@ -136,7 +140,7 @@ impl Schedule {
         now >= self.all_due
     }
 
-    /// `until_expiry`: when the first of the leases that are held now runs out, unless it is renewed.
+    /// `until_expiry`: when the first of the leases runs out, unless it is renewed; or when one that did may be.
     fn looked(&mut self, now: Instant, read_all: bool, until_expiry: Option<Duration>) {
         self.looked_at = now;
         if read_all {
@@ -282,6 +286,17 @@ mod tests {
         }
         world.pass(Duration::from_millis(1500)).await;
         assert_eq!(world.alive(), ["one"], "the other one has not renewed");
+        world.pass(TTL).await;
+        assert!(world.alive().is_empty());
+        // Metadata were away for some seconds, or for minutes.
+        for away in [Duration::ZERO, Duration::from_secs(300)] {
+            world.pass(away).await;
+            one = world.metadata.renew_storage_node(&one, TTL).await.unwrap();
+            world.pass(second).await;
+            assert_eq!(world.alive(), ["one"], "it was only late, away for {away:?}");
+            world.pass(TTL).await;
+        }
+        one = world.metadata.renew_storage_node(&one, TTL).await.unwrap();
         world.metadata.store().release_lease(&one).await.unwrap();
         world.pass(second).await;
         assert!(world.alive().is_empty());

@@ -206,6 +206,13 @@ pub async fn quiet_puts(store: Store) {
     assert!(matches!(store.renew_lease(&again, ttl).await, Err(MetadataError::LeaseLost { .. })));
     store.commit(vec![Op::delete("q/1", Expect::Present)]).await.unwrap();
     assert_eq!([told(&mut watch).await, told(&mut watch).await], ["leases/l", "q/1"], "deletions are told");
+
+    let LeaseOutcome::Acquired(short) = store.acquire_lease("m", "a", Duration::from_secs(1)).await.unwrap() else {
+        panic!("a free lease is acquired")
+    };
+    store.renew_lease(&short, ttl).await.unwrap();
+    let late = "a renewal that comes late: somebody may have seen that the lease had run out";
+    assert_eq!([told(&mut watch).await, told(&mut watch).await], ["leases/m", "leases/m"], "{late}");
 }
 
 /// Owners, expiry and epochs. `advance_ms` moves the store's clock forward, or waits.

@@ -1,7 +1,7 @@
 //! Leases on top of compare-and-set, the same for every backend.
 //!
-//! Watches under `leases/` are told of leases that are acquired and released, not of renewals: whoever wants to know reads when a
-//! lease would have run out.
+//! Watches under `leases/` are told of leases that are acquired and released, not of renewals in time: whoever wants to know reads
+//! when a lease would have run out. A renewal that comes when that is over, or soon, is told.
 
 use std::time::Duration;
 
@@ -150,11 +150,13 @@ pub(crate) async fn renew<S: MetadataStore + ?Sized>(
     lease: &Lease,
     ttl: Duration,
 ) -> Result<Lease, MetadataError> {
+    let is_late = lease.expires_at_ms <= deadline(store.now_ms(), ttl / 2);
     let mut lease = lease.clone();
     loop {
         lease.expires_at_ms = deadline(store.now_ms(), ttl);
         let record = codec::encode(&LeaseRecord::of(&lease))?;
-        let put = Op::put_quietly(key(&lease.name), record, Expect::Version(lease.version));
+        let (key, expect) = (key(&lease.name), Expect::Version(lease.version));
+        let put = if is_late { Op::put(key, record, expect) } else { Op::put_quietly(key, record, expect) };
         match store.commit(vec![put]).await {
             Ok(versions) => return Ok(Lease { version: versions[0], ..lease }),
             Err(error) if error.is_conflict() => match read(store, &lease.name).await? {
