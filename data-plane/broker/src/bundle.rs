@@ -79,7 +79,14 @@ impl Broker {
             let slot = self.bundles.lock().entry(name.clone()).or_default().clone();
             let opened = slot.get_or_try_init(|| self.open_bundle(name, tenure)).await;
             match opened {
-                Ok(bundle) if bundle.tenure == tenure && !bundle.is_over() => return Ok(bundle.clone()),
+                Ok(bundle) if bundle.tenure == tenure && !bundle.is_over() => {
+                    if self.ownership.holds(name, tenure) {
+                        return Ok(bundle.clone());
+                    }
+                    // It was lost while it was opened, when nobody could drop it yet.
+                    self.drop_bundle(&bundle.clone(), None);
+                    return Err(not_served_here(name));
+                }
                 // It was this broker's, and somebody else's since.
                 Ok(bundle) if bundle.tenure != tenure => self.drop_bundle(&bundle.clone(), None),
                 Ok(_) => return Err(not_served_here(name)),
@@ -109,6 +116,10 @@ impl Broker {
         };
         let pending = self.shared.pending_acks.clone();
         let cursors = Cursors::open(name.to_string(), metadata.clone(), self.shared.ledgers.clone(), pending).await?;
+        // Who has lost it may have read a log that was split meanwhile, or ledgers of it that were deleted: none is no empty one.
+        if !self.ownership.holds_now(name, tenure).await? {
+            return Err(not_served_here(name));
+        }
         Ok(Arc::new(Bundle {
             name: name.clone(),
             tenure,

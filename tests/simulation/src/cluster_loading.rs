@@ -34,9 +34,7 @@ impl Broker {
             _ => tenure.metadata(bundle, &self.metadata),
         };
         let log = self.load_log(bundle, &metadata).await?;
-        if self.sim.plant != Plant::OpensWhatItLost {
-            self.check_tenure(bundle, tenure).await?;
-        }
+        self.check_tenure(bundle, tenure).await?;
         let mut topics = BTreeMap::new();
         for number in topics_in(bundle, self.deduplicates.len()) {
             topics.insert(number, self.load_topic(number, &tenure, &metadata, &log.log).await?);

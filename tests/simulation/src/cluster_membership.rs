@@ -18,8 +18,8 @@ use crate::cluster_sim::{MS, Micros, SECOND};
 
 /// How long a session lasts without a renewal.
 const SESSION: Micros = 5 * SECOND;
-/// Between two readings of what a watch would tell.
-const NEWS: Micros = 700 * MS;
+/// Between two readings of what a watch would tell, at most. Mostly it is much less.
+const NEWS: Micros = 4 * SECOND;
 /// Pause before what cannot be decided yet is looked at again.
 const PAUSE: Micros = 50 * MS;
 
@@ -169,7 +169,8 @@ impl Broker {
 
     async fn follow_bundles(self: Rc<Self>) {
         loop {
-            self.sleep(NEWS).await;
+            let share = self.sim.random(0..100).pow(3);
+            self.sleep(50 * MS + NEWS * share / 1_000_000).await;
             drop(self.learn_bundles().await);
             drop(self.read_all().await);
         }

@@ -45,7 +45,7 @@ pub enum Plant {
     LateSplits,
     /// A bundle that nobody owns is taken without looking whether it was split meanwhile (was so).
     SplitBundlesAreTaken,
-    /// An owner does not look again, once it has read a bundle's log, whether the bundle is still its own and still there (was so).
+    /// An owner does not look again, once it has read a bundle's log, whether the bundle is still its own (was so).
     OpensWhatItLost,
     /// A session that had run out goes on without reading who took what.
     LapsedSessionsGoOn,

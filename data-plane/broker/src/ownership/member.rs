@@ -344,6 +344,11 @@ impl Member {
         self.lasts() && self.directory.lock().record(bundle).is_some_and(|record| record.version == version)
     }
 
+    /// Whether this broker has the bundle by that version of its record, as far as is known.
+    pub fn holds(&self, bundle: &BundleName, version: u64) -> bool {
+        self.directory.lock().owner(self.now_ms(), bundle) == Known::Mine(version)
+    }
+
     /// The session is another process's now: nothing is this broker's any more, and it only tells clients where to go.
     pub fn end_session(&self) {
         self.change(Directory::end_session);

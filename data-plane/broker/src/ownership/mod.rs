@@ -124,6 +124,22 @@ impl Ownership {
         }
     }
 
+    /// Whether the bundle is this broker's by that record, as far as is known.
+    pub(crate) fn holds(&self, bundle: &BundleName, tenure: Tenure) -> bool {
+        match (&self.member, tenure.version) {
+            (Some(member), Some(version)) => member.holds(bundle, version),
+            _ => true,
+        }
+    }
+
+    /// The same, by what metadata say now.
+    pub(crate) async fn holds_now(&self, bundle: &BundleName, tenure: Tenure) -> Result<bool> {
+        if let Some(member) = &self.member {
+            member.read_again(bundle).await?;
+        }
+        Ok(self.holds(bundle, tenure))
+    }
+
     /// The broker's name among others, its session and whether it takes bundles. None when it is alone.
     pub(crate) fn standing(&self) -> Option<(&str, u64, bool)> {
         self.member.as_ref().map(|member| member.standing())
