@@ -185,7 +185,6 @@ fn planted_bugs_are_found() {
         Plant::Unguarded,
         Plant::LedgerIdsGoBack,
         Plant::PartsBeforeLogs,
-        Plant::OpensWhatItLost,
         Plant::LapsedOwnersAdmit,
         Plant::OpenLedgersAreNotRead,
         Plant::DeletedIsForgotten,
