@@ -30,7 +30,7 @@ use geminga_model::Position;
 use crate::confirmations::Confirmations;
 use crate::ledger_list::{LedgerList, LedgerSpan};
 
-/// How long nothing is tried after a ledger that came to nothing, in milliseconds; doubled with each further one.
+/// How long nothing is tried after the second ledger in a row that came to nothing, in milliseconds; doubled with each further one.
 const PAUSE_MIN_MS: u64 = 100;
 const PAUSE_MAX_MS: u64 = 2000;
 
@@ -91,9 +91,9 @@ pub struct ManagedLedger<E> {
     terminated: Option<Position>,
     termination_saved: bool,
     fenced: bool,
-    /// The last ledgers failed before anything in them was confirmed: how long the pause after them is, and until when. Without it
+    /// So many ledgers in a row failed before anything in them was confirmed, and until when no other is tried. Without that
     /// producers that try again would have metadata filled with ledgers as long as storage refuses them.
-    pause_ms: u64,
+    barren: u32,
     paused_until_ms: u64,
     now_ms: u64,
 }
@@ -125,7 +125,7 @@ impl<E: EntryBytes> ManagedLedger<E> {
             terminated: record.terminated,
             termination_saved: record.terminated.is_some(),
             fenced: false,
-            pause_ms: 0,
+            barren: 0,
             paused_until_ms: 0,
             now_ms: 0,
         }
@@ -363,7 +363,7 @@ impl<E: EntryBytes> ManagedLedger<E> {
         if confirmed == 0 {
             return Written::default();
         }
-        self.pause_ms = 0;
+        self.barren = 0;
         self.list.extend_last(confirmed, bytes);
         self.pending_bytes -= bytes;
         let lac = self.list.last_span().map(LedgerSpan::last_position);
@@ -385,8 +385,9 @@ impl<E: EntryBytes> ManagedLedger<E> {
         }
         open.confirmations.cut(open.next_entry);
         if open.next_entry == 0 {
-            self.pause_ms = (self.pause_ms * 2).clamp(PAUSE_MIN_MS, PAUSE_MAX_MS);
-            self.paused_until_ms = self.now_ms + self.pause_ms;
+            let pause_ms = if self.barren == 0 { 0 } else { PAUSE_MIN_MS << (self.barren - 1).min(8) };
+            self.barren += 1;
+            self.paused_until_ms = self.now_ms + pause_ms.min(PAUSE_MAX_MS);
         }
         self.fail_waiting(error.into());
         Written { failed_from, ..Written::default() }

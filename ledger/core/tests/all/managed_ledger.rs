@@ -113,11 +113,11 @@ fn after_ledgers_that_came_to_nothing_there_is_a_pause_that_grows() {
     let refuse = || Err(WriteError::Failed("nobody takes it".into()));
     ml.written(7, 1, 1, refuse());
     let (mut now, mut ledger, mut pauses) = (1, 7, Vec::new());
-    for _ in 0..7 {
+    for _ in 0..8 {
         actions(&mut ml);
         ml.record_saved();
         actions(&mut ml);
-        // One that had entries is followed at once.
+        // One that had entries is followed at once, and so is the first without.
         let since = now;
         while {
             ml.append(now, entries(1));
@@ -131,7 +131,7 @@ fn after_ledgers_that_came_to_nothing_there_is_a_pause_that_grows() {
         actions(&mut ml);
         ml.written(ledger, 0, 1, refuse());
     }
-    assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 2000]);
+    assert_eq!(pauses, [0, 0, 100, 200, 400, 800, 1600, 2000]);
     assert_eq!(ml.pending_bytes(), 0);
     actions(&mut ml);
     ml.record_saved();
