@@ -13,7 +13,7 @@
 
 use geminga_ledger::cursor::{AckKind, Cursor};
 use geminga_ledger::cursor_log::Record;
-use geminga_ledger::managed_ledger::{ManagedLedgerRecord, Retention};
+use geminga_ledger::managed_ledger::{ManagedLedgerRecord, PAUSE_MAX_MS, Retention};
 use geminga_model::Position;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -618,6 +618,8 @@ impl World {
         self.settle()?;
         let before = self.topics.iter().map(|topic| topic.confirmed.len()).sum::<usize>();
         let open = self.owner.topics.iter().filter(|topic| topic.ledger.terminated().is_none()).count();
+        // However often storage has refused a topic's ledgers, it is tried again after so long.
+        self.backend.now_ms += PAUSE_MAX_MS;
         for at in 0..self.topics.len() {
             let entry = Entry { id: self.next_entry, messages: 1, index: 0, origin: None };
             self.next_entry += 1;

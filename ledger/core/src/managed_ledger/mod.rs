@@ -32,7 +32,7 @@ use crate::ledger_list::{LedgerList, LedgerSpan};
 
 /// How long nothing is tried after the second ledger in a row that came to nothing, in milliseconds; doubled with each further one.
 const PAUSE_MIN_MS: u64 = 100;
-const PAUSE_MAX_MS: u64 = 2000;
+pub const PAUSE_MAX_MS: u64 = 2000;
 
 #[derive(Debug)]
 struct OpenLedger {
