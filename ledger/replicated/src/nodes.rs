@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use geminga_ensemble::placement::{self, Candidate, Place};
 use geminga_ensemble::{NodeId, Quorum};
-use geminga_flow::Budget;
-use geminga_flow::Socket;
+use geminga_flow::{Budget, Socket};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
