@@ -10,10 +10,9 @@ use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{Metadata, MetadataError, PartitionedTopicRecord, TopicRecord, Versioned};
 use geminga_model::{BundleName, NamespaceName, TopicDomain, TopicName};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
-use tokio::sync::{OnceCell, broadcast};
+use tokio::sync::broadcast;
 
-use crate::bundle::{BundleSlot, bundle_of};
+use crate::bundle::{Bundle, bundle_of};
 use crate::completions::Completions;
 use crate::config::BrokerConfig;
 use crate::cursors::PendingAcks;
@@ -24,17 +23,17 @@ use crate::ownership::{Owner, Ownership, not_served_here};
 use crate::partitions::PARTITIONS_AT_ONCE;
 use crate::policies::{EffectivePolicies, SharedPolicies, own_policies};
 use crate::shared::{AckFlusher, Shared, now_ms};
+use crate::slots::Slots;
 use crate::topic::Topic;
 
 /// Changes of topic lists that a slow watcher may lag behind before it reads the list anew.
 const TOPIC_CHANGES: usize = 256;
 
-type Slot = Arc<OnceCell<Arc<Topic>>>;
-
 pub struct Broker {
     pub(crate) shared: Arc<Shared>,
-    topics: Mutex<FxHashMap<TopicName, Slot>>,
-    pub(crate) bundles: Mutex<FxHashMap<BundleName, BundleSlot>>,
+    topics: Slots<TopicName, Topic>,
+    /// Those that this broker has opened.
+    pub(crate) bundles: Slots<BundleName, Bundle>,
     pub(crate) ownership: Arc<Ownership>,
     /// Of the leader, while this broker is that, or was.
     pub(crate) balancer: Mutex<Option<Arc<Mutex<Balancer>>>>,
@@ -79,8 +78,8 @@ impl Broker {
         });
         let broker = Arc::new(Self {
             shared,
-            topics: Mutex::default(),
-            bundles: Mutex::default(),
+            topics: Slots::default(),
+            bundles: Slots::default(),
             ownership,
             balancer: Mutex::default(),
             tasks: Mutex::default(),
@@ -116,55 +115,36 @@ impl Broker {
     /// The topic, loaded. With `may_create` it comes into being if the namespace allows that.
     pub async fn topic(&self, name: &TopicName, may_create: bool) -> Result<Arc<Topic>> {
         loop {
-            let slot = self.topics.lock().entry(name.clone()).or_default().clone();
-            let loaded = slot.get_or_try_init(|| self.load(name, may_create)).await;
-            match loaded {
-                Ok(topic) if topic.bundle().is_over() => {
-                    // The bundle went while the topic was being loaded, or is going.
-                    topic.tell_closed(None);
-                    self.forget(name, &slot);
-                    return Err(not_served_here(&topic.bundle().name));
-                }
-                Ok(topic) if topic.is_serving() => {
-                    topic.asked_for();
-                    return Ok(topic.clone());
-                }
-                Ok(topic) => {
-                    // It is being closed: once it is out of the map, load it again.
-                    topic.closed().await;
-                    self.forget(name, &slot);
-                }
-                Err(error) => {
-                    self.forget(name, &slot);
-                    return Err(error);
-                }
+            let topic = self.topics.get_or_load(name, || self.load(name, may_create)).await?;
+            if topic.bundle().is_over() {
+                // The bundle went while the topic was being loaded, or is going.
+                topic.tell_closed(None);
+                self.forget(&topic);
+                return Err(not_served_here(&topic.bundle().name));
             }
+            if topic.is_serving() {
+                topic.asked_for();
+                return Ok(topic);
+            }
+            // It is being closed: once it is out of the map, load it again.
+            topic.closed().await;
+            self.forget(&topic);
         }
     }
 
-    fn forget(&self, name: &TopicName, slot: &Slot) {
-        let mut topics = self.topics.lock();
-        if topics.get(name).is_some_and(|current| Arc::ptr_eq(current, slot)) {
-            topics.remove(name);
-        }
-    }
-
-    /// Forgets a topic that has closed by itself and that nobody has asked for since.
-    pub(crate) fn forget_closed(&self, topic: &Arc<Topic>) {
-        let slot = self.topics.lock().get(topic.name()).cloned();
-        if let Some(slot) = slot.filter(|slot| slot.get().is_some_and(|known| Arc::ptr_eq(known, topic))) {
-            self.forget(topic.name(), &slot);
-        }
+    /// Forgets a topic that has closed, unless it was loaded again since.
+    pub(crate) fn forget(&self, topic: &Arc<Topic>) {
+        self.topics.forget(topic.name(), topic);
     }
 
     /// The topic if it is loaded.
     pub fn loaded(&self, name: &TopicName) -> Option<Arc<Topic>> {
-        self.topics.lock().get(name).and_then(|slot| slot.get().cloned())
+        self.topics.get(name)
     }
 
     /// All loaded topics, in no order.
     pub fn loaded_topics(&self) -> Vec<Arc<Topic>> {
-        self.topics.lock().values().filter_map(|slot| slot.get().cloned()).collect()
+        self.topics.all()
     }
 
     async fn load(&self, name: &TopicName, may_create: bool) -> Result<Arc<Topic>> {
@@ -383,7 +363,7 @@ impl Broker {
                 return Err(error.into());
             }
         };
-        self.remove(name);
+        self.forget(topic);
         topic.deleted(&record);
         self.topic_list_changed(name.namespace());
         Ok(())
@@ -393,13 +373,9 @@ impl Broker {
     pub async fn unload(&self, name: &TopicName) -> Result<()> {
         let Some(topic) = self.loaded(name) else { return Ok(()) };
         topic.close().await;
-        self.remove(name);
         topic.tell_closed(None);
+        self.forget(&topic);
         Ok(())
-    }
-
-    fn remove(&self, name: &TopicName) {
-        self.topics.lock().remove(name);
     }
 
     pub(crate) fn life(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use geminga_metadata::{Metadata, Wanted};
 use geminga_model::{BundleName, BundleRange, NamespaceName, TopicName, topic_hash};
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, RwLock};
+use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 
 use crate::broker::Broker;
@@ -17,8 +17,6 @@ use crate::policies::EffectivePolicies;
 use crate::resting::Resting;
 use crate::splitting::SplitAt;
 use crate::topic::Topic;
-
-pub(crate) type BundleSlot = Arc<OnceCell<Arc<Bundle>>>;
 
 pub(crate) struct Bundle {
     pub name: BundleName,
@@ -76,25 +74,21 @@ impl Broker {
     pub(crate) async fn bundle(&self, name: &BundleName) -> Result<Arc<Bundle>> {
         let tenure = self.tenure(name).await?;
         loop {
-            let slot = self.bundles.lock().entry(name.clone()).or_default().clone();
-            let opened = slot.get_or_try_init(|| self.open_bundle(name, tenure)).await;
-            match opened {
-                Ok(bundle) if bundle.tenure == tenure && !bundle.is_over() => {
-                    if self.ownership.holds(name, tenure) {
-                        return Ok(bundle.clone());
-                    }
-                    // It was lost while it was opened, when nobody could drop it yet.
-                    self.drop_bundle(&bundle.clone(), None);
-                    return Err(not_served_here(name));
-                }
+            let bundle = self.bundles.get_or_load(name, || self.open_bundle(name, tenure)).await?;
+            if bundle.tenure != tenure {
                 // It was this broker's, and somebody else's since.
-                Ok(bundle) if bundle.tenure != tenure => self.drop_bundle(&bundle.clone(), None),
-                Ok(_) => return Err(not_served_here(name)),
-                Err(error) => {
-                    self.forget_bundle(name, &slot);
-                    return Err(error);
-                }
+                self.drop_bundle(&bundle, None);
+                continue;
             }
+            if bundle.is_over() {
+                return Err(not_served_here(name));
+            }
+            if !self.ownership.holds(name, tenure) {
+                // It was lost while it was opened, when nobody could drop it yet.
+                self.drop_bundle(&bundle, None);
+                return Err(not_served_here(name));
+            }
+            return Ok(bundle);
         }
     }
 
@@ -130,22 +124,6 @@ impl Broker {
             loading: RwLock::default(),
             resting: Mutex::default(),
         }))
-    }
-
-    fn forget_bundle(&self, name: &BundleName, slot: &BundleSlot) {
-        let mut bundles = self.bundles.lock();
-        if bundles.get(name).is_some_and(|current| Arc::ptr_eq(current, slot)) {
-            bundles.remove(name);
-        }
-    }
-
-    /// The bundles that this broker has opened.
-    pub(crate) fn open_bundles(&self) -> Vec<Arc<Bundle>> {
-        self.bundles.lock().values().filter_map(|slot| slot.get().cloned()).collect()
-    }
-
-    pub(crate) fn open_bundle_named(&self, name: &BundleName) -> Option<Arc<Bundle>> {
-        self.bundles.lock().get(name).and_then(|slot| slot.get().cloned())
     }
 
     fn topics_of(&self, bundle: &Arc<Bundle>) -> Vec<Arc<Topic>> {
@@ -200,7 +178,7 @@ impl Broker {
     /// A bundle that is still this broker's may have lost its cursor log, as when the answer to a commit did not arrive: it is
     /// opened again when it is asked for.
     pub(crate) fn reopen_fenced_bundles(&self) {
-        for bundle in self.open_bundles() {
+        for bundle in self.bundles.all() {
             if bundle.cursors.is_fenced() && !bundle.is_over() {
                 tracing::warn!(bundle = %bundle.name, "acknowledgements cannot be written any more; loading the bundle again");
                 self.drop_bundle(&bundle, None);
@@ -210,15 +188,9 @@ impl Broker {
 
     /// Forgets a bundle and sends the clients of its topics away.
     pub(crate) fn dismiss(&self, bundle: &Arc<Bundle>, topics: Vec<Arc<Topic>>, to: Option<&Located>) {
-        {
-            let mut bundles = self.bundles.lock();
-            let is_this = |slot: &BundleSlot| slot.get().is_some_and(|known| Arc::ptr_eq(known, bundle));
-            if bundles.get(&bundle.name).is_some_and(is_this) {
-                bundles.remove(&bundle.name);
-            }
-        }
+        self.bundles.forget(&bundle.name, bundle);
         for topic in topics {
-            self.forget_closed(&topic);
+            self.forget(&topic);
             topic.tell_closed(to.map(|to| to.record.pulsar_url.as_str()));
         }
     }
@@ -231,7 +203,7 @@ impl Broker {
         {
             return Err(BrokerError::PreconditionFailed(format!("broker {to} is not in the list of active brokers")));
         }
-        match self.open_bundle_named(name) {
+        match self.bundles.get(name) {
             Some(bundle) => self.give_up_bundle(&bundle, Target { broker: to, for_balance: false }).await,
             None => {
                 let to = to.map(str::to_owned);
@@ -262,7 +234,7 @@ impl Broker {
                 }
             })),
             Change::Lost(name) => {
-                let Some(bundle) = self.open_bundle_named(&name) else { return };
+                let Some(bundle) = self.bundles.get(&name) else { return };
                 if !bundle.is_over() {
                     tracing::warn!(bundle = %name, "bundle has another owner");
                     let to = self.ownership.owner_known(&name);
@@ -282,7 +254,7 @@ impl Broker {
             return self.split_bundle(name, &SplitAt::Topics).await.map(drop);
         };
         let target = Target { broker: to.as_deref(), for_balance: *for_balance };
-        match self.open_bundle_named(name) {
+        match self.bundles.get(name) {
             Some(bundle) => self.give_up_bundle(&bundle, target).await,
             // It is this broker's, which has not opened it.
             None => match self.ownership.find(name).await? {
@@ -303,7 +275,7 @@ impl Broker {
     /// Hands every bundle over.
     pub(crate) async fn give_up_all(self: &Arc<Self>) {
         let mut leaving = JoinSet::new();
-        for bundle in self.open_bundles() {
+        for bundle in self.bundles.all() {
             let broker = self.clone();
             leaving.spawn(async move {
                 if let Err(error) = broker.give_up_bundle(&bundle, Target::default()).await {

@@ -26,6 +26,7 @@ mod policies;
 mod resting;
 mod schema;
 mod shared;
+mod slots;
 mod splitting;
 mod topic;
 mod upkeep;

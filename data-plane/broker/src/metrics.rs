@@ -159,7 +159,7 @@ type OfResting = BTreeMap<String, (u64, TopicFigures)>;
 
 fn resting(broker: &Broker) -> OfResting {
     let mut all = OfResting::new();
-    for bundle in broker.open_bundles() {
+    for bundle in broker.bundles.all() {
         let (count, figures) = bundle.resting.lock().figures();
         if count > 0 {
             let (counted, sum) = all.entry(bundle.name.namespace.to_string()).or_default();

@@ -153,7 +153,7 @@ impl Broker {
     pub(crate) async fn rest_and_wake(&self, topics: Vec<Arc<Topic>>, limit: Duration) {
         let until = Instant::now() + limit;
         let now = now_ms();
-        for bundle in self.open_bundles() {
+        for bundle in self.bundles.all() {
             let due = bundle.resting.lock().due(now, AT_ONCE);
             let wake = async |name: TopicName| {
                 if let Err(error) = self.load_if_there(&name).await {
@@ -180,8 +180,8 @@ impl Broker {
             tracing::warn!(topic = %topic.name(), %error, "could not close a ledger; it is left to recovery");
         }
         bundle.resting.lock().add(topic.name(), &topic.figures(), wake);
-        self.forget_closed(topic);
         topic.tell_closed(None);
+        self.forget(topic);
     }
 }
 

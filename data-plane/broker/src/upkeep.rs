@@ -37,7 +37,7 @@ impl Broker {
                 let Some(broker) = weak.upgrade() else { return };
                 for topic in broker.loaded_topics() {
                     if topic.is_closed() {
-                        broker.forget_closed(&topic);
+                        broker.forget(&topic);
                         continue;
                     }
                     topic.housekeeping();
@@ -138,7 +138,7 @@ impl Broker {
             Err(BrokerError::NamespaceNotFound(_)) => return Ok(()),
             other => other?,
         };
-        if let Some(bundle) = self.open_bundle_named(&bundle_of(name, &policies))
+        if let Some(bundle) = self.bundles.get(&bundle_of(name, &policies))
             && bundle.resting.lock().is_disturbed_by(name, &policies)
         {
             return self.load_if_there(name).await;

@@ -18,6 +18,10 @@ use crate::stats::{Report, Reporter, Stats, Tally, supervise};
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 /// Longest sleep: a worker looks that often whether the run is over.
 const MAX_WAIT_NS: u64 = 50_000_000;
+/// For the broker's answers at the end.
+const CLOSE_LIMIT_NS: u64 = 5_000_000_000;
+/// Requests before that are fewer.
+const FIRST_CLOSE_REQUEST: u64 = 1 << 32;
 
 /// Receives as told, and returns what came of it. Blocks until the end.
 ///
@@ -171,14 +175,11 @@ impl Worker {
                 self.acknowledge();
                 next_ack = now + shared.ack_delay_ns;
             }
+            if over {
+                return self.close(shared.clock);
+            }
             for link in &mut self.links {
                 link.flush()?;
-            }
-            if over
-                && (self.links.iter().all(|link| link.out.is_empty())
-                    || now >= shared.stop_ns.saturating_add(MAX_WAIT_NS))
-            {
-                return Ok(());
             }
             poll(&self.links, next_ack.saturating_sub(now).min(MAX_WAIT_NS), &mut readable)?;
             for (link, readable) in readable.iter().enumerate() {
@@ -197,6 +198,35 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Closes the consumers. The answer says that the broker has read what was acknowledged: a connection that ends while deliveries
+    /// are on their way is reset, and what was not read of it yet may be lost.
+    fn close(&mut self, clock: Clock) -> Result<()> {
+        let mut open = 0;
+        for (link, consumers) in self.links.iter_mut().zip(&self.consumers) {
+            for consumer_id in 0..consumers.len() as u64 {
+                let request_id = FIRST_CLOSE_REQUEST + consumer_id;
+                link.out.command(proto::CommandCloseConsumer { consumer_id, request_id, ..Default::default() });
+                open += 1;
+            }
+        }
+        let until = clock.now() + CLOSE_LIMIT_NS;
+        let mut readable = Vec::new();
+        while open > 0 && clock.now() < until {
+            for link in &mut self.links {
+                link.flush()?;
+            }
+            poll(&self.links, MAX_WAIT_NS, &mut readable)?;
+            for (link, _) in self.links.iter_mut().zip(&readable).filter(|(_, readable)| **readable) {
+                link.receive(|frame, _| {
+                    let answer = frame.command.request_id().is_some_and(|id| id >= FIRST_CLOSE_REQUEST);
+                    open -= usize::from(answer);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn receive(&mut self, link: usize, shared: &Shared<'_>, index: usize) -> Result<()> {

@@ -117,6 +117,10 @@ impl Topic {
     /// where they take a bit each.
     pub(crate) fn flush_acks(&self, name: &Arc<str>) {
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            // Whoever has loaded the topic since writes to the log now.
+            return;
+        }
         if self.bundle.cursors.is_overloaded() {
             if let Some(sub) = state.subscriptions.get_mut(name) {
                 sub.dirty = false;

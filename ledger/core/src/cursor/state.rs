@@ -112,7 +112,8 @@ impl CursorSnapshot {
         *self = CursorSnapshot::new(mark);
     }
 
-    /// Brings a copy of the state before the change to the state after it.
+    /// Brings a copy of the state before the change to the state after it. A change that does not fit, as it was made to an older
+    /// state, takes back nothing that was acknowledged: the mark-delete position does not go back but by a seek.
     pub fn apply(&mut self, delta: &CursorDelta) {
         if delta.reset {
             self.clear(delta.mark_delete);
@@ -124,7 +125,7 @@ impl CursorSnapshot {
             }
             above.batches.extend(delta.batches.iter().map(|(&pos, set)| (pos, set.clone())));
         }
-        self.set_mark(delta.mark_delete);
+        self.set_mark(delta.mark_delete.max(self.mark_delete));
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {

@@ -345,3 +345,20 @@ fn acknowledgements_beyond_the_list_do_no_harm() {
     cursor.skip(&short, 2);
     assert_eq!(cursor.next_unacked(&short, pos(3, 0)), Some(pos(4, 1)));
 }
+
+/// Two copies of a cursor whose changes go into one log, as when a topic was loaded while an earlier one still ended.
+#[test]
+fn a_change_to_an_older_state_takes_back_nothing() {
+    let list = list_of(&[(3, 10)]);
+    let (mut old, mut new) = (Cursor::new(pos(3, -1)), Cursor::new(pos(3, -1)));
+    let mut state = new.snapshot();
+    old.ack(&list, pos(3, 8), AckKind::Entry);
+    for entry in 0..5 {
+        new.ack(&list, pos(3, entry), AckKind::Entry);
+    }
+    for cursor in [&mut new, &mut old] {
+        state.apply(&cursor.take_delta().unwrap());
+    }
+    assert_eq!(state.mark_delete(), pos(3, 4));
+    assert!(state.is_acked(pos(3, 8)) && !state.is_acked(pos(3, 5)));
+}

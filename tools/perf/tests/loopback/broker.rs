@@ -156,6 +156,10 @@ impl Connection {
                 self.reply(proto::CommandSuccess { request_id: request.request_id, schema: None });
             }
             Command::Flow(flow) => self.deliver(flow),
+            Command::CloseConsumer(request) => {
+                self.consumers.remove(&request.consumer_id);
+                self.reply(proto::CommandSuccess { request_id: request.request_id, schema: None });
+            }
             Command::Ack(_) | Command::Pong(_) => {}
             other => panic!("unexpected {}", other.name()),
         }
