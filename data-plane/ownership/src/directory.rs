@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{BrokerRecord, BundleRecord, BundleRequest, Versioned, Wanted};
+use geminga_metadata::{BrokerRecord, BundleRecord, BundleRequest, OverSession, Versioned, Wanted};
 use geminga_model::{BundleName, topic_hash};
 use rustc_hash::FxHashMap;
 
@@ -53,6 +53,8 @@ pub struct Directory {
     /// Of this broker's session, which begins with 1; 0: it is over.
     incarnation: u64,
     bundles: FxHashMap<BundleName, Versioned<BundleRecord>>,
+    /// By which version of its record a bundle was given up by a commit of which it is not known whether it came to pass, or will.
+    given_up: FxHashMap<BundleName, u64>,
     brokers: FxHashMap<String, BrokerRecord>,
     pub sessions: Sessions,
 }
@@ -61,6 +63,9 @@ pub struct Directory {
 #[derive(Debug, PartialEq)]
 pub enum Known {
     Mine(u64),
+    /// This broker has given it up by a commit that may still come to pass: what it writes to the record with that version makes the
+    /// bundle its own again, or finds that it is not.
+    GivenUp(Versioned<BundleRecord>),
     Of(Located),
     /// Its owner has missed a renewal of its session.
     Unsure,
@@ -73,6 +78,7 @@ impl Directory {
             me: me.into(),
             incarnation,
             bundles: FxHashMap::default(),
+            given_up: FxHashMap::default(),
             brokers: FxHashMap::default(),
             sessions: Sessions::new(ttl_ms),
         }
@@ -101,7 +107,24 @@ impl Directory {
             false if was_mine => changes.push(Change::Lost(bundle.clone())),
             _ => {}
         }
+        self.given_up.remove(bundle);
         self.bundles.insert(bundle.clone(), record);
+    }
+
+    /// Whether a commit that gives a bundle up came to pass, or will, is not known. It was to find that version of the record.
+    pub fn may_be_given_up(&mut self, bundle: &BundleName, version: u64) {
+        self.given_up.insert(bundle.clone(), version);
+    }
+
+    /// The bundle is this broker's by that version of its record, unless somebody else's commit has not been heard of yet.
+    pub fn has(&self, bundle: &BundleName, version: u64) -> bool {
+        self.version(bundle) == Some(version) && self.given_up.get(bundle) != Some(&version)
+    }
+
+    /// The session of a bundle's last owner, for who takes the bundle because that is over.
+    pub fn over_session(&self, bundle: &BundleName) -> Option<OverSession> {
+        let record = &self.bundles.get(bundle)?.value;
+        self.sessions.over(record.owner.as_deref()?, record.incarnation)
     }
 
     /// Somebody asks something of a bundle's owner; concerns this broker only as long as it is the one that is meant.
@@ -117,6 +140,7 @@ impl Directory {
         if self.version(bundle) != version {
             return;
         }
+        self.given_up.remove(bundle);
         if let Some(record) = self.bundles.remove(bundle)
             && self.is_mine(&record.value)
         {
@@ -141,9 +165,12 @@ impl Directory {
     }
 
     pub fn owner(&self, now_ms: u64, bundle: &BundleName) -> Known {
-        let Some(Versioned { value: record, version }) = self.bundles.get(bundle) else { return Known::Free };
+        let Some(known @ Versioned { value: record, version }) = self.bundles.get(bundle) else { return Known::Free };
         if self.is_mine(record) {
-            return Known::Mine(*version);
+            return match self.has(bundle, *version) {
+                true => Known::Mine(*version),
+                false => Known::GivenUp(known.clone()),
+            };
         }
         let Some(owner) = &record.owner else { return Known::Free };
         match self.sessions.state(now_ms, owner, record.incarnation) {
@@ -233,10 +260,37 @@ mod tests {
             broker: broker.to_owned(),
             incarnation,
             expires_at_ms: Some(1),
+            version: incarnation,
         };
         directory.sessions.look(0, vec![session("me", 3), session("other", 5)]);
         directory.set_brokers(vec![("me".into(), BrokerRecord::default()), ("other".into(), BrokerRecord::default())]);
         directory
+    }
+
+    #[test]
+    fn a_bundle_that_may_be_given_up_is_this_brokers_once_its_record_is_written_anew() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        directory.learn(&bundle(), record("me", 3, 1), &mut changes);
+        assert!(directory.has(&bundle(), 1) && directory.owner(0, &bundle()) == Known::Mine(1));
+        directory.may_be_given_up(&bundle(), 1);
+        assert!(!directory.has(&bundle(), 1));
+        assert_eq!(directory.owner(0, &bundle()), Known::GivenUp(record("me", 3, 1)));
+        directory.learn(&bundle(), record("me", 3, 2), &mut changes);
+        assert_eq!(directory.owner(0, &bundle()), Known::Mine(2));
+        assert!(matches!(changes[..], [Change::Gained(_)]), "it was this broker's all the time");
+    }
+
+    #[test]
+    fn who_takes_a_bundle_depends_on_the_session_that_is_over() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        assert_eq!(directory.over_session(&bundle()), None);
+        directory.learn(&bundle(), record("other", 5, 1), &mut changes);
+        let over = OverSession { broker: "other".into(), version: 5 };
+        assert_eq!(directory.over_session(&bundle()), Some(over));
+        directory.learn(&bundle(), record("other", 4, 2), &mut changes);
+        assert_eq!(directory.over_session(&bundle()), None, "an incarnation that is no more renews nothing");
     }
 
     #[test]
@@ -291,7 +345,7 @@ mod tests {
         directory.learn(&bundle(), record("me", 3, 10), &mut changes);
         directory.end_session(&mut changes);
         assert!(matches!(changes[2..], [Change::Gained(_), Change::Lost(_)]));
-        let newer = BrokerSession { broker: "me".into(), incarnation: 4, expires_at_ms: Some(1) };
+        let newer = BrokerSession { broker: "me".into(), incarnation: 4, expires_at_ms: Some(1), version: 9 };
         directory.sessions.look(1, vec![newer]);
         assert_eq!(directory.owner(1, &bundle()), Known::Free);
     }

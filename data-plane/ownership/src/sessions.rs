@@ -1,6 +1,6 @@
 //! Which brokers are alive, as one of them sees it: a pure state machine that is told what metadata say and when.
 
-use geminga_metadata::BrokerSession;
+use geminga_metadata::{BrokerSession, OverSession};
 use rustc_hash::FxHashMap;
 
 /// What is known of a broker's session.
@@ -29,6 +29,8 @@ pub struct Sessions {
 struct Seen {
     incarnation: u64,
     expires_at_ms: Option<u64>,
+    /// Of its record in metadata.
+    version: u64,
     /// By the watcher's clock.
     unchanged_since: u64,
 }
@@ -44,14 +46,14 @@ impl Sessions {
         let was_blind = self.looked_at.is_none_or(|before| now_ms.saturating_sub(before) > self.ttl_ms / 2);
         self.looked_at = Some(now_ms);
         let mut before = std::mem::take(&mut self.known);
-        for BrokerSession { broker, incarnation, expires_at_ms } in sessions {
+        for BrokerSession { broker, incarnation, expires_at_ms, version } in sessions {
             let unchanged_since = match before.remove(&broker) {
                 Some(seen) if !was_blind && seen.incarnation == incarnation && seen.expires_at_ms == expires_at_ms => {
                     seen.unchanged_since
                 }
                 _ => now_ms,
             };
-            self.known.insert(broker, Seen { incarnation, expires_at_ms, unchanged_since });
+            self.known.insert(broker, Seen { incarnation, expires_at_ms, version, unchanged_since });
         }
     }
 
@@ -63,6 +65,12 @@ impl Sessions {
             Some(seen) if seen.incarnation < incarnation => SessionState::Suspect,
             _ => SessionState::Over,
         }
+    }
+
+    /// The session of this incarnation as it was last seen, for a commit that depends on its not being renewed. None: it cannot be.
+    pub fn over(&self, broker: &str, incarnation: u64) -> Option<OverSession> {
+        let seen = self.known.get(broker).filter(|seen| seen.incarnation == incarnation)?;
+        Some(OverSession { broker: broker.to_owned(), version: seen.version })
     }
 
     /// The brokers that are alive, with their incarnations.
@@ -91,7 +99,7 @@ mod tests {
     use super::*;
 
     fn session(broker: &str, incarnation: u64, expires_at_ms: u64) -> BrokerSession {
-        BrokerSession { broker: broker.into(), incarnation, expires_at_ms: Some(expires_at_ms) }
+        BrokerSession { broker: broker.into(), incarnation, expires_at_ms: Some(expires_at_ms), version: expires_at_ms }
     }
 
     #[test]
@@ -130,7 +138,7 @@ mod tests {
     #[test]
     fn released_restarted_and_unknown_sessions_are_over() {
         let mut sessions = Sessions::new(1000);
-        let released = BrokerSession { broker: "a".into(), incarnation: 1, expires_at_ms: None };
+        let released = BrokerSession { broker: "a".into(), incarnation: 1, expires_at_ms: None, version: 7 };
         sessions.look(0, vec![released, session("b", 2, 9)]);
         for (broker, incarnation) in [("a", 1), ("b", 1), ("c", 1)] {
             assert_eq!(sessions.state(0, broker, incarnation), SessionState::Over, "{broker}");

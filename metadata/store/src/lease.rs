@@ -72,6 +72,8 @@ pub(crate) struct Standing {
     /// Not released. It may have expired.
     pub is_held: bool,
     pub expires_at_ms: u64,
+    /// Of the record.
+    pub version: u64,
 }
 
 /// Every lease whose name starts with `prefix`.
@@ -89,6 +91,7 @@ pub(crate) async fn all<S: MetadataStore + ?Sized>(store: &S, prefix: &str) -> R
                 epoch: lease.epoch,
                 is_held: lease.owner.is_some(),
                 expires_at_ms: lease.expires_at_ms,
+                version: record.version,
             });
         }
         if is_last {

@@ -20,7 +20,7 @@ pub use feed::{ChangeFeed, Watch, WatchEvent};
 pub use lease::{Lease, LeaseOutcome};
 pub use memory::{ManualClock, MemoryStore};
 pub use policies::{Policies, TopicPolicies};
-pub use repository::brokers::{BrokerRecord, BrokerSession};
+pub use repository::brokers::{BrokerRecord, BrokerSession, OverSession};
 pub use repository::bundles::{BundleRecord, BundleRequest, BundleSplit, Wanted};
 pub use repository::changes::MetadataChange;
 pub use repository::clusters::ClusterData;

@@ -112,8 +112,7 @@ impl Broker {
     /// The session lasts, and nobody else is known to have the bundle.
     pub fn has_surely(&self, bundle: BundleRange, version: u64) -> bool {
         let directory = self.member.directory.borrow();
-        let record = directory.as_ref().and_then(|directory| directory.record(&bundle_name(bundle)));
-        self.lasts() && record.is_some_and(|record| record.version == version)
+        self.lasts() && directory.as_ref().is_some_and(|directory| directory.has(&bundle_name(bundle), version))
     }
 
     pub fn known_owner(&self, bundle: BundleRange) -> Option<Known> {
@@ -237,12 +236,46 @@ impl Broker {
         while self.sim.now() < give_up_at {
             match self.known_owner(bundle) {
                 Some(Known::Mine(version)) => return Ok(Some(version)),
+                Some(Known::GivenUp(record)) => self.keep(bundle, record).await?,
                 Some(Known::Of(_)) => return Ok(None),
                 Some(Known::Free) => self.place(bundle).await?,
                 Some(Known::Unsure) | None => self.sleep(PAUSE).await,
             }
         }
         Ok(None)
+    }
+
+    /// Whether this broker has given the bundle up is not known: it has not, once its record has another version.
+    async fn keep(
+        self: &Rc<Self>,
+        bundle: BundleRange,
+        given_up: Versioned<BundleRecord>,
+    ) -> Result<(), MetadataError> {
+        self.sim.count("bundles that may have been given up");
+        let record = BundleRecord { epoch: given_up.value.epoch + 1, ..given_up.value };
+        let value = record.clone();
+        let ask = move |metadata: Metadata| async move {
+            metadata.put_bundle(&bundle_name(bundle), &value, Some(given_up.version)).await
+        };
+        let put = self.ask(&self.metadata, "keep bundle", ask).await;
+        self.record_put(bundle, record, put).await
+    }
+
+    async fn record_put(
+        self: &Rc<Self>,
+        bundle: BundleRange,
+        record: BundleRecord,
+        put: Result<u64, MetadataError>,
+    ) -> Result<(), MetadataError> {
+        match put {
+            Ok(version) => {
+                let (name, record) = (bundle_name(bundle), Versioned { value: record, version });
+                self.change(|directory, changes| directory.learn(&name, record, changes));
+                Ok(())
+            }
+            Err(error) if error.is_conflict() => self.read_again(bundle).await,
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives a bundle that nobody owns to a broker that is alive.
@@ -257,9 +290,11 @@ impl Broker {
             return Ok(());
         }
         let (name, now_ms) = (bundle_name(bundle), self.sim.now() / MS);
-        let found = self
-            .change(|directory, _| (directory.record(&name).cloned(), choose(&name, &directory.alive(now_ms), None)));
-        let Some((before, Some((owner, incarnation)))) = found else {
+        let found = self.change(|directory, _| {
+            let target = choose(&name, &directory.alive(now_ms), None);
+            (directory.record(&name).cloned(), directory.over_session(&name), target)
+        });
+        let Some((before, over, Some((owner, incarnation)))) = found else {
             return Err(MetadataError::Unavailable("no broker takes it".into()));
         };
         let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
@@ -268,23 +303,18 @@ impl Broker {
         let ask = move |metadata: Metadata| async move {
             let name = bundle_name(bundle);
             let version = match before {
-                None if plant != Plant::SplitBundlesAreTaken => {
-                    metadata.create_bundle(&name, &value, policies.version).await?
-                }
-                before => metadata.put_bundle(&name, &value, before.map(|before| before.version)).await?,
+                Some(before) => metadata.take_bundle(&name, &value, before.version, over.as_ref()).await?,
+                None if plant == Plant::SplitBundlesAreTaken => metadata.put_bundle(&name, &value, None).await?,
+                None => metadata.create_bundle(&name, &value, policies.version).await?,
             };
             check_bundles(&metadata);
             Ok(version)
         };
-        match self.ask(&self.metadata, "place bundle", ask).await {
-            Ok(version) => {
-                self.sim.count("bundles placed");
-                self.change(|directory, changes| directory.learn(&name, Versioned { value: record, version }, changes));
-                Ok(())
-            }
-            Err(error) if error.is_conflict() => self.read_again(bundle).await,
-            Err(error) => Err(error),
+        let put = self.ask(&self.metadata, "place bundle", ask).await;
+        if put.is_ok() {
+            self.sim.count("bundles placed");
         }
+        self.record_put(bundle, record, put).await
     }
 
     /// Makes another broker a bundle's owner, one that is named or any; by which number it goes.
@@ -308,13 +338,11 @@ impl Broker {
         let value = record.clone();
         let ask =
             move |metadata: Metadata| async move { metadata.pass_bundle(&bundle_name(bundle), &value, version).await };
-        match self.ask(&self.metadata, "pass bundle", ask).await {
-            Ok(version) => {
-                self.change(|directory, changes| directory.learn(&name, Versioned { value: record, version }, changes));
-            }
-            Err(error) if error.is_conflict() => self.read_again(bundle).await?,
-            Err(error) => return Err(error),
+        let put = self.ask(&self.metadata, "pass bundle", ask).await;
+        if matches!(put, Err(MetadataError::OutcomeUnknown(_))) {
+            self.change(|directory, _| directory.may_be_given_up(&name, version));
         }
+        self.record_put(bundle, record, put).await?;
         Ok(self.owner_elsewhere(bundle))
     }
 

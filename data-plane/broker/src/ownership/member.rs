@@ -157,6 +157,7 @@ impl Member {
             let known = self.directory.lock().owner(self.now_ms(), bundle);
             match known {
                 Known::Mine(version) => return Ok(Owner::Me(Tenure { version: Some(version) })),
+                Known::GivenUp(record) => self.keep(bundle, record).await?,
                 Known::Of(located) => return Ok(Owner::Other(Box::new(located))),
                 Known::Free => self.place(bundle).await?,
                 // Better to wait a moment than to send a client to a broker that is dead.
@@ -168,6 +169,34 @@ impl Member {
         }
     }
 
+    /// Whether this broker has given the bundle up is not known: it has not, once its record has another version.
+    async fn keep(&self, bundle: &BundleName, given_up: Versioned<BundleRecord>) -> Result<()> {
+        let record = BundleRecord { epoch: given_up.value.epoch + 1, ..given_up.value };
+        self.record_put(bundle, &record, self.metadata.put_bundle(bundle, &record, Some(given_up.version)).await)
+            .await?;
+        tracing::info!(%bundle, epoch = record.epoch, "bundle that may have been handed over was not");
+        Ok(())
+    }
+
+    /// What became of a record of a bundle that this broker wants to stand.
+    async fn record_put(
+        &self,
+        bundle: &BundleName,
+        record: &BundleRecord,
+        put: std::result::Result<u64, MetadataError>,
+    ) -> Result<()> {
+        match put {
+            Ok(version) => {
+                let record = Versioned { value: record.clone(), version };
+                self.change(|directory, changes| directory.learn(bundle, record, changes));
+                Ok(())
+            }
+            // Somebody was first.
+            Err(error) if error.is_conflict() => self.read_again(bundle).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Gives a bundle that nobody owns to a broker that is alive.
     async fn place(&self, bundle: &BundleName) -> Result<()> {
         let Some(policies_version) = self.exists(bundle).await? else {
@@ -176,12 +205,13 @@ impl Member {
         // Its owner may be a broker that has come since this one looked last.
         self.look().await?;
         self.read_again(bundle).await?;
-        let (before, target) = {
+        let (before, over, target) = {
             let directory = self.directory.lock();
             if directory.owner(self.now_ms(), bundle) != Known::Free {
                 return Ok(());
             }
-            (directory.record(bundle).cloned(), choose(bundle, &directory.alive(self.now_ms()), None))
+            let target = choose(bundle, &directory.alive(self.now_ms()), None);
+            (directory.record(bundle).cloned(), directory.over_session(bundle), target)
         };
         let Some((owner, incarnation)) = target else {
             return Err(BrokerError::ServiceNotReady(format!("no broker takes bundle {bundle}")));
@@ -190,20 +220,13 @@ impl Member {
         let balanced_at_ms = before.as_ref().and_then(|before| before.value.balanced_at_ms);
         let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced_at_ms };
         let put = match before {
-            Some(before) => self.metadata.put_bundle(bundle, &record, Some(before.version)).await,
+            Some(before) => self.metadata.take_bundle(bundle, &record, before.version, over.as_ref()).await,
             None => self.metadata.create_bundle(bundle, &record, policies_version).await,
         };
-        match put {
-            Ok(version) => {
-                tracing::info!(%bundle, owner = record.owner, epoch, "bundle has an owner");
-                self.change(|directory, changes| {
-                    directory.learn(bundle, Versioned { value: record, version }, changes)
-                });
-                Ok(())
-            }
-            Err(error) if error.is_conflict() => self.read_again(bundle).await,
-            Err(error) => Err(error.into()),
+        if put.is_ok() {
+            tracing::info!(%bundle, owner = record.owner, epoch, "bundle has an owner");
         }
+        self.record_put(bundle, &record, put).await
     }
 
     /// Whether the namespace has the bundle, which may have been split: by which version of its policies.
@@ -258,17 +281,15 @@ impl Member {
         let balanced_at_ms = if to.for_balance { Some(self.metadata.store().now_ms()) } else { before.balanced_at_ms };
         let incarnation = incarnation.unwrap_or(0);
         let record = BundleRecord { owner: owner.clone(), incarnation, epoch, balanced_at_ms };
-        match self.metadata.pass_bundle(bundle, &record, version).await {
-            Ok(version) => {
-                tracing::info!(%bundle, ?owner, epoch, "bundle was handed over");
-                self.change(|directory, changes| {
-                    directory.learn(bundle, Versioned { value: record, version }, changes)
-                });
+        let put = self.metadata.pass_bundle(bundle, &record, version).await;
+        match &put {
+            Ok(_) => tracing::info!(%bundle, ?owner, epoch, "bundle was handed over"),
+            Err(MetadataError::OutcomeUnknown(_)) => {
+                self.change(|directory, _| directory.may_be_given_up(bundle, version));
             }
-            // Somebody has taken it.
-            Err(error) if error.is_conflict() => self.read_again(bundle).await?,
-            Err(error) => return Err(error.into()),
+            Err(_) => {}
         }
+        self.record_put(bundle, &record, put).await?;
         let directory = self.directory.lock();
         let owner = directory.record(bundle).and_then(|record| record.value.owner.as_deref());
         Ok(owner.and_then(|owner| directory.located(owner)))
@@ -341,7 +362,7 @@ impl Member {
 
     /// The session lasts, and nobody else is known to have the bundle.
     pub fn has_surely(&self, bundle: &BundleName, version: u64) -> bool {
-        self.lasts() && self.directory.lock().record(bundle).is_some_and(|record| record.version == version)
+        self.lasts() && self.directory.lock().has(bundle, version)
     }
 
     /// Whether this broker has the bundle by that version of its record, as far as is known.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use geminga_broker::{
     Alive, Broker, BrokerConfig, BrokerError, ConsumerHandle, InitialPosition, Peer, ProducerGrant, ProducerHandle,
     ProducerRequest, Publish, Receipt, SubscribeRequest, Topic,
@@ -11,7 +12,9 @@ use geminga_broker::{
 use geminga_ledger_client::{
     AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, MemoryLedgers, Pending, StoredEntry,
 };
-use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
+use geminga_metadata::{
+    ClusterData, MemoryStore, Metadata, MetadataError, MetadataStore, Op, Policies, Record, TenantInfo, Watch,
+};
 use geminga_model::{Position, TopicName};
 use geminga_topic::producers::AccessMode;
 use geminga_topic::{AckRequest, ConsumerSpec, Delivery, IndividualAck, SubscriptionType};
@@ -23,7 +26,11 @@ use tokio::sync::mpsc;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub async fn metadata() -> Metadata {
-    let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+    metadata_in(Arc::new(MemoryStore::default())).await
+}
+
+pub async fn metadata_in(store: Arc<dyn MetadataStore>) -> Metadata {
+    let metadata = Metadata::new(store);
     metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
     let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
     metadata.create_tenant("public", &tenant).await.unwrap();
@@ -38,6 +45,90 @@ pub async fn broker() -> Arc<Broker> {
 
 pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
     Broker::start(config, metadata().await, Arc::new(MemoryLedgers::default())).await.unwrap()
+}
+
+/// Metadata in memory, of which one commit comes late, or reads of cursor logs.
+#[derive(Default)]
+pub struct LateStore {
+    stored: MemoryStore,
+    /// Whoever writes it keeps the records of cursor logs from being read.
+    pub cursor_logs: tokio::sync::RwLock<()>,
+    late: Mutex<Late>,
+}
+
+#[derive(Default)]
+enum Late {
+    #[default]
+    None,
+    /// The next commit that writes below this prefix.
+    Next(&'static str),
+    Held(Vec<Op>),
+}
+
+impl LateStore {
+    /// Nobody learns what becomes of the next commit that writes below a prefix.
+    pub fn hold(&self, prefix: &'static str) {
+        *self.late.lock() = Late::Next(prefix);
+    }
+
+    pub fn is_held(&self) -> bool {
+        matches!(*self.late.lock(), Late::Held(_))
+    }
+
+    /// It is applied now, if its conditions still hold.
+    pub async fn release(&self) -> Result<Vec<u64>, MetadataError> {
+        let Late::Held(ops) = std::mem::take(&mut *self.late.lock()) else { panic!("nothing is held") };
+        self.stored.commit(ops).await
+    }
+}
+
+#[async_trait]
+impl MetadataStore for LateStore {
+    async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
+        let _may_read = match key.starts_with("cursor-logs/") {
+            true => Some(self.cursor_logs.read().await),
+            false => None,
+        };
+        self.stored.get(key).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, MetadataError> {
+        self.stored.scan(prefix, after, limit).await
+    }
+
+    async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+        {
+            let mut late = self.late.lock();
+            let is_below =
+                |prefix: &str| ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with(prefix)));
+            if matches!(*late, Late::Next(prefix) if is_below(prefix)) {
+                *late = Late::Held(ops);
+                return Err(MetadataError::OutcomeUnknown("it is held".into()));
+            }
+        }
+        self.stored.commit(ops).await
+    }
+
+    async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
+        self.stored.allocate(sequence, count).await
+    }
+
+    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
+        self.stored.next_of(sequence).await
+    }
+
+    async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
+        self.stored.watch(prefix).await
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.stored.now_ms()
+    }
 }
 
 type Held = (u64, u64, Vec<EntryParts>, AppendDone);

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig, MemberOptions, Owner, Ownership, SplitAt};
 use geminga_ledger_client::MemoryLedgers;
-use geminga_metadata::{BrokerRecord, BundleRecord, Metadata};
+use geminga_metadata::{BrokerRecord, BundleRecord, LeaseOutcome, Metadata, OverSession};
 use geminga_model::{BundleName, topic_hash};
 use geminga_topic::SubscriptionType;
 
-use crate::fixture::{self, Client, HeldLedgers, Told, ack, eventually, messages, name, publish, text, topic};
+use crate::fixture::{
+    self, Client, HeldLedgers, LateStore, Told, ack, eventually, messages, name, publish, text, topic,
+};
 
 const TOPIC: &str = "persistent://public/default/t";
 
@@ -119,6 +121,86 @@ async fn a_deposed_owner_writes_nothing() {
     let told = client.told();
     assert!(!told.iter().any(|told| matches!(told, Told::Receipt(_))), "{told:?}");
     eventually("the deposed owner drops the topic", || async { !asleep.is_serving() }).await;
+}
+
+/// Of a handover whose outcome it does not know, the owner makes sure that it cannot come to pass any more before it serves again: it
+/// would go on with what it knew while somebody else had the bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handover_that_comes_late_does_not_come_to_pass() {
+    let (store, ledgers) = (Arc::new(LateStore::default()), MemoryLedgers::default());
+    let metadata = fixture::metadata_in(store.clone()).await;
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    topic(&owner, TOPIC).await;
+    let bundle = bundle(&metadata).await;
+    let before = metadata.get_bundle(&bundle).await.unwrap().unwrap();
+    store.hold("bundles/");
+    assert!(owner.unload_bundle(&bundle, None).await.is_err());
+    assert!(store.is_held());
+
+    let client = Client::new();
+    let topic = topic(&owner, TOPIC).await;
+    let producer = client.produce(&topic, "p").await.unwrap();
+    assert!(store.release().await.unwrap_err().is_conflict());
+    publish(&client, &producer, &["1"]).await;
+    let now = metadata.get_bundle(&bundle).await.unwrap().unwrap().value;
+    assert_eq!((now.owner, now.epoch), (before.value.owner, before.value.epoch + 1));
+    assert!(matches!(other.lookup(&name(TOPIC)).await.unwrap(), Owner::Other(_)));
+}
+
+/// It goes on in nobody's hands: a client that comes when the bundle is this broker's again must not find what was opened then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_was_lost_while_it_was_opened_is_not_kept() {
+    let (store, ledgers) = (Arc::new(LateStore::default()), MemoryLedgers::default());
+    let metadata = fixture::metadata_in(store.clone()).await;
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let opening = store.cursor_logs.write().await;
+    let (owner, other) = in_turn(&a, &b).await;
+    let loading = tokio::spawn({
+        let owner = owner.clone();
+        async move { owner.topic(&name(TOPIC), true).await.err() }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let bundle = bundle(&metadata).await;
+    let mine = metadata.get_bundle(&bundle).await.unwrap().unwrap();
+    let id = if Arc::ptr_eq(&other, &a) { "a" } else { "b" };
+    let incarnation = other.ownership().brokers().iter().find(|broker| broker.id == id).unwrap().incarnation;
+    let theirs =
+        BundleRecord { owner: Some(id.into()), incarnation, epoch: mine.value.epoch + 1, balanced_at_ms: None };
+    let version = metadata.put_bundle(&bundle, &theirs, Some(mine.version)).await.unwrap();
+    eventually("it hears of it", || async { matches!(owner.lookup(&name(TOPIC)).await, Ok(Owner::Other(_))) }).await;
+    drop(opening);
+    let refused = loading.await.unwrap().expect("it is another broker's");
+    assert!(refused.to_string().contains("redo the lookup"), "{refused}");
+
+    let again = BundleRecord { epoch: theirs.epoch + 1, ..mine.value };
+    metadata.put_bundle(&bundle, &again, Some(version)).await.unwrap();
+    eventually("it is back", || async { matches!(owner.lookup(&name(TOPIC)).await, Ok(Owner::Me(_))) }).await;
+    let client = Client::new();
+    let producer = client.produce(&topic(&owner, TOPIC).await, "p").await.unwrap();
+    publish(&client, &producer, &["1"]).await;
+}
+
+/// It believed that the bundle was nobody's, and its owner's session has been renewed since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_not_taken_from_an_owner_that_has_come_back() {
+    let metadata = fixture::metadata().await;
+    let bundle = bundle(&metadata).await;
+    let ttl = Duration::from_secs(1);
+    let LeaseOutcome::Acquired(lease) = metadata.acquire_broker("a", "a", ttl).await.unwrap() else { panic!() };
+    let record = |owner: &str, epoch| BundleRecord {
+        owner: Some(owner.into()),
+        incarnation: lease.epoch,
+        epoch,
+        balanced_at_ms: None,
+    };
+    let version = metadata.put_bundle(&bundle, &record("a", 1), None).await.unwrap();
+    let over = OverSession { broker: "a".into(), version: metadata.broker_sessions().await.unwrap()[0].version };
+    metadata.store().renew_lease(&lease, ttl).await.unwrap();
+    let refused = metadata.take_bundle(&bundle, &record("b", 2), version, Some(&over)).await;
+    assert!(refused.unwrap_err().is_conflict());
+    let over = OverSession { version: metadata.broker_sessions().await.unwrap()[0].version, ..over };
+    metadata.take_bundle(&bundle, &record("b", 2), version, Some(&over)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,7 +356,10 @@ async fn a_broker_that_takes_no_more_bundles_is_emptied_by_the_leader() {
     publish(&client, &producer, &["1"]).await;
     owner.drain().await.unwrap();
     assert!(matches!(client.next().await, Told::ProducerClosed(_, Some(_))));
-    assert!(matches!(other.lookup(&name(TOPIC)).await.unwrap(), Owner::Me(_)));
+    eventually("the other one has heard that it has it", || async {
+        matches!(other.lookup(&name(TOPIC)).await, Ok(Owner::Me(_)))
+    })
+    .await;
     let moved = metadata.get_bundle(&bundle(&metadata).await).await.unwrap().unwrap();
     assert!(moved.value.balanced_at_ms.is_some(), "it rests where it is");
     let leader = a.leader().await.unwrap().unwrap();

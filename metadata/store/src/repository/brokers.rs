@@ -13,6 +13,11 @@ const PREFIX: &str = "brokers/";
 const LEASES: &str = "broker/";
 const LOAD_REPORTS: &str = "load-reports/";
 
+/// Of a broker's session.
+pub(super) fn session_key(id: &str) -> String {
+    lease::key(&format!("{LEASES}{id}"))
+}
+
 /// Where a broker is reached, and how busy it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -39,6 +44,15 @@ pub struct BrokerSession {
     pub incarnation: u64,
     /// By the store's clock, in milliseconds since the Unix epoch. None: given up by its holder.
     pub expires_at_ms: Option<u64>,
+    /// Of its record: every renewal changes it.
+    pub version: u64,
+}
+
+/// A session by its broker's id, as it was when it was found to be over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverSession {
+    pub broker: String,
+    pub version: u64,
 }
 
 impl Metadata {
@@ -85,6 +99,7 @@ impl Metadata {
             broker: standing.name[LEASES.len()..].to_owned(),
             incarnation: standing.epoch,
             expires_at_ms: standing.is_held.then_some(standing.expires_at_ms),
+            version: standing.version,
         });
         Ok(sessions.collect())
     }

@@ -8,6 +8,7 @@
 use geminga_model::BundleName;
 use serde::{Deserialize, Serialize};
 
+use super::brokers::{OverSession, session_key};
 use super::{Metadata, Versioned, cursor_logs, garbage, namespaces};
 use crate::{Expect, MetadataError, Op, Policies, codec};
 
@@ -81,6 +82,20 @@ impl Metadata {
     ) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
         Ok(self.store.commit(vec![Op::put(key(name), codec::encode(record)?, expect)]).await?[0])
+    }
+
+    /// Makes somebody the owner of a bundle whose owner's session is over: refused as [`put_bundle`](Self::put_bundle) is, and when the
+    /// session has been renewed since, whose broker then goes on as the owner.
+    pub async fn take_bundle(
+        &self,
+        name: &BundleName,
+        record: &BundleRecord,
+        version: u64,
+        over: Option<&OverSession>,
+    ) -> Result<u64, MetadataError> {
+        let mut ops = vec![Op::put(key(name), codec::encode(record)?, Expect::Version(version))];
+        ops.extend(over.map(|over| Op::check(session_key(&over.broker), Expect::Version(over.version))));
+        Ok(self.store.commit(ops).await?[0])
     }
 
     /// The first record of a bundle, if its namespace's policies have that version still: it may have been split since they were read,
