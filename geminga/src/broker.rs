@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use geminga_broker::Ownership;
 use geminga_metadata::{BrokerSession, Metadata};
-use geminga_replicated_ledgers::{Membership, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
+use geminga_replicated_ledgers::{Membership, NodeTls, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use tokio::sync::watch;
 
 use crate::options::{BrokerOptions, Resolved, TooFewZones};
@@ -45,7 +45,7 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
             options.min_zones_per_ack_quorum
         );
     }
-    let tls = options.storage_tls.open()?;
+    let tls = options.storage_tls.open()?.map(NodeTls::from);
     let serving_options = &options.serving;
     serving::check(serving_options)?;
     if options.session_timeout.get() < SESSION_TIMEOUT_MIN {

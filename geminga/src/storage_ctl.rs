@@ -5,9 +5,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use geminga_storage_node_control::client::{
-    DescribeRequest, ScrubRequest, SetDrainingRequest, StatisticsRequest, StorageNodeClient,
+    self, DescribeRequest, ScrubRequest, SetDrainingRequest, StatisticsRequest,
 };
 use serde_json::{Value, json};
+
+use crate::cli::StorageTlsArguments;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -38,6 +40,8 @@ pub struct Server {
     /// The node's control address
     #[arg(long, value_name = "HOST:PORT", env = "GEMINGA_CONTROL_ADDR", default_value = "127.0.0.1:3182")]
     control_addr: String,
+    #[command(flatten)]
+    storage_tls: StorageTlsArguments,
 }
 
 pub fn run(command: &StorageCommand) -> anyhow::Result<()> {
@@ -54,9 +58,8 @@ async fn ask(command: &StorageCommand) -> anyhow::Result<Value> {
     | StorageCommand::Drain(server)
     | StorageCommand::Undrain(server)
     | StorageCommand::Scrub { server, .. }) = command;
-    let url = format!("http://{}", server.control_addr);
-    let mut node =
-        StorageNodeClient::connect(url).await.with_context(|| format!("cannot reach {}", server.control_addr))?;
+    let (address, tls) = (&server.control_addr, server.storage_tls.options().open()?);
+    let mut node = client::connect(address, tls).await.with_context(|| format!("cannot reach {address}"))?;
     let draining = |draining| SetDrainingRequest { draining };
     Ok(match command {
         StorageCommand::Describe(_) => {

@@ -16,6 +16,7 @@ use geminga_storage_node::{
     collect_garbage, heal, repair,
 };
 use geminga_storage_node_control::About;
+use geminga_tls::ServerTls;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -57,7 +58,8 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
         );
     }
     let scrub = ScrubOptions { bytes_per_second: options.scrub_rate.bytes(), interval: options.scrub_interval.get() };
-    let (tls, tls_to_others) = (tls(options)?, options.storage_tls.open()?);
+    let (tls, tls_to_others) = (tls(options)?, options.storage_tls.open()?.map(NodeTls::from));
+    let control_tls = tls.as_ref().map(control_tls).transpose()?;
     if let Some(path) = &options.process.ready_file {
         ReadyFile::clear(path)?;
     }
@@ -107,6 +109,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
             TcpListener::from_std(listener)?,
             node.clone(),
             about,
+            control_tls,
             shutdown.clone(),
         );
         serving_control.spawn(async move {
@@ -161,6 +164,12 @@ async fn horizon(options: &StorageNodeOptions) -> anyhow::Result<u64> {
     let horizon = Metadata::new(store.clone()).fresh_ledger_id().await?;
     store.close().await;
     Ok(horizon)
+}
+
+/// The same for gRPC, which begins with TLS.
+fn control_tls(TlsOptions { certificate, key, client_authorities, .. }: &TlsOptions) -> anyhow::Result<ServerTls> {
+    ServerTls::open(certificate, key, client_authorities.as_deref(), &["h2"])
+        .context("cannot use TLS (--tls-cert, --tls-key, --tls-client-ca)")
 }
 
 fn tls(options: &StorageNodeOptions) -> anyhow::Result<Option<TlsOptions>> {

@@ -14,3 +14,17 @@ pub use client::ClientTls;
 pub use error::TlsError;
 pub use server::ServerTls;
 pub use stream::Stream;
+
+/// The host of `HOST:PORT`, for which a certificate has to be; of an IPv6 address without its brackets.
+pub fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn hosts_of_addresses() {
+        let hosts = ["node-1.example:3181", "10.0.0.7:1", "[::1]:3181", "bare"].map(super::host_of);
+        assert_eq!(hosts, ["node-1.example", "10.0.0.7", "::1", "bare"]);
+    }
+}

@@ -188,6 +188,8 @@ impl Broker {
 
     /// Forgets a bundle and sends the clients of its topics away.
     pub(crate) fn dismiss(&self, bundle: &Arc<Bundle>, topics: Vec<Arc<Topic>>, to: Option<&Located>) {
+        // What waits still would be confirmed and not be known to whoever opens the bundle next, here too.
+        bundle.cursors.seal();
         self.bundles.forget(&bundle.name, bundle);
         for topic in topics {
             self.forget(&topic);

@@ -13,6 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use geminga_doctor::{Cluster, Contents, Finding, Plan, Step, confirmed, examine, propose};
 use geminga_metadata::Metadata;
+use geminga_replicated_ledgers::NodeTls;
 use serde_json::json;
 
 use crate::cli::StorageTlsArguments;
@@ -93,7 +94,7 @@ fn apply_plan(arguments: &DoctorArguments, path: &Path) -> anyhow::Result<bool> 
         let metadata = Metadata::new(store.clone());
         let applied = async {
             no_broker_is_at_work(&metadata).await?;
-            let nodes = Nodes::open(&metadata, tls).await?;
+            let nodes = Nodes::open(&metadata, tls.map(NodeTls::from)).await?;
             Applying::new(&metadata, nodes).carry_out(&plan, |step, outcome| crate::print(&told(step, outcome))).await
         };
         let outcome = applied.await;
@@ -134,14 +135,14 @@ async fn look(arguments: &DoctorArguments) -> anyhow::Result<(Cluster, BTreeSet<
         .context("cannot open the metadata (--metadata-url)")?;
     let metadata = Metadata::new(store.clone());
     let looks = async {
-        let nodes = Nodes::open(&metadata, tls).await?;
-        let cluster = reading::read(&metadata, &nodes).await?;
+        let nodes = Nodes::open(&metadata, tls.clone().map(NodeTls::from)).await?;
+        let cluster = reading::read(&metadata, &nodes, tls.as_ref()).await?;
         let findings = examine(&cluster);
         if findings.is_empty() {
             return Ok((cluster, findings));
         }
         tokio::time::sleep(arguments.look_again_after.get()).await;
-        let cluster = reading::read(&metadata, &nodes).await?;
+        let cluster = reading::read(&metadata, &nodes, tls.as_ref()).await?;
         let findings = confirmed(&findings, &examine(&cluster));
         Ok((cluster, findings))
     };

@@ -1,6 +1,7 @@
 //! Reads metadata and asks nodes, in the order that `geminga-doctor` asks for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,7 +10,8 @@ use geminga_ensemble::LedgerState;
 use geminga_ledger::cursor_log;
 use geminga_metadata::Metadata;
 use geminga_replicated_ledgers::payload_at;
-use geminga_storage_node_control::client::{LedgerHere, ListLedgersRequest, StatisticsRequest, StorageNodeClient};
+use geminga_storage_node_control::client::{self, LedgerHere, ListLedgersRequest, StatisticsRequest};
+use geminga_tls::ClientTls;
 use serde::Deserialize;
 
 use super::storage::Storage;
@@ -26,9 +28,13 @@ struct LogLedger {
 
 /// # Errors
 /// Metadata could not be read. A node that could not be is in the answer as such.
-pub async fn read(metadata: &Metadata, storage: &impl Storage) -> anyhow::Result<Cluster> {
+pub async fn read(
+    metadata: &Metadata,
+    storage: &impl Storage,
+    tls: Option<&Arc<ClientTls>>,
+) -> anyhow::Result<Cluster> {
     let mut cluster = Cluster {
-        nodes: nodes(metadata).await.context("cannot read which storage nodes there are")?,
+        nodes: nodes(metadata, tls).await.context("cannot read which storage nodes there are")?,
         topics: topics(metadata).await.context("cannot read topics")?,
         cursor_logs: cursor_logs(metadata).await.context("cannot read where cursor logs are")?,
         partitioned: partitioned(metadata).await.context("cannot read which topics are partitioned")?,
@@ -74,11 +80,11 @@ async fn acknowledged(
     Ok(acknowledged.collect())
 }
 
-async fn nodes(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Node>> {
+async fn nodes(metadata: &Metadata, tls: Option<&Arc<ClientTls>>) -> anyhow::Result<BTreeMap<String, Node>> {
     let mut nodes = BTreeMap::new();
     for status in metadata.storage_node_statuses().await? {
         let node = match &status.record.control {
-            Some(address) => ask(address).await,
+            Some(address) => ask(address, tls.cloned()).await,
             None => Err(anyhow::anyhow!("it has no control address (--control-addr)")),
         };
         let unread = |error: anyhow::Error| Node {
@@ -91,9 +97,9 @@ async fn nodes(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Node>> {
     Ok(nodes)
 }
 
-async fn ask(address: &str) -> anyhow::Result<Node> {
-    let connecting = StorageNodeClient::connect(format!("http://{address}"));
-    let mut node = patiently(connecting).await?.with_context(|| format!("cannot reach {address}"))?;
+async fn ask(address: &str, tls: Option<Arc<ClientTls>>) -> anyhow::Result<Node> {
+    let mut node =
+        patiently(client::connect(address, tls)).await?.with_context(|| format!("cannot reach {address}"))?;
     let statistics = patiently(node.get_statistics(StatisticsRequest {})).await??.into_inner();
     let request = ListLedgersRequest { first: 0, with_heads: true };
     let mut list = patiently(node.list_ledgers(request)).await??.into_inner();

@@ -1,9 +1,9 @@
 //! How a process reaches storage nodes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use geminga_replicated_ledgers::NodeTls;
 use geminga_tls::ClientTls;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ impl StorageTlsOptions {
     ///
     /// # Errors
     /// The files cannot be used, or one is missing.
-    pub fn open(&self) -> anyhow::Result<Option<NodeTls>> {
+    pub fn open(&self) -> anyhow::Result<Option<Arc<ClientTls>>> {
         let [authorities, certificate, key] =
             [&self.storage_tls_ca, &self.storage_tls_cert, &self.storage_tls_key].map(|path| path.as_deref());
         let tls = match (authorities, certificate, key) {
@@ -30,6 +30,6 @@ impl StorageTlsOptions {
             (None, ..) => bail!("TLS to storage nodes needs the authority of their certificates (--storage-tls-ca)"),
             _ => bail!("a certificate and its key belong together (--storage-tls-cert, --storage-tls-key)"),
         };
-        Ok(Some(NodeTls::from(tls.context("cannot use TLS to storage nodes (--storage-tls-ca, -cert, -key)")?)))
+        Ok(Some(Arc::new(tls.context("cannot use TLS to storage nodes (--storage-tls-ca, -cert, -key)")?)))
     }
 }

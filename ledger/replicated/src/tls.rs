@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use geminga_flow::Socket;
-use geminga_tls::ClientTls;
+use geminga_tls::{ClientTls, host_of};
 use geminga_wire_bookkeeper::{Code, Request, WireVersion, decode_response, encode_request, take_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpStream, UnixStream};
@@ -29,9 +29,9 @@ impl fmt::Debug for NodeTls {
     }
 }
 
-impl From<ClientTls> for NodeTls {
-    fn from(tls: ClientTls) -> Self {
-        Self(Arc::new(tls))
+impl From<Arc<ClientTls>> for NodeTls {
+    fn from(tls: Arc<ClientTls>) -> Self {
+        Self(tls)
     }
 }
 
@@ -48,8 +48,7 @@ impl NodeTls {
             Code::Ok => (),
             code => return Err(Error::other(format!("it does not begin TLS: {code:?}"))),
         }
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
-        let mut session = self.0.connect_on(host, stream).await?;
+        let mut session = self.0.connect_on(host_of(address), stream).await?;
         let (ours, mut theirs) = UnixStream::pair()?;
         let address = address.to_owned();
         // However it ends, whoever uses the connection sees its end. A node that does not take our certificate says so here.

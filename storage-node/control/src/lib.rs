@@ -1,18 +1,15 @@
 //! The control path of a storage node: gRPC beside BookKeeper's protocol, for whoever looks after nodes. The service is
-//! described in `wire/control/proto/StorageNode.proto`; grpc.health.v1 says that it is there.
+//! described in `wire/control/proto/StorageNode.proto`; grpc.health.v1 says that it is there. Where the node speaks TLS, this port speaks
+//! nothing else, and asks for the same certificates.
 
-/// What asks it.
-pub mod client {
-    pub use geminga_wire_control::storage_node_client::StorageNodeClient;
-    pub use geminga_wire_control::{
-        DescribeRequest, LedgerHere, ListLedgersRequest, ScrubRequest, SetDrainingRequest, StatisticsRequest,
-    };
-}
+pub mod client;
+mod connections;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use geminga_storage_node::{LedgerSummary, StorageNode};
+use geminga_tls::ServerTls;
 use geminga_wire_control::storage_node_server::{StorageNode as Service, StorageNodeServer};
 use geminga_wire_control::{
     DescribeRequest, Description, Directory, Draining, LedgerHere, ListLedgersRequest, ScrubProgress, ScrubRequest,
@@ -20,7 +17,7 @@ use geminga_wire_control::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// What the node itself does not know about itself.
@@ -44,7 +41,7 @@ struct Control {
     started_at_ms: u64,
 }
 
-/// Serves until `shutdown` turns true.
+/// Serves until `shutdown` turns true, over TLS if there is any (which should offer `h2` by ALPN).
 ///
 /// # Errors
 /// The listener fails.
@@ -52,6 +49,7 @@ pub async fn serve(
     listener: TcpListener,
     node: Arc<StorageNode>,
     about: About,
+    tls: Option<ServerTls>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let started_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
@@ -65,7 +63,7 @@ pub async fn serve(
     tonic::transport::Server::builder()
         .add_service(health_service)
         .add_service(StorageNodeServer::new(Control { node, about, started_at_ms }))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(connections::incoming(listener, tls), stop)
         .await
 }
 
@@ -201,7 +199,7 @@ mod listing {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (stop, stopped) = watch::channel(false);
-        let serving = tokio::spawn(serve(listener, node, About::default(), stopped));
+        let serving = tokio::spawn(serve(listener, node, About::default(), None, stopped));
 
         let mut client = StorageNodeClient::connect(url).await.expect("it serves");
         let mut found = Vec::new();
@@ -240,7 +238,7 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (stop, stopped) = watch::channel(false);
         let about = About { id: "n".to_owned(), zone: "z".to_owned(), ..About::default() };
-        let serving = tokio::spawn(serve(listener, node.clone(), about, stopped));
+        let serving = tokio::spawn(serve(listener, node.clone(), about, None, stopped));
 
         let mut client = StorageNodeClient::connect(url.clone()).await.expect("it serves");
         let described = client.describe(DescribeRequest {}).await.expect("answered").into_inner();

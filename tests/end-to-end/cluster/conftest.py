@@ -49,7 +49,7 @@ def cluster_with_tls(postgres, tmp_path):
     make_certificates(tmp_path)
     authority, certificate, key = (str(tmp_path / name) for name in ["ca.pem", "cert.pem", "key.pem"])
     others = ["--storage-tls-ca", authority, "--storage-tls-cert", certificate, "--storage-tls-key", key]
-    own = ["--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", authority, "--require-tls"]
+    own = ["--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", authority, "--require-tls", "--control-addr", "127.0.0.1:0"]
     yield from run_cluster(postgres.new_database(), 4, node_arguments=[*MISSED_SOON, *own, *others], broker_arguments=others)
 
 

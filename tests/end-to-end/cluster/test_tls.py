@@ -3,6 +3,7 @@ import pulsar
 from conftest import Process
 from harness import servers
 from test_cluster import NAMESPACE
+from test_doctor import examine
 from test_recovery import check_everything, keep_everything, produce, registered, wait_for, wait_until_repaired
 
 
@@ -10,6 +11,9 @@ def test_brokers_and_repair_go_through_tls(cluster_with_tls):
     cluster = cluster_with_tls
     keep_everything(cluster)
     topics = {f"{NAMESPACE}/tls-{n}": produce(cluster, f"{NAMESPACE}/tls-{n}", 1) for n in range(2)}
+    code, report = examine(cluster, *cluster.broker.arguments[cluster.broker.arguments.index("--storage-tls-ca"):][:6])
+    assert (code, report["findings"], report["notAsked"]) == (0, [], {})
+    assert len(examine(cluster)[1]["notAsked"]) == 4, "nodes answer nobody else"
     lost = registered(cluster)[0]["id"]
     cluster.nodes[0].kill()
     wait_until_repaired(cluster, [lost])

@@ -51,7 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("geminga-repair (dev)", &["geminga-log", "geminga-storage-node"]),
     ("geminga-doctor", &["geminga-ensemble"]),
-    ("geminga-storage-node-control", &["geminga-storage-node", "geminga-wire-control"]),
+    ("geminga-storage-node-control", &["geminga-storage-node", "geminga-tls", "geminga-wire-control"]),
     ("geminga-storage-node-control (dev)", &["geminga-log"]),
     ("geminga-metadata", &["geminga-model"]),
     ("geminga-metadata-sql", &["geminga-metadata", "geminga-model"]),
