@@ -291,7 +291,7 @@ impl Disk for SimDisk {
     fn space(&self) -> io::Result<Space> {
         let state = self.state.lock();
         let free_bytes = state.capacity_bytes.saturating_sub(state.used_bytes());
-        Ok(Space { free_bytes, total_bytes: 64 << 20 })
+        Ok(Space { free_bytes, total_bytes: state.capacity_bytes.max(64 << 20) })
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockReadGuard};
 use rustc_hash::FxHashSet;
 
 use super::batch::{Done, Request};
@@ -19,6 +19,8 @@ use crate::index::Control;
 use crate::index::footer::{self, Directory, Row};
 use crate::options::LogOptions;
 
+/// Ledgers that are looked at while commits wait.
+const LEDGERS_TOGETHER: usize = 4096;
 /// Files of reclaimed segments that are kept to be used again.
 const SPARES_KEPT: usize = 2;
 
@@ -242,28 +244,29 @@ impl<D: Disk> Engine<D> {
     /// Fences, keys and confirmations of ledgers that exist, and tombstones of ledgers of which other segments still hold something,
     /// or which nothing else says to be deleted.
     pub(super) fn controls_to_keep(&self, dropping: &[(u32, Vec<Row>)]) -> Vec<Control> {
-        let catalog = self.catalog.read();
+        let mut rows: Vec<&Row> = dropping.iter().flat_map(|(_, rows)| rows).collect();
+        rows.sort_by_key(|row| row.ledger);
         let mut controls = Vec::new();
-        let mut seen = FxHashSet::default();
-        for row in dropping.iter().flat_map(|(_, rows)| rows) {
-            if !seen.insert(row.ledger) {
-                continue;
+        let mut catalog = self.catalog.read();
+        for (number, rows) in rows.chunk_by(|one, other| one.ledger == other.ledger).enumerate() {
+            if number % LEDGERS_TOGETHER == 0 {
+                // Commits wait for this, and there may be millions.
+                RwLockReadGuard::bump(&mut catalog);
             }
-            let rows_of = || dropping.iter().flat_map(|(_, rows)| rows).filter(|other| other.ledger == row.ledger);
-            if let Some(known) = catalog.ledgers.get(&row.ledger) {
-                let ledger = row.ledger;
-                let here = |has: fn(&Row) -> bool| rows_of().any(has);
+            let ledger = rows[0].ledger;
+            if let Some(known) = catalog.ledgers.get(&ledger) {
+                let here = |has: fn(&Row) -> bool| rows.iter().any(|row| has(row));
                 let key = known.key.filter(|_| here(|row| row.key.is_some()));
                 let lac = known.explicit_lac.as_ref().filter(|_| here(|row| row.explicit_lac.is_some()));
                 let fence = known.fence.filter(|_| here(|row| row.fence.is_some()));
                 controls.extend(key.map(|key| Control::Key { ledger, key }));
                 controls.extend(lac.map(|lac| Control::ExplicitLac { ledger, lac: **lac }));
                 controls.extend(fence.map(|end| Control::Fence { ledger, end }));
-            } else if rows_of().any(|row| row.deleted) {
-                let held_here = rows_of().filter(|row| row.holds_something()).count() as u32;
-                let remains = catalog.graves.get(&row.ledger).map_or(0, |grave| grave.remains);
+            } else if rows.iter().any(|row| row.deleted) {
+                let held_here = rows.iter().filter(|row| row.holds_something()).count() as u32;
+                let remains = catalog.graves.get(&ledger).map_or(0, |grave| grave.remains);
                 if remains > held_here || catalog.deleted.unsaved {
-                    controls.push(Control::Tombstone { ledger: row.ledger });
+                    controls.push(Control::Tombstone { ledger });
                 }
             }
         }
