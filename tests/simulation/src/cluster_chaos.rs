@@ -41,6 +41,8 @@ pub enum Happening {
     /// The index forgets entries, or (true) a file is cut off.
     ForgetEntries(usize, bool),
     LoseDisk(usize),
+    /// One more, where all that was on the last one has been repaired.
+    LoseAnotherDisk,
     /// A broker's clock is ahead by so many milliseconds from now on.
     SetClock(usize, u64),
     /// The bundle of a topic.
@@ -178,6 +180,7 @@ impl Chaos {
                 self.disk_is_lost = true;
                 Happening::LoseDisk(victim?)
             }
+            Kind::LoseDisk if self.disk_is_lost => Happening::LoseAnotherDisk,
             Kind::LoseDisk => return None,
             Kind::SetClock => Happening::SetClock(broker, self.rng.random_range(0..60_000)),
             Kind::Transfer => {

@@ -13,7 +13,7 @@ use crate::cluster_chaos::{Fault, Happening, Way};
 use crate::cluster_membership::broker_name;
 use crate::cluster_node::Node;
 use crate::cluster_sim::{Event, MS, Machine};
-use crate::cluster_simulation::{SWEEP, World};
+use crate::cluster_simulation::{NODES_MAX, SWEEP, World};
 
 impl World {
     pub fn happen(&mut self, happening: Happening) {
@@ -36,21 +36,35 @@ impl World {
                 self.sim.network.borrow_mut().part(&apart, one_way);
                 self.sim.after(time, Event::Heal(Fault::Partition));
             }
+            // A second copy of something may be gone already.
+            Happening::FlipBits(_) | Happening::ForgetEntries(..) if self.lost_another => (),
             Happening::FlipBits(node) => {
                 for _ in 0..3 {
                     self.sim.count_many("fault: bit flipped", u64::from(nodes[node].flip_bit()));
                 }
+                self.is_hurt = true;
             }
             Happening::ForgetEntries(node, is_cut) => {
                 let what = if is_cut { "fault: file cut off" } else { "fault: index damaged" };
                 self.sim.count_many(what, u64::from(nodes[node].forget_entries(is_cut)));
+                self.is_hurt = true;
             }
             Happening::LoseDisk(node) => {
                 self.sim.count("fault: disk lost");
-                nodes[node].lose_disk();
-                let state = Node::new(self.sim.plant, SmallRng::from_rng(&mut self.rng));
-                nodes.push(state);
-                self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
+                drop(nodes);
+                self.lose_disk(node);
+            }
+            Happening::LoseAnotherDisk => {
+                let node = self.rng.random_range(0..nodes.len());
+                let can_be = nodes.len() < NODES_MAX && !nodes[node].is_lost && !self.is_hurt;
+                drop(nodes);
+                if can_be && self.sim.oracle.borrow().would_keep_all_without(&self.sim, node) {
+                    self.sim.count("fault: another disk lost");
+                    self.lost_another = true;
+                    // What was not confirmed yet may be confirmed by what it has said.
+                    self.sim.nodes.borrow_mut()[node].is_victim = true;
+                    self.lose_disk(node);
+                }
             }
             Happening::SetClock(broker, skew_ms) => {
                 self.sim.count("fault: clock changed");
@@ -82,6 +96,15 @@ impl World {
                 }
             }
         }
+    }
+
+    /// For good; another node comes in its place.
+    fn lose_disk(&mut self, node: usize) {
+        let mut nodes = self.sim.nodes.borrow_mut();
+        nodes[node].lose_disk();
+        let state = Node::new(self.sim.plant, SmallRng::from_rng(&mut self.rng));
+        nodes.push(state);
+        self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
     }
 
     /// A broker that has a topic, and is not paused, with the bundle that the topic is in.

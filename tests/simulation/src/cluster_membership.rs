@@ -49,6 +49,7 @@ impl Broker {
         self.tasks.spawn(self.clone().keep_session());
         self.tasks.spawn(self.clone().follow_sessions());
         self.tasks.spawn(self.clone().follow_bundles());
+        self.tasks.spawn(self.clone().keep_repairing());
     }
 
     async fn keep_session(self: Rc<Self>) {

@@ -1,6 +1,7 @@
 //! What the machines of a simulated cluster say to each other.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 
@@ -28,6 +29,10 @@ pub enum Call {
         entry: u64,
         fences: bool,
     },
+    /// Which entries of the ledger it has.
+    List {
+        ledger: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +43,7 @@ pub enum Answer {
     Failed,
     /// An entry as it is stored.
     Here(Bytes),
+    Listed(BTreeSet<u64>),
     /// There certainly is none.
     Absent,
     /// It may be there.

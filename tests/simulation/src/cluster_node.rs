@@ -104,6 +104,7 @@ impl Node {
             Call::Read { ledger, entry, fences } => {
                 self.begin_fence(*ledger, *fences).then(|| self.read(*ledger, *entry))
             }
+            Call::List { ledger } => Some(self.list(*ledger)),
         };
         let is_refused = !matches!(answer, None | Some(Answer::Added));
         if !is_refused {
@@ -173,6 +174,7 @@ impl Node {
                 self.put(*ledger, *entry, body, true);
                 Answer::Added
             }
+            Call::List { ledger } => self.list(*ledger),
             Call::Last { .. } | Call::Read { .. } if fails => Answer::Unknown,
             Call::Last { ledger, .. } => {
                 self.replicas.entry(*ledger).or_default().fenced = true;
@@ -215,6 +217,13 @@ impl Node {
             None if !replica.has_holes || denies => Answer::Absent,
             _ => Answer::Unknown,
         }
+    }
+
+    fn list(&self, ledger: u64) -> Answer {
+        let entries = self.replicas.get(&ledger).into_iter().flat_map(|replica| &replica.entries);
+        Answer::Listed(
+            entries.filter(|(_, stored)| stored.durable && !stored.damaged).map(|(entry, _)| *entry).collect(),
+        )
     }
 
     /// Whether the entry would be there after a crash, as it was written.

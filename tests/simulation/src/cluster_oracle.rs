@@ -28,6 +28,8 @@ struct LedgerTruth {
     confirmed: u64,
     closed: Option<LedgerState>,
     is_deleted: bool,
+    /// The log of a bundle that was split: it was sealed, and what its writer still gets confirmed is nobody's.
+    is_done_with: bool,
     /// Somebody has created it after that.
     is_undead: bool,
     /// As they were last written.
@@ -94,7 +96,8 @@ impl Oracle {
         }
         if truth.is_deleted {
             // It was there, and the next owner has found it, until everybody had acknowledged it.
-            return assert!(truth.closed.is_some(), "ledger {ledger} is deleted and was never closed");
+            let is_over = truth.closed.is_some() || truth.is_done_with;
+            return assert!(is_over, "ledger {ledger} is deleted and was never closed");
         }
         for entry in from..=up_to {
             let (holders, needed) = truth.holders(sim, ledger, entry);
@@ -128,6 +131,11 @@ impl Oracle {
         truth.metadata = Some(metadata.clone());
     }
 
+    /// A bundle was split, whose log had these.
+    pub fn log_is_done_with(&mut self, ledgers: &[u64]) {
+        ledgers.iter().for_each(|ledger| self.ledgers.entry(*ledger).or_default().is_done_with = true);
+    }
+
     /// Somebody deletes a ledger: no record may name it.
     pub fn ledger_deleted(&mut self, ledger: u64, metadata: &Metadata) {
         for topic in 0..self.topics.len() {
@@ -153,6 +161,22 @@ impl Oracle {
                 assert!(good, "entry {entry} of ledger {ledger} is confirmed, and nobody has it any more");
             }
         }
+    }
+
+    /// Whether, if this node's disk was lost, nothing would be lost: no metadata name a node that is lost already, and of all that it has
+    /// that may be confirmed there is a good copy elsewhere.
+    pub fn would_keep_all_without(&self, sim: &Sim, node: usize) -> bool {
+        self.ledgers.iter().filter(|(_, truth)| truth.metadata.is_some()).all(|(ledger, truth)| {
+            let named =
+                truth.metadata.iter().flat_map(|metadata| &metadata.fragments).flat_map(|fragment| &fragment.ensemble);
+            let names_lost = named.filter_map(node_number).any(|named| sim.nodes.borrow()[named].is_lost);
+            let is_kept = |entry: u64| {
+                let good = |at: &usize| truth.is_good(sim, *at, *ledger, entry);
+                let elsewhere = truth.places(entry).filter(|at| *at != node).any(|at| good(&at));
+                elsewhere || entry >= truth.confirmed && !good(&node)
+            };
+            !names_lost && (0..truth.written.len() as u64).all(is_kept)
+        })
     }
 
     /// A producer of the topic gets a receipt from this owner.

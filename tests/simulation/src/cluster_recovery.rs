@@ -59,6 +59,15 @@ impl Broker {
                 Versioned { value, version: created.map_err(|error| error.to_string())? }
             }
         };
+        self.recover_known(ledger, known).await
+    }
+
+    /// The same of a ledger that exists, as it was read.
+    pub async fn recover_known(
+        self: &Rc<Self>,
+        ledger: u64,
+        known: Versioned<LedgerMetadata>,
+    ) -> Result<LedgerMetadata, Failure> {
         let (resolver, done) = promise();
         let machine = LedgerRecovery::new(known.value, known.version);
         {
@@ -189,6 +198,24 @@ impl Broker {
     /// The payload of an entry, from the first node that has it undamaged.
     pub async fn read_entry(self: &Rc<Self>, ledger: u64, entry: u64) -> Result<Bytes, Failure> {
         let metadata = self.whereabouts(ledger, entry).await?;
+        let answer = self.read_from(&metadata, ledger, entry).await;
+        if answer.is_ok() {
+            return answer;
+        }
+        // A repair may have moved the entry since the metadata were read.
+        let found = self.get_ledger(ledger).await.map_err(|error| error.to_string())?;
+        let now = found.ok_or_else(|| format!("ledger {ledger} is gone"))?.value;
+        if let LedgerState::Closed { .. } = now.state {
+            self.ledgers.borrow_mut().closed.insert(ledger, now.clone());
+        }
+        if now.fragment_of(entry).ensemble == metadata.fragment_of(entry).ensemble {
+            return answer;
+        }
+        self.sim.count("entries read where a repair had moved them");
+        self.read_from(&now, ledger, entry).await
+    }
+
+    async fn read_from(self: &Rc<Self>, metadata: &LedgerMetadata, ledger: u64, entry: u64) -> Result<Bytes, Failure> {
         let fragment = metadata.fragment_of(entry);
         let mut nodes: Vec<&NodeId> =
             distribution::write_order(metadata.quorum, entry).map(|slot| &fragment.ensemble[slot]).collect();

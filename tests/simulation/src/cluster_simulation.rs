@@ -28,8 +28,8 @@ use crate::cluster_topic::topic_name;
 use crate::ledger_oracle::positions;
 
 const NODES: usize = 6;
-/// Nodes that may come in the place of lost ones.
-const SPARES: usize = 2;
+/// With those that come in the place of lost ones.
+pub const NODES_MAX: usize = 12;
 const SUBSCRIPTIONS: usize = 2;
 /// Within which everything comes to rest once nothing fails any more.
 const REST: Micros = 90 * SECOND;
@@ -67,6 +67,10 @@ pub struct World {
     /// Machines that do nothing, with what waits for them.
     pub paused: BTreeMap<Machine, Vec<Event>>,
     chaos: Chaos,
+    /// Bits were flipped, or entries forgotten, on some node.
+    pub is_hurt: bool,
+    /// More disks were lost than may be at once.
+    pub lost_another: bool,
 }
 
 /// Runs one seed.
@@ -102,11 +106,8 @@ impl World {
         let producers: Vec<usize> = (0..topics).flat_map(|topic| vec![topic; rng.random_range(1..=2)]).collect();
         let consumers: Vec<(usize, usize)> =
             (0..topics).flat_map(|topic| [(topic, 0), (topic, 1), (topic, 1)]).collect();
-        let layout = Layout {
-            brokers: rng.random_range(2..=3),
-            nodes: NODES + SPARES,
-            clients: producers.len() + consumers.len(),
-        };
+        let layout =
+            Layout { brokers: rng.random_range(2..=3), nodes: NODES_MAX, clients: producers.len() + consumers.len() };
         let network = Network::new(layout, SmallRng::from_rng(&mut rng));
         let sim = Rc::new(Sim::new(rng.random(), options.plant, network, options.is_traced));
         let victims = ack as usize - 1;
@@ -137,6 +138,8 @@ impl World {
             mood: Mood::Lively,
             paused: BTreeMap::new(),
             chaos,
+            is_hurt: false,
+            lost_another: false,
             sim,
             rng,
         };

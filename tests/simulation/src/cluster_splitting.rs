@@ -82,6 +82,7 @@ impl Broker {
             Ok(()) => {
                 self.sim.count("bundles split");
                 self.sim.note(format_args!("broker {} has split {bundle} into {parts:?}", self.id));
+                self.sim.oracle.borrow_mut().log_is_done_with(&sealed.ledgers);
                 self.delete_ledgers(sealed.ledgers);
             }
             Err(failure) => {

@@ -20,6 +20,7 @@ pub mod cluster_oracle_acks;
 pub mod cluster_ownership;
 pub mod cluster_plant;
 pub mod cluster_recovery;
+pub mod cluster_repair;
 pub mod cluster_sim;
 pub mod cluster_simulation;
 pub mod cluster_splitting;

@@ -10,7 +10,7 @@ use geminga_simulation::cluster_sim::{SECOND, Seen};
 use geminga_simulation::cluster_simulation::{Options, Report, run};
 
 /// What a run is for: each has to happen, at least once in ten simulated hours.
-const EXPECTED: [&str; 55] = [
+const EXPECTED: [&str; 59] = [
     "acks and resets with a receipt",
     "bundles given away",
     "bundles lost while they were opened",
@@ -24,11 +24,13 @@ const EXPECTED: [&str; 55] = [
     "damaged entries noticed by a reader",
     "duplicates that were known",
     "entries acknowledged",
+    "entries copied by repairs",
     "entries of cursor logs replayed",
     "entries read at the end",
     "entries read for consumers",
     "entries replayed for deduplication",
     "entries written again by a recovery",
+    "fault: another disk lost",
     "fault: bit flipped",
     "fault: broker crashed",
     "fault: broker paused",
@@ -48,7 +50,9 @@ const EXPECTED: [&str; 55] = [
     "fault: node paused",
     "fault: syncs fail",
     "ledgers closed by a reader",
+    "ledgers closed under a writer that does not leave a lost node",
     "ledgers deleted",
+    "lost nodes replaced by repairs",
     "messages checked by consumers",
     "messages confirmed",
     "messages refused",

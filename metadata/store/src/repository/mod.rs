@@ -33,7 +33,7 @@ const SCAN_RECORDS: usize = 1000;
 const LEDGER_IDS: &str = "ledger-id";
 const CURSOR_IDS: &str = "cursor-id";
 /// Ids taken from the store at a time; the rest of a block is skipped when the process ends.
-const ID_BLOCK: u64 = 64;
+const ID_BLOCK: u64 = 256;
 
 /// A record with the version to name in a compare-and-set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct Metadata {
 #[derive(Default)]
 struct IdBlock {
     range: Mutex<(u64, u64)>,
+    /// One allocates at a time, and those who wait take of what it gets.
+    refilling: tokio::sync::Mutex<()>,
 }
 
 impl IdBlock {
@@ -147,6 +149,10 @@ impl Metadata {
     }
 
     async fn next_id(&self, block: &IdBlock, sequence: &str, after: u64) -> Result<u64, MetadataError> {
+        if let Some(id) = block.take(after) {
+            return Ok(id);
+        }
+        let _turn = block.refilling.lock().await;
         if let Some(id) = block.take(after) {
             return Ok(id);
         }
