@@ -61,13 +61,14 @@ struct Waiting<'a, K: Clone + Eq + Hash, V> {
 
 impl<K: Clone + Eq + Hash, V> Drop for Waiting<'_, K, V> {
     fn drop(&mut self) {
-        // Slots are shared out, and given back, under this lock only: the count is true.
+        let Some(slot) = self.slot.take().filter(|slot| slot.get().is_none()) else { return };
+        // Slots are shared out, and empty ones given back, under this lock only: the count is true.
         let mut slots = self.slots.slots.lock();
-        let Some(slot) = self.slot.take() else { return };
         let in_map_and_here = 2;
         if slot.get().is_none() && Arc::strong_count(&slot) == in_map_and_here {
             slots.remove(self.name);
         }
+        drop(slot);
     }
 }
 
