@@ -53,6 +53,8 @@ pub struct LateStore {
     stored: MemoryStore,
     /// Whoever writes it keeps the records of cursor logs from being read.
     pub cursor_logs: tokio::sync::RwLock<()>,
+    /// Reads of them that were begun.
+    pub cursor_log_reads: AtomicU64,
     late: Mutex<Late>,
 }
 
@@ -86,7 +88,10 @@ impl LateStore {
 impl MetadataStore for LateStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
         let _may_read = match key.starts_with("cursor-logs/") {
-            true => Some(self.cursor_logs.read().await),
+            true => {
+                self.cursor_log_reads.fetch_add(1, Ordering::Relaxed);
+                Some(self.cursor_logs.read().await)
+            }
             false => None,
         };
         self.stored.get(key).await

@@ -1,6 +1,7 @@
 //! Several brokers on the same metadata and ledgers.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig, MemberOptions, Owner, Ownership, SplitAt};
@@ -160,7 +161,7 @@ async fn a_bundle_that_was_lost_while_it_was_opened_is_not_kept() {
         let owner = owner.clone();
         async move { owner.topic(&name(TOPIC), true).await.err() }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually("it is being opened", || async { store.cursor_log_reads.load(Ordering::Relaxed) > 0 }).await;
     let bundle = bundle(&metadata).await;
     let mine = metadata.get_bundle(&bundle).await.unwrap().unwrap();
     let id = if Arc::ptr_eq(&other, &a) { "a" } else { "b" };
