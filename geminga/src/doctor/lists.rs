@@ -43,8 +43,7 @@ pub fn extended(record: &TopicRecord, measured: &[Measured]) -> TopicRecord {
     }
     let was_open = record.last_open && was_last.is_some_and(|last| measured.iter().all(|it| it.ledger != last));
     extended.last_open = was_open && extended.ledgers.last().map(|last| last.ledger_id) == was_last;
-    let last = extended.ledgers.last().map_or(0, |last| last.ledger_id);
-    extended.last_ledger = last.max(record.last_ledger);
+    extended.set_greatest_ledger(record.greatest_ledger());
     extended
 }
 
@@ -53,7 +52,7 @@ pub fn without(record: &TopicRecord, ledger: u64) -> Option<TopicRecord> {
     let place = record.ledgers.iter().position(|it| it.ledger_id == ledger)?;
     let mut rest = record.clone();
     let gone = rest.ledgers.remove(place);
-    rest.last_ledger = rest.last_ledger.max(ledger);
+    rest.set_greatest_ledger(record.greatest_ledger());
     if rest.last_open && place == rest.ledgers.len() {
         // How many messages it had nobody knows.
         rest.last_open = false;
@@ -85,7 +84,7 @@ mod tests {
         let lost = [measured(7, 5, Some((10, 15))), measured(5, 0, None), measured(9, 4, Some((15, 25)))];
         let whole = extended(&record, &lost);
         let expected = vec![info(3, 10, 0), info(5, 0, 0), info(7, 5, 10), info(9, 4, 15)];
-        assert_eq!((whole.ledgers, whole.last_open, whole.next_index, whole.last_ledger), (expected, false, 25, 9));
+        assert_eq!((whole.ledgers, whole.last_open, whole.next_index, whole.last_ledger), (expected, false, 25, 0));
     }
 
     #[test]

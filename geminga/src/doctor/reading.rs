@@ -155,7 +155,7 @@ async fn restored(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Rememb
 async fn topics(metadata: &Metadata) -> anyhow::Result<BTreeMap<String, Topic>> {
     let topics = metadata.all_topics().await?.into_iter().map(|(name, record)| {
         let ledgers: Vec<u64> = record.value.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
-        let last_ledger = ledgers.iter().copied().max().unwrap_or(0).max(record.value.last_ledger);
+        let last_ledger = record.value.greatest_ledger();
         (name.to_string(), Topic { ledgers, last_ledger, version: record.version })
     });
     Ok(topics.collect())

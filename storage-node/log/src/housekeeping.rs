@@ -7,6 +7,8 @@ use crate::log::Shared;
 
 /// How often it looks while something goes on; sealing and preparing a segment takes less time than filling one.
 const ROUND: Duration = Duration::from_millis(20);
+/// The same while zeros are written beside commits: little at a time, so that a commit seldom meets them on the disk.
+const ZEROING_ROUND: Duration = Duration::from_millis(5);
 /// And while nothing does.
 const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
@@ -15,14 +17,18 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// After this long without a commit, an empty one proves that the last was durable.
 const MARK_AFTER: Duration = Duration::from_millis(200);
 
-/// Commits may wait for one step, on the disk if not for the file.
-const ZEROING_STEP_BYTES: usize = 256 << 10;
+/// Written at once; a commit may wait for one step, on the disk if not for the file.
+const ZEROING_STEP_BYTES: usize = 128 << 10;
+/// So much faster than commits use blocks up are they zeroed: the next segment has to be done when the active one is full.
+const ZEROING_LEAD: f64 = 1.25;
 /// Bytes per second.
-const ZEROING_RATE_MIN: f64 = (16 << 20) as f64;
+const ZEROING_RATE_MIN: f64 = (8 << 20) as f64;
 /// Bytes per second while nothing is committed.
 const ZEROING_RATE_IDLE: f64 = (256 << 20) as f64;
 /// Bytes per second. Above, commits are large, and zeros would cost more than they save.
 const ZEROING_PAYS_BELOW: f64 = (96 << 20) as f64;
+/// The rate of writing is smoothed over about so long.
+const RATE_OVER: Duration = Duration::from_millis(60);
 /// After this long without such a rate, a pause is no longer taken for one between two bursts.
 const BURSTS_END_AFTER: Duration = Duration::from_secs(10);
 
@@ -35,13 +41,13 @@ pub(crate) fn run(shared: &Shared) {
     let (mut space_checked, mut tried) = (Instant::now(), Instant::now());
     let mut idle_since = Instant::now();
     let mut reclaim = None;
-    let mut busy = true;
+    let mut round = ROUND;
     let mut zeroing = Zeroing::new();
     loop {
         {
             let mut state = shared.house_state.lock();
             if !state.closed {
-                shared.house.wait_for(&mut state, if busy { ROUND } else { IDLE_ROUND });
+                shared.house.wait_for(&mut state, round);
             }
             if state.closed {
                 return;
@@ -51,7 +57,12 @@ pub(crate) fn run(shared: &Shared) {
         report("prepare a segment", engine.prepare_next());
         report("seal a segment", engine.seal_retired());
         let zeroed = zeroing.round(shared);
-        busy = reclaim.is_some() || zeroing.rate > 1.0 || matches!(zeroed, Ok(true));
+        let is_busy = reclaim.is_some() || zeroing.rate > 1.0;
+        round = match zeroed {
+            Ok(true) => ZEROING_ROUND,
+            _ if is_busy => ROUND,
+            _ => IDLE_ROUND,
+        };
         report("write zeros ahead", zeroed.map(drop));
         if space_checked.elapsed() >= SPACE_CHECK {
             engine.check_space();
@@ -80,6 +91,8 @@ struct Zeroing {
     at: Instant,
     /// Bytes per second that are written, smoothed.
     rate: f64,
+    /// When something was written last.
+    written_at: Instant,
     /// When they last were more than zeroing pays for.
     fast_at: Option<Instant>,
     /// Bytes that may be zeroed now.
@@ -89,7 +102,8 @@ struct Zeroing {
 impl Zeroing {
     fn new() -> Self {
         let zeros = Zeros::new(ZEROING_STEP_BYTES);
-        Self { zeros, committed_bytes: 0, at: Instant::now(), rate: 0.0, fast_at: None, budget: 0 }
+        let now = Instant::now();
+        Self { zeros, committed_bytes: 0, at: now, rate: 0.0, written_at: now, fast_at: None, budget: 0 }
     }
 
     /// Whether there was anything to do.
@@ -97,7 +111,10 @@ impl Zeroing {
         let (now, committed_bytes) = (Instant::now(), shared.engine.committed_bytes());
         let seconds = (now - self.at).as_secs_f64().max(0.001);
         let rate = (committed_bytes - self.committed_bytes) as f64 / seconds;
-        self.rate += (rate - self.rate) * 0.3;
+        self.rate += (rate - self.rate) * (1.0 - (-seconds / RATE_OVER.as_secs_f64()).exp());
+        if rate > 0.0 {
+            self.written_at = now;
+        }
         (self.committed_bytes, self.at) = (committed_bytes, now);
         if self.rate > ZEROING_PAYS_BELOW {
             self.fast_at = Some(now);
@@ -105,11 +122,11 @@ impl Zeroing {
         if self.fast_at.is_some_and(|at| now - at < BURSTS_END_AFTER) {
             return Ok(false);
         }
-        let is_idle = rate == 0.0 && shared.is_idle();
+        let is_idle = now - self.written_at >= ROUND && shared.is_idle();
         let (least, first) =
             if is_idle { (ZEROING_RATE_IDLE, ZeroFirst::Active) } else { (ZEROING_RATE_MIN, ZeroFirst::Next) };
-        let budget = ((2.0 * self.rate).max(least) * seconds.min(0.1)) as u64;
-        self.budget = (self.budget + budget).min(if is_idle { 128 } else { 4 } * ZEROING_STEP_BYTES as u64);
+        let budget = ((ZEROING_LEAD * self.rate).max(least) * seconds.min(0.1)) as u64;
+        self.budget = (self.budget + budget).min(if is_idle { 256 } else { 8 } * ZEROING_STEP_BYTES as u64);
         while self.budget >= ZEROING_STEP_BYTES as u64 {
             let zeroed = shared.engine.zero_ahead(&self.zeros, first)?;
             if zeroed == 0 {

@@ -24,7 +24,7 @@ pub fn managed_record(record: &TopicRecord) -> ManagedLedgerRecord {
         last_open: record.last_open,
         next_index: record.next_index,
         terminated: record.terminated,
-        last_ledger: record.last_ledger,
+        last_ledger: record.greatest_ledger(),
     }
 }
 
@@ -36,14 +36,15 @@ fn with_managed(record: &TopicRecord, managed: ManagedLedgerRecord) -> TopicReco
         timestamp: span.timestamp_ms,
         first_index: span.first_index,
     };
-    TopicRecord {
+    let mut changed = TopicRecord {
         ledgers: managed.spans.iter().map(info).collect(),
         last_open: managed.last_open,
         next_index: managed.next_index,
         terminated: managed.terminated,
-        last_ledger: managed.last_ledger,
         ..record.clone()
-    }
+    };
+    changed.set_greatest_ledger(managed.last_ledger);
+    changed
 }
 
 impl Broker {

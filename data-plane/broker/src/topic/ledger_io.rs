@@ -28,7 +28,7 @@ pub(super) fn managed_record(record: &TopicRecord) -> ManagedLedgerRecord {
         last_open: record.last_open,
         next_index: record.next_index,
         terminated: record.terminated,
-        last_ledger: record.last_ledger,
+        last_ledger: record.greatest_ledger(),
     }
 }
 
@@ -47,7 +47,7 @@ fn put_managed_record(record: &mut TopicRecord, managed: ManagedLedgerRecord) {
     record.last_open = managed.last_open;
     record.next_index = managed.next_index;
     record.terminated = managed.terminated;
-    record.last_ledger = managed.last_ledger;
+    record.set_greatest_ledger(managed.last_ledger);
 }
 
 impl Topic {

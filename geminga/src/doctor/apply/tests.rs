@@ -121,7 +121,6 @@ async fn restored(course: &[(usize, u64, u64)], dumped: usize) -> Model {
         let record = TopicRecord {
             ledgers: list.iter().enumerate().map(info).collect(),
             last_open: true,
-            last_ledger: list[last],
             ..TopicRecord::default()
         };
         metadata.create_topic(&name(owner), record).await.expect("new");
@@ -152,7 +151,7 @@ async fn cluster(model: &Model) -> Cluster {
     let node = Node { contents: Contents::Read(held), knows_all: true, limbo_below: 0 };
     let topics = metadata.all_topics().await.expect("read").into_iter().map(|(name, record)| {
         let ledgers = record.value.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
-        let last_ledger = record.value.last_ledger;
+        let last_ledger = record.value.greatest_ledger();
         (name.to_string(), Topic { ledgers, last_ledger, version: record.version })
     });
     let log = metadata.get_cursor_log::<Vec<LogLedger>>(BUNDLE).await.expect("read").map(|log| {
@@ -232,7 +231,7 @@ proptest! {
                 prop_assert_eq!(record.ledgers.len(), expected.len());
                 let end = expected.last().map(|(_, entries, first)| first + 2 * entries);
                 prop_assert!(is_open || Some(record.next_index) == end);
-                prop_assert_eq!(Some(record.last_ledger), expected.last().map(|(id, ..)| *id));
+                prop_assert_eq!(Some(record.greatest_ledger()), expected.last().map(|(id, ..)| *id));
             }
             let log = model.metadata.get_cursor_log::<Vec<LogLedger>>(BUNDLE).await.expect("read");
             let found: Vec<u64> = log.into_iter().flat_map(|log| log.value).map(|ledger| ledger.ledger_id).collect();

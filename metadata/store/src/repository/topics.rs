@@ -49,7 +49,8 @@ pub struct TopicRecord {
     pub terminated: Option<Position>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
-    /// The greatest id of all ledgers that were ever in the list.
+    /// The greatest id of all ledgers that were ever in the list, 0 where that is the last's in it (older records say it there
+    /// too); [`greatest_ledger`](Self::greatest_ledger) reads it.
     #[serde(skip_serializing_if = "is_zero")]
     pub last_ledger: u64,
     /// Of ledgers from this one on there is a record from the commit on that put them into the list.
@@ -60,6 +61,22 @@ pub struct TopicRecord {
     /// The epoch of the last exclusive producer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+}
+
+impl TopicRecord {
+    /// The greatest id of all ledgers that are or ever were in the list; 0 if there were none.
+    pub fn greatest_ledger(&self) -> u64 {
+        self.greatest_listed().max(self.last_ledger)
+    }
+
+    /// Says that ids up to this one were in the list, which has to be as it will be written.
+    pub fn set_greatest_ledger(&mut self, ledger_id: u64) {
+        self.last_ledger = if ledger_id > self.greatest_listed() { ledger_id } else { 0 };
+    }
+
+    fn greatest_listed(&self) -> u64 {
+        self.ledgers.iter().map(|ledger| ledger.ledger_id).max().unwrap_or(0)
+    }
 }
 
 pub(super) fn key(name: &TopicName) -> String {
