@@ -224,6 +224,10 @@ pub fn encode_add(
 pub fn decode_response(mut frame: Bytes) -> Result<Answer, FrameError> {
     want(&frame, 4, "its first word")?;
     let FirstWord { version, operation, .. } = FirstWord::decode(frame.get_u32());
+    // Nobody asks in a newer version, and what an answer in one looks like is not known.
+    if version > VERSION {
+        return Err(FrameError::Unknown);
+    }
     if operation == AUTHENTICATE {
         let message = proto::Auth::decode(frame).map_err(|error| FrameError::Protobuf(error.to_string()))?;
         let reply_to = ReplyTo::Compact { version, operation, ledger: 0, entry: 0, request_id: 0 };

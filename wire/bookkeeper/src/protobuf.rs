@@ -252,33 +252,53 @@ pub fn decode_response(frame: Bytes) -> Result<Answer, FrameError> {
     let proto::Header { operation, txn_id, .. } = message.header;
     let (mut status, mut ledger, mut entry) = (message.status, 0, 0);
     let mut response = Response::Empty;
-    if let Some(add) = message.add {
-        (status, ledger, entry) = (add.status, add.ledger_id, add.entry_id);
-    } else if let Some(read) = message.read {
-        (status, ledger, entry) = (read.status, read.ledger_id, read.entry_id);
-        if read.body.is_some() || read.max_lac.is_some() {
-            response = Response::Entry {
-                body: read.body,
-                max_lac: read.max_lac,
-                lac_updated: read.lac_update_timestamp,
-                entry: None,
-            };
+    // What answers another operation than the head names is no answer to it.
+    match Operation::try_from(operation) {
+        Ok(Operation::AddEntry) => {
+            let add = message.add.unwrap_or_default();
+            (status, ledger, entry) = (add.status, add.ledger_id, add.entry_id);
         }
-    } else if let Some(write) = message.write_lac {
-        (status, ledger) = (write.status, write.ledger_id);
-    } else if let Some(read) = message.read_lac {
-        (status, ledger) = (read.status, read.ledger_id);
-        response = Response::Lac { explicit: read.lac_body, last_entry: read.last_entry_body };
-    } else if let Some(force) = message.force {
-        (status, ledger) = (force.status, force.ledger_id);
-    } else if let Some(list) = message.list {
-        (status, ledger) = (list.status, list.ledger_id);
-        response = list.entries.map_or(Response::Empty, Response::EntryList);
-    } else if let Some(info) = message.info {
-        status = info.status;
-        response = Response::NodeInfo { total: info.total_disk_capacity, free: info.free_disk_space };
-    } else if let Some(auth) = message.auth {
-        response = Response::Authenticate { plugin: auth.plugin_name, payload: auth.payload };
+        Ok(Operation::ReadEntry) => {
+            let read = message.read.unwrap_or_default();
+            (status, ledger, entry) = (read.status, read.ledger_id, read.entry_id);
+            if read.body.is_some() || read.max_lac.is_some() {
+                response = Response::Entry {
+                    body: read.body,
+                    max_lac: read.max_lac,
+                    lac_updated: read.lac_update_timestamp,
+                    entry: None,
+                };
+            }
+        }
+        Ok(Operation::WriteLac) => {
+            let write = message.write_lac.unwrap_or_default();
+            (status, ledger) = (write.status, write.ledger_id);
+        }
+        Ok(Operation::ReadLac) => {
+            let read = message.read_lac.unwrap_or_default();
+            (status, ledger) = (read.status, read.ledger_id);
+            response = Response::Lac { explicit: read.lac_body, last_entry: read.last_entry_body };
+        }
+        Ok(Operation::ForceLedger) => {
+            let force = message.force.unwrap_or_default();
+            (status, ledger) = (force.status, force.ledger_id);
+        }
+        Ok(Operation::GetListOfEntriesOfLedger) => {
+            let list = message.list.unwrap_or_default();
+            (status, ledger) = (list.status, list.ledger_id);
+            response = list.entries.map_or(Response::Empty, Response::EntryList);
+        }
+        Ok(Operation::GetBookieInfo) => {
+            let info = message.info.unwrap_or_default();
+            status = info.status;
+            response = Response::NodeInfo { total: info.total_disk_capacity, free: info.free_disk_space };
+        }
+        Ok(Operation::Auth) => {
+            if let Some(auth) = message.auth {
+                response = Response::Authenticate { plugin: auth.plugin_name, payload: auth.payload };
+            }
+        }
+        _ => (),
     }
     // Whichever of the two is an error.
     let status = if status == 0 { message.status } else { status };

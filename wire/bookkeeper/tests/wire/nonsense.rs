@@ -1,6 +1,8 @@
 use bytes::{Bytes, BytesMut};
-use geminga_wire_bookkeeper::{Digest, DigestKind, FrameError, decode_request, decode_response, take_frame};
+use geminga_wire_bookkeeper::proto::{self, Operation};
+use geminga_wire_bookkeeper::{Digest, DigestKind, FrameError, Response, decode_request, decode_response, take_frame};
 use proptest::prelude::*;
+use prost::Message;
 
 proptest! {
     #[test]
@@ -33,4 +35,30 @@ fn an_empty_frame_is_an_error_and_no_panic() {
     let mut bytes = BytesMut::from(&[0, 0, 0, 0][..]);
     let frame = take_frame(&mut bytes, 1000).expect("not too large").expect("whole");
     assert!(decode_request(frame).is_err());
+}
+
+/// Found by fuzzing: it was taken for an answer of the other kind.
+#[test]
+fn only_the_body_of_the_operation_in_the_head_is_an_answer() {
+    let head = |operation| proto::Header { version: 3, operation, ..proto::Header::default() };
+    let lac =
+        proto::ReadLacResponse { lac_body: Some(Bytes::from_static(b"lac")), ..proto::ReadLacResponse::default() };
+    let read = |operation: Operation| {
+        let message = proto::Response {
+            header: head(operation as i32),
+            read_lac: Some(lac.clone()),
+            ..proto::Response::default()
+        };
+        decode_response(message.encode_to_vec().into()).expect("whole").response
+    };
+    assert_eq!(read(Operation::AddEntry), Response::Empty);
+    assert_eq!(read(Operation::ReadLac), Response::Lac { explicit: lac.lac_body.clone(), last_entry: None });
+}
+
+/// Found by fuzzing: it was read as one of ours, and could not be written again.
+#[test]
+fn an_answer_in_a_newer_version_is_refused() {
+    let answer = |version| decode_response(Bytes::from(vec![version, 3, 0, 0]));
+    assert!(answer(2).is_ok(), "an empty answer to authentication");
+    assert_eq!(answer(44), Err(FrameError::Unknown));
 }
