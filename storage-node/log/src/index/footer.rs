@@ -209,7 +209,8 @@ pub fn decode_section(bytes: &[u8]) -> Option<Runs> {
     while !rest.is_empty() {
         let first = before.end().wrapping_add(unzigzag(take_varint(&mut rest)?) as u64);
         let count = u32::try_from(take_varint(&mut rest)?).ok()?;
-        let offset = i64::from(before.offset) + unzigzag(take_varint(&mut rest)?).checked_mul(8)?;
+        let distance = unzigzag(take_varint(&mut rest)?).checked_mul(8)?;
+        let offset = i64::from(before.offset).checked_add(distance)?;
         let span = u32::try_from(take_varint(&mut rest)?.checked_mul(8)?).ok()?;
         before = Run { first, count, offset: u32::try_from(offset).ok()?, span };
         if runs.last().is_some_and(|last: &Run| last.first > first) || count == 0 {
@@ -291,6 +292,17 @@ mod tests {
         assert_eq!(directory.rows.iter().map(|row| row.ledger).collect::<Vec<_>>(), [7, 8, 9]);
         assert!(directory.rows.iter().all(|row| row.key.is_none() && row.explicit_lac.is_none()));
         assert_eq!(directory.holes, [Hole { offset: 8368, bytes: 24 }]);
+    }
+
+    /// Found by fuzzing.
+    #[test]
+    fn an_offset_beyond_all_numbers_is_damage() {
+        let mut runs = Vec::new();
+        for value in [0, 1, zigzag(1), 8, 0, 1, zigzag(i64::MAX / 8), 8] {
+            put_varint(&mut runs, value);
+        }
+        let section = [&crc32c(&runs).to_le_bytes()[..], &runs].concat();
+        assert_eq!(decode_section(&section), None);
     }
 
     #[test]
