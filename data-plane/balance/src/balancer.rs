@@ -188,16 +188,13 @@ impl Balancer {
                 }
                 continue;
             };
-            let Some((to, reason)) = bundle.asked.take() else { continue };
-            if to != owner {
-                continue;
-            }
+            let Some(asked) = bundle.asked.take().filter(|asked| asked.to == owner) else { continue };
             bundle.failures = 0;
-            if !reason.is_forced() {
-                bundle.moved_ms = Some(now_ms);
+            if !asked.reason.is_forced() {
+                bundle.moved.note(asked.at_ms, now_ms);
             }
             if let Some(broker) = self.fleet.brokers.get_mut(&owner) {
-                broker.refusals = 0;
+                (broker.refusals, broker.took_ms) = (0, now_ms);
             }
         }
     }
@@ -215,7 +212,9 @@ impl Balancer {
         let doublings = bundle.failures.min(LONGEST_RETRY_DOUBLING);
         bundle.retry_after_ms = now_ms + (self.config.moves.retry_ms << doublings);
         bundle.failures = bundle.failures.saturating_add(1);
-        if let Some(broker) = to.and_then(|to| self.fleet.brokers.get_mut(to)) {
+        // Who has taken something meanwhile refuses nothing.
+        let taker = to.and_then(|to| self.fleet.brokers.get_mut(to));
+        if let Some(broker) = taker.filter(|it| it.took_ms < pending.since_ms) {
             broker.refusals = broker.refusals.saturating_add(1);
             broker.refused_ms = now_ms;
         }

@@ -5,7 +5,7 @@ use std::{
     ops::{Index, IndexMut},
 };
 
-use crate::{BrokerId, BundleId, Reason, SplitReason, estimate::Estimate};
+use crate::{BrokerId, BundleId, Reason, SplitReason, estimate::Estimate, moved::Moved};
 
 /// What is known of one bundle. Times are the leader's.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Bundle {
     pub epoch: u64,
     /// When it got that owner, or lost it.
     pub since_ms: u64,
+    /// When it is known to have come to its owner, who has not reported it yet.
+    pub handed_over_ms: Option<u64>,
     pub work: Estimate,
     /// Whether its work was known already when it got its owner.
     pub came_known: bool,
@@ -22,14 +24,21 @@ pub(crate) struct Bundle {
     pub sessions: u32,
     /// A limit that is exceeded and that a split would help with, and since when one is.
     pub hot: Option<(SplitReason, u64)>,
-    /// When the balancer last moved it for balance's sake.
-    pub moved_ms: Option<u64>,
+    pub moved: Moved,
     /// Where it was last asked to go, until it gets another owner.
-    pub asked: Option<(BrokerId, Reason)>,
+    pub asked: Option<Asked>,
     pub failures: u32,
     pub retry_after_ms: u64,
     /// The report that it was last seen in.
     pub seen_in: u64,
+}
+
+/// A wish that a bundle's owner hands it over.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub to: BrokerId,
+    pub reason: Reason,
+    pub at_ms: u64,
 }
 
 impl Bundle {
@@ -39,12 +48,13 @@ impl Bundle {
             owner: None,
             epoch: 0,
             since_ms: now_ms,
+            handed_over_ms: None,
             work: Estimate::default(),
             came_known: false,
             topics: 0,
             sessions: 0,
             hot: None,
-            moved_ms: None,
+            moved: Moved::default(),
             asked: None,
             failures: 0,
             retry_after_ms: 0,

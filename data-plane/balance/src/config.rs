@@ -100,6 +100,8 @@ pub struct Level {
     pub least: f64,
     /// … for how long.
     pub confirm_ms: u64,
+    /// So far above the mean it gives bundles with a short rest too, if others do not do.
+    pub urgent: f64,
     /// It gives down to so far above the mean, and nobody takes above that, unless only larger bundles are left.
     pub goal: f64,
     /// The load of a bundle that is best to move, as a part of a broker's share.
@@ -110,7 +112,15 @@ pub struct Level {
 
 impl Default for Level {
     fn default() -> Self {
-        Self { trigger: 0.10, least: 0.01, confirm_ms: 2 * MINUTE, goal: 0.02, handy: 0.01, least_gain: 0.2 }
+        Self {
+            trigger: 0.07,
+            least: 0.01,
+            confirm_ms: 2 * MINUTE,
+            urgent: 0.09,
+            goal: 0.02,
+            handy: 0.01,
+            least_gain: 0.2,
+        }
     }
 }
 
@@ -141,7 +151,7 @@ impl Default for Fill {
             trigger: 0.20,
             least: 0.005,
             confirm_ms: 10 * SECOND,
-            goal: 0.11,
+            goal: 0.08,
             donors: 0.02,
             least_gain: 0.2,
             restart_window_ms: HOUR,
@@ -187,8 +197,10 @@ impl Default for SplitLimits {
 /// What moves may cost.
 #[derive(Clone, Debug)]
 pub struct MoveLimits {
-    /// A bundle that was moved rests for so long, unless its broker leaves.
+    /// A bundle that was moved rests for so long, unless its broker leaves …
     pub rest_ms: u64,
+    /// … or is so busy that this has to do. Then it moves for the third time after two rests at the earliest.
+    pub short_rest_ms: u64,
     /// Moves for levelling, per broker and hour. Three hours' can be saved up.
     pub per_broker_hour: f64,
     /// At once, to and from one broker together.
@@ -209,6 +221,7 @@ impl Default for MoveLimits {
     fn default() -> Self {
         Self {
             rest_ms: 24 * HOUR,
+            short_rest_ms: 2 * HOUR,
             per_broker_hour: 6.0,
             in_flight_per_broker: 64,
             in_flight: 256,

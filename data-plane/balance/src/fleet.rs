@@ -32,6 +32,7 @@ pub(crate) struct Broker {
     /// Moves to it that have failed since the last that did not.
     pub refusals: u32,
     pub refused_ms: u64,
+    pub took_ms: u64,
 }
 
 impl Broker {
@@ -52,6 +53,7 @@ impl Broker {
             under_since_ms: None,
             refusals: 0,
             refused_ms: 0,
+            took_ms: 0,
         }
     }
 
@@ -132,30 +134,42 @@ impl Fleet {
             true => now_ms,
             false => now_ms.saturating_sub(config.hearing.settle_ms),
         };
-        let slots = self.slots_of(now_ms, report)?;
+        let mut slots = self.slots_of(now_ms, report)?;
+        let has_started = self.brokers.get(&report.broker).is_none_or(|known| known.incarnation < report.incarnation);
         let (id, elapsed_ms) = self.greet(now_ms, report, config)?;
         // One value after a silence is not worth more than others.
         let gains = Gains::after(elapsed_ms.min(config.smoothing.fast_ms), &config.smoothing);
         let mut changes = Vec::new();
         let (mut work, mut bundles) = (0.0, 0);
         for (slot, news) in slots.iter().zip(&report.bundles) {
-            if !self.claim(now_ms, had_ms, *slot, &id, news, &mut changes) {
+            if !self.claim(had_ms, *slot, &id, news, &mut changes) {
                 continue;
             }
+            let [last, before] = [news.since_move_ms, news.since_move_before_ms]
+                .map(|since_ms| since_ms.map(|since| now_ms.saturating_sub(since)));
+            self.bundles[*slot].moved.learn(last, before);
             self.observe(now_ms, *slot, news, gains, config);
             self.note_heat(now_ms, *slot, check.reason(news, self.bundles[*slot].work.value()));
             work += self.bundles[*slot].work.value();
             bundles += 1;
         }
-        let before = std::mem::replace(&mut self.brokers.get_mut(&id).expect("greeted").claims, slots);
-        for slot in before {
+        for slot in std::mem::take(&mut self.brokers.get_mut(&id).expect("greeted").claims) {
             let bundle = &self.bundles[slot];
-            if bundle.is_owned_by(&id) && bundle.seen_in != self.reports {
+            if !bundle.is_owned_by(&id) || bundle.seen_in == self.reports {
+                continue;
+            }
+            // A report may have been on its way when the bundle came.
+            let is_news = |ms: u64| now_ms.saturating_sub(ms) < config.hearing.silent_after_ms;
+            if !has_started && bundle.handed_over_ms.is_some_and(is_news) {
+                work += bundle.work.value();
+                bundles += 1;
+                slots.push(slot);
+            } else {
                 self.release(now_ms, slot, &mut changes);
             }
         }
         let broker = self.brokers.get_mut(&id).expect("greeted");
-        (broker.work, broker.bundles) = (work, bundles);
+        (broker.claims, broker.work, broker.bundles) = (slots, work, bundles);
         let busy = report.cpu.min(1.0) * report.cores;
         broker.cpu.observe(now_ms, busy, gains, &config.smoothing);
         let foreign = (busy - EXPLAINED * cores_per_work * work - IDLE_CPU * report.cores).max(0.0);
@@ -171,6 +185,7 @@ impl Fleet {
         }
         let mut changes = Vec::new();
         self.assign(now_ms, slot, to, epoch, &mut changes);
+        self.bundles[slot].handed_over_ms = Some(now_ms);
         let broker = self.brokers.get_mut(to)?;
         broker.work += self.bundles[slot].work.value();
         broker.bundles += 1;
@@ -271,7 +286,6 @@ impl Fleet {
     /// Whether the bundle is this broker's. With equal epochs, who claims it anew has it from who has claimed it for longer.
     fn claim(
         &mut self,
-        now_ms: u64,
         had_ms: u64,
         slot: Slot,
         id: &BrokerId,
@@ -280,9 +294,9 @@ impl Fleet {
     ) -> bool {
         let bundle = &self.bundles[slot];
         if bundle.is_owned_by(id) {
-            if news.epoch > bundle.epoch {
-                self.bundles[slot].epoch = news.epoch;
-            }
+            let bundle = &mut self.bundles[slot];
+            bundle.epoch = bundle.epoch.max(news.epoch);
+            bundle.handed_over_ms = None;
             return true;
         }
         let claimed_before = self.brokers[id].claims.contains(&slot);
@@ -292,9 +306,6 @@ impl Fleet {
             return false;
         }
         self.assign(had_ms, slot, id, news.epoch, changes);
-        let told_ms = news.since_move_ms.map(|since| now_ms.saturating_sub(since));
-        let bundle = &mut self.bundles[slot];
-        bundle.moved_ms = bundle.moved_ms.max(told_ms);
         true
     }
 
@@ -307,6 +318,7 @@ impl Fleet {
         bundle.owner = Some(id.clone());
         bundle.epoch = epoch;
         bundle.since_ms = since_ms;
+        bundle.handed_over_ms = None;
         bundle.came_known = bundle.work.is_known();
         bundle.hot = None;
         self.hot.remove(&slot);

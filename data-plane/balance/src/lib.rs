@@ -10,19 +10,20 @@
 //! * **One number per bundle.** Rates, weighted by what they cost and calibrated by the brokers' CPU, smoothed over ten minutes;
 //!   real jumps are followed in two. CPU that a broker's bundles do not explain counts as its load as well, so that a machine
 //!   that is slow or busy with something else is given less.
-//! * **A gap between cause and goal.** A broker gives when it has had 10 % more than its share for two minutes, down to 2 % more,
+//! * **A gap between cause and goal.** A broker gives when it has had 7 % more than its share for two minutes, down to 2 % more,
 //!   and nobody is lifted above that, unless all that is left to give is too large for it; then the gap between the two all but
 //!   closes. So no move makes its own reverse worth while. The bundles that move the most load per client that has to reconnect
 //!   go first. A plan that would not help noticeably is dropped.
 //! * **Rest.** A bundle that was moved for balance stays for a day, also under a new leader, as owners report when it was moved. A
-//!   bundle that has just come, or come out of a split, is not judged by the rates of the first two minutes.
+//!   broker 9 % above its share that has only such bundles to give may pass them on after two hours, each once in two days. A bundle
+//!   that has just come, or come out of a split, is not judged by the rates of the first two minutes.
 //! * **Bounds.** Moves per hour for levelling, moves and splits at once, per broker and in all; what fails is tried again later
 //!   and later.
 //! * **Starting and leaving are quick.** A broker far below its share is given it in one go, unless it keeps starting; one that
-//!   leaves is emptied, and neither rest nor budget holds that up. All that a broker was filled with rests, so that for a day it
-//!   cannot give much back: therefore it gets a sample of what the others have, large and small, and not quite all of its share.
+//!   leaves is emptied, and neither rest nor budget holds that up. All that a broker was filled with rests, so that it cannot give
+//!   it back at once: therefore it gets a sample of what the others have, large and small, and not quite all of its share.
 //! * **Silence is not absence.** Brokers that are not heard give and take nothing, and a leader that hears too few decides
-//!   nothing.
+//!   nothing. A report that does not name what has just come to its broker was on its way meanwhile.
 //!
 //! What Pulsar does is in part the same (`TransferShedder`: moves from the most to the least loaded broker, after several
 //! rounds in which the spread was too great) and in part the reason for the above: its shedders have no memory per bundle beyond
@@ -43,6 +44,7 @@ mod estimate;
 mod explain;
 mod fleet;
 mod in_flight;
+mod moved;
 mod report;
 mod round;
 mod standings;

@@ -80,6 +80,9 @@ pub struct BundleReport {
     pub can_split: bool,
     /// Milliseconds since the balancer last moved it, where the owner knows: a new leader has no other memory of it.
     pub since_move_ms: Option<u64>,
+    /// The same of the move before that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_move_before_ms: Option<u64>,
 }
 
 impl BundleReport {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{BrokerRecord, BundleRecord, BundleRequest, OverSession, Versioned, Wanted};
+use geminga_metadata::{Balanced, BrokerRecord, BundleRecord, BundleRequest, OverSession, Versioned, Wanted};
 use geminga_model::{BundleName, topic_hash};
 use rustc_hash::FxHashMap;
 
@@ -42,8 +42,7 @@ pub struct BundleState {
     pub bundle: BundleName,
     pub owner: String,
     pub epoch: u64,
-    /// When it was last moved to spread load, by the clock of metadata in milliseconds since the Unix epoch.
-    pub balanced_at_ms: Option<u64>,
+    pub balanced: Balanced,
 }
 
 /// Records as they were last heard of, and the sessions of brokers.
@@ -217,12 +216,7 @@ impl Directory {
             .iter()
             .filter_map(|(bundle, Versioned { value, .. })| {
                 let owner = value.owner.clone().filter(|owner| is_alive(owner, value.incarnation))?;
-                Some(BundleState {
-                    bundle: bundle.clone(),
-                    owner,
-                    epoch: value.epoch,
-                    balanced_at_ms: value.balanced_at_ms,
-                })
+                Some(BundleState { bundle: bundle.clone(), owner, epoch: value.epoch, balanced: value.balanced })
             })
             .collect();
         owned.sort_by(|a, b| a.bundle.cmp(&b.bundle));
@@ -250,7 +244,7 @@ mod tests {
     }
 
     fn record(owner: &str, incarnation: u64, version: u64) -> Versioned<BundleRecord> {
-        let value = BundleRecord { owner: Some(owner.into()), incarnation, epoch: 1, balanced_at_ms: None };
+        let value = BundleRecord { owner: Some(owner.into()), incarnation, epoch: 1, balanced: Balanced::default() };
         Versioned { value, version }
     }
 

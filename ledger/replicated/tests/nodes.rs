@@ -10,7 +10,7 @@ use geminga_ensemble::placement::Place;
 use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
 use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError, StoredEntry};
 use geminga_log::{Log, LogOptions};
-use geminga_metadata::{BundleRecord, MemoryStore, Metadata};
+use geminga_metadata::{Balanced, BundleRecord, MemoryStore, Metadata};
 use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use geminga_storage_node::{NodeOptions, StorageNode, serve};
 use tempfile::TempDir;
@@ -203,7 +203,8 @@ async fn a_recovery_finds_the_end_and_keeps_the_writer_out() {
 async fn a_deposed_owner_brings_no_ledger_into_being() {
     let cluster = Cluster::start(3).await;
     let bundle = "public/default/0x00000000_0xffffffff".parse().expect("a bundle's name");
-    let owned = |epoch| BundleRecord { owner: Some("broker".to_owned()), incarnation: 1, epoch, balanced_at_ms: None };
+    let owned =
+        |epoch| BundleRecord { owner: Some("broker".to_owned()), incarnation: 1, epoch, balanced: Balanced::default() };
     let version = cluster.metadata.put_bundle(&bundle, &owned(1), None).await.expect("it is new");
     let sleeper = cluster.client(3, 3, 2);
     for ledger in [7, 8] {

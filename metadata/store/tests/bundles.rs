@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use geminga_metadata::policies::BundlesData;
-use geminga_metadata::{BundleRecord, BundleSplit, MemoryStore, Metadata, MetadataError, Policies, TenantInfo};
+use geminga_metadata::{
+    Balanced, BundleRecord, BundleSplit, MemoryStore, Metadata, MetadataError, Policies, TenantInfo,
+};
 use geminga_model::{BundleName, NamespaceName};
 
 fn namespace() -> NamespaceName {
@@ -19,7 +21,7 @@ fn policies(bundles: u32) -> Policies {
 }
 
 fn owned() -> BundleRecord {
-    BundleRecord { owner: Some("broker-1".into()), incarnation: 1, epoch: 1, balanced_at_ms: None }
+    BundleRecord { owner: Some("broker-1".into()), incarnation: 1, epoch: 1, balanced: Balanced::default() }
 }
 
 /// A namespace with one bundle, and the version of its policies.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{BundleRecord, ManualClock, MemoryStore, Metadata, MetadataStore, conformance};
+use geminga_metadata::{Balanced, BundleRecord, ManualClock, MemoryStore, Metadata, MetadataStore, conformance};
 use geminga_model::BundleName;
 
 fn store() -> Arc<MemoryStore> {
@@ -44,7 +44,7 @@ async fn quiet_puts() {
 async fn quiet_puts_of_an_owner() {
     let metadata = Metadata::new(store());
     let bundle: BundleName = "t/n/0x00000000_0xffffffff".parse().unwrap();
-    let record = BundleRecord { owner: Some("a".to_owned()), incarnation: 1, epoch: 1, balanced_at_ms: None };
+    let record = BundleRecord { owner: Some("a".to_owned()), incarnation: 1, epoch: 1, balanced: Balanced::default() };
     let version = metadata.put_bundle(&bundle, &record, None).await.unwrap();
     conformance::quiet_puts(metadata.guarded_by_bundle(&bundle, version).store().clone()).await;
 }

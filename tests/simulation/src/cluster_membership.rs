@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use geminga_metadata::{
-    BrokerRecord, BundleRecord, BundleRequest, Lease, LeaseOutcome, Metadata, MetadataError, Versioned, Wanted,
+    Balanced, BrokerRecord, BundleRecord, BundleRequest, Lease, LeaseOutcome, Metadata, MetadataError, Versioned,
+    Wanted,
 };
 use geminga_model::BundleRange;
 use geminga_ownership::{Change, Directory, Known, SplitAt, choose};
@@ -299,7 +300,7 @@ impl Broker {
             return Err(MetadataError::Unavailable("no broker takes it".into()));
         };
         let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
-        let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced_at_ms: None };
+        let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced: Balanced::default() };
         let (plant, value) = (self.sim.plant, record.clone());
         let ask = move |metadata: Metadata| async move {
             let name = bundle_name(bundle);
@@ -335,7 +336,8 @@ impl Broker {
         });
         let Some(Some((epoch, target))) = found else { return Ok(None) };
         let (owner, incarnation) = target.unzip();
-        let record = BundleRecord { owner, incarnation: incarnation.unwrap_or(0), epoch, balanced_at_ms: None };
+        let record =
+            BundleRecord { owner, incarnation: incarnation.unwrap_or(0), epoch, balanced: Balanced::default() };
         let value = record.clone();
         let ask =
             move |metadata: Metadata| async move { metadata.pass_bundle(&bundle_name(bundle), &value, version).await };

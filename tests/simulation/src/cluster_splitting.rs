@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use geminga_ledger::cursor::CursorSnapshot;
 use geminga_ledger::cursor_log::{LogLedger, Record};
-use geminga_metadata::{BundleRecord, BundleSplit, Metadata};
+use geminga_metadata::{Balanced, BundleRecord, BundleSplit, Metadata};
 use geminga_model::{BundleName, BundleRange};
 use geminga_ownership::{SplitAt, with_parts};
 
@@ -162,7 +162,8 @@ impl Broker {
     async fn commit_split(self: &Rc<Self>, sealed: &Sealed, parts: &[BundleRange]) -> Result<(), Failure> {
         let incarnation =
             self.member.session.borrow().as_ref().map(|session| session.epoch).ok_or("there is no session")?;
-        let owner = BundleRecord { owner: Some(broker_name(self.id)), incarnation, epoch: 1, balanced_at_ms: None };
+        let owner =
+            BundleRecord { owner: Some(broker_name(self.id)), incarnation, epoch: 1, balanced: Balanced::default() };
         let parts: Rc<Vec<BundleName>> = Rc::new(parts.iter().map(|part| bundle_name(*part)).collect());
         loop {
             let ask = |metadata: Metadata| async move { metadata.get_namespace(&namespace()).await };

@@ -2,6 +2,7 @@
 
 use crate::{
     Obstacle, Reason, Verdict,
+    moved::Rest,
     round::{DUST, Draft, Round},
     standings::Standing,
 };
@@ -45,7 +46,8 @@ impl Round<'_> {
         }
         let goal = self.standings.mean * (1.0 + level.goal);
         let surplus = (standing.utilization() - goal) * standing.cores;
-        let draft = self.shed(place, goal, surplus);
+        let is_urgent = standing.utilization() > self.standings.mean * (1.0 + level.urgent);
+        let draft = self.shed(place, goal, surplus, is_urgent);
         let moves = draft.moves.len();
         match draft.obstacle.clone() {
             Some(Obstacle::BudgetSpent | Obstacle::ManyUnderWay) if moves > 0 => {}
@@ -61,8 +63,9 @@ impl Round<'_> {
     }
 
     /// Gives to whoever has least, one bundle after the other.
-    fn shed(&mut self, from: usize, goal: f64, surplus: f64) -> Draft {
+    fn shed(&mut self, from: usize, goal: f64, surplus: f64, is_urgent: bool) -> Draft {
         let mut draft = self.draft();
+        let mut rest = Rest::Whole;
         let dust = DUST * surplus;
         while draft.load + dust < surplus {
             draft.obstacle = if draft.moves.len() >= self.budget.left() {
@@ -70,8 +73,12 @@ impl Round<'_> {
             } else if self.room() == 0 || self.is_full(from) {
                 Some(Obstacle::ManyUnderWay)
             } else {
-                self.shed_one(&mut draft, from, goal, surplus).err()
+                self.shed_one(&mut draft, from, goal, surplus, rest).err()
             };
+            if is_urgent && rest == Rest::Whole && matches!(draft.obstacle, Some(Obstacle::Resting { .. })) {
+                rest = Rest::Short;
+                continue;
+            }
             if draft.obstacle.is_some() {
                 break;
             }
@@ -79,19 +86,26 @@ impl Round<'_> {
         draft
     }
 
-    fn shed_one(&mut self, draft: &mut Draft, from: usize, goal: f64, surplus: f64) -> Result<(), Obstacle> {
+    fn shed_one(
+        &mut self,
+        draft: &mut Draft,
+        from: usize,
+        goal: f64,
+        surplus: f64,
+        rest: Rest,
+    ) -> Result<(), Obstacle> {
         let limit = self.config.moves.in_flight_per_broker;
         let may = |place, it: &Standing| place != from && !it.is_unsteady;
         let to = self.standings.least_loaded(limit, may).ok_or(Obstacle::NobodyTakes)?;
         let taker = &self.standings.all[to];
         let most = ((goal - taker.utilization()) * taker.cores).min(surplus - draft.load);
-        let fits = self.pick(from, DUST * surplus, most, self.config.level.handy);
+        let fits = self.pick(from, DUST * surplus, most, rest);
         // A large bundle lifts the taker above the goal, but hardly above where it comes from, so that the gap between them all but
         // closes. What the taker has too much then may be smaller and go elsewhere.
         let pick = fits.or_else(|obstacle| {
             let gap = self.standings.all[from].utilization() - taker.utilization();
             let half = gap / (1.0 / taker.cores + 1.0 / self.standings.all[from].cores);
-            self.pick_smallest(from, most.max(DUST * surplus), HALF * half).map_err(|_| obstacle)
+            self.pick_smallest(from, most.max(DUST * surplus), HALF * half, rest).map_err(|_| obstacle)
         })?;
         self.add(draft, &pick, from, to);
         Ok(())

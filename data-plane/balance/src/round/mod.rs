@@ -9,11 +9,12 @@ use std::collections::BTreeSet;
 
 use crate::{
     BrokerId, Decision, Obstacle, Reason, Verdict,
-    bundles::{Bundle, Slot},
+    bundles::{Asked, Bundle, Slot},
     choose::{mixed, unit},
     config::BalanceConfig,
     fleet::Fleet,
     in_flight::{Budget, Change, InFlight},
+    moved::Rest,
     standings::Standings,
 };
 
@@ -108,7 +109,7 @@ impl<'a> Round<'a> {
             self.planned.remove(&slot);
             let [from, to] = [from, to].map(|place| self.standings.all[place].broker.clone());
             let bundle = &mut self.fleet.bundles[slot];
-            bundle.asked = Some((to.clone(), reason));
+            bundle.asked = Some(Asked { to: to.clone(), reason, at_ms: self.now_ms });
             let (id, epoch, work) = (bundle.id.clone(), bundle.epoch, bundle.work.value());
             let change = Change::Move { from: from.clone(), to: to.clone() };
             self.in_flight.start(self.now_ms, id.clone(), change, work);
@@ -140,9 +141,10 @@ impl<'a> Round<'a> {
 
     /// The bundle of a broker, with a load up to `most`, that moves the most for each client that has to connect again. From a
     /// load of `handy` of the broker's share on, more is less.
-    fn pick(&self, from: usize, least: f64, most: f64, handy: f64) -> Result<Pick, Obstacle> {
+    fn pick(&self, from: usize, least: f64, most: f64, rest: Rest) -> Result<Pick, Obstacle> {
+        let handy = self.config.level.handy;
         let handy = handy * self.standings.mean * self.standings.all[from].cores;
-        self.best_of(from, least, most, |load, slot| {
+        self.best_of(from, least, most, rest, |load, slot| {
             let value = if load <= handy { load } else { handy * handy / load };
             value / (MOVE_IN_SESSIONS + f64::from(self.fleet.bundles[slot].sessions))
         })
@@ -151,17 +153,24 @@ impl<'a> Round<'a> {
     /// Any bundle of a broker between two loads, with a chance in proportion to its load. So a broker that is filled gets what others
     /// consist of. Had it only the small ones, or only those that happen to have some load now, its day would differ from theirs.
     fn pick_any(&self, from: usize, least: f64, most: f64) -> Result<Pick, Obstacle> {
-        self.best_of(from, least, most, |load, slot| uniform(self.now_ms, slot).ln() / load)
+        self.best_of(from, least, most, Rest::Whole, |load, slot| uniform(self.now_ms, slot).ln() / load)
     }
 
     /// The smallest bundle of a broker between two loads.
-    fn pick_smallest(&self, from: usize, least: f64, most: f64) -> Result<Pick, Obstacle> {
-        self.best_of(from, least, most, |load, _| -load)
+    fn pick_smallest(&self, from: usize, least: f64, most: f64, rest: Rest) -> Result<Pick, Obstacle> {
+        self.best_of(from, least, most, rest, |load, _| -load)
     }
 
     /// The bundle between two loads that has the greatest worth. Where policies bind bundles to some brokers
     /// (isolation, failure domains, anti-affinity), the broker that is to take it has to be asked about here, and in `choose`.
-    fn best_of(&self, from: usize, least: f64, most: f64, worth: impl Fn(f64, Slot) -> f64) -> Result<Pick, Obstacle> {
+    fn best_of(
+        &self,
+        from: usize,
+        least: f64,
+        most: f64,
+        rest: Rest,
+        worth: impl Fn(f64, Slot) -> f64,
+    ) -> Result<Pick, Obstacle> {
         let mut best: Option<(f64, Pick)> = None;
         let (mut resting, mut rested_ms) = (0, u64::MAX);
         let from = &self.standings.all[from].broker;
@@ -173,7 +182,7 @@ impl<'a> Round<'a> {
             if !is_fit {
                 continue;
             }
-            let free_ms = self.free_from_ms(bundle);
+            let free_ms = self.free_from_ms(bundle, rest);
             if free_ms > self.now_ms {
                 resting += 1;
                 rested_ms = rested_ms.min(free_ms);
@@ -193,8 +202,8 @@ impl<'a> Round<'a> {
     }
 
     /// From when on a bundle may be moved for balance's sake.
-    fn free_from_ms(&self, bundle: &Bundle) -> u64 {
-        let rested_ms = bundle.moved_ms.map_or(0, |moved| moved + self.config.moves.rest_ms);
+    fn free_from_ms(&self, bundle: &Bundle, rest: Rest) -> u64 {
+        let rested_ms = bundle.moved.free_from_ms(rest, &self.config.moves);
         let settled_ms = bundle.since_ms + self.config.hearing.settle_ms;
         rested_ms.max(settled_ms).max(bundle.retry_after_ms)
     }

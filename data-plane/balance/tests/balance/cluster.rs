@@ -22,6 +22,8 @@ pub struct Bundle {
     pub epoch: u64,
     /// When it was last moved for balance's sake.
     pub moved_ms: Option<u64>,
+    /// The move before that.
+    pub moved_before_ms: Option<u64>,
     pub moves: u32,
     pub is_split: bool,
 }
@@ -34,6 +36,8 @@ pub struct Broker {
     pub owned: Vec<usize>,
     /// Cores that something else than bundles keeps busy.
     pub foreign: f64,
+    /// Its reports are lost.
+    pub is_mute: bool,
     /// The last report, of which the next one is made.
     report: BrokerReport,
     /// Whether it owns others than that says.
@@ -132,6 +136,7 @@ impl Cluster {
             accepts: true,
             owned: Vec::new(),
             foreign: 0.0,
+            is_mute: false,
             report,
             has_changed: false,
         });
@@ -149,6 +154,7 @@ impl Cluster {
             owner: None,
             epoch: 0,
             moved_ms: None,
+            moved_before_ms: None,
             moves: 0,
             is_split: false,
         });
@@ -202,6 +208,13 @@ impl Cluster {
 
     pub fn start_after(&mut self, broker: usize, ms: u64) {
         self.after(ms, Event::Start(broker));
+    }
+
+    /// What it has now is heard some time later.
+    pub fn report_after(&mut self, broker: usize, ms: u64) {
+        self.brokers[broker].report.sequence += 1;
+        let report = self.brokers[broker].report.clone();
+        self.after(ms, Event::Report(report));
     }
 
     /// The leader is lost, and its successor knows nothing.
@@ -306,12 +319,13 @@ impl Cluster {
             let noise = if self.is_noisy { noise(&mut self.rng) } else { 1.0 };
             measure(load * noise / REAL_CORES, news);
             news.since_move_ms = bundle.moved_ms.map(|moved| now_ms - moved);
+            news.since_move_before_ms = bundle.moved_before_ms.map(|moved| now_ms - moved);
         }
         let noise = if self.is_noisy { self.rng.random_range(0.9..1.1) } else { 1.0 };
         it.report.sequence += 1;
         it.report.cpu = (0.02 + (busy + it.foreign) / it.cores * noise).min(1.0);
         it.report.accepts = it.accepts;
-        if self.rng.random_bool(self.faults.report_lost) {
+        if it.is_mute || self.rng.random_bool(self.faults.report_lost) {
             return;
         }
         if self.rng.random_bool(self.faults.report_late) {
@@ -335,7 +349,7 @@ impl Cluster {
         let is_taken = self.balancer.report(self.now_ms, report).is_ok();
         self.measures.stale_reports += u64::from(!is_taken);
         if let Some(oracle) = self.oracle.as_mut().filter(|_| is_taken) {
-            oracle.report(self.now_ms, report);
+            oracle.report(self.now_ms, report, &self.config);
         }
     }
 
@@ -396,10 +410,10 @@ impl Cluster {
         let now_ms = self.now_ms;
         let it = &mut self.bundles[bundle];
         if !reason.is_forced() {
-            let rested_ms = it.moved_ms.map(|moved| now_ms - moved);
+            let since = [it.moved_ms, it.moved_before_ms].map(|moved| moved.map(|moved| now_ms - moved));
             it.moves += 1;
-            it.moved_ms = Some(now_ms);
-            self.measures.note_rest(rested_ms);
+            it.moved_before_ms = it.moved_ms.replace(now_ms);
+            self.measures.note_rest(since);
         }
         self.measures.note_move(reason);
         true
@@ -418,6 +432,7 @@ impl Cluster {
         for (part, topics) in [(part, topics), (1.0 - part, it.topics - topics)] {
             let child = self.add_bundle(it.load.piece(part), topics, Some(owner));
             self.bundles[child].moved_ms = it.moved_ms;
+            self.bundles[child].moved_before_ms = it.moved_before_ms;
         }
         self.measures.splits += 1;
         true
@@ -441,6 +456,7 @@ fn described(bundle: &Bundle) -> BundleReport {
         consumers: bundle.topics.min(200),
         can_split: bundle.topics > 1,
         since_move_ms: None,
+        since_move_before_ms: None,
     }
 }
 

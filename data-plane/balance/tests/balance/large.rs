@@ -75,12 +75,13 @@ fn days_of_a_large_cluster() {
     let most = cluster.bundles.iter().map(|it| it.moves).max().unwrap_or_default();
     println!("{moves:.4} moves of a bundle a day on average; the most moved one {most} in {days} days");
 
-    assert_eq!(measures.moved_again, 0, "a bundle was moved twice in a day");
+    assert_eq!(measures.moved_again, 0, "a bundle was moved twice in two hours, or thrice in two days");
     assert!(moves < 0.1, "{moves} moves of a bundle a day");
-    // A broker that was filled can give nothing back for a day, so that its waves may carry it a little above the bound for a while.
-    assert!(traffic.imbalance.part_above() < 0.05, "{} of the time above", traffic.imbalance.part_above());
-    assert!(traffic.imbalance.quantile(0.5) < 0.1 && traffic.imbalance.quantile(0.99) < 0.17);
-    assert!(traffic.imbalance.quantile(1.0) < 0.25, "{} at the most", traffic.imbalance.quantile(1.0));
+    // Nobody can know beforehand that a bundle's load multiplies. Such a jump is a tenth of a broker at the most, and soon levelled.
+    assert!(traffic.imbalance.part_above() < 0.005, "{} of the time above", traffic.imbalance.part_above());
+    assert!(traffic.imbalance.longest_above <= 5, "{} minutes above", traffic.imbalance.longest_above);
+    assert!(traffic.imbalance.quantile(0.5) < 0.1 && traffic.imbalance.quantile(0.99) < 0.15);
+    assert!(traffic.imbalance.quantile(1.0) < 0.20, "{} at the most", traffic.imbalance.quantile(1.0));
     assert!(traffic.kills > 3 && traffic.drains > 3 && traffic.leaders > 3 && measures.stale_reports > 0);
     // With a report a minute, and at times a new leader just then, some take longer than the two minutes.
     let quick = traffic.filled_after_ms.iter().filter(|ms| **ms <= 120_000).count();

@@ -6,8 +6,9 @@ use crate::load::DAY_MS;
 
 #[derive(Debug)]
 pub struct Measures {
-    /// How long a bundle has to rest after a move.
+    /// How long a bundle has to rest after a move, and at least if that is urgent.
     pub rest_ms: u64,
+    pub short_rest_ms: u64,
     pub decisions: u64,
     pub refused: u64,
     pub stale_reports: u64,
@@ -15,7 +16,9 @@ pub struct Measures {
     pub filled: u64,
     pub drained: u64,
     pub splits: u64,
-    /// Moves of a bundle that has not rested since its last one.
+    /// Moves of a bundle that has only had a short rest.
+    pub moved_early: u64,
+    /// Moves of a bundle that has not had that, or that moved twice within two rests already.
     pub moved_again: u64,
 }
 
@@ -23,6 +26,7 @@ impl Default for Measures {
     fn default() -> Self {
         Self {
             rest_ms: DAY_MS,
+            short_rest_ms: DAY_MS / 12,
             decisions: 0,
             refused: 0,
             stale_reports: 0,
@@ -30,6 +34,7 @@ impl Default for Measures {
             filled: 0,
             drained: 0,
             splits: 0,
+            moved_early: 0,
             moved_again: 0,
         }
     }
@@ -44,8 +49,12 @@ impl Measures {
         }
     }
 
-    pub fn note_rest(&mut self, rested_ms: Option<u64>) {
-        self.moved_again += u64::from(rested_ms.is_some_and(|rested| rested < self.rest_ms));
+    /// Of a bundle that moves, how long ago its last two moves were.
+    pub fn note_rest(&mut self, [last, before]: [Option<u64>; 2]) {
+        let is_within = |since: Option<u64>, rest_ms| since.is_some_and(|since| since < rest_ms);
+        self.moved_early += u64::from(is_within(last, self.rest_ms));
+        let is_again = is_within(last, self.short_rest_ms) || is_within(before, 2 * self.rest_ms);
+        self.moved_again += u64::from(is_again);
     }
 
     pub fn balancing(&self) -> u64 {

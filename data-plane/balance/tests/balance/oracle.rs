@@ -7,6 +7,7 @@ use geminga_balance::{BalanceConfig, BrokerId, BrokerReport, BundleId, Decision,
 struct Broker {
     heard_ms: u64,
     accepts: bool,
+    incarnation: u64,
     bundles: BTreeMap<BundleId, Claim>,
 }
 
@@ -16,6 +17,8 @@ struct Claim {
     epoch: u64,
     number: u64,
     can_split: bool,
+    /// When it was known to have come, if no report has named it yet.
+    handed_over_ms: Option<u64>,
 }
 
 struct Asked {
@@ -38,15 +41,21 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn report(&mut self, now_ms: u64, report: &BrokerReport) {
+    pub fn report(&mut self, now_ms: u64, report: &BrokerReport, config: &BalanceConfig) {
         self.first_ms.get_or_insert(now_ms);
-        let before = self.brokers.remove(&report.broker).map(|it| it.bundles).unwrap_or_default();
-        let mut bundles = BTreeMap::new();
+        let known = self.brokers.remove(&report.broker);
+        let is_same = known.as_ref().is_some_and(|it| it.incarnation == report.incarnation);
+        let before = known.map(|it| it.bundles).unwrap_or_default();
+        // What has come while the report was on its way.
+        let has_come =
+            |it: &Claim| is_same && it.handed_over_ms.is_some_and(|ms| now_ms - ms < config.hearing.silent_after_ms);
+        let mut bundles: BTreeMap<BundleId, Claim> =
+            before.iter().filter(|(_, it)| has_come(it)).map(|(id, it)| (id.clone(), *it)).collect();
         for news in &report.bundles {
             let can_split = news.can_split && news.topics > 1;
             let known = before.get(&news.bundle).filter(|it| it.epoch >= news.epoch);
             let number = known.map_or_else(|| self.next_number(), |it| it.number);
-            bundles.insert(news.bundle.clone(), Claim { epoch: news.epoch, number, can_split });
+            bundles.insert(news.bundle.clone(), Claim { epoch: news.epoch, number, can_split, handed_over_ms: None });
         }
         // What a report shows to have left, or somebody else to have by now, is not under way any more.
         self.asked.retain(|bundle, it| match bundles.get(bundle) {
@@ -57,7 +66,8 @@ impl Oracle {
                 true
             }
         });
-        self.brokers.insert(report.broker.clone(), Broker { heard_ms: now_ms, accepts: report.accepts, bundles });
+        let (accepts, incarnation) = (report.accepts, report.incarnation);
+        self.brokers.insert(report.broker.clone(), Broker { heard_ms: now_ms, accepts, incarnation, bundles });
         self.most_brokers = self.most_brokers.max(self.brokers.len());
     }
 
@@ -81,7 +91,7 @@ impl Oracle {
         let number = self.next_number();
         let known = self.brokers.get_mut(&from).and_then(|it| it.bundles.remove(bundle));
         if let (Some(known), Some(to)) = (known, self.brokers.get_mut(&to)) {
-            to.bundles.insert(bundle.clone(), Claim { epoch, number, ..known });
+            to.bundles.insert(bundle.clone(), Claim { epoch, number, handed_over_ms: Some(now_ms), ..known });
         }
     }
 

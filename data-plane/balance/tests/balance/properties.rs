@@ -42,6 +42,7 @@ fn config(course: &Course) -> BalanceConfig {
         in_flight_per_broker: course.in_flight.div_ceil(2),
         per_broker_hour: course.per_broker_hour,
         rest_ms: course.rest_ms,
+        short_rest_ms: course.rest_ms / 3,
         ..MoveLimits::default()
     };
     BalanceConfig { moves, ..BalanceConfig::default() }
@@ -52,6 +53,7 @@ fn run(course: &Course) -> usize {
     let mut cluster = Cluster::new(course.seed, course.brokers, config(course), 10_000);
     cluster.oracle = Some(Oracle::default());
     cluster.measures.rest_ms = course.rest_ms;
+    cluster.measures.short_rest_ms = course.rest_ms / 3;
     cluster.faults = course.faults;
     for load in &course.bundles {
         let topics = cluster.rng.random_range(1..5);

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use geminga_metadata::{
-    BrokerRecord, BundleRecord, BundleRequest, Lease, Metadata, MetadataError, Versioned, Wanted, Watch, WatchEvent,
+    Balanced, BrokerRecord, BundleRecord, BundleRequest, Lease, Metadata, MetadataError, Versioned, Wanted, Watch,
+    WatchEvent,
 };
 use geminga_model::BundleName;
 use geminga_ownership::{BrokerState, BundleState, Directory, Known, choose};
@@ -217,8 +218,8 @@ impl Member {
             return Err(BrokerError::ServiceNotReady(format!("no broker takes bundle {bundle}")));
         };
         let epoch = before.as_ref().map_or(1, |before| before.value.epoch + 1);
-        let balanced_at_ms = before.as_ref().and_then(|before| before.value.balanced_at_ms);
-        let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced_at_ms };
+        let balanced = before.as_ref().map(|before| before.value.balanced).unwrap_or_default();
+        let record = BundleRecord { owner: Some(owner), incarnation, epoch, balanced };
         let put = match before {
             Some(before) => self.metadata.take_bundle(bundle, &record, before.version, over.as_ref()).await,
             None => self.metadata.create_bundle(bundle, &record, policies_version).await,
@@ -278,9 +279,10 @@ impl Member {
         };
         let (owner, incarnation) = target.unzip();
         let epoch = before.epoch + 1;
-        let balanced_at_ms = if to.for_balance { Some(self.metadata.store().now_ms()) } else { before.balanced_at_ms };
+        let balanced =
+            if to.for_balance { before.balanced.again(self.metadata.store().now_ms()) } else { before.balanced };
         let incarnation = incarnation.unwrap_or(0);
-        let record = BundleRecord { owner: owner.clone(), incarnation, epoch, balanced_at_ms };
+        let record = BundleRecord { owner: owner.clone(), incarnation, epoch, balanced };
         let put = self.metadata.pass_bundle(bundle, &record, version).await;
         match &put {
             Ok(_) => tracing::info!(%bundle, ?owner, epoch, "bundle was handed over"),
@@ -300,7 +302,7 @@ impl Member {
             owner: Some(self.id.clone()),
             incarnation: self.lease.lock().epoch,
             epoch: 1,
-            balanced_at_ms: None,
+            balanced: Balanced::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig, MemberOptions, Owner, Ownership, SplitAt};
 use geminga_ledger_client::MemoryLedgers;
-use geminga_metadata::{BrokerRecord, BundleRecord, LeaseOutcome, Metadata, OverSession};
+use geminga_metadata::{Balanced, BrokerRecord, BundleRecord, LeaseOutcome, Metadata, OverSession};
 use geminga_model::{BundleName, topic_hash};
 use geminga_topic::SubscriptionType;
 
@@ -105,8 +105,12 @@ async fn a_deposed_owner_writes_nothing() {
     let bundle = bundle(&metadata).await;
     let current = metadata.get_bundle(&bundle).await.unwrap().unwrap();
     let incarnation = other.ownership().brokers().iter().find(|broker| broker.id == target).unwrap().incarnation;
-    let taken =
-        BundleRecord { owner: Some(target.into()), incarnation, epoch: current.value.epoch + 1, balanced_at_ms: None };
+    let taken = BundleRecord {
+        owner: Some(target.into()),
+        incarnation,
+        epoch: current.value.epoch + 1,
+        balanced: Balanced::default(),
+    };
     // Before the news arrive, if this is quick enough; afterwards the producer is closed, which is as good.
     metadata.put_bundle(&bundle, &taken, Some(current.version)).await.unwrap();
     asleep.publish(&producer, &mut messages(&["lost"]));
@@ -166,8 +170,12 @@ async fn a_bundle_that_was_lost_while_it_was_opened_is_not_kept() {
     let mine = metadata.get_bundle(&bundle).await.unwrap().unwrap();
     let id = if Arc::ptr_eq(&other, &a) { "a" } else { "b" };
     let incarnation = other.ownership().brokers().iter().find(|broker| broker.id == id).unwrap().incarnation;
-    let theirs =
-        BundleRecord { owner: Some(id.into()), incarnation, epoch: mine.value.epoch + 1, balanced_at_ms: None };
+    let theirs = BundleRecord {
+        owner: Some(id.into()),
+        incarnation,
+        epoch: mine.value.epoch + 1,
+        balanced: Balanced::default(),
+    };
     let version = metadata.put_bundle(&bundle, &theirs, Some(mine.version)).await.unwrap();
     eventually("it hears of it", || async { matches!(owner.lookup(&name(TOPIC)).await, Ok(Owner::Other(_))) }).await;
     drop(opening);
@@ -193,7 +201,7 @@ async fn a_bundle_is_not_taken_from_an_owner_that_has_come_back() {
         owner: Some(owner.into()),
         incarnation: lease.epoch,
         epoch,
-        balanced_at_ms: None,
+        balanced: Balanced::default(),
     };
     let version = metadata.put_bundle(&bundle, &record("a", 1), None).await.unwrap();
     let over = OverSession { broker: "a".into(), version: metadata.broker_sessions().await.unwrap()[0].version };
@@ -362,7 +370,7 @@ async fn a_broker_that_takes_no_more_bundles_is_emptied_by_the_leader() {
     })
     .await;
     let moved = metadata.get_bundle(&bundle(&metadata).await).await.unwrap().unwrap();
-    assert!(moved.value.balanced_at_ms.is_some(), "it rests where it is");
+    assert!(moved.value.balanced.last_ms.is_some(), "it rests where it is");
     let leader = a.leader().await.unwrap().unwrap();
     let explained = if leader == "a" { a.explain_balance() } else { b.explain_balance() };
     assert!(explained.unwrap().contains("leav"), "the leader says why");

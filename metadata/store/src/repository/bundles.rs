@@ -23,9 +23,25 @@ pub struct BundleRecord {
     pub incarnation: u64,
     /// Grows with every change of the owner.
     pub epoch: u64,
-    /// When it was last moved to spread load, by the store's clock in milliseconds since the Unix epoch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub balanced_at_ms: Option<u64>,
+    #[serde(flatten)]
+    pub balanced: Balanced,
+}
+
+/// When a bundle was moved to spread load, by the store's clock in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balanced {
+    /// The last time.
+    #[serde(rename = "balanced_at_ms", default, skip_serializing_if = "Option::is_none")]
+    pub last_ms: Option<u64>,
+    /// The time before that.
+    #[serde(rename = "balanced_before_ms", default, skip_serializing_if = "Option::is_none")]
+    pub before_ms: Option<u64>,
+}
+
+impl Balanced {
+    pub fn again(self, now_ms: u64) -> Self {
+        Self { last_ms: Some(now_ms), before_ms: self.last_ms }
+    }
 }
 
 /// Somebody asks something of the owner of a bundle: `bundle-requests/<tenant>/<namespace>/<low>_<high>`. A record of its own,
