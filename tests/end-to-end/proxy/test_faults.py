@@ -35,7 +35,8 @@ class Load:
             self.error = e
 
     def consume(self):
-        while not self.ending or len(self.received) < self.sent:
+        # What is being sent still is not counted yet.
+        while self.threads[0].is_alive() or len(self.received) < self.sent:
             try:
                 message = self.consumer.receive(1000)
                 self.consumer.acknowledge(message)
