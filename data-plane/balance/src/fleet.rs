@@ -32,6 +32,7 @@ pub(crate) struct Broker {
     /// Moves to it that have failed since the last that did not.
     pub refusals: u32,
     pub refused_ms: u64,
+    /// When it last got what was moved to it.
     pub took_ms: u64,
 }
 
