@@ -13,7 +13,7 @@ use crate::endpoint::Endpoint;
 use crate::greeting::{Step, from_broker, from_client, introduction};
 use crate::lookups::GREETING_LIMIT;
 use crate::proxy::Proxy;
-use crate::pump::{Side, pipe};
+use crate::pump::{PATIENCE, Side, pipe};
 use crate::reader::FrameReader;
 
 /// # Errors
@@ -49,7 +49,7 @@ pub async fn serve(
     let client = Side { read, write, first };
     let (first, read) = broker.frames.into_parts();
     let broker = Side { read, write: broker.write, first };
-    Ok(pipe(client, broker, &proxy.figures).await?)
+    Ok(pipe(client, broker, PATIENCE, &proxy.figures).await?)
 }
 
 struct Broker {

@@ -13,10 +13,18 @@ use crate::metrics::Figures;
 /// holds, this is all that waits for a slow receiver; the sender is not read meanwhile.
 const READ_BYTES_MIN: usize = 1 << 10;
 const READ_BYTES_MAX: usize = 64 << 10;
-/// A receiver that takes nothing for so long is given up. Pulsar's clients and brokers would have pinged twice.
-const STALL_LIMIT: Duration = Duration::from_secs(120);
-/// When one side has ended, the other may go on as long as it is never quiet for this long.
-const HALF_CLOSED_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a side may keep the other waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// A receiver that takes nothing for so long is given up.
+    pub stalled: Duration,
+    /// When one side has ended, the other may go on as long as it is never quiet for this long.
+    pub half_closed: Duration,
+}
+
+/// Pulsar's clients and brokers would have pinged twice before a receiver is given up.
+pub const PATIENCE: Patience = Patience { stalled: Duration::from_secs(120), half_closed: Duration::from_secs(30) };
 
 /// A side of a pipe: what to read, what to write, and what was read from it already.
 pub struct Side<R, W> {
@@ -29,7 +37,12 @@ pub struct Side<R, W> {
 ///
 /// # Errors
 /// When a side fails, takes nothing any more, or stays after the other has gone.
-pub async fn pipe<R, W, S, X>(client: Side<R, W>, broker: Side<S, X>, figures: &Figures) -> io::Result<()>
+pub async fn pipe<R, W, S, X>(
+    client: Side<R, W>,
+    broker: Side<S, X>,
+    patience: Patience,
+    figures: &Figures,
+) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -37,27 +50,31 @@ where
     X: AsyncWrite + Unpin,
 {
     let passed = AtomicU64::new(0);
-    let up = pump(client.read, broker.write, client.first, figures, &passed);
-    let down = pump(broker.read, client.write, broker.first, figures, &passed);
+    let up = pump(client.read, broker.write, client.first, patience.stalled, figures, &passed);
+    let down = pump(broker.read, client.write, broker.first, patience.stalled, figures, &passed);
     tokio::pin!(up, down);
     tokio::select! {
         ended = &mut up => {
             ended?;
-            linger(down, &passed).await
+            linger(down, patience.half_closed, &passed).await
         }
         ended = &mut down => {
             ended?;
-            linger(up, &passed).await
+            linger(up, patience.half_closed, &passed).await
         }
     }
 }
 
 /// Waits for the other direction of a pipe that is closed in one.
-async fn linger(direction: impl Future<Output = io::Result<()>>, passed: &AtomicU64) -> io::Result<()> {
+async fn linger(
+    direction: impl Future<Output = io::Result<()>>,
+    quiet: Duration,
+    passed: &AtomicU64,
+) -> io::Result<()> {
     tokio::pin!(direction);
     loop {
         let before = passed.load(Ordering::Relaxed);
-        match tokio::time::timeout(HALF_CLOSED_LIMIT, &mut direction).await {
+        match tokio::time::timeout(quiet, &mut direction).await {
             Ok(ended) => return ended,
             Err(_) if passed.load(Ordering::Relaxed) > before => {}
             Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "one side stays after the other has gone")),
@@ -69,6 +86,7 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     first: BytesMut,
+    stalled: Duration,
     figures: &Figures,
     passed: &AtomicU64,
 ) -> io::Result<()> {
@@ -78,7 +96,7 @@ async fn pump(
         if !buffer.is_empty() {
             figures.piped(buffer.len());
             passed.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-            write(&mut to, &buffer).await?;
+            write(&mut to, &buffer, stalled).await?;
         }
         buffer.clear();
         size = next_size(&mut buffer, size);
@@ -102,16 +120,16 @@ fn next_size(buffer: &mut BytesMut, wanted: usize) -> usize {
     wanted
 }
 
-async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> io::Result<()> {
+async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8], limit: Duration) -> io::Result<()> {
     let stalled = || io::Error::new(io::ErrorKind::TimedOut, "the receiver takes nothing any more");
     while !bytes.is_empty() {
-        let written = tokio::time::timeout(STALL_LIMIT, to.write(bytes)).await.map_err(|_| stalled())??;
+        let written = tokio::time::timeout(limit, to.write(bytes)).await.map_err(|_| stalled())??;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
         bytes = &bytes[written..];
     }
-    tokio::time::timeout(STALL_LIMIT, to.flush()).await.map_err(|_| stalled())?
+    tokio::time::timeout(limit, to.flush()).await.map_err(|_| stalled())?
 }
 
 #[cfg(test)]
@@ -120,6 +138,10 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+
+    /// Long for what takes no time, short to wait for.
+    const LITTLE_PATIENCE: Patience =
+        Patience { stalled: Duration::from_millis(600), half_closed: Duration::from_millis(400) };
 
     fn side(stream: DuplexStream) -> Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin> {
         let (read, write) = split(stream);
@@ -136,10 +158,10 @@ mod tests {
         let mut client_side = side(inner_client);
         client_side.first = BytesMut::from(first);
         let figures = Figures::default();
-        tokio::join!(pipe(client_side, side(inner_broker), &figures), talk(client, broker))
+        tokio::join!(pipe(client_side, side(inner_broker), LITTLE_PATIENCE, &figures), talk(client, broker))
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_was_read_before_comes_first_and_a_closed_half_leaves_the_other() {
         let (piped, ()) = with_pipe(64, b"first ", async |mut client, mut broker| {
             client.write_all(b"then").await.unwrap();
@@ -163,24 +185,24 @@ mod tests {
         piped.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_half_that_stays_without_a_word_is_given_up() {
         let begin = Instant::now();
-        let (piped, _stays) = with_pipe(64, b"", async |client, mut broker| {
-            drop(client);
+        let (piped, _stay) = with_pipe(64, b"", async |mut client, mut broker| {
+            client.shutdown().await.unwrap();
             let mut all = Vec::new();
             broker.read_to_end(&mut all).await.unwrap();
             // One more word gives it one more time.
-            tokio::time::sleep(HALF_CLOSED_LIMIT / 2).await;
-            let _ = broker.write_all(b"word").await;
-            broker
+            tokio::time::sleep(LITTLE_PATIENCE.half_closed / 2).await;
+            broker.write_all(b"word").await.unwrap();
+            (client, broker)
         })
         .await;
-        assert!(piped.is_err());
-        assert!(begin.elapsed() <= HALF_CLOSED_LIMIT * 2);
+        assert_eq!(piped.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begin.elapsed() >= LITTLE_PATIENCE.half_closed * 2);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_receiver_that_takes_nothing_is_given_up() {
         let begin = Instant::now();
         let (piped, (sent, _stays)) = with_pipe(64, b"", async |mut client, broker| {
@@ -192,7 +214,7 @@ mod tests {
         })
         .await;
         assert_eq!(piped.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(begin.elapsed(), STALL_LIMIT);
+        assert!(begin.elapsed() >= LITTLE_PATIENCE.stalled);
         assert!(sent < 2 * READ_BYTES_MIN, "the sender was held back, not buffered for: {sent}");
     }
 }

@@ -23,9 +23,7 @@ mod share;
 mod writer;
 
 pub use metadata::{Fragment, InvalidMetadata, LedgerMetadata, LedgerState, NodeId, Quorum};
-pub use planted::Bug;
-#[cfg(feature = "planted-bugs")]
-pub use planted::plant;
+pub use planted::{Bug, plant};
 pub use recovery::{LedgerRecovery, ReadAnswer, Recovered, RecoveryAction, RecoveryError};
 pub use share::Share;
 pub use writer::{AddFailure, LedgerWriter, MetadataOutcome, WriterAction, WriterError};

@@ -1,4 +1,4 @@
-//! Mistakes that real systems made, for the simulation to find. Without the feature `planted-bugs` there are none.
+//! Mistakes that real systems made, for the simulation to find. A release has none of them: they are there with debug assertions only.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -24,20 +24,25 @@ pub enum Bug {
     RepairWritersEnd,
 }
 
-#[cfg(feature = "planted-bugs")]
+#[cfg(debug_assertions)]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
 /// Plants a bug in the state machines of this thread.
-#[cfg(feature = "planted-bugs")]
+///
+/// # Panics
+/// When a bug is to be planted in a release.
 pub fn plant(bug: Option<Bug>) {
+    #[cfg(debug_assertions)]
     PLANTED.set(bug);
+    #[cfg(not(debug_assertions))]
+    assert!(bug.is_none(), "a release has no bugs to plant: {bug:?}");
 }
 
 pub(crate) fn is_planted(_bug: Bug) -> bool {
-    #[cfg(feature = "planted-bugs")]
+    #[cfg(debug_assertions)]
     return PLANTED.get() == Some(_bug);
-    #[cfg(not(feature = "planted-bugs"))]
+    #[cfg(not(debug_assertions))]
     false
 }

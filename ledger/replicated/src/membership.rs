@@ -60,29 +60,18 @@ impl Membership {
     pub async fn follow(self, changed: impl Fn()) {
         let mut watch = self.watch().await;
         // From here on nothing is missed; what changed before is read.
-        let told = self.metadata.store().hears_other_processes();
-        let mut schedule = Schedule::new(Instant::now(), if told { WITHOUT_NEWS } else { PAUSE });
-        let mut statuses = Vec::new();
+        let mut follower = Follower::new(self, Instant::now());
         let mut is_open = true;
         loop {
             tokio::select! {
                 heard = watch.changed(), if is_open => {
                     is_open = heard;
-                    schedule.heard(Instant::now());
-                    continue;
+                    follower.schedule.heard(Instant::now());
                 }
-                () = sleep_until(schedule.due) => (),
-            }
-            match self.look(&mut statuses, &mut schedule).await {
-                Ok(()) if self.learn(statuses.clone()) => {
-                    tracing::info!(nodes = ?self.nodes(), "storage nodes");
-                    changed();
-                }
-                Ok(()) => (),
-                // What is known goes on to be used.
-                Err(error) => {
-                    schedule.failed(Instant::now());
-                    tracing::warn!(%error, "could not read which storage nodes there are");
+                () = sleep_until(follower.schedule.due) => {
+                    if follower.look(Instant::now).await {
+                        changed();
+                    }
                 }
             }
         }
@@ -97,19 +86,51 @@ impl Membership {
             sleep(PAUSE).await;
         }
     }
+}
 
-    async fn look(&self, statuses: &mut Vec<StorageNodeStatus>, schedule: &mut Schedule) -> Result<(), MetadataError> {
-        let reads_all = schedule.reads_all(Instant::now());
-        match reads_all {
-            true => *statuses = self.metadata.storage_node_statuses().await?,
-            false => self.metadata.read_node_leases(statuses).await?,
+/// What is known of the registrations, and when they are looked at next.
+struct Follower {
+    membership: Membership,
+    statuses: Vec<StorageNodeStatus>,
+    schedule: Schedule,
+}
+
+impl Follower {
+    fn new(membership: Membership, now: Instant) -> Self {
+        let without_news = if membership.metadata.store().hears_other_processes() { WITHOUT_NEWS } else { PAUSE };
+        Self { membership, statuses: Vec::new(), schedule: Schedule::new(now, without_news) }
+    }
+
+    /// Looks at what is due. Whether the nodes are others than before.
+    async fn look(&mut self, now: impl Fn() -> Instant) -> bool {
+        let reads_all = self.schedule.reads_all(now());
+        match self.read(reads_all).await {
+            Ok(until_expiry) => self.schedule.looked(now(), reads_all, until_expiry),
+            // What is known goes on to be used.
+            Err(error) => {
+                self.schedule.failed(now());
+                tracing::warn!(%error, "could not read which storage nodes there are");
+                return false;
+            }
         }
-        let now_ms = self.metadata.store().now_ms();
+        let has_changed = self.membership.learn(self.statuses.clone());
+        if has_changed {
+            tracing::info!(nodes = ?self.membership.nodes(), "storage nodes");
+        }
+        has_changed
+    }
+
+    /// Reads all, or leases alone. In what time one of these runs out, or may still be found renewed.
+    async fn read(&mut self, all: bool) -> Result<Option<Duration>, MetadataError> {
+        let metadata = &self.membership.metadata;
+        match all {
+            true => self.statuses = metadata.storage_node_statuses().await?,
+            false => metadata.read_node_leases(&mut self.statuses).await?,
+        }
+        let now_ms = metadata.store().now_ms();
         let late_ms = RENEWED_LATE.as_millis() as u64;
-        let open = statuses.iter().map(|status| status.lease_ends_ms).filter(|ends_ms| ends_ms + late_ms > now_ms);
-        let until_expiry = open.map(|ends_ms| ends_ms.saturating_sub(now_ms)).min();
-        schedule.looked(Instant::now(), reads_all, until_expiry.map(Duration::from_millis));
-        Ok(())
+        let open = self.statuses.iter().map(|status| status.lease_ends_ms).filter(|ends_ms| ends_ms + late_ms > now_ms);
+        Ok(open.map(|ends_ms| Duration::from_millis(ends_ms.saturating_sub(now_ms))).min())
     }
 }
 
@@ -180,7 +201,11 @@ fn directory_of(statuses: Vec<StorageNodeStatus>) -> Vec<NodeInfo> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
     use geminga_metadata::{Lease, LeaseOutcome, ManualClock, MemoryStore, StorageNodeRecord};
+    use tokio::task::yield_now;
 
     use super::*;
 
@@ -235,11 +260,14 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(10);
 
-    /// Metadata with a clock that goes with tokio's.
+    /// Metadata that are followed, with a clock that goes when it is told to.
     struct World {
+        began: Instant,
+        passed: Duration,
         clock: ManualClock,
         metadata: Metadata,
-        membership: Membership,
+        watch: StorageNodeWatch,
+        follower: Follower,
     }
 
     impl World {
@@ -247,8 +275,8 @@ mod tests {
             let clock = ManualClock::starting_at_ms(1);
             let metadata = Metadata::new(Arc::new(MemoryStore::with_clock(clock.clone())));
             let membership = Membership::open(metadata.clone()).await.unwrap();
-            tokio::spawn(membership.clone().follow(|| ()));
-            Self { clock, metadata, membership }
+            let (began, watch) = (Instant::now(), membership.watch().await);
+            Self { began, passed: Duration::ZERO, clock, metadata, watch, follower: Follower::new(membership, began) }
         }
 
         async fn join(&self, id: &str) -> Lease {
@@ -259,21 +287,33 @@ mod tests {
             }
         }
 
-        async fn pass(&self, time: Duration) {
-            for _ in 0..time.as_millis() / 10 {
+        /// What [`Membership::follow`] does meanwhile.
+        async fn pass(&mut self, time: Duration) {
+            let until = self.passed + time;
+            while self.passed < until {
                 self.clock.advance_ms(10);
-                sleep(Duration::from_millis(10)).await;
+                self.passed += Duration::from_millis(10);
+                let now = self.began + self.passed;
+                // What tokio allows a task to receive without a pause would soon be used up.
+                yield_now().await;
+                let mut context = Context::from_waker(Waker::noop());
+                while pin!(self.watch.changed()).poll(&mut context) == Poll::Ready(true) {
+                    self.follower.schedule.heard(now);
+                }
+                if self.follower.schedule.due <= now {
+                    self.follower.look(|| now).await;
+                }
             }
         }
 
         fn alive(&self) -> Vec<String> {
-            self.membership.nodes().into_iter().filter(|node| node.is_alive).map(|node| node.id).collect()
+            self.follower.membership.nodes().into_iter().filter(|node| node.is_alive).map(|node| node.id).collect()
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn nodes_that_come_go_and_die_are_noticed_within_a_second() {
-        let world = World::new().await;
+        let mut world = World::new().await;
         let second = Duration::from_millis(1100);
         let mut one = world.join("one").await;
         world.join("two").await;
@@ -303,6 +343,8 @@ mod tests {
         world.join("two").await;
         world.metadata.decommission_storage_node("two").await.unwrap();
         world.pass(second).await;
-        assert!(world.membership.nodes().iter().any(|node| node.id == "two" && node.is_draining && node.is_alive));
+        assert!(
+            world.follower.membership.nodes().iter().any(|node| node.id == "two" && node.is_draining && node.is_alive)
+        );
     }
 }

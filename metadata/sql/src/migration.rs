@@ -1,7 +1,23 @@
-//! What may be wrong with a database's schema.
+//! The steps that bring a database's schema up to date, and what may be wrong with it.
 
 use geminga_metadata::MetadataError;
-use sqlx::migrate::MigrateError;
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+
+/// A step of a schema, which never changes once it is released: databases keep its checksum.
+pub(crate) struct Step {
+    pub version: i64,
+    pub name: &'static str,
+    pub sql: &'static str,
+}
+
+/// sqlx has a macro for this, which compiles SQLite and the drivers once more for the compiler's use.
+pub(crate) fn migrator(steps: &[Step]) -> Migrator {
+    let migration = |step: &Step| {
+        Migration::new(step.version, step.name.into(), MigrationType::Simple, step.sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(steps.iter().map(migration).collect())
+}
 
 /// `subject` names the database for people; `from_sqlx` knows the backend's own errors.
 pub(crate) fn failed(

@@ -205,6 +205,22 @@ fn is_ours(package: &str) -> bool {
     package == "geminga" || package.starts_with("geminga-")
 }
 
+/// A feature that tests alone switch on makes cargo build its package twice, with all that depends on it: once for the tests, and
+/// once for the server of the suites.
+#[test]
+fn tests_share_what_the_server_is_built_from() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let features = |selection: &[&str]| -> BTreeSet<String> {
+        let args = ["tree", "--offline", "--prefix", "none", "--format", "{p} with {f}"];
+        let tree = output(&cargo, &[&args[..], selection].concat());
+        tree.lines().map(|line| line.trim_end_matches("(*)").trim().to_owned()).collect()
+    };
+    let server = features(&["--package", "geminga", "--edges", "normal,build"]);
+    let tests = features(&["--workspace", "--edges", "normal,build,dev"]);
+    let other: Vec<&String> = server.difference(&tests).collect();
+    assert!(other.is_empty(), "tests build these with other features: {other:#?}");
+}
+
 #[test]
 fn no_file_is_too_long() {
     let long: Vec<String> = text_files()

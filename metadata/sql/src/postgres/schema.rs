@@ -1,16 +1,16 @@
 //! Brings a database's schema up to date, whoever else is about to.
 
 use geminga_metadata::MetadataError;
-use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection, Row};
 
 use super::error::from_sqlx;
 use super::pool::Pool;
 use super::session::{Role, Server};
 use super::statements;
-use crate::migration;
+use crate::migration::{self, Step};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
+const SCHEMA: &[Step] =
+    &[Step { version: 1, name: "records", sql: include_str!("../../../../migrations/postgres/0001_records.sql") }];
 
 /// "GMNG": key of the advisory lock under which the schema is made.
 const LOCK: i64 = 0x474d_4e47;
@@ -38,7 +38,7 @@ pub(super) async fn prepare(server: &Server) -> Result<(), MetadataError> {
     let mut connection = server.connect(Role::Migrator).await.map_err(failed)?;
     lock_and_create(&mut connection).await.map_err(failed)?;
     // What `run` does; a future of that could not go from thread to thread (its bounds are not general enough).
-    let outcome = MIGRATIONS.run_direct(None, &mut connection, false).await;
+    let outcome = migration::migrator(SCHEMA).run_direct(None, &mut connection, false).await;
     // The lock ends with the connection.
     connection.close().await.map_err(failed)?;
     outcome.map_err(|error| migration::failed(&server.subject, error, from_sqlx))

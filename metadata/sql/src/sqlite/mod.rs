@@ -14,17 +14,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use geminga_metadata::{ChangeFeed, MetadataError, MetadataStore, Op, Record, Watch, prefix_end};
 use parking_lot::Mutex;
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tokio::task::JoinHandle;
 
-use crate::migration;
+use crate::migration::{self, Step};
 use crate::queue::{Queue, queue};
 use error::from_sqlx;
 use writer::Writer;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
+const SCHEMA: &[Step] =
+    &[Step { version: 1, name: "records", sql: include_str!("../../../../migrations/sqlite/0001_records.sql") }];
 
 /// "GMNG", in the header of our files.
 const APPLICATION_ID: i64 = 0x474d_4e47;
@@ -58,7 +58,10 @@ impl SqliteStore {
         let failed = |error| from_sqlx(&subject, error);
         let mut connection = options.connect().await.map_err(failed)?;
         check_application(&subject, &mut connection).await?;
-        MIGRATIONS.run(&mut connection).await.map_err(|error| migration::failed(&subject, error, from_sqlx))?;
+        migration::migrator(SCHEMA)
+            .run(&mut connection)
+            .await
+            .map_err(|error| migration::failed(&subject, error, from_sqlx))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .test_before_acquire(false)
