@@ -25,6 +25,9 @@ const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 /// Frames say their sizes in 32 bits, and the log takes records of less than 256 MiB.
 const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
 
+/// Requests over HTTP have so long to end when the broker is to stop.
+const HTTP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Refuses settings that cannot work together.
 pub fn check(options: &ServingOptions) -> anyhow::Result<()> {
     if options.memory_limit.bytes() < MEMORY_LIMIT_MIN.bytes() {
@@ -115,8 +118,8 @@ pub async fn serve(
     let _ = shutdown.wait_for(|stop| *stop).await;
     drop(ready);
     let finish = async {
-        let _ = serving_pulsar.await;
-        let _ = serving_http.await;
+        // Whoever is in the middle of a request may never finish it, and the broker has bundles to hand over.
+        let _ = tokio::join!(serving_pulsar, tokio::time::timeout(HTTP_PATIENCE, serving_http));
         broker.shut_down().await;
     };
     server::finish(&options.process, finish).await;

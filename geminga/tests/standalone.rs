@@ -94,6 +94,20 @@ fn serves_and_stops_and_starts_again() {
     }
 }
 
+#[test]
+fn a_request_that_is_never_finished_does_not_hold_up_the_end() {
+    let folder = folder();
+    let server = Server::start(&mut standalone(folder.path()));
+    let mut stream = TcpStream::connect(server.http).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    // Only when the one behind it was answered has it been seen.
+    assert!(http(&server, "GET /healthz").ends_with("ok"));
+    let begin = std::time::Instant::now();
+    let (success, log) = server.stop();
+    assert!(success && log.contains("stopped"), "{log}");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(15), "it took {:?}", begin.elapsed());
+}
+
 /// Sends a request without a body; what comes back.
 fn http(server: &Server, request: &str) -> String {
     let mut stream = TcpStream::connect(server.http).unwrap();

@@ -78,7 +78,7 @@ async fn admin(
     headers: HeaderMap,
     body: std::result::Result<Bytes, BytesRejection>,
 ) -> Response {
-    let answer = async {
+    let answer = async move {
         let body = body.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         let call = Call::new(broker, method, &uri, host, body)?;
@@ -87,9 +87,11 @@ async fn admin(
             None => serve(&call).await,
         }
     };
-    match answer.await {
-        Ok(answer) => answer.into_response(),
-        Err(error) => error.into_response(),
+    // A client that goes away gives nothing up half-way: a topic that is closed to be moved or deleted would stay closed.
+    match tokio::spawn(answer).await {
+        Ok(Ok(answer)) => answer.into_response(),
+        Ok(Err(error)) => error.into_response(),
+        Err(ended) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, ended.to_string()).into_response(),
     }
 }
 

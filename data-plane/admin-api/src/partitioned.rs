@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
-use crate::routing::at_each_partition;
+use crate::routing::{at_each_partition, do_at_each_partition};
 use crate::topics::{existing, message_id, partitions, stats_options};
 
 /// More partitions than any topic needs: a bound on the work of one request.
@@ -45,7 +45,8 @@ pub(crate) async fn spread(call: &Call, name: &TopicName, count: u32, path: &[&s
             Answer::Json(Value::Object(ends.map(|(partition, end)| (index(partition), end.into_json())).collect()))
         }
         ("DELETE", ["partitions"]) => {
-            at_each_partition(call, "DELETE", name, count, &[]).await?;
+            let deletion = at_each_partition(call, "DELETE", name, count, &[]);
+            call.broker.delete_partitions_first(name, deletion).await?;
             call.broker.delete_partitioned(name, call.flag("force")).await?;
             Answer::Nothing
         }
@@ -54,13 +55,7 @@ pub(crate) async fn spread(call: &Call, name: &TopicName, count: u32, path: &[&s
         | (_, ["subscription", _, "skip_all"])
         | (_, ["subscription", _, "resetcursor" | "expireMessages", _])
         | (_, ["subscription", _, "properties" | "replicatedSubscriptionStatus"])
-        | (_, ["all_subscription", ..]) => {
-            let mut all = Answer::Nothing;
-            for (_, answer) in at_each_partition(call, method, name, count, path).await? {
-                all = all.merged(answer);
-            }
-            all
-        }
+        | (_, ["all_subscription", ..]) => do_at_each_partition(call, name, count, path).await?,
         _ => return Ok(None),
     };
     Ok(Some(answer))

@@ -13,6 +13,9 @@ use crate::error::{ApiError, Result};
 use crate::topics::{existing, partitions, single};
 use crate::{messages, partitioned};
 
+/// Each message of a batch takes some bytes of one entry.
+const BATCH_INDEX_MAX: u32 = 1 << 22;
+
 /// A message id in a body (Pulsar's `MessageIdImpl` and `ResetCursorData`).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,12 +54,15 @@ impl MessageId {
     }
 
     /// The messages of the batch that are not to be delivered, as an acknowledgement set (a bit for each that is).
-    fn ack_set(&self) -> Vec<i64> {
+    fn ack_set(&self) -> Result<Vec<i64>> {
         let first = self.batch_index + i64::from(self.excluded && self.batch_index >= 0);
-        let Ok(index @ 1..) = u32::try_from(first) else { return Vec::new() };
+        let Ok(index @ 1..) = u32::try_from(first) else { return Ok(Vec::new()) };
+        if index > BATCH_INDEX_MAX {
+            return Err(ApiError::precondition(format!("no batch has as many messages as {index}")));
+        }
         let mut words = vec![0i64; (index / 64) as usize];
         words.push(-1i64 << (index % 64));
-        words
+        Ok(words)
     }
 }
 
@@ -79,7 +85,7 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
         ("POST", ["resetcursor"]) => {
             single(call, name, "Reset-cursor at position is not allowed for partitioned-topic").await?;
             let id = MessageId::from_call(call)?;
-            existing(call, name).await?.seek(subscription, id.start(), &id.ack_set()).await?;
+            existing(call, name).await?.seek(subscription, id.start(), &id.ack_set()?).await?;
             Ok(Answer::Nothing)
         }
         ("POST", ["resetcursor", time]) => {
@@ -259,13 +265,17 @@ mod tests {
     fn a_batch_index_acknowledges_what_is_before_it() {
         let id =
             |index, excluded| MessageId { ledger_id: 1, entry_id: 2, batch_index: index, excluded, properties: None };
-        let set = |index| id(index, false).ack_set();
+        let set = |index| id(index, false).ack_set().unwrap();
         assert_eq!(set(-1), Vec::<i64>::new());
         assert_eq!(set(0), Vec::<i64>::new());
         assert_eq!(set(3), vec![-8]);
         assert_eq!(set(64), vec![0, -1]);
-        assert_eq!(id(2, true).ack_set(), vec![-8]);
-        assert_eq!(id(-1, true).ack_set(), Vec::<i64>::new());
+        assert_eq!(id(2, true).ack_set().unwrap(), vec![-8]);
+        assert_eq!(id(-1, true).ack_set().unwrap(), Vec::<i64>::new());
+        assert_eq!(
+            id(i64::from(u32::MAX), false).ack_set().unwrap_err().status,
+            axum::http::StatusCode::PRECONDITION_FAILED
+        );
         assert_eq!([id(-1, true), id(-1, false), id(2, true)].map(|id| id.start().entry_id), [3, 2, 2]);
     }
 }

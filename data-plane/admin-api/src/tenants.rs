@@ -4,6 +4,7 @@ use geminga_metadata::TenantInfo;
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
+use crate::routing;
 
 pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
@@ -24,7 +25,13 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             Ok(Answer::Nothing)
         }
         ("DELETE", [name]) => {
-            broker.delete_tenant(name, call.flag("force")).await?;
+            let force = call.flag("force");
+            if force && broker.ownership().is_shared() {
+                for namespace in broker.metadata().list_namespaces(name).await? {
+                    routing::delete_topics_of(call, &namespace).await?;
+                }
+            }
+            broker.delete_tenant(name, force).await?;
             Ok(Answer::Nothing)
         }
         _ => call.unsupported(),

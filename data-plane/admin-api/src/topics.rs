@@ -231,8 +231,9 @@ pub(crate) fn message_id(position: Position, partition: Option<u32>, batch_size:
 /// Grants of a topic are kept beside those of its namespace, and shown together with them; partitions have their topic's.
 async fn permissions(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
     let base = name.partitioned_base();
-    if partitions(call, &base).await? == 0 {
-        existing(call, name).await?;
+    // Which any broker can answer.
+    if partitions(call, &base).await? == 0 && call.broker.metadata().get_topic(name).await?.is_none() {
+        return Err(ApiError::not_found(format!("Topic {name} not found")));
     }
     let key = base.to_string();
     let role = match (call.method(), path) {

@@ -126,9 +126,11 @@ impl Broker {
                 topic.asked_for();
                 return Ok(topic);
             }
-            // It is being closed: once it is out of the map, load it again.
+            // It is being closed: once it is out of the map, load it again. It may serve on, as a deletion can fail.
             topic.closed().await;
-            self.forget(&topic);
+            if topic.is_closed() {
+                self.forget(&topic);
+            }
         }
     }
 
@@ -187,7 +189,15 @@ impl Broker {
         if policies.namespace.deleted {
             return Err(BrokerError::NamespaceNotFound(name.namespace().to_string()));
         }
-        let known_partition = self.is_known_partition(name).await?;
+        let of = match name.is_partition() {
+            true => self.shared.metadata.get_partitioned_topic(&name.partitioned_base()).await?,
+            false => None,
+        };
+        if of.as_ref().is_some_and(|of| of.value.deleted) {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        let known_partition =
+            of.is_some_and(|of| name.partition_index().is_some_and(|index| index < of.value.partitions));
         if !known_partition && !self.auto_creation(policies).allowed {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
@@ -203,7 +213,7 @@ impl Broker {
     pub(crate) async fn is_known_partition(&self, name: &TopicName) -> Result<bool> {
         let Some(index) = name.partition_index() else { return Ok(false) };
         let base = self.shared.metadata.get_partitioned_topic(&name.partitioned_base()).await?;
-        Ok(base.is_some_and(|base| index < base.value.partitions))
+        Ok(base.is_some_and(|base| index < base.value.partitions && !base.value.deleted))
     }
 
     /// Creates the record of a topic, or takes the one that somebody else has just created.
@@ -251,7 +261,10 @@ impl Broker {
         let metadata = &self.shared.metadata;
         let policies = self.policies(name).await?;
         if let Some(record) = metadata.get_partitioned_topic(name).await? {
-            return Ok(record.value.partitions);
+            return match record.value.deleted {
+                true => Err(BrokerError::TopicNotFound(name.to_string())),
+                false => Ok(record.value.partitions),
+            };
         }
         if name.is_partition() || metadata.get_topic(name).await?.is_some() {
             return Ok(0);
@@ -274,7 +287,7 @@ impl Broker {
         partitions: u32,
         properties: std::collections::BTreeMap<String, String>,
     ) -> Result<()> {
-        let record = PartitionedTopicRecord { partitions, properties };
+        let record = PartitionedTopicRecord { partitions, properties, deleted: false };
         match self.shared.metadata.create_partitioned_topic(name, &record).await {
             Ok(()) | Err(MetadataError::AlreadyExists { .. }) => {}
             Err(MetadataError::NotFound { .. }) => {
@@ -358,6 +371,15 @@ impl Broker {
         let deleted = topic.bundle().metadata.delete_topic(name).await;
         let record = match deleted {
             Ok(record) => record,
+            // It may be gone, or is: what is published to it now could be deleted with it. Whoever asks next learns what there is.
+            Err(error @ MetadataError::OutcomeUnknown(_)) => {
+                self.let_go(topic).await;
+                return Err(error.into());
+            }
+            Err(error) if error.is_not_found() => {
+                self.let_go(topic).await;
+                return Err(BrokerError::TopicNotFound(name.to_string()));
+            }
             Err(error) => {
                 topic.serve_again();
                 return Err(error.into());
@@ -371,11 +393,16 @@ impl Broker {
 
     /// Closes a topic; its clients find it again by a lookup, which loads it.
     pub async fn unload(&self, name: &TopicName) -> Result<()> {
-        let Some(topic) = self.loaded(name) else { return Ok(()) };
+        if let Some(topic) = self.loaded(name) {
+            self.let_go(&topic).await;
+        }
+        Ok(())
+    }
+
+    async fn let_go(&self, topic: &Arc<Topic>) {
         topic.close().await;
         topic.tell_closed(None);
-        self.forget(&topic);
-        Ok(())
+        self.forget(topic);
     }
 
     pub(crate) fn life(&self) -> u64 {

@@ -281,12 +281,15 @@ impl Broker {
         name: &NamespaceName,
         concerned: impl Fn(&TopicName) -> bool + Send,
     ) -> Result<()> {
+        let mut outcome = Ok(());
         for topic in self.loaded_topics() {
             if topic.name().namespace() == name && concerned(topic.name()) {
-                topic.set_policies(self.policies(topic.name()).await?).await?;
+                let applied = async { topic.set_policies(self.policies(topic.name()).await?).await };
+                // The others have theirs all the same.
+                outcome = outcome.and(applied.await);
             }
         }
-        Ok(())
+        outcome
     }
 }
 

@@ -159,6 +159,18 @@ impl Broker {
                 return Err(BrokerError::PreconditionFailed("Topic has active producers/subscriptions".into()));
             }
         }
+        self.delete_partitions_first(name, self.delete_partitions(name, partitions, force)).await?;
+        match self.shared.metadata.delete_partitioned_topic(name).await {
+            Ok(()) => {
+                self.topic_list_changed(name.namespace());
+                Ok(())
+            }
+            Err(error) if error.is_not_found() => Err(not_found()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn delete_partitions(&self, name: &TopicName, partitions: u32, force: bool) -> Result<()> {
         for index in 0..partitions {
             let partition = name.partition(index);
             // Whoever owns it may have deleted it already.
@@ -170,13 +182,34 @@ impl Broker {
                 Err(error) => return Err(error),
             }
         }
-        match self.shared.metadata.delete_partitioned_topic(name).await {
-            Ok(()) => {
-                self.topic_list_changed(name.namespace());
-                Ok(())
-            }
-            Err(error) if error.is_not_found() => Err(not_found()),
-            Err(error) => Err(error.into()),
+        Ok(())
+    }
+
+    /// Runs what deletes the partitions of a topic. Meanwhile nobody, as a producer that was sent away, makes them come into being
+    /// again; when it fails, those that are left are used as before.
+    pub async fn delete_partitions_first<T, E: From<BrokerError>>(
+        &self,
+        name: &TopicName,
+        deletion: impl Future<Output = std::result::Result<T, E>>,
+    ) -> std::result::Result<T, E> {
+        self.note_deletion(name, true).await?;
+        let deleted = deletion.await;
+        if deleted.is_err()
+            && let Err(error) = self.note_deletion(name, false).await
+        {
+            tracing::warn!(topic = %name, %error, "could not note that a topic is not being deleted any more; delete it again");
+        }
+        deleted
+    }
+
+    async fn note_deletion(&self, name: &TopicName, deleted: bool) -> Result<()> {
+        let noted = self.shared.metadata.update_partitioned_topic(name, |record| {
+            record.deleted = deleted;
+            Ok(())
+        });
+        match noted.await {
+            Err(error) if error.is_not_found() => Err(BrokerError::NotFound(format!("Topic {name} not found."))),
+            noted => Ok(noted.map(drop)?),
         }
     }
 

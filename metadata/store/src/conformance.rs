@@ -360,7 +360,7 @@ async fn schemas(metadata: &Metadata, topic: &TopicName) {
 
 async fn paging(metadata: &Metadata, namespace: &NamespaceName) {
     let base = TopicName::new(TopicDomain::Persistent, namespace.clone(), "many").unwrap();
-    let record = PartitionedTopicRecord { partitions: 25, properties: BTreeMap::new() };
+    let record = PartitionedTopicRecord { partitions: 25, ..PartitionedTopicRecord::default() };
     metadata.create_partitioned_topic(&base, &record).await.unwrap();
     let mut expected = BTreeSet::new();
     for index in 0..record.partitions {

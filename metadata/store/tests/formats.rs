@@ -60,7 +60,8 @@ async fn fill(metadata: &Metadata) {
     metadata.set_dynamic_configuration("maxTopics", "7").await.unwrap();
     metadata.put_cursor_log("bundle", &[5, 6], None, None).await.unwrap();
     metadata.note_garbage(&[17, 18]).await.unwrap();
-    let clicks = PartitionedTopicRecord { partitions: 4, properties: [("a".into(), "b".into())].into() };
+    let properties = [("a".into(), "b".into())].into();
+    let clicks = PartitionedTopicRecord { partitions: 4, properties, ..PartitionedTopicRecord::default() };
     metadata.create_partitioned_topic(&TopicName::parse("clicks").unwrap(), &clicks).await.unwrap();
 
     let orders = TopicName::parse("orders").unwrap();

@@ -5,6 +5,9 @@ mod fixture;
 mod refusals;
 mod storage_nodes;
 
+use std::task::{Context, Waker};
+use std::time::Duration;
+
 use axum::body::to_bytes;
 use axum::http::StatusCode;
 use fixture::{NONE, Rest, TOPICS, subscribe};
@@ -127,6 +130,24 @@ async fn topics_and_partitions() {
     rest.expect("DELETE", &format!("{TOPICS}/p/partitions"), NONE, 404).await;
     assert_eq!(rest.get(TOPICS).await.as_array().unwrap().len(), 1);
     rest.expect("DELETE", &format!("{TOPICS}/nope"), NONE, 404).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_nothing_half_done() {
+    let rest = Rest::start().await;
+    rest.publish("a", &["1"]).await;
+    {
+        let mut asked = std::pin::pin!(rest.raw("PUT", "/admin/v2/namespaces/public/default/unload", ""));
+        let begun = asked.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(begun.is_pending(), "it is done at once: the test shows nothing");
+    }
+    let served_again = async {
+        while rest.broker.topic(&"persistent://public/default/a".parse().unwrap(), false).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), served_again).await.expect("the bundle is not closed for good");
+    rest.publish("a", &["2"]).await;
 }
 
 #[tokio::test]

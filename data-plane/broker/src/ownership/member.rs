@@ -129,12 +129,25 @@ impl Member {
         for bundle in missing {
             self.read_again(&bundle).await?;
         }
+        self.read_requests().await
+    }
+
+    /// Reads what is asked of the owners of bundles.
+    async fn read_requests(&self) -> Result<()> {
         let requests = self.metadata.list_bundle_requests().await?;
         self.change(|directory, changes| {
             for (bundle, request) in requests {
                 directory.asked(&bundle, request, changes);
             }
         });
+        Ok(())
+    }
+
+    /// Reads what is asked of one bundle's owner.
+    async fn read_request(&self, bundle: &BundleName) -> Result<()> {
+        if let Some(request) = self.metadata.get_bundle_request(bundle).await? {
+            self.change(|directory, changes| directory.asked(bundle, request, changes));
+        }
         Ok(())
     }
 
@@ -441,13 +454,17 @@ async fn follow_bundles(member: Arc<Member>, mut watch: Watch) {
 
 async fn follow_requests(member: Arc<Member>, mut watch: Watch) {
     while let Some(event) = watch.next().await {
-        // All of them are read again when some were missed, with the bundles.
-        let WatchEvent::Changed(key) = event else { continue };
-        let Some(bundle) = Metadata::bundle_of_key(&key) else { continue };
-        match member.metadata.get_bundle_request(&bundle).await {
-            Ok(Some(request)) => member.change(|directory, changes| directory.asked(&bundle, request, changes)),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%bundle, %error, "could not read what is asked of a bundle's owner"),
+        loop {
+            let read = match &event {
+                WatchEvent::Changed(key) => match Metadata::bundle_of_key(key) {
+                    Some(bundle) => member.read_request(&bundle).await,
+                    None => Ok(()),
+                },
+                WatchEvent::Resync => member.read_requests().await,
+            };
+            let Err(error) = read else { break };
+            tracing::warn!(%error, "could not read what is asked of a bundle's owner; trying again");
+            tokio::time::sleep(PAUSE * 4).await;
         }
     }
 }

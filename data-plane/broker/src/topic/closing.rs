@@ -70,9 +70,14 @@ impl Topic {
         Ok(())
     }
 
-    /// The deletion did not come through.
+    /// The deletion did not come through. What has been closed in the meantime stays closed.
     pub(crate) fn serve_again(&self) {
-        self.state.lock().life = Life::Serving;
+        let mut state = self.state.lock();
+        if state.life == Life::Deleting {
+            state.life = Life::Serving;
+        }
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Metadata has forgotten the topic: so do its clients, its cursors and storage.

@@ -2,6 +2,7 @@
 
 mod backlog;
 mod deduplication;
+mod deleting;
 mod deposed;
 mod events;
 mod fixture;

@@ -22,6 +22,8 @@ pub struct Received {
     begin: Bytes,
     rest: Rest,
     budget: Arc<Budget>,
+    /// Taken of the budget, in bytes.
+    taken: u64,
 }
 
 enum Rest {
@@ -39,7 +41,7 @@ impl Received {
     /// When the client ends in the middle, or pauses for too long.
     pub async fn read(mut body: Incoming, budget: &Arc<Budget>) -> Result<Self, ForwardError> {
         let mut begin = BytesMut::new();
-        let mut received = Self { begin: Bytes::new(), rest: Rest::None, budget: budget.clone() };
+        let mut received = Self { begin: Bytes::new(), rest: Rest::None, budget: budget.clone(), taken: 0 };
         let ended = loop {
             if begin.len() > REPLAY_MAX || (budget.exhausted() && !body.is_end_stream()) {
                 break false;
@@ -50,6 +52,7 @@ impl Received {
                 Some(piece) => {
                     // Trailers are not passed on.
                     if let Ok(data) = piece.map_err(ForwardError::Body)?.into_data() {
+                        received.take(data.len() as u64);
                         begin.extend_from_slice(&data);
                     }
                 }
@@ -57,7 +60,6 @@ impl Received {
         };
         received.begin = begin.freeze();
         received.rest = if ended { Rest::None } else { Rest::Coming(body) };
-        budget.take(received.begin.len() as u64);
         Ok(received)
     }
 
@@ -77,8 +79,13 @@ impl Received {
         }
     }
 
-    fn give_back(&self) {
-        self.budget.give_back(self.begin.len() as u64);
+    fn take(&mut self, bytes: u64) {
+        self.budget.take(bytes);
+        self.taken += bytes;
+    }
+
+    fn give_back(&mut self) {
+        self.budget.give_back(std::mem::take(&mut self.taken));
     }
 }
 

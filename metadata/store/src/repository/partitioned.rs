@@ -16,6 +16,9 @@ pub(super) const PREFIX: &str = "partitioned/";
 pub struct PartitionedTopicRecord {
     pub partitions: u32,
     pub properties: BTreeMap<String, String>,
+    /// Its partitions are being deleted: none may come into being again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 fn key(name: &TopicName) -> String {
