@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_ledger_client::LedgerClient;
+use geminga_ledger_client::LedgerError;
 use geminga_metadata::Metadata;
 use geminga_replicated_ledgers::{Copy, Membership, NodeTls, ReplicaReader, ReplicatedLedgers, ReplicationOptions};
 use geminga_storage_node::{Asking, Duties, Duty, Fetched, Fetching, Ledgers, Replicas};
@@ -69,7 +69,29 @@ impl Ledgers for OtherNodes {
     }
 
     fn close(&self, ledger: u64) -> Asking<()> {
-        let closing = self.ledgers.recover(ledger);
-        Box::pin(async move { closing.await.map(drop).map_err(|error| error.to_string()) })
+        let ledgers = self.ledgers.clone();
+        Box::pin(async move {
+            match ledgers.recover_existing(ledger).await {
+                // It was deleted since its duties were read, and must not come back as one that was never begun.
+                Ok(()) | Err(LedgerError::NoSuchLedger(_)) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_metadata::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_ledger_that_was_deleted_is_closed_and_does_not_come_back() {
+        let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+        let membership = Membership::open(metadata.clone()).await.expect("metadata");
+        let nodes = OtherNodes::of("node", metadata.clone(), membership, None);
+        assert_eq!(nodes.close(7).await, Ok(()));
+        assert!(metadata.get_ledger::<serde_json::Value>(7).await.expect("metadata").is_none());
     }
 }

@@ -84,4 +84,12 @@ impl Catalog {
     pub async fn delete(&self, ledger: u64) -> Result<(), MetadataError> {
         self.metadata.delete_ledger(ledger).await
     }
+
+    /// The same; tries for as long as metadata cannot be reached.
+    pub async fn delete_at_last(&self, ledger: u64) {
+        while let Err(error) = self.delete(ledger).await {
+            tracing::warn!(ledger, %error, "could not delete a ledger's metadata");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
 }

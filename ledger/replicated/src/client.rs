@@ -1,6 +1,6 @@
 //! What the layers above see.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ use crate::{reading, recovering};
 pub const PASSWORD: &[u8] = b"";
 /// Metadata of closed ledgers that are remembered: they never change but for where entries are.
 const CLOSED_MAX: usize = 10_000;
+/// Ledgers of which it is remembered that they existed: whoever gives one up fences it soon, or not at all.
+const EXISTED_MAX: usize = 100_000;
 const FREE_SPACE_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
@@ -62,6 +64,8 @@ pub struct Shared {
     open: Mutex<HashMap<u64, Writing>>,
     /// The metadata of who owns a ledger that is about to be created.
     owners: Mutex<HashMap<u64, Metadata>>,
+    /// Ledgers that were created or deleted here: that there is no record of one never means that it was not begun.
+    existed: Mutex<HashSet<u64>>,
 }
 
 /// Appends that wait for a ledger to come into being.
@@ -73,29 +77,80 @@ struct Early {
 }
 
 enum Writing {
-    Creating(Vec<Early>),
+    /// What came early, and waits; and the writer from its creation on, while it is given what came before that.
+    Creating(Vec<Early>, Option<Arc<OpenLedger>>),
     Open(Arc<OpenLedger>),
+    /// Deleted while it was being created: its record goes again when that has come to its end.
+    Deleted,
 }
 
 impl Shared {
     pub fn open(&self, ledger: u64) -> Option<Arc<OpenLedger>> {
         match self.open.lock().get(&ledger) {
-            Some(Writing::Open(open)) => Some(open.clone()),
-            _ => None,
+            Some(Writing::Open(open) | Writing::Creating(_, Some(open))) => Some(open.clone()),
+            Some(Writing::Creating(_, None) | Writing::Deleted) | None => None,
         }
+    }
+
+    /// Whether it is being created here, and has no writer yet.
+    pub fn is_coming(&self, ledger: u64) -> bool {
+        matches!(self.open.lock().get(&ledger), Some(Writing::Creating(_, None)))
     }
 
     fn all_open(&self) -> Vec<Arc<OpenLedger>> {
         let open = self.open.lock();
         let writing = open.values().filter_map(|writing| match writing {
-            Writing::Open(open) => Some(open.clone()),
-            Writing::Creating(_) => None,
+            Writing::Open(open) | Writing::Creating(_, Some(open)) => Some(open.clone()),
+            Writing::Creating(_, None) | Writing::Deleted => None,
         });
         writing.collect()
     }
 
+    /// A writer that has what came early is forgotten. Until then it stays, and refuses that in its order.
     pub fn forget_open(&self, ledger: u64) {
-        self.open.lock().remove(&ledger);
+        let mut open = self.open.lock();
+        if let Some(Writing::Open(_)) = open.get(&ledger) {
+            open.remove(&ledger);
+        }
+    }
+
+    /// Nothing more is written to a ledger that is being deleted, and what waits fails.
+    fn give_up(&self, ledger: u64) {
+        let (early, writer) = {
+            let mut open = self.open.lock();
+            match open.remove(&ledger) {
+                Some(Writing::Open(writer)) => (Vec::new(), Some(writer)),
+                Some(Writing::Creating(early, writer)) => {
+                    open.insert(ledger, Writing::Deleted);
+                    (early, writer)
+                }
+                Some(Writing::Deleted) => {
+                    open.insert(ledger, Writing::Deleted);
+                    return;
+                }
+                None => {
+                    self.owners.lock().remove(&ledger);
+                    return;
+                }
+            }
+        };
+        if let Some(writer) = writer {
+            writer.give_up();
+        }
+        early.into_iter().for_each(|early| (early.done)(Err(LedgerError::Fenced(ledger))));
+    }
+
+    /// Whether there was such a ledger, as far as that is remembered.
+    pub fn existed(&self, ledger: u64) -> bool {
+        self.existed.lock().contains(&ledger)
+    }
+
+    fn remember_existed(&self, ledger: u64) {
+        let mut existed = self.existed.lock();
+        if existed.len() >= EXISTED_MAX {
+            existed.clear();
+        }
+        existed.insert(ledger);
     }
 
     pub fn remember_closed(&self, ledger: u64, metadata: &LedgerMetadata) {
@@ -129,6 +184,7 @@ impl Shared {
             // Somebody recovered it before it was there.
             return Err(LedgerError::Fenced(ledger));
         }
+        self.remember_existed(ledger);
         Ok(OpenLedger::new(ledger, Known { metadata: found, version }, self.clone()))
     }
 
@@ -141,11 +197,18 @@ impl Shared {
             // Those that came first go first; whoever comes meanwhile waits behind them.
             let early = {
                 let mut open = self.open.lock();
-                let Some(Writing::Creating(early)) = open.get_mut(&ledger) else { return };
+                let Some(Writing::Creating(early, writer)) = open.get_mut(&ledger) else { break };
+                // From now on reads find it, and do not take the ledger for one that somebody has left.
+                *writer = created.as_ref().ok().cloned();
                 if early.is_empty() {
                     match &created {
-                        Ok(ledger_open) => drop(open.insert(ledger, Writing::Open(ledger_open.clone()))),
+                        Ok(writer) => drop(open.insert(ledger, Writing::Open(writer.clone()))),
                         Err(_) => drop(open.remove(&ledger)),
+                    }
+                    drop(open);
+                    // One that has ended before was not forgotten.
+                    if created.is_ok_and(|writer| writer.has_ended()) {
+                        self.forget_open(ledger);
                     }
                     return;
                 }
@@ -158,6 +221,9 @@ impl Shared {
                 }
             }
         }
+        // It was deleted meanwhile, perhaps before there was a record of it.
+        self.catalog.delete_at_last(ledger).await;
+        self.open.lock().remove(&ledger);
     }
 }
 
@@ -178,6 +244,7 @@ impl ReplicatedLedgers {
                 closed: Mutex::default(),
                 open: Mutex::default(),
                 owners: Mutex::default(),
+                existed: Mutex::default(),
                 options,
             }),
         }
@@ -247,6 +314,7 @@ impl ReplicatedLedgers {
     pub fn nodes_changed(&self) {
         let shared = self.shared.clone();
         self.shared.runtime.spawn(async move {
+            shared.nodes.leave_moved();
             let gone = shared.nodes.gone().await;
             shared.all_open().iter().for_each(|open| open.nodes_changed(&gone));
         });
@@ -263,18 +331,22 @@ impl LedgerClient for ReplicatedLedgers {
             let mut open = self.shared.open.lock();
             match open.get_mut(&ledger_id) {
                 Some(Writing::Open(ledger)) => ledger.clone(),
-                Some(Writing::Creating(early)) => {
+                Some(Writing::Creating(early, _)) => {
                     early.push(Early { first_entry, entries, class, done });
                     return;
                 }
                 // Whoever goes on with a ledger that failed, or is closed, hears that it takes no more.
+                Some(Writing::Deleted) => {
+                    drop(open);
+                    return done(Err(LedgerError::Fenced(ledger_id)));
+                }
                 None if first_entry > 0 => {
                     drop(open);
                     return done(Err(LedgerError::Fenced(ledger_id)));
                 }
                 None => {
                     let early = vec![Early { first_entry, entries, class, done }];
-                    open.insert(ledger_id, Writing::Creating(early));
+                    open.insert(ledger_id, Writing::Creating(early, None));
                     self.shared.runtime.spawn(self.shared.clone().bring_into_being(ledger_id));
                     return;
                 }
@@ -325,6 +397,8 @@ impl LedgerClient for ReplicatedLedgers {
         let shared = self.shared.clone();
         Box::pin(async move {
             for ledger in ledger_ids {
+                shared.give_up(ledger);
+                shared.remember_existed(ledger);
                 // Storage nodes find by themselves that nobody knows it any more.
                 shared.catalog.delete(ledger).await.map_err(metadata_error)?;
                 shared.closed.lock().remove(&ledger);

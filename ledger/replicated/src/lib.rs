@@ -7,7 +7,8 @@
 //!
 //! A ledger comes into being in metadata with its first append, and is closed when it is recovered: by its writer once all of
 //! it is confirmed, or by anybody else through fencing. A recovery of a ledger that is not in metadata puts it there as a
-//! closed one without entries, so that whoever meant to create it finds that it is too late.
+//! closed one without entries, so that whoever meant to create it finds that it is too late; not one that this process has created
+//! or deleted, of which the record went with it.
 //! A ledger that was announced is in metadata from the commit on that names it in a list: that it is not there is an error then.
 
 mod catalog;

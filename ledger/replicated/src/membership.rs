@@ -36,6 +36,10 @@ impl NodeDirectory for Membership {
     fn nodes(&self) -> Vec<NodeInfo> {
         self.nodes.read().clone()
     }
+
+    fn is_at(&self, node: &str, address: &str) -> bool {
+        self.nodes.read().iter().all(|info| info.id != node || info.address == address)
+    }
 }
 
 impl Membership {

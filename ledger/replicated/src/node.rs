@@ -13,6 +13,7 @@ use geminga_wire_bookkeeper::{
 };
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
 
 use crate::writing::OpenLedger;
 
@@ -90,9 +91,14 @@ impl Calls {
 
 pub struct NodeConnection {
     node: String,
+    /// Where it was found.
+    pub address: String,
     outbox: Outbox,
     calls: Mutex<Calls>,
     next_request: AtomicI64,
+    /// When something came from the node last.
+    heard: Mutex<Instant>,
+    closed: Notify,
 }
 
 struct Sink<'f, 'q>(&'f mut Frames<'q>);
@@ -115,19 +121,26 @@ struct Group {
 
 impl NodeConnection {
     /// Serves a connection that was just made, until it breaks. `timeout` is how long a call may take.
-    pub fn start(node: &str, socket: Socket, outbound: Arc<Budget>, timeout: Duration) -> Arc<Self> {
+    pub fn start(node: &str, address: &str, socket: Socket, outbound: Arc<Budget>, timeout: Duration) -> Arc<Self> {
         let connection = Arc::new(Self {
             node: node.to_owned(),
+            address: address.to_owned(),
             outbox: Outbox::new(socket.clone(), outbound),
             calls: Mutex::default(),
             next_request: AtomicI64::new(1),
+            heard: Mutex::new(Instant::now()),
+            closed: Notify::new(),
         });
         let writer = connection.clone();
         tokio::spawn(async move { writer.outbox.drain(|| ()).await });
         let reader = connection.clone();
         tokio::spawn(async move {
-            if let Err(error) = reader.receive(&socket).await {
-                tracing::info!(node = reader.node, %error, "connection to a storage node ended");
+            tokio::select! {
+                ended = reader.receive(&socket) => if let Err(error) = ended {
+                    tracing::info!(node = reader.node, %error, "connection to a storage node ended");
+                },
+                // A peer that is gone would not end it.
+                () = reader.closed.notified() => (),
             }
             reader.close();
         });
@@ -149,6 +162,7 @@ impl NodeConnection {
     /// Breaks the connection: every call fails.
     pub fn close(&self) {
         self.outbox.close();
+        self.closed.notify_one();
         let calls = {
             let mut calls = self.calls.lock();
             calls.closed = true;
@@ -166,10 +180,14 @@ impl NodeConnection {
                 calls.by_key.iter().filter(|(_, call)| call.since.elapsed() > timeout).map(|(key, _)| *key).collect();
             keys.into_iter().filter_map(|key| Some((key, calls.remove(key)?))).collect::<Vec<_>>()
         };
-        if !old.is_empty() {
-            tracing::warn!(node = self.node, calls = old.len(), "a storage node does not answer");
-        }
+        let Some(oldest) = old.iter().map(|(_, call)| call.since).min() else { return };
+        // A machine or network that is gone ends no connection, and the system tries for a quarter of an hour to send to it.
+        let is_silent = *self.heard.lock() < oldest;
+        tracing::warn!(node = self.node, calls = old.len(), is_silent, "a storage node does not answer");
         self.fail(old, Failure::TimedOut);
+        if is_silent {
+            self.close();
+        }
     }
 
     fn fail(&self, mut calls: Vec<(Key, Call)>, failure: Failure) {
@@ -302,6 +320,7 @@ impl NodeConnection {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
             }
+            *self.heard.lock() = Instant::now();
             let mut group = None;
             while let Some(frame) = take_frame(&mut buffer, DEFAULT_MAX_FRAME_BYTES).map_err(std::io::Error::other)? {
                 let answer = decode_response(frame).map_err(std::io::Error::other)?;
@@ -350,5 +369,37 @@ impl NodeConnection {
         if let Some(Group { ledger, answers }) = group {
             ledger.added(&self.node, &answers);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_on_which_nothing_comes_is_given_up() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let stream = TcpStream::connect(&address).await.expect("somebody listens");
+        // It takes what it is sent and says nothing.
+        let _silent = listener.accept().await.expect("it was connected to");
+        let timeout = Duration::from_millis(100);
+        let socket = Socket::from(Arc::new(stream));
+        let connection = NodeConnection::start("node", &address, socket, Budget::new(1 << 20), timeout);
+        let (sender, receiver) = oneshot::channel();
+        connection.read(7, 0, None, Box::new(move |result| drop(sender.send(result))));
+        assert_eq!(receiver.await.expect("an answer"), Err(Failure::TimedOut));
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while !connection.is_closed() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("it is not used any more");
     }
 }

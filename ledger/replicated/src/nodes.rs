@@ -8,6 +8,7 @@ use geminga_ensemble::placement::{self, Candidate, Place};
 use geminga_ensemble::{NodeId, Quorum};
 use geminga_flow::{Budget, Socket};
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::node::NodeConnection;
@@ -15,6 +16,8 @@ use crate::tls::NodeTls;
 
 /// How long connecting may take, and so long again TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nodes whose machine or network has gone while nothing is asked of them are noticed by this, and in some minutes.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// A storage node that takes part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,11 @@ pub struct NodeInfo {
 /// Where nodes are looked up.
 pub trait NodeDirectory: Send + Sync + 'static {
     fn nodes(&self) -> Vec<NodeInfo>;
+
+    /// Whether the node is at this address still. One that is not known any more may be.
+    fn is_at(&self, node: &str, address: &str) -> bool {
+        self.nodes().iter().all(|info| info.id != node || info.address == address)
+    }
 }
 
 /// Over how many zones entries have to be spread.
@@ -114,15 +122,32 @@ impl Nodes {
         self.connections.lock().get(node).filter(|connection| !connection.is_closed()).cloned()
     }
 
+    /// The same to a node that is where it was; what there is to another address is not used any more.
+    fn connected_there(&self, node: &NodeId) -> Option<Arc<NodeConnection>> {
+        let connection = self.connected(node)?;
+        if self.directory.is_at(node, &connection.address) {
+            return Some(connection);
+        }
+        tracing::info!(node, address = connection.address, "a storage node has another address now");
+        connection.close();
+        None
+    }
+
+    /// Ends connections to addresses at which nodes are not any more. Whoever writes does not look, as that is done for each entry.
+    pub fn leave_moved(&self) {
+        let nodes: Vec<NodeId> = self.connections.lock().keys().cloned().collect();
+        nodes.iter().for_each(|node| drop(self.connected_there(node)));
+    }
+
     /// A connection, made now if need be; `None` if the node cannot be reached. Whoever waited for an attempt shares its outcome.
     pub async fn connect(&self, node: &NodeId) -> Option<Arc<NodeConnection>> {
-        if let Some(connection) = self.connected(node) {
+        if let Some(connection) = self.connected_there(node) {
             return Some(connection);
         }
         let asked_at = Instant::now();
         let turn = self.connecting.lock().entry(node.clone()).or_default().clone();
         let mut failed_at = turn.lock().await;
-        if let Some(connection) = self.connected(node) {
+        if let Some(connection) = self.connected_there(node) {
             return Some(connection);
         }
         if failed_at.is_some_and(|failed_at| failed_at > asked_at) {
@@ -142,7 +167,7 @@ impl Nodes {
                 return None;
             }
         };
-        let connection = NodeConnection::start(node, socket, self.outbound.clone(), self.call_timeout);
+        let connection = NodeConnection::start(node, &address, socket, self.outbound.clone(), self.call_timeout);
         self.connections.lock().insert(node.clone(), connection.clone());
         Some(connection)
     }
@@ -150,8 +175,11 @@ impl Nodes {
     async fn reach(&self, address: &str) -> std::io::Result<Socket> {
         let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(address, %error, "could not set TCP_NODELAY");
+        // What the system refuses costs speed or a late notice, not the connection.
+        let keep_alive = TcpKeepalive::new().with_time(TCP_KEEP_ALIVE).with_interval(TCP_KEEP_ALIVE / 4);
+        let set = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keep_alive));
+        if let Err(error) = set {
+            tracing::debug!(address, %error, "could not set options of a connection");
         }
         match &self.tls {
             None => Ok(Socket::from(Arc::new(stream))),
@@ -231,5 +259,53 @@ impl Nodes {
             tracing::warn!(node, zones, min, refused, "an ack quorum would be in too few zones");
         }
         zones >= min || !self.zones.refuses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// One node, at the address that is in there.
+    #[derive(Default)]
+    struct One(Mutex<String>);
+
+    impl NodeDirectory for One {
+        fn nodes(&self) -> Vec<NodeInfo> {
+            vec![NodeInfo {
+                id: "node".to_owned(),
+                address: self.0.lock().clone(),
+                place: Place { region: String::new(), zone: String::new() },
+                is_alive: true,
+                is_writable: true,
+                is_draining: false,
+            }]
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_moved_is_connected_to_where_it_is() {
+        let (node, directory) = (NodeId::from("node"), Arc::new(One::default()));
+        let minute = Duration::from_secs(60);
+        let nodes = Nodes::new(directory.clone(), Budget::new(1 << 20), minute, ZonePolicy::default(), None);
+        let mut before: Option<Arc<NodeConnection>> = None;
+        let mut listeners = Vec::new();
+        for _ in 0..2 {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            let address = listener.local_addr().expect("bound").to_string();
+            listeners.push(listener);
+            *directory.0.lock() = address.clone();
+            let connection = nodes.connect(&node).await.expect("somebody listens");
+            assert_eq!(connection.address, address);
+            assert!(Arc::ptr_eq(&connection, &nodes.connect(&node).await.expect("it is there")));
+            assert!(before.replace(connection).is_none_or(|before| before.is_closed()));
+        }
+        "elsewhere".clone_into(&mut directory.0.lock());
+        nodes.leave_moved();
+        assert!(nodes.connected(&node).is_none());
     }
 }

@@ -101,6 +101,10 @@ async fn read_from(
 
 /// Where the ledger's entries are, and the last one that may be read.
 async fn whereabouts(shared: &Arc<Shared>, ledger: u64) -> Result<(LedgerMetadata, Option<u64>), LedgerError> {
+    if shared.is_coming(ledger) {
+        // Nothing is in it yet. Its record may be there already, and its writer is this process: it is not to be fenced.
+        return Ok((LedgerMetadata::announced(shared.options.quorum), None));
+    }
     if let Some(open) = shared.open(ledger) {
         return Ok(open.metadata());
     }

@@ -38,6 +38,8 @@ pub async fn recover(shared: &Arc<Shared>, ledger: u64, unknown: Unknown) -> Res
     let known = match shared.catalog.get(ledger).await.map_err(metadata_error)? {
         Some(known) if !known.metadata.is_announced() => known,
         None if unknown == Unknown::Error => return Err(LedgerError::NoRecord(ledger)),
+        // It was deleted. A record that came back would be nobody's.
+        None if shared.existed(ledger) => return Err(LedgerError::NoSuchLedger(ledger)),
         Some(_) | None => {
             // Whoever meant to create it finds it closed.
             let metadata = LedgerMetadata::never_begun(shared.options.quorum);

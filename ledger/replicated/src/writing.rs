@@ -166,6 +166,16 @@ impl OpenLedger {
         });
     }
 
+    /// The ledger is deleted: nothing more comes of it.
+    pub fn give_up(self: &Arc<Self>) {
+        self.tell(|writer| writer.give_up(WriterError::Closed));
+    }
+
+    /// Whether it takes no more entries.
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().failed.is_some()
+    }
+
     fn tell(self: &Arc<Self>, event: impl FnOnce(&mut LedgerWriter)) {
         let mut effects = Effects::default();
         {
@@ -216,7 +226,9 @@ impl OpenLedger {
                         self.shared.forget_open(self.id);
                     }
                     WriterAction::Fail(error) => {
-                        tracing::warn!(ledger = self.id, %error, "a ledger takes no more entries");
+                        if error != WriterError::Closed {
+                            tracing::warn!(ledger = self.id, %error, "a ledger takes no more entries");
+                        }
                         let error = error_of(self.id, &error);
                         state.failed = Some(error.clone());
                         state.packets.clear();

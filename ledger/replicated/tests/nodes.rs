@@ -245,6 +245,52 @@ async fn an_announced_ledger_is_begun_or_closed_and_one_without_a_record_is_an_e
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_ledger_takes_no_more_entries_and_does_not_come_back() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 100).await.iter().all(Result::is_ok));
+    client.delete(vec![7]).await.expect("it is deleted");
+    assert!(matches!(append(&client, 7, 100, 110).await[..], [Err(LedgerError::Fenced(7))]));
+    // As when a ledger that was given up is sealed late.
+    assert!(matches!(client.recover(7).await, Err(LedgerError::NoSuchLedger(7))));
+    assert!(cluster.metadata.get_ledger::<LedgerMetadata>(7).await.expect("metadata").is_none());
+}
+
+/// In one thread, in which nothing happens between the append and the deletion.
+#[tokio::test]
+async fn a_ledger_that_is_deleted_before_it_is_created_leaves_no_record() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    let (sender, receiver) = oneshot::channel();
+    client.append(7, 0, vec![content(0)], AppendClass::Message, Box::new(move |result| drop(sender.send(result))));
+    client.delete(vec![7]).await.expect("it is deleted");
+    assert!(matches!(receiver.await.expect("an answer"), Err(LedgerError::Fenced(7))));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(cluster.metadata.get_ledger::<LedgerMetadata>(7).await.expect("metadata").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_does_not_fence_a_ledger_that_is_coming_into_being() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    for ledger in 7..17 {
+        let read = async {
+            loop {
+                match client.read(ledger, 0, 0, 1).await {
+                    Ok(entries) => break entries,
+                    Err(LedgerError::NoSuchEntry { .. }) => tokio::task::yield_now().await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let (appended, read) = tokio::join!(append(&client, ledger, 0, 2000), read);
+        assert!(appended.iter().all(Result::is_ok), "{:?}", appended.iter().find(|result| result.is_err()));
+        assert_eq!(read[0].data, content(0).concat());
+        assert_eq!(cluster.ledger(ledger).await.state, LedgerState::Open);
+    }
+}
+
 /// As when a broker ends after it has begun another ledger, and before it has closed this one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ledger_that_its_writer_left_open_is_closed_by_its_next_reader() {

@@ -204,3 +204,74 @@ fn damage_to_a_record_of_several_entries_costs_no_more_than_it_must() {
         assert!((0..20).all(|entry| engine.read(1, entry) == Ok(body(1, entry))), "{what}");
     }
 }
+
+const FIRST: &str = "segment-00000001";
+
+fn content(disk: &SimDisk, segment: &str) -> Vec<u8> {
+    disk.contents().into_iter().find(|(name, _)| name == segment).expect("it is there").1
+}
+
+#[test]
+fn what_the_disk_cannot_read_is_damage_like_wrong_bytes() {
+    let disk = SimDisk::new(9, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    add_all(&engine, 1, 0..100, false).unwrap();
+    engine.shut_down().unwrap();
+    drop(engine);
+    let place = position(&content(&disk, FIRST), &body(1, 40)) as u64;
+    disk.fail_reads(FIRST, place + 100);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    let (places, damaged) = scrub(&engine);
+    assert!(places > 0 && damaged.len() <= 2 && damaged.contains(&(1, 40)), "{damaged:?}");
+    let whole = engine.read_range(1, 0, u64::MAX, 1 << 20).unwrap();
+    assert_eq!(Some(whole.len() as u64), damaged.iter().map(|(_, entry)| *entry).min(), "up to the first of them");
+    for entry in 0..100 {
+        let read = engine.read(1, entry);
+        match damaged.contains(&(1, entry)) {
+            true => assert!(matches!(read, Err(ReadError::Corrupt { entry: Some(_), .. })), "{entry} gives {read:?}"),
+            false => assert_eq!(read, Ok(body(1, entry))),
+        }
+    }
+    add_all(&engine, 1, damaged.into_iter().map(|(_, entry)| entry), true).unwrap();
+    assert!((0..100).all(|entry| engine.read(1, entry) == Ok(body(1, entry))), "a second copy is intact");
+    assert_eq!(scrub(&engine).1, [], "the damage is there and does no harm");
+    maintain(&engine);
+    assert_eq!(scrub(&engine), (0, vec![]), "what could not be read is gone");
+    assert!((0..100).all(|entry| engine.read(1, entry) == Ok(body(1, entry))));
+}
+
+#[test]
+fn a_segment_without_a_readable_index_keeps_no_other_from_going() {
+    let disk = SimDisk::new(10, 64 << 20);
+    // Segments of which all, all, most and most is deleted.
+    for ledgers in [1..=1, 2..=2, 3..=8, 9..=14] {
+        let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+        ledgers.for_each(|ledger| add_all(&engine, ledger, 0..5, false).unwrap());
+        engine.shut_down().unwrap();
+    }
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    let gone = (1..=14).filter(|ledger| ![3, 9].contains(ledger)).collect();
+    run(&engine, Request::Delete { ledgers: gone, done: Box::new(|result| result.unwrap()) });
+    for segment in ["segment-00000001", "segment-00000003"] {
+        // Behind the records of that segment there is nothing but the index.
+        let content = content(&disk, segment);
+        let end = content.iter().rposition(|byte| *byte != 0).expect("it was written");
+        disk.fail_reads(segment, end as u64);
+    }
+    let reclaim = engine.plan_reclaim(Box::new(|result| result.unwrap())).unwrap().expect("one can go");
+    assert!(matches!(&reclaim, Request::Housekeeping { drop, .. } if *drop == [2]));
+    run(&engine, reclaim);
+    assert_eq!(engine.dispose().unwrap(), 1);
+    assert!(engine.plan_reclaim(Box::new(drop)).unwrap().is_none(), "the other one is not tried again and again");
+
+    let compact = |engine: &Engine<SimDisk>| {
+        let plan = engine.plan_compaction()?;
+        engine.compact(&plan, &mut |_| true, Box::new(|result| result.unwrap())).unwrap()
+    };
+    assert!(compact(&engine).is_none(), "one of the two cannot be read");
+    let moving = compact(&engine).expect("the other one is moved");
+    assert!(matches!(&moving, Request::Housekeeping { drop, .. } if *drop == [4]));
+    run(&engine, moving);
+    assert!(engine.plan_compaction().is_none());
+    assert!((0..5).all(|entry| engine.read(9, entry) == Ok(body(9, entry))));
+}

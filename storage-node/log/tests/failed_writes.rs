@@ -85,3 +85,43 @@ fn a_disk_that_fails_is_read_only_until_it_takes_writes_again() {
     }
     assert!(engine.stats().read_only);
 }
+
+/// What is wrong with one segment holds up no other, and is tried again when the disk is.
+#[test]
+fn a_segment_that_cannot_be_sealed_or_removed_holds_up_no_other() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let options = LogOptions { segment_bytes: 256 << 10, reserve_bytes: 0, ..LogOptions::default() };
+    let (engine, _) = Engine::open(disk.clone(), options).unwrap();
+    // Two fit into a segment.
+    for ledger in 1..=5 {
+        let parts = [Bytes::from(vec![1; 100_000]), Bytes::new(), Bytes::new()];
+        let entries = vec![Append { ledger, entry: 0, parts, reserve: false }];
+        let done = Box::new(|result: Result<(), AppendError>| result.unwrap());
+        run(&engine, Request::Append { entries, admission: Admission::Whole, done });
+    }
+    run(&engine, Request::Delete { ledgers: (1..=5).collect(), done: Box::new(|result| result.unwrap()) });
+    let drops = |engine: &Engine<SimDisk>| match engine.plan_reclaim(Box::new(|result| result.unwrap())).unwrap() {
+        Some(Request::Housekeeping { controls, adopt, drop, done }) => {
+            let dropped = drop.clone();
+            run(engine, Request::Housekeeping { controls, adopt, drop, done });
+            dropped
+        }
+        _ => Vec::new(),
+    };
+
+    disk.refuse_changes_of(Some("segment-00000001"));
+    assert!(engine.seal_retired().is_err());
+    assert!(engine.seal_retired().is_ok(), "it is left alone");
+    assert_eq!(drops(&engine), [2], "the other one is sealed");
+    disk.refuse_changes_of(Some("segment-00000002"));
+    assert!(engine.dispose().is_err());
+    assert_eq!(engine.dispose().unwrap(), 0, "it is left alone");
+
+    disk.refuse_changes_of(None);
+    engine.try_again().unwrap();
+    assert_eq!(engine.dispose().unwrap(), 1);
+    assert_eq!(disk.file_length("segment-00000002"), 0);
+    engine.seal_retired().unwrap();
+    assert_eq!(drops(&engine), [1]);
+    assert_eq!(engine.dispose().unwrap(), 1);
+}

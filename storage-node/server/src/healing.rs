@@ -133,7 +133,11 @@ async fn settle(node: &Arc<StorageNode>, ledgers: &dyn Ledgers, duty: &Duty, rou
                 node.write_copy(ledger, entry, body).await.map_err(|error| error.to_string())?;
                 round.copied += 1;
             }
-            Fetched::NotNeeded => return Ok(()),
+            // The ledger is another one than when duties were read; the next round reads them anew.
+            Fetched::NotNeeded => {
+                round.open += 1;
+                return Ok(());
+            }
             Fetched::Unavailable(reason) => {
                 if round.unavailable == 0 {
                     round.reason = reason;
@@ -184,7 +188,46 @@ fn without(wanted: &[(u64, u64)], held: &[(u64, u64)]) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use geminga_log::{Log, LogOptions};
+
     use super::*;
+    use crate::node::NodeOptions;
+    use crate::repair::Fetching;
+
+    /// Of each entry it says that this node need not have it.
+    struct MovedOn;
+
+    impl Replicas for MovedOn {
+        fn fetch(&self, _ledger: u64, _entry: u64) -> Fetching {
+            Box::pin(async { Fetched::NotNeeded })
+        }
+    }
+
+    impl Ledgers for MovedOn {
+        fn horizon(&self) -> Asking<u64> {
+            Box::pin(async { Ok(10) })
+        }
+
+        fn duties(&self, _from: u64, _limit: usize) -> Asking<Duties> {
+            let duty = Duty { ledger: 7, stretches: vec![(0, 3)], is_settled: true, is_closed: true };
+            Box::pin(async { Ok((vec![duty], None)) })
+        }
+
+        fn close(&self, _ledger: u64) -> Asking<()> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ledger_of_which_the_duties_changed_is_not_settled() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+        let (log, _) = Log::open(folder.path(), options).expect("it opens");
+        let node = StorageNode::new(log, NodeOptions::new(64 << 20));
+        let round = round(&node, &MovedOn, 10, false).await.expect("metadata answer");
+        assert_eq!((round.copied, round.open, round.unavailable), (0, 1, 0));
+        node.close();
+    }
 
     #[test]
     fn what_is_held_is_not_copied() {

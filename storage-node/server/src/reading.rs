@@ -225,10 +225,10 @@ impl StorageNode {
                 Some(wait) if wait.piggyback => self.answer_with_piggyback(read, wait),
                 _ => {
                     let body = self.read(read.ledger, read.entry)?;
-                    // Version 2 has no place for it.
+                    // Version 2 has no place for it. It may be left out: damage to the last entry is no reason to keep this one back.
                     let max_lac = match is_compact {
                         true => None,
-                        false => Some(self.confirmation(read.ledger)?.last_add_confirmed),
+                        false => self.confirmation(read.ledger).ok().map(|now| now.last_add_confirmed),
                     };
                     Ok(Response::Entry { body: Some(body), max_lac, lac_updated: None, entry: None })
                 }
@@ -288,5 +288,47 @@ impl StorageNode {
             entries.push(entry);
         }
         Ok(Response::Entries(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use geminga_log::{Log, LogOptions};
+    use geminga_wire_bookkeeper::{Digest, DigestKind};
+
+    use super::*;
+    use crate::node::NodeOptions;
+
+    #[tokio::test]
+    async fn a_damaged_last_entry_keeps_no_other_back() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+        let (log, _) = Log::open(folder.path(), options).expect("it opens");
+        let node = StorageNode::new(log, NodeOptions::new(64 << 20));
+        let digest = Digest::new(7, DigestKind::Crc32c, b"");
+        for entry in 0..3 {
+            let payload = Bytes::from(vec![100 + entry as u8; 5000]);
+            let head = digest.entry_head(entry, entry - 1, 0, &[&payload]);
+            let body = Bytes::from([head, payload].concat());
+            node.write_copy(7, entry as u64, body).await.expect("it is written");
+        }
+        let path = folder.path().join("segment-00000001");
+        let content = std::fs::read(&path).expect("it can be read");
+        let last = content.windows(3000).position(|part| part == [102; 3000]).expect("it is there") as u64;
+        let file = std::fs::OpenOptions::new().write(true).open(&path).expect("it opens");
+        file.write_all_at(b"other", last + 1000).expect("it is damaged");
+
+        let read = |entry| {
+            let read = Read { ledger: 7, entry, fence: false, master_key: None, high_priority: false, wait: None };
+            node.answer_to(&Job::Read(read), false)
+        };
+        for entry in [0, 1] {
+            let answer = read(entry);
+            assert!(matches!(answer, Ok(Response::Entry { body: Some(_), max_lac: None, .. })), "{answer:?}");
+        }
+        assert!(matches!(read(2), Err(Code::UnknownLedgerState)));
+        node.close();
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use geminga_flow::Socket;
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,6 +15,8 @@ use crate::connection::{Connection, End};
 use crate::node::StorageNode;
 use crate::tls::Taken;
 
+/// Peers whose machine or network has gone are noticed by this, and in some minutes.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the last answers may take on their way through TLS.
@@ -39,8 +42,11 @@ pub async fn serve(listener: TcpListener, node: Arc<StorageNode>, mut shutdown: 
                 continue;
             }
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%address, %error, "could not set TCP_NODELAY");
+        // What the system refuses costs speed or a late notice, not the connection.
+        let keep_alive = TcpKeepalive::new().with_time(TCP_KEEP_ALIVE).with_interval(TCP_KEEP_ALIVE / 4);
+        let set = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keep_alive));
+        if let Err(error) = set {
+            tracing::debug!(%address, %error, "could not set options of a connection");
         }
         tasks.spawn(serve_connection(node.clone(), Arc::new(stream), address.to_string(), connections.clone()));
     }

@@ -5,6 +5,8 @@ pub mod sim;
 
 use std::io;
 
+use crate::format::BLOCK_BYTES;
+
 /// A folder on a disk that one engine owns.
 pub trait Disk: Send + Sync + 'static {
     type File: DiskFile;
@@ -44,4 +46,44 @@ pub trait DiskFile: Send + Sync + 'static {
     fn truncate(&self, bytes: u64) -> io::Result<()>;
     /// Whether several writes and syncs may be under way at once, each learning of its own failure.
     fn overlaps(&self) -> bool;
+}
+
+/// Whether a disk says that what is there cannot be read, as of a sector that has gone bad, and not that something else is wrong.
+/// Reads past the page cache get the second of the two from some disks.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    const ENODATA: i32 = 61;
+    matches!(error.raw_os_error(), Some(EIO | ENODATA))
+}
+
+/// Reads as `read` does. In place of blocks that the disk cannot read come zeros, which no checksum takes for what was there: so
+/// what is beside the damage is found, and what it hit is told as of any other damage.
+pub(crate) fn read_around(
+    buffer: &mut [u8],
+    offset: u64,
+    read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    match read(buffer, offset) {
+        Err(error) if is_damage(&error) => tracing::warn!(%error, offset, bytes = buffer.len(), "a disk cannot read"),
+        done => return done,
+    }
+    let block = BLOCK_BYTES as u64;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let at = offset + filled as u64;
+        let rest = buffer.len() - filled;
+        let piece = &mut buffer[filled..][..rest.min((block - at % block) as usize)];
+        let count = match read(piece, at) {
+            Err(error) if is_damage(&error) => {
+                piece.fill(0);
+                piece.len()
+            }
+            done => done?,
+        };
+        filled += count;
+        if count < piece.len() {
+            break;
+        }
+    }
+    Ok(filled)
 }

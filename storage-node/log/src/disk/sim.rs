@@ -5,7 +5,7 @@
 //! although readers still see them and a later sync succeeds, as Linux does it.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{Disk, DiskFile, Space};
 use crate::engine::segment_id;
-use crate::format::DATA_AT;
+use crate::format::{BLOCK_BYTES, DATA_AT};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -44,6 +44,8 @@ struct State {
     changes: u64,
     crash_at: Option<u64>,
     crashed: bool,
+    /// A file that takes no changes.
+    refused: Option<String>,
 }
 
 enum NameChange {
@@ -60,6 +62,8 @@ struct FileState {
     unsynced: Vec<(usize, Vec<u8>)>,
     /// A new length that no sync has covered.
     truncated: Option<usize>,
+    /// Blocks that cannot be read until they are written again.
+    unreadable: BTreeSet<usize>,
 }
 
 impl FileState {
@@ -114,7 +118,16 @@ impl State {
         self.names.values().map(|file| self.files[file].seen.len() as u64).sum()
     }
 
+    fn is_refused(&self, name: &str) -> bool {
+        self.refused.as_deref() == Some(name)
+    }
+
     fn name_changed(&mut self, change: NameChange) -> io::Result<()> {
+        if let NameChange::Remove(name) | NameChange::Rename(name, _) = &change
+            && self.is_refused(name)
+        {
+            return Err(io::Error::other("the file is not changed"));
+        }
         let crashed = self.change()?;
         apply(&mut self.names, &change);
         self.name_changes.push(change);
@@ -148,12 +161,18 @@ impl SimDisk {
             changes: 0,
             crash_at: None,
             crashed: false,
+            refused: None,
         };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
     pub fn set_faults(&self, faults: Faults) {
         self.state.lock().faults = faults;
+    }
+
+    /// From now on this file is not written to, renamed or removed, if there is such a name.
+    pub fn refuse_changes_of(&self, name: Option<&str>) {
+        self.state.lock().refused = name.map(str::to_owned);
     }
 
     pub fn set_capacity(&self, bytes: u64) {
@@ -203,6 +222,14 @@ impl SimDisk {
                 *byte ^= 1 << (bit % 8);
             }
         }
+    }
+
+    /// From now on the block with this byte cannot be read, until it is written again.
+    pub fn fail_reads(&self, name: &str, byte: u64) {
+        let mut state = self.state.lock();
+        let Some(file) = state.names.get(name).copied() else { return };
+        let file = state.files.get_mut(&file).expect("named files exist");
+        file.unreadable.insert(byte as usize / BLOCK_BYTES);
     }
 
     /// Turns a bit at random where the log is known to have been durable: in a segment before the one that `proven` names, or
@@ -318,9 +345,12 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.state.lock();
-        let bytes = &state.files[&self.id].seen;
+        let FileState { seen: bytes, unreadable, .. } = &state.files[&self.id];
         let start = (offset as usize).min(bytes.len());
         let count = buffer.len().min(bytes.len() - start);
+        if count > 0 && unreadable.range(start / BLOCK_BYTES..=(start + count - 1) / BLOCK_BYTES).next().is_some() {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         buffer[..count].copy_from_slice(&bytes[start..start + count]);
         Ok(count)
     }
@@ -335,10 +365,15 @@ impl DiskFile for SimFile {
         let state = &mut *self.state.lock();
         assert!(offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "writes are whole blocks");
         let crashed = state.change()?;
+        if state.names.iter().any(|(name, file)| *file == self.id && state.is_refused(name)) {
+            return Err(io::Error::other("the file is not changed"));
+        }
         Self::grow(state, &state.files[&self.id], offset as usize + bytes.len())?;
         let fails = state.rng.random_bool(state.faults.write_error);
         let file = state.files.get_mut(&self.id).expect("files that are open exist");
         file.cut();
+        let blocks = offset as usize / BLOCK_BYTES..(offset as usize + bytes.len()) / BLOCK_BYTES;
+        file.unreadable.retain(|block| !blocks.contains(block));
         FileState::write(&mut file.seen, offset as usize, bytes);
         file.unsynced.push((offset as usize, bytes.to_vec()));
         match () {

@@ -587,8 +587,10 @@ impl<D: Disk> Engine<D> {
         AppendError::Io(error.to_string())
     }
 
-    /// Whether a log that failed writes have made read-only takes some from now on: if its disk takes a file.
+    /// Whether a log that failed writes have made read-only takes some from now on: if its disk takes a file. What could not be
+    /// sealed or removed is tried again from now on, too.
     pub fn try_again(&self) -> io::Result<bool> {
+        self.reconsider_failed();
         if !self.writer.lock().failing {
             return Ok(false);
         }

@@ -9,7 +9,7 @@ use super::catalog::IndexState;
 use super::read::Walk;
 use super::{Engine, SharedSegment};
 use crate::buffer::AlignedBuffer;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, read_around};
 use crate::error::ReadError;
 use crate::format::BLOCK_BYTES;
 use crate::index::Run;
@@ -79,7 +79,8 @@ fn read_copy<F: DiskFile>(file: &F, segment: u32, ledger: u64, run: &Run, entry:
 /// Read together when a file is read from its beginning to its end.
 const WINDOW_BYTES: usize = 1 << 20;
 
-/// Reads a file forwards through one aligned buffer, past the page cache where the file system can.
+/// Reads a file forwards through one aligned buffer, past the page cache where the file system can. What the disk cannot read is
+/// zeros.
 pub(super) struct Window<'f, F> {
     file: &'f F,
     buffer: AlignedBuffer,
@@ -105,7 +106,8 @@ impl<'f, F: DiskFile> Window<'f, F> {
             let whole = needed.max(if self.read_bytes == 0 { 0 } else { WINDOW_BYTES }).next_multiple_of(BLOCK_BYTES);
             self.buffer.clear();
             self.buffer.extend_zeros(whole);
-            self.held = self.file.read_blocks_at(self.buffer.as_mut_slice(), self.at)?;
+            let read = |piece: &mut [u8], offset| self.file.read_blocks_at(piece, offset);
+            self.held = read_around(self.buffer.as_mut_slice(), self.at, read)?;
             self.read_bytes += self.held as u64;
         }
         let start = ((offset - self.at) as usize).min(self.held);

@@ -32,10 +32,14 @@ pub(super) struct Pending<F> {
     pub dropping: Mutex<Vec<(u32, Vec<Row>)>>,
     /// Segments that are no longer part of the log, and whose files can go.
     pub dropped: Mutex<Vec<(SharedSegment<F>, Vec<Row>)>>,
-    /// Segments that compaction found damaged.
+    /// Segments that were found damaged when they were to be compacted or dropped.
     pub unreadable: Mutex<FxHashSet<u32>>,
     /// Segments with damage that harms no entry any more: what is live in them is to be moved.
     pub damaged: Mutex<FxHashSet<u32>>,
+    /// Segments that could not be sealed; left alone until [`Engine::try_again`].
+    pub unsealed: Mutex<FxHashSet<u32>>,
+    /// Of [`Pending::dropped`], those whose files could not be removed; the same.
+    pub unremoved: Mutex<Vec<(SharedSegment<F>, Vec<Row>)>>,
 }
 
 impl<F> Default for Pending<F> {
@@ -46,6 +50,8 @@ impl<F> Default for Pending<F> {
             dropped: Mutex::default(),
             unreadable: Mutex::default(),
             damaged: Mutex::default(),
+            unsealed: Mutex::default(),
+            unremoved: Mutex::default(),
         }
     }
 }
@@ -108,26 +114,45 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Writes the index of each segment that takes no more commits into it.
+    ///
+    /// # Errors
+    /// That of the first segment that could not be sealed. The others are, and it is left alone until [`Engine::try_again`].
     pub fn seal_retired(&self) -> io::Result<()> {
         let retired: Vec<u32> = {
             let catalog = self.catalog.read();
+            let failed = self.pending.unsealed.lock();
             let unsealed =
                 catalog.segments.values().filter(|entry| !entry.active && matches!(entry.index, IndexState::Open(_)));
-            unsealed.map(|entry| entry.segment.id).collect()
+            unsealed.map(|entry| entry.segment.id).filter(|id| !failed.contains(id)).collect()
         };
+        let mut result = Ok(());
         for id in retired {
-            let (segment, data_end, footer) = {
-                let catalog = self.catalog.read();
-                let entry = &catalog.segments[&id];
-                let IndexState::Open(index) = &entry.index else { continue };
-                let at = footer_at(entry.data_end);
-                let footer = footer::build(index, at, entry.manifest_at, &entry.holes);
-                (entry.segment.clone(), entry.data_end, footer)
-            };
-            let state = write_footer(&segment, data_end, &footer, &self.options)?;
-            self.catalog.write().seal(id, &footer.directory, state);
+            if let Err(error) = self.seal(id) {
+                self.pending.unsealed.lock().insert(id);
+                result = result.and(Err(error));
+            }
         }
+        result
+    }
+
+    fn seal(&self, id: u32) -> io::Result<()> {
+        let (segment, data_end, footer) = {
+            let catalog = self.catalog.read();
+            let entry = &catalog.segments[&id];
+            let IndexState::Open(index) = &entry.index else { return Ok(()) };
+            let at = footer_at(entry.data_end);
+            let footer = footer::build(index, at, entry.manifest_at, &entry.holes);
+            (entry.segment.clone(), entry.data_end, footer)
+        };
+        let state = write_footer(&segment, data_end, &footer, &self.options)?;
+        self.catalog.write().seal(id, &footer.directory, state);
         Ok(())
+    }
+
+    /// What could not be sealed or removed is tried again.
+    pub(super) fn reconsider_failed(&self) {
+        self.pending.unsealed.lock().clear();
+        self.pending.dropped.lock().append(&mut self.pending.unremoved.lock());
     }
 
     /// Whether only the reserve is left; to be called now and then.
@@ -195,11 +220,13 @@ impl<D: Disk> Engine<D> {
     pub fn plan_reclaim(&self, done: Done) -> io::Result<Option<Request>> {
         let dead: Vec<u32> = {
             let catalog = self.catalog.read();
+            let unreadable = self.pending.unreadable.lock();
             let dead = catalog.segments.values().filter(|entry| {
                 !entry.active
                     && entry.live_bytes == 0
                     && entry.holes.is_empty()
                     && matches!(entry.index, IndexState::Sealed { .. })
+                    && !unreadable.contains(&entry.segment.id)
             });
             dead.map(|entry| entry.segment.id).collect()
         };
@@ -208,9 +235,16 @@ impl<D: Disk> Engine<D> {
         }
         let mut rows = Vec::new();
         for id in dead {
-            // Without its directory it is unknown which fences and tombstones are in it.
-            if let Some(directory) = self.directory(id)? {
-                rows.push((id, directory.rows));
+            // Without its directory it is unknown which fences and tombstones are in it. Others can go.
+            let directory = self.directory(id).unwrap_or_else(|error| {
+                tracing::error!(segment = id, %error, "the index directory of a segment cannot be read, the segment is kept");
+                None
+            });
+            match directory {
+                Some(directory) => rows.push((id, directory.rows)),
+                None => {
+                    self.pending.unreadable.lock().insert(id);
+                }
             }
         }
         if rows.is_empty() {
@@ -305,28 +339,36 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Removes the files of dropped segments, or keeps them for new ones.
+    ///
+    /// # Errors
+    /// That of the first file that could not be removed. It is left alone until [`Engine::try_again`].
     pub fn dispose(&self) -> io::Result<usize> {
         let dropped = std::mem::take(&mut *self.pending.dropped.lock());
         if dropped.is_empty() {
             return Ok(0);
         }
-        let count = dropped.len();
-        let mut graves = Vec::new();
+        let mut gone = Vec::new();
+        let mut result = Ok(());
         for (segment, rows) in dropped {
             // A file that is still read is not reused.
             let in_use = Arc::strong_count(&segment) > 1;
-            let id = segment.id;
-            drop(segment);
-            if in_use {
-                self.disk.remove(&segment_name(id))?
-            } else {
-                self.discard(id)?
+            let removed = if in_use { self.disk.remove(&segment_name(segment.id)) } else { self.discard(segment.id) };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    self.pending.unremoved.lock().push((segment, rows));
+                    result = result.and(Err(error));
+                }
+                // It had gone when the folder could not be synced.
+                Ok(()) | Err(_) => gone.push((segment, rows)),
             }
-            graves.extend(rows);
         }
-        self.disk.sync_folder()?;
+        if let Err(error) = self.disk.sync_folder() {
+            self.pending.unremoved.lock().append(&mut gone);
+            return result.and(Err(error));
+        }
+        let count = gone.len();
         let mut catalog = self.catalog.write();
-        for row in graves {
+        for row in gone.into_iter().flat_map(|(_, rows)| rows) {
             let Some(grave) = catalog.graves.get_mut(&row.ledger) else { continue };
             grave.remains = grave.remains.saturating_sub(u32::from(row.holds_something()));
             grave.stones = grave.stones.saturating_sub(u32::from(row.deleted));
@@ -334,7 +376,7 @@ impl<D: Disk> Engine<D> {
                 catalog.graves.remove(&row.ledger);
             }
         }
-        Ok(count)
+        result.map(|()| count)
     }
 
     /// Keeps the file for a new segment, or removes it. The folder is to be synced by the caller.
@@ -361,6 +403,7 @@ impl<D: Disk> Engine<D> {
                 self.retire(&mut self.catalog.write(), active.segment);
             }
         }
+        self.pending.unsealed.lock().clear();
         self.seal_retired()
     }
 

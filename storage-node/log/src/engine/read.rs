@@ -10,7 +10,7 @@ use super::catalog::{IndexState, Placement};
 use super::scan::{find_record, scan};
 use super::{Engine, SharedSegment};
 use crate::buffer::{READ_BUFFER_BYTES, ReadBuffers};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, is_damage, read_around};
 use crate::error::ReadError;
 use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, Table};
 use crate::index::footer::decode_section;
@@ -212,17 +212,22 @@ impl<D: Disk> Engine<D> {
             return Ok(runs);
         }
         let mut section = vec![0; place.section_bytes as usize];
-        let count = segment.file.read_at(&mut section, u64::from(place.section_at)).map_err(io_error)?;
+        let read = |buffer: &mut [u8], offset| segment.file.read_at(buffer, offset);
+        let count = read_around(&mut section, u64::from(place.section_at), read).map_err(io_error)?;
         let runs = match decode_section(&section[..count]) {
             Some(runs) => runs,
             None => {
                 tracing::error!(segment = segment.id, ledger, "the index in a segment is damaged, reading its records");
-                let scan = scan(&segment.file, segment.id, Some(data_end)).map_err(io_error)?;
-                if !scan.holes.is_empty() {
-                    let detail = format!("index and records of segment {} are damaged", segment.id);
-                    return Err(ReadError::Corrupt { ledger, entry: None, detail });
+                match scan(&segment.file, segment.id, Some(data_end)) {
+                    Ok(scan) if scan.holes.is_empty() => {
+                        scan.index.get(ledger).map(|content| content.runs.clone()).unwrap_or_default()
+                    }
+                    Err(error) if !is_damage(&error) => return Err(io_error(error)),
+                    Ok(_) | Err(_) => {
+                        let detail = format!("index and records of segment {} are damaged", segment.id);
+                        return Err(ReadError::Corrupt { ledger, entry: None, detail });
+                    }
                 }
-                scan.index.get(ledger).map(|content| content.runs.clone()).unwrap_or_default()
             }
         };
         let runs = Arc::new(runs);
@@ -293,12 +298,13 @@ fn read_piece<F: DiskFile>(file: &F, range: Range<u64>, buffers: &ReadBuffers) -
     let whole = (range.end.next_multiple_of(block) - from) as usize;
     if length < LARGE_BYTES || whole > READ_BUFFER_BYTES {
         let mut buffer = vec![0; length];
-        let count = file.read_at(&mut buffer, range.start)?;
+        let count = read_around(&mut buffer, range.start, |piece, offset| file.read_at(piece, offset))?;
         buffer.truncate(count);
         return Ok(Bytes::from(buffer));
     }
     let mut buffer = buffers.take();
-    let count = file.read_blocks_at(&mut buffer.as_mut_slice()[..whole], from)?;
+    let read = |piece: &mut [u8], offset| file.read_blocks_at(piece, offset);
+    let count = read_around(&mut buffer.as_mut_slice()[..whole], from, read)?;
     let start = (range.start - from) as usize;
     Ok(buffer.freeze(start.min(count)..(start + length).min(count)))
 }

@@ -13,7 +13,7 @@ use super::scan::{Scan, scan};
 use super::{Engine, Segment, SharedSegment, segment_id, spare_id};
 use crate::buffer::AlignedBuffer;
 use crate::deleted;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, read_around};
 use crate::error::OpenError;
 use crate::format::{
     BLOCK_BYTES, BadBlock, DATA_AT, ManifestLine, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
@@ -280,7 +280,7 @@ pub(super) fn read_directory<F: DiskFile>(file: &F, seal: &Seal) -> io::Result<O
         return Ok(None);
     }
     let mut bytes = vec![0; seal.directory_bytes as usize];
-    let count = file.read_at(&mut bytes, seal.directory_at)?;
+    let count = read_around(&mut bytes, seal.directory_at, |piece, offset| file.read_at(piece, offset))?;
     let intact = count == bytes.len() && crc_fast::crc32_iscsi(&bytes) == seal.directory_crc;
     Ok(intact.then(|| decode_directory(&bytes)).flatten())
 }

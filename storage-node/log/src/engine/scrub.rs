@@ -12,7 +12,7 @@ use super::copies::Window;
 use super::recovery::read_directory;
 use super::scan::{find_record, scan};
 use super::{Engine, SharedSegment};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, is_damage};
 use crate::format::{
     BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal, Table,
 };
@@ -160,11 +160,14 @@ impl<D: Disk> Engine<D> {
         if self.index_is_intact(segment, &seal)? {
             return Ok(false);
         }
-        let found = scan(&segment.file, segment.id, Some(data_end))?;
-        if !found.holes.is_empty() {
-            tracing::error!(segment = segment.id, "index and records of a segment are damaged");
-            return Ok(false);
-        }
+        let found = match scan(&segment.file, segment.id, Some(data_end)) {
+            Ok(found) if found.holes.is_empty() => found,
+            Err(error) if !is_damage(&error) => return Err(error),
+            Ok(_) | Err(_) => {
+                tracing::error!(segment = segment.id, "index and records of a segment are damaged");
+                return Ok(false);
+            }
+        };
         let footer = footer::build(&found.index, super::maintain::footer_at(data_end), manifest_at, &[]);
         let state = super::maintain::write_footer(segment, data_end, &footer, &self.options)?;
         {
