@@ -84,10 +84,28 @@ pub(crate) enum ProducerSlot {
     Ready(Arc<ProducerHandle>),
 }
 
+impl ProducerSlot {
+    /// Whether this request has it still: a close leaves it to a later one.
+    pub fn is_created_by(&self, request: u64) -> bool {
+        matches!(self, Self::Creating { request_id, .. } if *request_id == request)
+    }
+}
+
 /// A consumer id on this connection.
 pub(crate) enum ConsumerSlot {
     Creating { request_id: u64 },
     Ready(Arc<ConsumerHandle>),
+}
+
+impl ConsumerSlot {
+    /// Whether this request has it still: a close leaves it to a later one.
+    pub fn is_created_by(&self, request: u64) -> bool {
+        matches!(self, Self::Creating { request_id } if *request_id == request)
+    }
+
+    pub fn is_of(&self, consumer: &Arc<ConsumerHandle>) -> bool {
+        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, consumer))
+    }
 }
 
 /// Messages of one producer, gathered until something else comes.

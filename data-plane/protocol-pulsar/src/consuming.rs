@@ -52,10 +52,7 @@ impl Connection {
                 {
                     let mut consumers = self.consumers.lock();
                     let wanted = !self.closing.load(Ordering::Relaxed)
-                        && matches!(
-                            consumers.get(&consumer_id),
-                            Some(ConsumerSlot::Creating { request_id: current }) if *current == request_id
-                        );
+                        && consumers.get(&consumer_id).is_some_and(|slot| slot.is_created_by(request_id));
                     if !wanted {
                         drop(consumers);
                         consumer.topic.remove_consumer(&consumer);
@@ -67,7 +64,12 @@ impl Connection {
                 consumer.topic.consumer_ready(&consumer);
             }
             Err(error) => {
-                self.consumers.lock().remove(&consumer_id);
+                {
+                    let mut consumers = self.consumers.lock();
+                    if consumers.get(&consumer_id).is_some_and(|slot| slot.is_created_by(request_id)) {
+                        consumers.remove(&consumer_id);
+                    }
+                }
                 tracing::debug!(address = %self.address, topic = %command.topic, %error, "consumer refused");
                 self.send(&error_command(request_id, &error));
             }
@@ -212,7 +214,11 @@ impl Connection {
         self.with_consumer(consumer_id, request_id, move |connection, consumer| async move {
             consumer.topic.delete_subscription(&consumer.subscription, Some(consumer.key), force).await?;
             consumer.topic.remove_consumer(&consumer);
-            connection.consumers.lock().remove(&consumer_id);
+            let mut consumers = connection.consumers.lock();
+            if consumers.get(&consumer_id).is_some_and(|slot| slot.is_of(&consumer)) {
+                consumers.remove(&consumer_id);
+            }
+            drop(consumers);
             Ok(Command::from(proto::CommandSuccess { request_id, schema: None }))
         });
     }

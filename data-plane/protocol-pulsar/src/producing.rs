@@ -126,10 +126,7 @@ impl Connection {
             Ok(ProducerGrant { handle, last_sequence_id, topic_epoch }) => {
                 let mut producers = self.producers.lock();
                 let wanted = !self.closing.load(std::sync::atomic::Ordering::Relaxed)
-                    && matches!(
-                        producers.get(&producer_id),
-                        Some(ProducerSlot::Creating { request_id: current, .. }) if *current == request_id
-                    );
+                    && producers.get(&producer_id).is_some_and(|slot| slot.is_created_by(request_id));
                 if !wanted {
                     drop(producers);
                     handle.topic.remove_producer(&handle);
@@ -140,7 +137,12 @@ impl Connection {
                 success
             }
             Err(error) => {
-                self.producers.lock().remove(&producer_id);
+                {
+                    let mut producers = self.producers.lock();
+                    if producers.get(&producer_id).is_some_and(|slot| slot.is_created_by(request_id)) {
+                        producers.remove(&producer_id);
+                    }
+                }
                 tracing::debug!(address = %self.address, topic = %command.topic, %error, "producer refused");
                 error_command(request_id, &error)
             }

@@ -101,6 +101,9 @@ pub trait EntryReader {
     /// One entry that is to be delivered again; `None` if it must be read first. The reader may forget what it returns.
     fn get(&mut self, at: Position) -> Option<Entry>;
 
+    /// An entry that was asked for, and perhaps read since, is not to be delivered any more.
+    fn forget(&mut self, _at: Position) {}
+
     fn ledgers(&self) -> &LedgerList;
 }
 

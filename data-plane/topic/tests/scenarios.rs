@@ -18,6 +18,8 @@ struct Topic {
     list: LedgerList,
     sub: Subscription,
     now: u64,
+    /// Entries that the reader was told to forget.
+    forgotten: Vec<i64>,
 }
 
 fn at(entry_id: i64) -> Position {
@@ -28,7 +30,7 @@ fn span(entries: usize) -> LedgerSpan {
     LedgerSpan { ledger_id: LEDGER, entries: entries as u64, size: 0, timestamp_ms: 0, first_index: 0 }
 }
 
-struct Reader<'a>(&'a [EntryMeta], &'a LedgerList);
+struct Reader<'a>(&'a [EntryMeta], &'a LedgerList, &'a mut Vec<i64>);
 
 impl Reader<'_> {
     fn entry(&self, at: Position) -> Option<Entry> {
@@ -47,6 +49,10 @@ impl EntryReader for Reader<'_> {
         self.entry(at)
     }
 
+    fn forget(&mut self, at: Position) {
+        self.2.push(at.entry_id);
+    }
+
     fn ledgers(&self) -> &LedgerList {
         self.1
     }
@@ -56,7 +62,7 @@ impl Topic {
     fn new(options: SubscriptionOptions) -> Self {
         let list = LedgerList::new([span(0)]);
         let sub = Subscription::new("s", Cursor::new(list.before_first()), options);
-        Topic { metas: Vec::new(), list, sub, now: 1000 }
+        Topic { metas: Vec::new(), list, sub, now: 1000, forgotten: Vec::new() }
     }
 
     fn append(&mut self, metas: impl IntoIterator<Item = EntryMeta>) {
@@ -83,7 +89,8 @@ impl Topic {
 
     fn dispatch(&mut self) -> (Vec<Delivery>, DispatchWait) {
         let mut out = Vec::new();
-        let wait = self.sub.dispatch(self.now, &mut Reader(&self.metas, &self.list), 1 << 20, &mut out);
+        let mut reader = Reader(&self.metas, &self.list, &mut self.forgotten);
+        let wait = self.sub.dispatch(self.now, &mut reader, 1 << 20, &mut out);
         self.sub.check_invariants();
         (out, wait)
     }
@@ -433,5 +440,20 @@ fn a_seek_starts_over_for_connected_consumers() {
         topic.sub.skip(1, &topic.list);
         topic.redeliver(1, None);
         assert_eq!(topic.deliver(), [(1, 4)]);
+    }
+}
+
+#[test]
+fn what_was_given_back_and_is_acknowledged_is_forgotten() {
+    for sub_type in [Shared, KeyShared] {
+        let mut topic = Topic::new(SubscriptionOptions::default());
+        topic.append([keyed("a"); 3]);
+        topic.join(1, sub_type, 3);
+        assert_eq!(topic.deliver().len(), 3);
+        topic.redeliver(1, None);
+        topic.ack(1, [0, 1]);
+        topic.sub.flow(1, 1);
+        assert_eq!(topic.deliver(), [(1, 2)], "{sub_type:?}");
+        assert_eq!(topic.forgotten, [0, 1], "{sub_type:?}");
     }
 }

@@ -1,24 +1,32 @@
 //! What deduplication knows of a topic, across restarts: snapshots in the cursor log, and what was stored since.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use geminga_metadata::{MetadataError, SubscriptionRecord};
 use geminga_model::Position;
 use geminga_topic::dedup::{Deduplication, snapshot_holds_up_trimming};
 use parking_lot::Mutex;
 
-use super::{Topic, TopicState};
+use super::{Life, Topic, TopicState};
 use crate::cursors::CursorDone;
 use crate::error::{BrokerError, Result};
 use crate::shared::now_ms;
 
 /// Bytes read at once while deduplication is brought up to date.
 const REPLAY_BYTES: usize = 4 << 20;
+/// Pause before metadata is told again to forget it.
+const RETRY: Duration = Duration::from_secs(2);
 /// Name under which a topic's deduplication state is kept beside its subscriptions, as Pulsar calls that cursor.
 pub(super) const DEDUP_CURSOR: &str = "pulsar.dedup";
 
 /// Where what deduplication knows is stored.
 pub(super) struct Stored {
     pub cursor_id: Option<u64>,
+    /// Entries after this count while there is no snapshot.
+    pub initial: Position,
+    /// Metadata is to forget it, and may have done so.
+    pub forgetting: bool,
     /// Entries since the last snapshot.
     pub entries_since: u64,
     /// Of the last snapshot that is durable.
@@ -27,61 +35,131 @@ pub(super) struct Stored {
 
 impl Default for Stored {
     fn default() -> Self {
-        Self { cursor_id: None, entries_since: 0, durable: Arc::new(Mutex::new(Position::EARLIEST)) }
+        Self {
+            cursor_id: None,
+            initial: Position::EARLIEST,
+            forgetting: false,
+            entries_since: 0,
+            durable: Arc::new(Mutex::new(Position::EARLIEST)),
+        }
     }
 }
 
 impl Topic {
     /// Turns deduplication on or off as the policies say.
     pub(super) async fn load_deduplication(&self) -> Result<()> {
-        let (wanted, on) = {
+        let (wanted, forgetting) = {
             let state = self.state.lock();
-            let wanted = state.policies.deduplication(self.shared.config.deduplication);
-            (wanted && self.name.is_persistent(), state.dedup.is_some())
+            (self.wants_deduplication(&state), state.dedup_stored.forgetting)
         };
-        if !wanted {
-            self.state.lock().dedup = None;
+        if !wanted || forgetting {
+            self.forget_deduplication().await?;
+        }
+        if !wanted || self.state.lock().dedup.is_some() {
             return Ok(());
         }
-        if on {
-            return Ok(());
-        }
-        let known = self.state.lock().dedup_stored.cursor_id;
-        let cursor_id = match known {
-            Some(id) => id,
-            None => self.create_dedup_cursor().await?,
-        };
+        let (cursor_id, initial) = self.dedup_cursor().await?;
         let (mut dedup, from) = match self.bundle.cursors.blob(cursor_id) {
             Some(snapshot) => Deduplication::decode(&snapshot, now_ms())
                 .map_err(|error| BrokerError::Metadata(format!("deduplication snapshot: {error}")))?,
-            // A crash took the first snapshot: all that is stored counts.
-            None => (Deduplication::new(), Position::EARLIEST),
+            // A crash took the first snapshot: all that was stored since it was switched on counts.
+            None => (Deduplication::new(), initial),
         };
         let replayed = self.replay_deduplication(&mut dedup, from).await?;
         let durable: Arc<Mutex<Position>> = Arc::new(Mutex::new(Position::EARLIEST));
         let mut state = self.state.lock();
-        state.dedup_stored = Stored { cursor_id: Some(cursor_id), entries_since: replayed, durable: durable.clone() };
+        if state.dedup_stored.cursor_id != Some(cursor_id) || state.dedup.is_some() {
+            // Policies have changed meanwhile.
+            return Ok(());
+        }
+        state.dedup_stored.entries_since = replayed;
+        state.dedup_stored.durable = durable.clone();
         state.dedup = Some(dedup);
         drop(state);
         self.bundle.cursors.after_queued(becomes_durable(durable, from));
         Ok(())
     }
 
-    async fn create_dedup_cursor(&self) -> Result<u64> {
+    fn wants_deduplication(&self, state: &TopicState) -> bool {
+        self.name.is_persistent() && state.policies.deduplication(self.shared.config.deduplication)
+    }
+
+    /// Switches it off. From then on messages pass unseen, and what was stored would call those repeated that a producer numbers
+    /// anew: it is on until metadata has forgotten where that is, also when this fails.
+    async fn forget_deduplication(&self) -> Result<()> {
+        let _turn = self.record_turn.lock().await;
+        let cursor_id = {
+            let mut state = self.state.lock();
+            let Some(cursor_id) = state.dedup_stored.cursor_id else { return Ok(()) };
+            let wanted_again = self.wants_deduplication(&state) && !state.dedup_stored.forgetting;
+            if wanted_again || matches!(state.life, Life::Closing | Life::Closed) {
+                return Ok(());
+            }
+            state.dedup_stored.forgetting = true;
+            cursor_id
+        };
+        match self.bundle.metadata.delete_subscription(&self.name, DEDUP_CURSOR).await {
+            Ok(()) => {}
+            // An earlier attempt came through, and nobody learned of it.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                tracing::warn!(topic = %self.name, %error, "could not switch deduplication off; trying again");
+                self.forget_later();
+                return Err(error.into());
+            }
+        }
+        let mut state = self.state.lock();
+        state.dedup = None;
+        state.dedup_stored = Stored::default();
+        self.bundle.cursors.drop_cursor(cursor_id);
+        Ok(())
+    }
+
+    fn forget_later(&self) {
+        let topic = self.me.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RETRY).await;
+            let Some(topic) = topic.upgrade() else { return };
+            if let Err(error) = topic.load_deduplication().await {
+                tracing::debug!(topic = %topic.name, %error, "deduplication is not yet as policies say");
+            }
+        });
+    }
+
+    /// Where it is stored, and the position after which entries count while there is no snapshot.
+    async fn dedup_cursor(&self) -> Result<(u64, Position)> {
+        let _turn = self.record_turn.lock().await;
+        {
+            let stored = &self.state.lock().dedup_stored;
+            if let Some(cursor_id) = stored.cursor_id {
+                return Ok((cursor_id, stored.initial));
+            }
+        }
         let cursor_id = self.bundle.metadata.next_cursor_id().await?;
-        let record = geminga_metadata::SubscriptionRecord {
+        let record = SubscriptionRecord {
             cursor_id,
-            initial: Position::EARLIEST,
+            initial: self.last_confirmed(),
             properties: Default::default(),
             created_at: now_ms(),
             replicated: false,
         };
-        self.bundle.metadata.create_subscription(&self.name, DEDUP_CURSOR, record).await?;
-        // An empty snapshot at the present end: what comes after a crash is replayed from here.
-        let position = self.last_confirmed();
-        let snapshot = Deduplication::new().encode(position).into();
+        let initial = record.initial;
+        let metadata = &self.bundle.metadata;
+        match metadata.create_subscription(&self.name, DEDUP_CURSOR, record.clone()).await {
+            // An earlier attempt came through, and nobody learned of it: messages have passed unseen since.
+            Err(MetadataError::AlreadyExists { .. }) => {
+                metadata.delete_subscription(&self.name, DEDUP_CURSOR).await?;
+                metadata.create_subscription(&self.name, DEDUP_CURSOR, record).await?
+            }
+            created => created?,
+        };
+        // An empty snapshot: what comes after a crash is replayed from here, with what has come since.
+        let snapshot = Deduplication::new().encode(initial).into();
         self.bundle.cursors.put_blob(cursor_id, snapshot, Box::new(|_| ()));
-        Ok(cursor_id)
+        let mut state = self.state.lock();
+        state.dedup_stored.cursor_id = Some(cursor_id);
+        state.dedup_stored.initial = initial;
+        Ok((cursor_id, initial))
     }
 
     /// Reads what was stored after the last snapshot. Returns how many entries that were.

@@ -4,6 +4,7 @@
 
 use geminga_ledger::ledger_list::LedgerSpan;
 use geminga_ledger::managed_ledger::ManagedLedgerRecord;
+use geminga_ledger_client::LedgerError;
 use geminga_metadata::{LedgerInfo, MetadataError, Op, TopicRecord};
 use geminga_model::Position;
 
@@ -175,8 +176,12 @@ impl Topic {
         let sealed = self.shared.ledgers.recover(ledger_id);
         let name = self.name.clone();
         tokio::spawn(async move {
-            if let Err(error) = sealed.await {
-                tracing::warn!(topic = %name, ledger_id, %error, "could not fence a ledger that was closed");
+            match sealed.await {
+                // It was deleted since.
+                Ok(_) | Err(LedgerError::NoSuchLedger(_)) => {}
+                Err(error) => {
+                    tracing::warn!(topic = %name, ledger_id, %error, "could not fence a ledger that was closed")
+                }
             }
         });
     }

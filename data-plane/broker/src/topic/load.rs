@@ -5,7 +5,7 @@ use std::sync::Arc;
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::managed_ledger::{ManagedLedger, ManagedLedgerConfig};
 use geminga_ledger_client::LedgerError;
-use geminga_metadata::{TopicRecord, Versioned};
+use geminga_metadata::{SubscriptionRecord, TopicRecord, Versioned};
 use geminga_model::{Position, TopicName};
 use geminga_topic::Subscription;
 use geminga_topic::producers::Producers;
@@ -118,21 +118,26 @@ impl Topic {
             let record = record.value;
             if name == DEDUP_CURSOR {
                 state.dedup_stored.cursor_id = Some(record.cursor_id);
+                state.dedup_stored.initial = record.initial;
                 continue;
             }
-            let cursor = match self.bundle.cursors.state(record.cursor_id) {
-                Some(snapshot) => {
-                    self.stay_behind(&mut state, &name, snapshot.last_ledger());
-                    Cursor::from_snapshot(snapshot)
-                }
-                None => Cursor::new(record.initial),
-            };
-            let name: Arc<str> = name.into();
-            let core = Subscription::new(name.clone(), cursor, self.options(&state, true));
-            let sub = Sub::durable(core, record.cursor_id, record.initial, record.properties);
-            state.subscriptions.insert(name, Box::new(sub));
+            self.insert_stored(&mut state, name.into(), record);
         }
         Ok(())
+    }
+
+    /// Adds a subscription that metadata has, with what it has acknowledged.
+    pub(super) fn insert_stored(&self, state: &mut TopicState, name: Arc<str>, record: SubscriptionRecord) {
+        let cursor = match self.bundle.cursors.state(record.cursor_id) {
+            Some(snapshot) => {
+                self.stay_behind(state, &name, snapshot.last_ledger());
+                Cursor::from_snapshot(snapshot)
+            }
+            None => Cursor::new(record.initial),
+        };
+        let core = Subscription::new(name.clone(), cursor, self.options(state, true));
+        let sub = Sub::durable(core, record.cursor_id, record.initial, record.properties);
+        state.subscriptions.insert(name, Box::new(sub));
     }
 
     /// What is written from now on is behind all that a subscription has acknowledged, also where the list has lost ledgers: else it

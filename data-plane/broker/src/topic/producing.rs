@@ -122,11 +122,11 @@ impl Topic {
             Err(BrokerError::ServiceNotReady(format!("topic {} was closed meanwhile", self.name)))
         })?;
         let state = self.state.lock();
-        let handle = state
-            .producer_handles
-            .get(&key)
-            .cloned()
-            .ok_or_else(|| BrokerError::ProducerFenced("Fenced out".into()))?;
+        let Some(handle) = state.producer_handles.get(&key).cloned() else {
+            // A topic that closes has sent it away to find the topic again.
+            state.check_serving(&self.name)?;
+            return Err(BrokerError::ProducerFenced("Fenced out".into()));
+        };
         let last_sequence_id = state.dedup.as_ref().map_or(-1, |dedup| dedup.last_sequence_id(&handle.name));
         drop(state);
         leave.key = None;

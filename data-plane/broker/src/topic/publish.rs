@@ -57,7 +57,7 @@ impl Topic {
             return;
         }
 
-        self.throttle(&mut state, producer, batch);
+        self.throttle(&mut state, producer, batch, &mut flushes);
         if self.name.is_persistent() {
             self.store(&mut state, producer, batch, &mut flushes);
         } else {

@@ -113,6 +113,10 @@ impl EntryReader for Reader<'_> {
         self.replay.take(at).or_else(|| self.tail.get(at).or_else(|| self.read_back.cache.get(at)).cloned())
     }
 
+    fn forget(&mut self, at: Position) {
+        self.replay.forget(at);
+    }
+
     fn ledgers(&self) -> &LedgerList {
         self.ledgers
     }

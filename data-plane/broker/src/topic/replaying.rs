@@ -31,6 +31,11 @@ impl Replay {
         Some(entry)
     }
 
+    /// The entry is not to be dispatched any more.
+    pub(super) fn forget(&mut self, at: Position) {
+        self.take(at);
+    }
+
     fn put(&mut self, entry: Entry, budget: &Budget) {
         self.take(entry.position);
         self.held += entry.cost();
@@ -89,12 +94,14 @@ impl Topic {
     fn replay_done(&self, name: &Arc<str>, reads: Vec<(u64, Result<Vec<StoredEntry>, LedgerError>)>) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
-        let Some(sub) = state.subscriptions.get_mut(name) else { return };
+        let TopicState { subscriptions, ledger, .. } = &mut *state;
+        let Some(sub) = subscriptions.get_mut(name) else { return };
         sub.replay.reading = false;
         let mut failure = None;
         for (ledger_id, result) in reads {
             let (entries, failed) = self.decode(ledger_id, result);
-            for entry in entries {
+            // Some were acknowledged meanwhile, or all consumers are gone: nobody would ever take those out again.
+            for entry in entries.into_iter().filter(|entry| sub.core.awaits(entry, ledger.list())) {
                 sub.replay.put(entry, &self.shared.memory.read_ahead);
             }
             failure = failure.or(failed);

@@ -6,15 +6,17 @@ use std::sync::atomic::AtomicBool;
 
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::ledger_list::LedgerList;
-use geminga_metadata::SubscriptionRecord;
+use geminga_metadata::{MetadataError, SubscriptionRecord};
 use geminga_model::Position;
-use geminga_topic::{ConsumerSpec, SubscribeError, Subscription, SubscriptionOptions};
+use geminga_topic::{ConsumerKey, ConsumerSpec, SubscribeError, Subscription, SubscriptionOptions};
 
+use super::deduplication::DEDUP_CURSOR;
 use super::liveness::Refusal;
 use super::{ConsumerHandle, Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::peer::Peer;
 use crate::shared::now_ms;
+use geminga_flow::Budget;
 
 /// Where a new subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,15 @@ impl Sub {
             dropped: 0,
             expired: 0,
             expired_at: 0,
+        }
+    }
+
+    /// Takes a consumer off. With the last one goes what was read for them: the next reads from the start.
+    fn remove_consumer(&mut self, key: ConsumerKey, ledgers: &LedgerList, read_ahead: &Budget) {
+        self.core.remove_consumer(key, ledgers, now_ms());
+        self.unused_since = now_ms();
+        if !self.core.has_consumers() {
+            self.replay.clear(read_ahead);
         }
     }
 }
@@ -154,7 +165,8 @@ impl Topic {
         let mut state = self.state.lock();
         state.check_serving(&self.name)?;
         self.check_consumer_limits(&state, subscription)?;
-        if !durable && !state.subscriptions.contains_key(subscription) {
+        let is_new = !durable && !state.subscriptions.contains_key(subscription);
+        if is_new {
             self.insert_unstored(&mut state, subscription, initial, properties.clone(), true);
         }
         let sub = state.subscriptions.get_mut(subscription).ok_or_else(|| self.not_found(subscription))?;
@@ -166,6 +178,10 @@ impl Topic {
             .into());
         }
         if let Err(error) = sub.core.add_consumer(consumer, now_ms()) {
+            if is_new {
+                // No consumer will leave it and take it along.
+                state.subscriptions.remove(subscription);
+            }
             let present = state.consumers.values().filter(|other| other.subscription == *subscription);
             return Err(Refusal::because_of(subscribe_error(error), peer, present.map(|other| &other.peer)));
         }
@@ -212,10 +228,8 @@ impl Topic {
             state.last_active_at = now_ms();
             let TopicState { subscriptions, ledger, .. } = &mut *state;
             if let Some(sub) = subscriptions.get_mut(name) {
-                sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
-                sub.unused_since = now_ms();
+                sub.remove_consumer(consumer.key, ledger.list(), &self.shared.memory.read_ahead);
                 if sub.ephemeral && !sub.core.has_consumers() {
-                    sub.replay.clear(&self.shared.memory.read_ahead);
                     subscriptions.remove(name);
                 } else {
                     self.flush_cursor(&mut state, name, None);
@@ -256,11 +270,7 @@ impl Topic {
             let mut state = self.state.lock();
             state.check_serving(&self.name)?;
             if state.subscriptions.contains_key(name) {
-                return if must_be_new {
-                    Err(BrokerError::AlreadyExists(format!("subscription {name} already exists for topic")))
-                } else {
-                    Ok(())
-                };
+                return if must_be_new { Err(already_exists(name)) } else { Ok(()) };
             }
             self.check_subscription_limit(&state)?;
             if !self.name.is_persistent() {
@@ -270,19 +280,29 @@ impl Topic {
             initial.mark_delete(state.ledger.list())
         };
         let cursor_id = self.bundle.metadata.next_cursor_id().await?;
-        let record = SubscriptionRecord {
-            cursor_id,
-            initial: mark_delete,
-            properties: properties.clone(),
-            created_at: now_ms(),
-            replicated: false,
-        };
-        self.bundle.metadata.create_subscription(&self.name, name, record).await?;
-        let mut state = self.state.lock();
-        let core = Subscription::new(name.clone(), Cursor::new(mark_delete), self.options(&state, true));
-        let sub = Sub::durable(core, cursor_id, mark_delete, properties);
-        state.subscriptions.insert(name.clone(), Box::new(sub));
+        let record =
+            SubscriptionRecord { cursor_id, initial: mark_delete, properties, created_at: now_ms(), replicated: false };
+        let record = self.create_record(name, record).await?;
+        let is_new = record.cursor_id == cursor_id;
+        self.insert_stored(&mut self.state.lock(), name.clone(), record);
+        if must_be_new && !is_new {
+            return Err(already_exists(name));
+        }
         Ok(())
+    }
+
+    /// Writes the record of a new subscription. An earlier attempt may have come through without anybody learning of it: then the
+    /// answer is its record.
+    async fn create_record(&self, name: &str, record: SubscriptionRecord) -> Result<SubscriptionRecord> {
+        let metadata = &self.bundle.metadata;
+        match metadata.create_subscription(&self.name, name, record).await {
+            Ok(created) => Ok(created.value),
+            Err(error @ MetadataError::AlreadyExists { .. }) if name != DEDUP_CURSOR => {
+                let found = metadata.get_subscription(&self.name, name).await?;
+                found.map(|found| found.value).ok_or_else(|| error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Deletes a subscription. Unless forced, only the consumer `by` (or nobody) may be connected.
@@ -300,7 +320,11 @@ impl Topic {
             sub.cursor_id
         };
         if cursor_id.is_some() {
-            self.bundle.metadata.delete_subscription(&self.name, name).await?;
+            match self.bundle.metadata.delete_subscription(&self.name, name).await {
+                // An earlier attempt came through, and nobody learned of it.
+                Err(error) if error.is_not_found() => {}
+                deleted => deleted?,
+            }
         }
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
@@ -337,8 +361,7 @@ impl Topic {
         for consumer in gone {
             consumers.remove(&consumer.key);
             if let Some(sub) = subscriptions.get_mut(name) {
-                sub.core.remove_consumer(consumer.key, ledger.list(), now_ms());
-                sub.unused_since = now_ms();
+                sub.remove_consumer(consumer.key, ledger.list(), &self.shared.memory.read_ahead);
             }
             consumer.peer.close_consumer(consumer.consumer_id, moved_to);
             flushes.add(&consumer.peer);
@@ -417,6 +440,10 @@ pub struct LastMessage {
     pub position: Position,
     pub meta: Option<geminga_topic::EntryMeta>,
     pub mark_delete: Position,
+}
+
+fn already_exists(subscription: &str) -> BrokerError {
+    BrokerError::AlreadyExists(format!("subscription {subscription} already exists for topic"))
 }
 
 fn subscribe_error(error: SubscribeError) -> BrokerError {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use geminga_topic::rate_limit::{Rate, RateLimit};
 use rustc_hash::FxHashMap;
 
-use super::{ProducerHandle, Publish, Sub, Topic, TopicState};
+use super::{Flushes, ProducerHandle, Publish, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::shared::now_ms;
 
@@ -70,13 +70,20 @@ impl Topic {
     }
 
     /// Answers messages that are out of bounds, and holds the producer's connection back as the rate demands.
-    pub(super) fn throttle(&self, state: &mut TopicState, producer: &ProducerHandle, batch: &mut Vec<Publish>) {
+    pub(super) fn throttle(
+        &self,
+        state: &mut TopicState,
+        producer: &ProducerHandle,
+        batch: &mut Vec<Publish>,
+        flushes: &mut Flushes,
+    ) {
         let Some(limits) = &mut state.limits else { return };
         let now = now_ms();
         batch.retain(|publish| {
             let refusal = limits.refusal(publish, now);
             if let Some(error) = &refusal {
                 producer.peer.send_failed(producer.producer_id, publish.sequence_id, error);
+                flushes.add(&producer.peer);
             }
             refusal.is_none()
         });

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use geminga_broker::{Broker, BrokerConfig, Topic};
-use geminga_metadata::Metadata;
+use geminga_metadata::{Metadata, TopicPolicies};
 use geminga_topic::SubscriptionType::Shared;
 
-use crate::fixture::{self, Client, HeldLedgers, Told};
+use crate::fixture::{self, Client, HeldLedgers, LateStore, Told, eventually, name};
 
 const NAME: &str = "persistent://public/default/t";
 
@@ -102,4 +102,84 @@ async fn trimming_waits_for_a_snapshot() {
     assert!(!send(&client, &topic, "early", 0).await, "it was stored, and was trimmed since");
     assert!(!send(&client, &topic, "late", 9).await);
     assert!(send(&client, &topic, "late", 10).await);
+}
+
+fn switched<E>(on: bool) -> impl FnMut(&mut TopicPolicies) -> Result<(), E> {
+    move |policies| {
+        policies.deduplication_enabled = Some(on);
+        Ok(())
+    }
+}
+
+async fn switch(broker: &Broker, on: bool) {
+    broker.update_topic_policies(&name(NAME), switched(on)).await.unwrap();
+}
+
+async fn is_stored(metadata: &Metadata) -> bool {
+    metadata.get_subscription(&name(NAME), "pulsar.dedup").await.unwrap().is_some()
+}
+
+/// While it is off, producers may begin to number their messages anew.
+#[tokio::test]
+async fn switched_on_again_it_starts_afresh() {
+    let (metadata, ledgers) = (fixture::metadata().await, HeldLedgers::default());
+    let client = Client::new();
+    let first = broker(&metadata, &ledgers).await;
+    let topic = fixture::topic(&first, NAME).await;
+    for sequence_id in 0..4 {
+        assert!(send(&client, &topic, "p", sequence_id).await);
+    }
+    assert!(client.consume(&topic, "pulsar.dedup", Shared).await.is_err(), "it is no subscription to be taken up");
+    switch(&first, false).await;
+    assert!(!is_stored(&metadata).await);
+    assert!(send(&client, &topic, "p", 0).await);
+    ledgers.hold_acknowledgements();
+    switch(&first, true).await;
+    assert!(is_stored(&metadata).await);
+    assert!(send(&client, &topic, "p", 1).await);
+    assert!(!send(&client, &topic, "p", 1).await);
+
+    // A crash before the first snapshot: what was stored before it was switched on does not count.
+    let second = broker(&metadata, &ledgers.after_crash()).await;
+    let topic = fixture::topic(&second, NAME).await;
+    assert!(!send(&client, &topic, "p", 1).await);
+    assert!(send(&client, &topic, "p", 2).await);
+    second.shut_down().await;
+
+    // It is switched off while nobody serves the topic.
+    metadata.update_topic_policies(&name(NAME), switched(false)).await.unwrap();
+    let third = broker(&metadata, &ledgers.after_crash()).await;
+    let topic = fixture::topic(&third, NAME).await;
+    assert!(!is_stored(&metadata).await);
+    assert!(send(&client, &topic, "p", 0).await);
+    switch(&third, true).await;
+    assert!(send(&client, &topic, "p", 1).await);
+}
+
+#[tokio::test]
+async fn it_is_on_until_metadata_has_forgotten_it() {
+    for switched_on_at_once in [true, false] {
+        let (store, ledgers) = (Arc::new(LateStore::default()), HeldLedgers::default());
+        let metadata = fixture::metadata_in(store.clone()).await;
+        let client = Client::new();
+        let broker = broker(&metadata, &ledgers).await;
+        let topic = fixture::topic(&broker, NAME).await;
+        for sequence_id in 0..4 {
+            assert!(send(&client, &topic, "p", sequence_id).await);
+        }
+        store.hold("subscriptions/");
+        broker.update_topic_policies(&name(NAME), switched(false)).await.unwrap_err();
+        assert!(store.is_held());
+        assert!(!send(&client, &topic, "p", 3).await, "what is stored knows of all messages");
+        if !switched_on_at_once {
+            eventually("it is tried again", || async { !is_stored(&metadata).await }).await;
+            assert!(send(&client, &topic, "p", 0).await);
+        }
+        switch(&broker, true).await;
+        assert!(is_stored(&metadata).await);
+        for sequence_id in 1..4 {
+            assert!(send(&client, &topic, "p", sequence_id).await);
+            assert!(!send(&client, &topic, "p", sequence_id).await);
+        }
+    }
 }

@@ -109,8 +109,7 @@ impl MetadataStore for LateStore {
     async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
         {
             let mut late = self.late.lock();
-            let is_below =
-                |prefix: &str| ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with(prefix)));
+            let is_below = |prefix: &str| ops.iter().filter_map(written).any(|key| key.starts_with(prefix));
             if matches!(*late, Late::Next(prefix) if is_below(prefix)) {
                 *late = Late::Held(ops);
                 return Err(MetadataError::OutcomeUnknown("it is held".into()));
@@ -133,6 +132,13 @@ impl MetadataStore for LateStore {
 
     fn now_ms(&self) -> u64 {
         self.stored.now_ms()
+    }
+}
+
+fn written(op: &Op) -> Option<&str> {
+    match op {
+        Op::Put { key, .. } | Op::Delete { key, .. } => Some(key),
+        _ => None,
     }
 }
 
@@ -231,6 +237,8 @@ pub struct Client {
     pub alive: AtomicBool,
     pub writable: AtomicBool,
     pub pinged: AtomicU64,
+    /// How often what it was told was sent off.
+    pub flushed: AtomicU64,
     held_back: Mutex<Duration>,
     consumers: Mutex<Vec<Arc<ConsumerHandle>>>,
     producers: Mutex<Vec<Arc<ProducerHandle>>>,
@@ -247,6 +255,7 @@ impl Client {
             alive: AtomicBool::new(true),
             writable: AtomicBool::new(true),
             pinged: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
             held_back: Mutex::default(),
             consumers: Mutex::default(),
             producers: Mutex::default(),
@@ -430,7 +439,9 @@ impl Peer for Client {
     fn deliver(&self, consumer_id: u64, _: i32, deliveries: &mut dyn Iterator<Item = Delivery>) {
         deliveries.for_each(|delivery| self.tell(Told::Message(consumer_id, delivery)));
     }
-    fn flush(&self) {}
+    fn flush(&self) {
+        self.flushed.fetch_add(1, Ordering::Relaxed);
+    }
     fn writable(&self) -> bool {
         self.writable.load(Ordering::Relaxed)
     }

@@ -1,6 +1,7 @@
 //! What policies say of subscribing, publishing and dispatching.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use geminga_broker::{Broker, BrokerConfig, BrokerError, SubscribeRequest, Topic};
@@ -259,4 +260,15 @@ async fn an_old_backlog_holds_producers_back_or_is_evicted() {
     set(&broker, quota("consumer_backlog_eviction")).await;
     eventually("the message is evicted", || async { topic.backlogs()[0].1 == 0 }).await;
     client.produce(&topic, "s").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_is_sent_at_once() {
+    let (_broker, topic) = topic_with(TopicPolicies { max_message_size: Some(10), ..Default::default() }).await;
+    let client = Client::new();
+    let producer = client.produce(&topic, "p").await.unwrap();
+    let before = client.flushed.load(Ordering::Relaxed);
+    topic.publish(&producer, &mut messages(&["larger than ten bytes"]));
+    assert!(matches!(client.told()[..], [Told::SendFailed(0, _)]));
+    assert_eq!(client.flushed.load(Ordering::Relaxed), before + 1);
 }

@@ -183,6 +183,11 @@ impl KeyShared {
         self.waiting += usize::from(new);
     }
 
+    /// Whether an entry waits until its consumer can take it.
+    pub fn awaits(&self, entry: &Entry) -> bool {
+        self.is_waiting(entry.position, self.selector.hash_slot(entry.meta.sticky_key_hash))
+    }
+
     fn is_waiting(&self, position: Position, hash: u16) -> bool {
         if let Some(draining) = self.held.get(&hash).and_then(|held| held.draining.as_ref()) {
             return draining.waiting.contains(&position);
@@ -282,6 +287,7 @@ impl KeyShared {
             if !core.is_wanted(reader.ledgers(), position) {
                 queue.remove(&position);
                 self.kept.take(position);
+                reader.forget(position);
                 self.waiting -= 1;
                 continue;
             }

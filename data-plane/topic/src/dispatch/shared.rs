@@ -57,6 +57,11 @@ impl Shared {
         self.replay.len() + self.waiting_chunks.values().map(BTreeSet::len).sum::<usize>()
     }
 
+    /// Whether an entry is to be delivered again as soon as somebody can take it.
+    pub fn awaits(&self, position: Position) -> bool {
+        self.replay.contains(&position)
+    }
+
     pub fn put_back(&mut self, position: Position) {
         self.replay.insert(position);
     }
@@ -120,6 +125,7 @@ impl Shared {
             from = position.next();
             if !core.is_wanted(reader.ledgers(), position) {
                 self.replay.remove(&position);
+                reader.forget(position);
                 continue;
             }
             let Some(slot) = self.turn.pick(core) else { break };

@@ -26,7 +26,7 @@ pub(crate) use crate::dispatch::Dispatcher;
 use crate::dispatch::key_shared::KeyShared;
 use crate::dispatch::shared::Shared;
 use crate::dispatch::single_active::SingleActive;
-use crate::entry::{Delivery, DispatchWait, EntryReader};
+use crate::entry::{Delivery, DispatchWait, Entry, EntryReader};
 
 pub use spec::{
     AckError, AckRequest, AckSummary, ConsumerKey, ConsumerSpec, Event, IndividualAck, KeySharedMode, KeySharedSpec,
@@ -402,6 +402,16 @@ impl Subscription {
             Some(Dispatcher::Shared(shared)) => shared.dispatch(core, now, reader, max_bytes, out),
             Some(Dispatcher::KeyShared(keyed)) => keyed.dispatch(core, now, reader, max_bytes, out),
         }
+    }
+
+    /// Whether an entry that [`DispatchWait::NeedEntries`] asked for is still to be delivered again.
+    pub fn awaits(&self, entry: &Entry, list: &LedgerList) -> bool {
+        self.core.is_wanted(list, entry.position)
+            && match &self.dispatcher {
+                Some(Dispatcher::Shared(shared)) => shared.awaits(entry.position),
+                Some(Dispatcher::KeyShared(keyed)) => keyed.awaits(entry),
+                Some(Dispatcher::SingleActive(_)) | None => false,
+            }
     }
 
     /// Bounds what a call of [`dispatch`](Self::dispatch) hands out, in messages; a batch may exceed it. What is left is
