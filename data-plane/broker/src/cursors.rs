@@ -200,6 +200,12 @@ impl Cursors {
         self.add(Record::Dropped { cursor_id }, None);
     }
 
+    /// Forgets a cursor that had bytes under its id.
+    pub fn drop_blob(&self, cursor_id: u64) {
+        self.drop_cursor(cursor_id);
+        self.add(Record::BlobDropped { key: cursor_id }, None);
+    }
+
     /// Keeps bytes under a cursor's id; the latest win. `done` is called when they are durable.
     pub fn put_blob(&self, key: u64, bytes: Bytes, done: CursorDone) {
         self.add(Record::Blob { key, bytes }, Some(done));
@@ -431,9 +437,10 @@ impl Cursors {
         });
     }
 
-    /// While something waits, what failed is tried again from time to time.
+    /// While something waits, or has failed, it is tried again from time to time: what comes next could not be written otherwise.
     fn retry_later(&self, state: &mut State) {
-        if state.retry_set || state.log.durable_up_to() >= state.last_sequence || state.log.is_fenced() {
+        let is_done = state.log.durable_up_to() >= state.last_sequence && !state.log.is_paused();
+        if state.retry_set || is_done || state.log.is_fenced() {
             return;
         }
         state.retry_set = true;

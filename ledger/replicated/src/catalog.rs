@@ -85,6 +85,11 @@ impl Catalog {
         self.metadata.delete_ledger(ledger).await
     }
 
+    /// A node took a new ledger for deleted, and may do so with the next ones.
+    pub fn skip_ids(&self) {
+        self.metadata.skip_ledger_ids();
+    }
+
     /// The same; tries for as long as metadata cannot be reached.
     pub async fn delete_at_last(&self, ledger: u64) {
         while let Err(error) = self.delete(ledger).await {

@@ -229,6 +229,9 @@ impl OpenLedger {
                         if error != WriterError::Closed {
                             tracing::warn!(ledger = self.id, %error, "a ledger takes no more entries");
                         }
+                        if error == WriterError::Fenced && state.first_packet == 0 {
+                            self.shared.catalog.skip_ids();
+                        }
                         let error = error_of(self.id, &error);
                         state.failed = Some(error.clone());
                         state.packets.clear();

@@ -270,6 +270,18 @@ async fn a_ledger_that_is_deleted_before_it_is_created_leaves_no_record() {
     assert!(cluster.metadata.get_ledger::<LedgerMetadata>(7).await.expect("metadata").is_none());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_nodes_may_take_for_deleted_are_given_up() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    let first = cluster.metadata.next_ledger_id(0).await.unwrap();
+    cluster.nodes.values().for_each(|node| node.log.fill_deleted_gaps(&[(first, first + 100)]));
+    assert!(matches!(append(&client, first, 0, 1).await[..], [Err(LedgerError::Fenced(_))]));
+    let second = cluster.metadata.next_ledger_id(0).await.unwrap();
+    assert!(second > first + 100, "{second} is refused like {first}");
+    assert!(matches!(append(&client, second, 0, 1).await[..], [Ok(())]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_does_not_fence_a_ledger_that_is_coming_into_being() {
     let cluster = Cluster::start(3).await;

@@ -127,6 +127,7 @@ impl<'s> Auditor<'s> {
         self.keep_lease().await?;
         // What they say of ledgers may be from before.
         if self.shared.metadata.is_restored().await? {
+            self.absences.could_not_look();
             return Ok(());
         }
         let statuses = self.shared.metadata.storage_node_statuses().await?;

@@ -8,7 +8,8 @@
 //!
 //! That a ledger was deleted is remembered for good. Ids between deleted ones of which metadata have none either were given out
 //! before the last of those came and went. They are remembered as well, so that all are few ranges. Should one of them still be
-//! created, by a broker that slept in between, this node refuses it, and the broker begins another one.
+//! created, by a broker that slept in between or has not used up the block of ids that it took, this node refuses it, and the broker
+//! begins another one, of another block.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -94,8 +94,10 @@ impl Registration {
         let read_only = node.is_read_only();
         if read_only != self.record.read_only {
             tracing::warn!(read_only, "this storage node changes");
-            self.record.read_only = read_only;
-            self.metadata.put_storage_node(&self.id, &self.record).await?;
+            let record = StorageNodeRecord { read_only, ..self.record.clone() };
+            self.metadata.put_storage_node(&self.id, &record).await?;
+            // Not before: what could not be written is written with the next beat.
+            self.record = record;
         }
         Ok(())
     }

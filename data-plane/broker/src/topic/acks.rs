@@ -50,6 +50,10 @@ impl Topic {
         if state.life == Life::Closed {
             return state.check_serving(&self.name);
         }
+        // It was sent away, as by a seek, which this would undo.
+        if !state.consumers.contains_key(&consumer.key) {
+            return Err(BrokerError::ServiceNotReady("the consumer was closed meanwhile".into()));
+        }
         let sub = state
             .subscriptions
             .get_mut(&consumer.subscription)

@@ -83,13 +83,12 @@ impl Topic {
     /// Metadata has forgotten the topic: so do its clients, its cursors and storage.
     pub(crate) fn deleted(&self, record: &TopicRecord) {
         self.tell_closed(None);
-        let cursor_ids: Vec<u64> = {
+        let (cursor_ids, dedup): (Vec<u64>, Option<u64>) = {
             let state = self.state.lock();
-            state.subscriptions.values().filter_map(|sub| sub.cursor_id).chain(state.dedup_stored.cursor_id).collect()
+            (state.subscriptions.values().filter_map(|sub| sub.cursor_id).collect(), state.dedup_stored.cursor_id)
         };
-        for id in cursor_ids {
-            self.bundle.cursors.drop_cursor(id);
-        }
+        cursor_ids.into_iter().for_each(|id| self.bundle.cursors.drop_cursor(id));
+        dedup.into_iter().for_each(|id| self.bundle.cursors.drop_blob(id));
         let ledgers: Vec<u64> = record.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
         if !ledgers.is_empty() {
             self.delete_ledgers(ledgers);

@@ -11,6 +11,7 @@ use super::{Flushes, ProducerHandle, Topic, TopicState};
 use crate::completions::{Completion, Written};
 use crate::error::BrokerError;
 use crate::peer::Receipt;
+use crate::shared::now_ms;
 
 impl Topic {
     /// Handles finished appends, in the order in which they were made.
@@ -77,8 +78,15 @@ impl Topic {
             freed += written.bytes;
             messages += u64::from(written.meta.num_messages);
             self.writes.entry(written.bytes);
-            if let Some(dedup) = &mut state.dedup {
-                dedup.persisted(&origin.producer.name, origin.highest_sequence_id, position);
+            let is_seen = origin.seen_by == state.dedup_stored.cursor_id;
+            match &mut state.dedup {
+                Some(dedup) if is_seen => {
+                    dedup.persisted(&origin.producer.name, origin.highest_sequence_id, position);
+                }
+                Some(dedup) if !origin.inner_chunk => {
+                    dedup.replayed(&origin.producer.name, origin.highest_sequence_id, position, now_ms());
+                }
+                _ => {}
             }
             state.last_entry = Some((position, written.meta));
             receipts.add(
@@ -112,7 +120,9 @@ impl Topic {
         let mut freed = 0;
         for Written { bytes, origin, .. } in entries {
             freed += bytes;
-            if let Some(dedup) = &mut state.dedup {
+            if let Some(dedup) = &mut state.dedup
+                && origin.seen_by == state.dedup_stored.cursor_id
+            {
                 dedup.failed(&origin.producer.name);
             }
             if answered {

@@ -65,9 +65,17 @@ impl Topic {
             // A crash took the first snapshot: all that was stored since it was switched on counts.
             None => (Deduplication::new(), initial),
         };
-        let replayed = self.replay_deduplication(&mut dedup, from).await?;
         let durable: Arc<Mutex<Position>> = Arc::new(Mutex::new(Position::EARLIEST));
-        let mut state = self.state.lock();
+        let (mut at, mut replayed) = (from, 0);
+        let mut state = loop {
+            let (end, count) = self.replay_deduplication(&mut dedup, at).await?;
+            (at, replayed) = (end, replayed + count);
+            let state = self.state.lock();
+            // Some may have become durable since, and been seen by nobody.
+            if state.ledger.list().next_after(at).is_none() {
+                break state;
+            }
+        };
         if state.dedup_stored.cursor_id != Some(cursor_id) || state.dedup.is_some() {
             // Policies have changed meanwhile.
             return Ok(());
@@ -111,7 +119,7 @@ impl Topic {
         let mut state = self.state.lock();
         state.dedup = None;
         state.dedup_stored = Stored::default();
-        self.bundle.cursors.drop_cursor(cursor_id);
+        self.bundle.cursors.drop_blob(cursor_id);
         Ok(())
     }
 
@@ -162,16 +170,16 @@ impl Topic {
         Ok((cursor_id, initial))
     }
 
-    /// Reads what was stored after the last snapshot. Returns how many entries that were.
-    async fn replay_deduplication(&self, dedup: &mut Deduplication, after: Position) -> Result<u64> {
+    /// Reads what was stored after a position. Returns that of the last, and how many entries they were.
+    async fn replay_deduplication(&self, dedup: &mut Deduplication, after: Position) -> Result<(Position, u64)> {
         let mut at = after;
         let mut count = 0;
         loop {
             let (next, last) = {
                 let state = self.state.lock();
                 let list = state.ledger.list();
-                let Some(next) = list.next_after(at) else { return Ok(count) };
-                let Some(span) = list.get(next.ledger_id) else { return Ok(count) };
+                let Some(next) = list.next_after(at) else { return Ok((at, count)) };
+                let Some(span) = list.get(next.ledger_id) else { return Ok((at, count)) };
                 (next, span.entries.saturating_sub(1))
             };
             let entries = self.shared.ledgers.read(next.ledger_id, next.entry_id as u64, last, REPLAY_BYTES).await?;

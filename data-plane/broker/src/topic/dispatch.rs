@@ -157,7 +157,7 @@ impl Topic {
         let mut state = self.state.lock();
         if let Some(sub) = state.subscriptions.get_mut(&consumer.subscription) {
             sub.core.flow(consumer.key, permits);
-            introduce(&mut state, consumer, &mut flushes);
+            self.introduce(&mut state, consumer, &mut flushes);
             self.dispatch(&mut state, &consumer.subscription, &mut flushes);
         }
         drop(state);
@@ -183,6 +183,22 @@ impl Topic {
         }
     }
 
+    /// Tells a consumer whether it is the active one, now that its client listens: some clients (Go's) forget what they are told
+    /// between the answer to SUBSCRIBE and their first FLOW. Pulsar tells it a second late, for other reasons.
+    fn introduce(&self, state: &mut TopicState, consumer: &ConsumerHandle, flushes: &mut Flushes) {
+        if consumer.listens.load(Ordering::Relaxed) {
+            return;
+        }
+        // Else it would be told again what has come to it before it listened.
+        self.tell_events(state, &consumer.subscription, flushes);
+        consumer.listens.store(true, Ordering::Relaxed);
+        let sub = state.subscriptions.get(&consumer.subscription);
+        if let Some(active) = sub.and_then(|sub| sub.core.is_active(consumer.key)) {
+            consumer.peer.active_consumer_changed(consumer.consumer_id, active);
+            flushes.add(&consumer.peer);
+        }
+    }
+
     /// Tells a Failover consumer that sends no FLOW whether it is active.
     pub(super) fn introduce_later(&self, key: ConsumerKey) {
         let topic = self.me.clone();
@@ -192,7 +208,7 @@ impl Topic {
             let mut flushes = Flushes::default();
             let mut state = topic.state.lock();
             if let Some(consumer) = state.consumers.get(&key).cloned() {
-                introduce(&mut state, &consumer, &mut flushes);
+                topic.introduce(&mut state, &consumer, &mut flushes);
             }
             drop(state);
             flushes.run();
@@ -205,7 +221,18 @@ impl Topic {
             return;
         }
         sub.timer_at = at;
-        self.dispatch_soon(name, Duration::from_millis(at.saturating_sub(now)));
+        let (topic, name) = (self.me.clone(), name.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(at.saturating_sub(now))).await;
+            let Some(topic) = topic.upgrade() else { return };
+            // It has run out also when the clock was set back meanwhile, and is set anew then.
+            if let Some(sub) = topic.state.lock().subscriptions.get_mut(&name)
+                && sub.timer_at == at
+            {
+                sub.timer_at = 0;
+            }
+            topic.dispatch_again(&name);
+        });
     }
 
     /// Dispatches a subscription again after a while.
@@ -242,18 +269,5 @@ impl Topic {
             None => state.cache.clear(),
         };
         self.shared.memory.tail_cache.give_back(freed as u64);
-    }
-}
-
-/// Tells a consumer whether it is the active one, now that its client listens: some clients (Go's) forget what they are told
-/// between the answer to SUBSCRIBE and their first FLOW. Pulsar tells it a second late, for other reasons.
-fn introduce(state: &mut TopicState, consumer: &ConsumerHandle, flushes: &mut Flushes) {
-    if consumer.listens.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    let sub = state.subscriptions.get(&consumer.subscription);
-    if let Some(active) = sub.and_then(|sub| sub.core.is_active(consumer.key)) {
-        consumer.peer.active_consumer_changed(consumer.consumer_id, active);
-        flushes.add(&consumer.peer);
     }
 }

@@ -187,6 +187,9 @@ pub(crate) struct Origin {
     producer: Arc<ProducerHandle>,
     sequence_id: u64,
     highest_sequence_id: u64,
+    inner_chunk: bool,
+    /// The cursor of the deduplication that has looked at it: that may be switched on, or afresh, while it is on its way.
+    seen_by: Option<u64>,
 }
 
 impl EntryBytes for PendingEntry {

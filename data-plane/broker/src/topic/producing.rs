@@ -247,9 +247,11 @@ impl Topic {
         while let Some(action) = state.producers.poll_action() {
             match action {
                 Action::Close { key, replaced } => {
-                    if let Some(producer) = state.producer_handles.remove(&key)
-                        && !replaced
-                    {
+                    let Some(producer) = state.producer_handles.remove(&key) else { continue };
+                    if let Some(dedup) = &mut state.dedup {
+                        dedup.producer_removed(&producer.name, now_ms());
+                    }
+                    if !replaced {
                         producer.peer.close_producer(producer.producer_id, None);
                         flushes.add(&producer.peer);
                     }

@@ -99,6 +99,8 @@ impl Topic {
                     producer: producer.clone(),
                     sequence_id: publish.sequence_id,
                     highest_sequence_id: publish.highest_sequence_id,
+                    inner_chunk: publish.inner_chunk,
+                    seen_by: state.dedup.as_ref().and(state.dedup_stored.cursor_id),
                 },
             });
         }

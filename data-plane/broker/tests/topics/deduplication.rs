@@ -183,3 +183,23 @@ async fn it_is_on_until_metadata_has_forgotten_it() {
         }
     }
 }
+
+/// What was on its way when it was switched on was looked at by nobody; the first part of a message is not the message.
+#[tokio::test]
+async fn a_message_in_parts_is_stored_though_it_is_switched_on_between_them() {
+    let (metadata, ledgers) = (fixture::metadata().await, HeldLedgers::default());
+    let broker = Broker::start(BrokerConfig::default(), metadata, Arc::new(ledgers.clone())).await.unwrap();
+    let client = Client::new();
+    let topic = fixture::topic(&broker, NAME).await;
+    let producer = client.produce(&topic, "p").await.unwrap();
+    ledgers.hold_messages();
+    let part = |inner_chunk| geminga_broker::Publish { inner_chunk, ..fixture::message("part", 0) };
+    topic.publish(&producer, &mut vec![part(true)]);
+    broker.update_topic_policies(&name(NAME), switched(true)).await.unwrap();
+    ledgers.release_messages();
+    assert!(client.receipt().await.position.is_some());
+    topic.publish(&producer, &mut vec![part(false)]);
+    assert!(client.receipt().await.position.is_some(), "the other part was taken for a repetition");
+    topic.publish(&producer, &mut vec![part(false)]);
+    assert!(client.receipt().await.position.is_none(), "this is one");
+}

@@ -149,6 +149,7 @@ type Held = (u64, u64, Vec<EntryParts>, AppendDone);
 pub struct HeldLedgers {
     stored: MemoryLedgers,
     held: Arc<Mutex<Option<Vec<Held>>>>,
+    held_messages: Arc<Mutex<Option<Vec<Held>>>>,
     fails: Arc<AtomicBool>,
 }
 
@@ -160,6 +161,16 @@ impl HeldLedgers {
     pub fn release_acknowledgements(&self) {
         for (ledger, first, entries, done) in self.held.lock().take().unwrap_or_default() {
             self.stored.append(ledger, first, entries, AppendClass::Reserved, done);
+        }
+    }
+
+    pub fn hold_messages(&self) {
+        *self.held_messages.lock() = Some(Vec::new());
+    }
+
+    pub fn release_messages(&self) {
+        for (ledger, first, entries, done) in self.held_messages.lock().take().unwrap_or_default() {
+            self.stored.append(ledger, first, entries, AppendClass::Message, done);
         }
     }
 
@@ -184,9 +195,10 @@ impl LedgerClient for HeldLedgers {
         if class == AppendClass::Message && self.fails.swap(false, Ordering::Relaxed) {
             return done(Err(LedgerError::Io("the disk has gone".into())));
         }
-        match &mut *self.held.lock() {
-            Some(held) if class == AppendClass::Reserved => held.push((ledger, first, entries, done)),
-            _ => self.stored.append(ledger, first, entries, class, done),
+        let held = if class == AppendClass::Reserved { &self.held } else { &self.held_messages };
+        match &mut *held.lock() {
+            Some(held) => held.push((ledger, first, entries, done)),
+            None => self.stored.append(ledger, first, entries, class, done),
         }
     }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig, BrokerError, InitialPosition, SubscribeRequest};
 use geminga_ledger_client::MemoryLedgers;
-use geminga_topic::SubscriptionType::{KeyShared, Shared};
+use geminga_topic::SubscriptionType::{Failover, KeyShared, Shared};
 use geminga_topic::producers::AccessMode;
 use geminga_topic::{ConsumerSpec, KeySharedMode, KeySharedSpec};
 
-use crate::fixture::{self, Client, LateStore, eventually, name, publish, request, text};
+use crate::fixture::{self, Client, LateStore, Told, eventually, name, publish, request, text};
 
 const NAME: &str = "persistent://public/default/t";
 
@@ -72,4 +72,20 @@ async fn a_producer_whose_turn_comes_as_its_topic_closes_is_to_come_back() {
     broker.unload(&name(NAME)).await.unwrap();
     let refused = joining.await.err();
     assert!(matches!(refused, Some(BrokerError::ServiceNotReady(_))), "{refused:?}");
+}
+
+/// Its FLOW may come before the server has gone on from its answer to SUBSCRIBE.
+#[tokio::test]
+async fn a_consumer_that_asks_for_messages_at_once_is_told_once_that_it_is_active() {
+    let broker = fixture::broker().await;
+    let client = Client::new();
+    let topic = fixture::topic(&broker, NAME).await;
+    let consumer = topic.subscribe(request("s", Failover), client.clone()).await.unwrap();
+    topic.flow(&consumer, 10);
+    topic.consumer_ready(&consumer);
+    let active = client.told().into_iter().filter_map(|told| match told {
+        Told::Active(_, active) => Some(active),
+        _ => None,
+    });
+    assert_eq!(active.collect::<Vec<_>>(), [true]);
 }

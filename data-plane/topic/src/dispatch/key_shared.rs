@@ -287,6 +287,7 @@ impl KeyShared {
             if !core.is_wanted(reader.ledgers(), position) {
                 queue.remove(&position);
                 self.kept.take(position);
+                core.redeliveries.remove(&position);
                 reader.forget(position);
                 self.waiting -= 1;
                 continue;

@@ -125,6 +125,7 @@ impl Shared {
             from = position.next();
             if !core.is_wanted(reader.ledgers(), position) {
                 self.replay.remove(&position);
+                core.redeliveries.remove(&position);
                 reader.forget(position);
                 continue;
             }

@@ -363,6 +363,11 @@ impl CursorLog {
         self.barrier = self.sequence;
     }
 
+    /// Whether something failed that a [`tick`](Self::tick) tries again, also when all that was appended is durable.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// Time passes: what failed is tried again.
     pub fn tick(&mut self) {
         self.paused = false;

@@ -75,6 +75,11 @@ impl IdBlock {
         Some(range.0 - 1)
     }
 
+    fn skip(&self) {
+        let mut range = self.range.lock();
+        range.0 = range.1;
+    }
+
     fn refill(&self, first: u64, count: u64) -> u64 {
         let mut range = self.range.lock();
         if first > range.0 {
@@ -103,6 +108,12 @@ impl Metadata {
     /// A ledger id that was never used and is greater than `after` (the topic's last ledger, or 0).
     pub async fn next_ledger_id(&self, after: u64) -> Result<u64, MetadataError> {
         self.next_id(&self.ledger_ids, LEDGER_IDS, after).await
+    }
+
+    /// Gives out no more of the ids that were taken and not used yet. To be called when storage took a ledger for deleted that was
+    /// just created: nodes fill the gaps between deleted ledgers, and the others of the block may be in one.
+    pub fn skip_ledger_ids(&self) {
+        self.ledger_ids.skip();
     }
 
     /// A ledger id that is greater than every one that anybody was given before.
