@@ -211,6 +211,11 @@ func (c *cluster) close() {
 
 // rest makes an admin call at a broker and follows where it is sent; path is below the broker's address.
 func (b *broker) rest(method, path string, body, result any) error {
+	return b.restWithin(20*time.Second, method, path, body, result)
+}
+
+// restWithin gives the call up after a limit, as somebody does who presses Ctrl-C.
+func (b *broker) restWithin(limit time.Duration, method, path string, body, result any) error {
 	content := []byte{}
 	if body != nil {
 		var err error
@@ -223,7 +228,7 @@ func (b *broker) rest(method, path string, body, result any) error {
 		return err
 	}
 	request.Header.Set("Content-Type", "application/json")
-	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
 	answer, err := client.Do(request)
 	if err != nil {
 		return err

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"time"
 )
 
@@ -15,8 +17,8 @@ type mover struct {
 	namespaces []string
 	splits     map[string]int
 
-	moved, split, failed int
-	lastError            error
+	moved, split, left, failed int
+	lastError                  error
 }
 
 func (m *mover) run(ctx context.Context, random *rand.Rand) {
@@ -28,14 +30,24 @@ func (m *mover) run(ctx context.Context, random *rand.Rand) {
 		}
 		asked, namespace := pick(random, m.cluster.brokers), pick(random, m.namespaces)
 		splits, target, at := random.IntN(6) == 0, pick(random, m.cluster.brokers), random.Float64()
-		if err := m.step(asked, namespace, splits, target, at); err != nil {
+		limit := 20 * time.Second
+		if random.IntN(4) == 0 {
+			// Whoever asks goes away; what has begun must not stay half done.
+			limit = between(random, 1, 150)
+		}
+		var gaveUp net.Error
+		if err := m.step(asked, namespace, splits, target, at, limit); err == nil {
+			continue
+		} else if errors.As(err, &gaveUp) && gaveUp.Timeout() && limit < time.Second {
+			m.left++
+		} else {
 			m.failed++
 			m.lastError = err
 		}
 	}
 }
 
-func (m *mover) step(asked *broker, namespace string, splits bool, target *broker, at float64) error {
+func (m *mover) step(asked *broker, namespace string, splits bool, target *broker, at float64, limit time.Duration) error {
 	var bundles struct{ Boundaries []string }
 	if err := asked.rest("GET", "admin/v2/namespaces/"+namespace+"/bundles", nil, &bundles); err != nil {
 		return err
@@ -47,14 +59,14 @@ func (m *mover) step(asked *broker, namespace string, splits bool, target *broke
 	first := int(at * float64(count))
 	path := fmt.Sprintf("admin/v2/namespaces/%s/%s_%s/", namespace, bundles.Boundaries[first], bundles.Boundaries[first+1])
 	if splits && m.splits[namespace] < splitsMost {
-		if err := asked.rest("PUT", path+"split?unload=true", nil, nil); err != nil {
+		if err := asked.restWithin(limit, "PUT", path+"split?unload=true", nil, nil); err != nil {
 			return err
 		}
 		m.splits[namespace]++
 		m.split++
 		return nil
 	}
-	if err := asked.rest("PUT", path+"unload?destinationBroker="+target.id, nil, nil); err != nil {
+	if err := asked.restWithin(limit, "PUT", path+"unload?destinationBroker="+target.id, nil, nil); err != nil {
 		return err
 	}
 	m.moved++
@@ -62,7 +74,7 @@ func (m *mover) step(asked *broker, namespace string, splits bool, target *broke
 }
 
 func (m *mover) summary() string {
-	text := fmt.Sprintf("%d bundles moved, %d split, %d requests failed", m.moved, m.split, m.failed)
+	text := fmt.Sprintf("%d bundles moved, %d split, %d requests left alone, %d failed", m.moved, m.split, m.left, m.failed)
 	if m.lastError != nil {
 		text += fmt.Sprintf(", the last one with %v", m.lastError)
 	}
