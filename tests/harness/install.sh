@@ -7,6 +7,7 @@
 # install_openssl  the openssl command, for certificates of tests
 # install_netns    unshare, ip and curl
 # install_postgres the server of PostgreSQL, for tests that start their own
+# install_all      everything
 
 VENV=$CACHE/venv
 PULSAR_VERSION=4.0.8
@@ -20,9 +21,11 @@ debian() { # PROGRAM PACKAGE: installs the package when the program is missing
 }
 
 debian_package() { # PACKAGE
-  local sudo=(); [ "$(id -u)" = 0 ] || sudo=(sudo)
+  local sudo=() lock; [ "$(id -u)" = 0 ] || sudo=(sudo)
+  exec {lock}> "$CACHE/debian.lock"; flock "$lock"    # apt gives up where two run at once
   if [ -z "${APT_UPDATED:-}" ]; then "${sudo[@]}" apt-get update -qq; APT_UPDATED=1; fi
   DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$1" > /dev/null
+  exec {lock}>&-
 }
 
 install_python() {
@@ -63,3 +66,5 @@ install_pulsar() {
   mv "$unpack/dist" "$PULSAR_HOME"
   rm -rf "$unpack"
 }
+
+install_all() { install_postgres; install_netns; install_go; install_java; install_openssl; install_python; install_pulsar; }
