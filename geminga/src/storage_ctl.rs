@@ -86,7 +86,8 @@ async fn ask(command: &StorageCommand) -> anyhow::Result<Value> {
             json!({
                 "directories": directories, "ledgers": it.ledgers, "addedBytes": it.added_bytes,
                 "readBytes": it.read_bytes, "failedAdds": it.failed_adds, "failedReads": it.failed_reads,
-                "fences": it.fences, "limboBelow": it.limbo_below, "damagedEntries": it.damaged_entries,
+                "fences": it.fences, "limboBelow": it.limbo_below,
+                "settledBelow": it.settled_below, "unfinishedLedgers": it.unfinished_ledgers, "damagedEntries": it.damaged_entries,
             })
         }
         StorageCommand::Drain(_) => {

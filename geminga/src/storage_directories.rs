@@ -40,7 +40,8 @@ pub fn open(
         let directories = Directories::new(vec![directory], 0)?;
         return Ok(OpenDirectories { node: None, revision: 0, directories, is_incomplete: false, locks: vec![lock] });
     }
-    let Assembly { node, used, refused, missing, limbo_below } = assemble(&names, found, give_up, Identity::new_name)?;
+    let Assembly { node, used, refused, missing, limbo_below, settled_below } =
+        assemble(&names, found, give_up, Identity::new_name)?;
     for (at, reason) in refused {
         tracing::error!(directory = names[at], "data directory is not used: {reason}");
     }
@@ -75,9 +76,17 @@ pub fn open(
     // What holes may hide is in limbo until metadata settle it; without metadata, what is new is believed to be.
     let has_holes = open.iter().any(|(directory, _)| directory.log.stats().holes > 0);
     let is_unsure = is_incomplete || (has_holes && !strangers);
-    let limbo_below = if is_unsure { u64::MAX } else { limbo_below };
+    let (limbo_below, settled_below) = if is_unsure { (u64::MAX, 0) } else { (limbo_below, settled_below) };
     let revision = open[0].1.revision;
     let directories = Directories::new(open.into_iter().map(|(directory, _)| directory).collect(), limbo_below)?;
+    let directories = directories.recall(settled_below).context("cannot read which ledgers lack entries")?;
+    if !directories.is_settled() || directories.unfinished_count() > 0 {
+        tracing::warn!(
+            below = limbo_below,
+            unfinished = directories.unfinished_count(),
+            "of older ledgers this node may lack entries that it should have"
+        );
+    }
     Ok(OpenDirectories { node: Some(node), revision, directories, is_incomplete, locks })
 }
 

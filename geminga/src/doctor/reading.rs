@@ -87,11 +87,7 @@ async fn nodes(metadata: &Metadata, tls: Option<&Arc<ClientTls>>) -> anyhow::Res
             Some(address) => ask(address, tls.cloned()).await,
             None => Err(anyhow::anyhow!("it has no control address (--control-addr)")),
         };
-        let unread = |error: anyhow::Error| Node {
-            contents: Contents::Unread(format!("{error:#}")),
-            knows_all: false,
-            limbo_below: 0,
-        };
+        let unread = |error: anyhow::Error| Node { contents: Contents::Unread(format!("{error:#}")), knows_all: false };
         nodes.insert(status.id, node.unwrap_or_else(unread));
     }
     Ok(nodes)
@@ -107,11 +103,11 @@ async fn ask(address: &str, tls: Option<Arc<ClientTls>>) -> anyhow::Result<Node>
     while let Some(here) = patiently(list.message()).await?? {
         ledgers.insert(here.ledger, held(&here));
     }
+    let is_settled = statistics.settled_below >= statistics.limbo_below;
     let has_holes = statistics.directories.iter().any(|directory| directory.holes > 0);
     Ok(Node {
         contents: Contents::Read(ledgers),
-        knows_all: !has_holes && statistics.damaged_entries == 0,
-        limbo_below: statistics.limbo_below,
+        knows_all: !has_holes && statistics.damaged_entries == 0 && is_settled,
     })
 }
 

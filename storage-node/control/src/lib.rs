@@ -147,6 +147,8 @@ impl Service for Control {
             failed_reads: done.failed_reads,
             fences: done.fences,
             limbo_below: self.node.directories().limbo_below(),
+            settled_below: self.node.directories().settled_below(),
+            unfinished_ledgers: self.node.directories().unfinished_count() as u64,
             damaged_entries: self.node.scrub_progress().damaged_entries,
         }))
     }

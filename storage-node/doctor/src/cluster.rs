@@ -66,10 +66,8 @@ pub enum Record {
 #[derive(Debug, Clone)]
 pub struct Node {
     pub contents: Contents,
-    /// Whether an entry that it does not list is not there: nothing is damaged and unsettled.
+    /// Whether an entry that it does not list is not there: nothing is damaged, and no directory missing, that is not settled.
     pub knows_all: bool,
-    /// Of ledgers with smaller ids that it does not list the node does not know whether it had them.
-    pub limbo_below: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -157,7 +155,7 @@ impl Cluster {
     /// Whether a ledger is on no node, which can be said only when every node was asked and knows all that it has.
     pub(crate) fn is_nowhere(&self, ledger: u64) -> bool {
         self.nodes.values().all(|node| match &node.contents {
-            Contents::Read(ledgers) => node.knows_all && ledger >= node.limbo_below && !ledgers.contains_key(&ledger),
+            Contents::Read(ledgers) => node.knows_all && !ledgers.contains_key(&ledger),
             Contents::Unread(_) => false,
         })
     }

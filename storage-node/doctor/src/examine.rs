@@ -147,7 +147,7 @@ fn lacks(cluster: &Cluster, node: &NodeId, ledger: u64, count: u64) -> bool {
     let Some(node) = cluster.nodes.get(node).filter(|node| node.knows_all) else { return false };
     let Contents::Read(ledgers) = &node.contents else { return false };
     match ledgers.get(&ledger) {
-        None => count > 0 && ledger >= node.limbo_below,
+        None => count > 0,
         Some(Held { entries, .. }) => entries.is_some_and(|entries| entries < count),
     }
 }

@@ -71,7 +71,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
     (ledgers, any::<bool>()).prop_map(|(ledgers, has_notes)| {
         let mut cluster = Cluster::default();
         for node in 0..5 {
-            let node_here = Node { contents: Contents::Read(BTreeMap::new()), knows_all: true, limbo_below: 0 };
+            let node_here = Node { contents: Contents::Read(BTreeMap::new()), knows_all: true };
             cluster.nodes.insert(format!("node-{node}"), node_here);
         }
         let mut id = 0;
@@ -166,11 +166,7 @@ proptest! {
         let finding = Finding::FewerEntries { ledger, node: node.clone() };
         let is_found = had.is_some() && closed(&cluster, ledger);
         prop_assert_eq!(examine(&cluster), if is_found { only(finding) } else { BTreeSet::new() });
-        if had.is_some() && all {
-            cluster.nodes.get_mut(&node).expect("it is there").limbo_below = ledger + 1;
-            prop_assert_eq!(examine(&cluster), BTreeSet::new(), "it may have been on a directory that is missing");
-        }
-        // The same where the node could not be asked, or does not know all it has: it is not known to be lost.
+        // Where the node could not be asked, or does not know all it has, it is not known to be lost.
         cluster.nodes.get_mut(&node).expect("it is there").knows_all = false;
         prop_assert_eq!(examine(&cluster), only(Finding::KnowsNotAll { node: node.clone() }));
         cluster.nodes.get_mut(&node).expect("it is there").contents = Contents::Unread("timeout".to_owned());

@@ -19,6 +19,7 @@ pub struct Figures {
     pub(crate) failed_repairs: AtomicU64,
     pub(crate) lost_nodes: AtomicU64,
     pub(crate) checked_ledgers: AtomicU64,
+    pub(crate) unknown_ledgers: AtomicU64,
     audit: Mutex<AuditRecord>,
     meter: OnceLock<Arc<CopyMeter>>,
 }
@@ -70,6 +71,11 @@ impl Figures {
                 "geminga_auditor_lost_nodes",
                 "Nodes that this node as auditor has given up.",
                 self.lost_nodes.load(Ordering::Relaxed),
+            ),
+            (
+                "geminga_repair_unknown_ledgers",
+                "Ledgers of which this node could not tell what it has when it compared that with what it should have.",
+                self.unknown_ledgers.load(Ordering::Relaxed),
             ),
         ];
         for (name, help, value) in gauges {

@@ -32,6 +32,8 @@ pub struct Assembly {
     pub missing: Vec<String>,
     /// Of ledgers below it that are nowhere it is unknown whether they were here. From directories that were given up.
     pub limbo_below: u64,
+    /// How far it is settled what that means: see limbo.rs.
+    pub settled_below: u64,
 }
 
 /// `paths` name the directories in errors. `give_up`: directories that are missing are gone for good, and ledgers with
@@ -57,6 +59,9 @@ pub fn assemble(
     let newest = found.iter().filter_map(of_node).max_by_key(|identity| identity.revision);
     let (mut known, revision) = newest.map_or((Vec::new(), 0), |newest| (newest.directories, newest.revision));
     let limbo_before = found.iter().filter_map(of_node).map(|identity| identity.limbo_below).max().unwrap_or(0);
+    // One that was not there when another was given up does not know that this has to be settled.
+    let with_newest = found.iter().filter_map(of_node).filter(|identity| identity.revision == revision);
+    let mut settled_below = with_newest.map(|identity| identity.settled_below).max().unwrap_or(0);
 
     let (mut present, mut empty) = (BTreeMap::new(), Vec::new());
     let mut refused = Vec::new();
@@ -88,6 +93,7 @@ pub fn assemble(
         known.retain(|name| !missing.contains(name));
         missing.clear();
         limbo_below = limbo_below.max(horizon);
+        settled_below = 0;
     }
     for at in empty {
         if missing.is_empty() {
@@ -113,10 +119,11 @@ pub fn assemble(
         directories: directories.clone(),
         revision,
         limbo_below,
+        settled_below,
     };
     let mut used: Vec<(usize, Identity)> = present.into_iter().map(|(name, at)| (at, identity_of(name))).collect();
     used.sort_by_key(|(at, _)| *at);
-    Ok(Assembly { node, used, refused, missing, limbo_below })
+    Ok(Assembly { node, used, refused, missing, limbo_below, settled_below })
 }
 
 /// The node that most of the directories belong to, if any belongs to one.
@@ -156,6 +163,7 @@ mod tests {
             directories: directories.iter().map(|name| (*name).to_owned()).collect(),
             revision,
             limbo_below: 0,
+            settled_below: 0,
         })
     }
 
@@ -208,6 +216,23 @@ mod tests {
         assert_eq!(used(&back), [0]);
         assert!(back.refused[0].1.contains("given it up"));
         assert_eq!(back.missing, ["x"]);
+    }
+
+    #[test]
+    fn what_was_settled_is_not_once_more_is_given_up() {
+        let settled = |directory: &str, revision, settled_below| match marked("n", directory, &["a", "b"], revision) {
+            Found::Marked(identity) => Found::Marked(Identity { limbo_below: 900, settled_below, ..identity }),
+            other => other,
+        };
+        // The machine stopped when one directory knew of it.
+        let made = assembled(vec![settled("a", 5, 0), settled("b", 5, 900)], None).expect("all of it");
+        assert_eq!((made.limbo_below, made.settled_below), (900, 900));
+        assert!(made.used.iter().all(|(_, identity)| identity.settled_below == 900));
+        let made = assembled(vec![settled("a", 6, 0), settled("b", 5, 900)], None).expect("one was away");
+        assert_eq!((made.limbo_below, made.settled_below), (900, 0));
+        // Metadata from before the first time.
+        let made = assembled(vec![settled("a", 5, 900), Found::Empty], Some(700)).expect("a new disk");
+        assert_eq!((made.limbo_below, made.settled_below), (900, 0));
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! A ledger is in one directory. Which one is decided once, by the room that each has, when the first word about the ledger
 //! comes; after a restart the directories say themselves what they have. With one directory there is nothing to remember.
 //!
-//! Ledgers are in *limbo* when they are found nowhere and may be in a directory that is missing: reads of them answer "I
-//! don't know", and nothing is written to them, because they may be fenced there. Ledgers that metadata gave out after the
-//! directory went missing ([`Directories::set_limbo_below`]) cannot be there, and are taken as ever.
+//! Ledgers are in *limbo* when they are found nowhere and may be in a directory that is missing: see limbo.rs. Ledgers that
+//! metadata gave out after the directory went missing ([`Directories::set_limbo_below`]) cannot be there, and are taken as ever.
 //!
 //! A ledger that was deleted counts as being in the directory that remembers the deletion, which refuses whatever comes late.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use rand::Rng;
 use rustc_hash::FxHashMap;
 
 use crate::identity::{Identity, IdentityError};
+use crate::limbo::Limbo;
 
 /// How old a directory's figures may be when a ledger is placed.
 const ROOM_AGE: Duration = Duration::from_millis(500);
@@ -39,25 +40,35 @@ pub struct LedgerTwice {
     pub other: String,
 }
 
+/// Why it could not be noted what is settled.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("could not note which ledgers lack entries: {0}")]
+    Note(#[from] io::Error),
+}
+
 /// See the module's head.
 pub struct Directories {
     all: Vec<Directory>,
     /// By ledger, if there are several directories.
     homes: RwLock<FxHashMap<u64, u32>>,
-    limbo_below: AtomicU64,
+    limbo: Limbo,
     room: Mutex<Option<(Instant, Vec<u64>)>>,
 }
 
 enum Home<'d> {
     Here(&'d Log),
     Nowhere,
-    Limbo,
+    /// See limbo.rs. Where the first copy is to go, if that is decided: nothing of the ledger is durable there yet.
+    Limbo(Option<&'d Log>),
 }
 
 impl From<Log> for Directories {
     fn from(log: Log) -> Self {
         let all = vec![Directory { path: PathBuf::new(), log }];
-        Self { all, homes: RwLock::default(), limbo_below: AtomicU64::new(0), room: Mutex::default() }
+        Self { all, homes: RwLock::default(), limbo: Limbo::default(), room: Mutex::default() }
     }
 }
 
@@ -82,8 +93,16 @@ impl Directories {
                 }
             }
         }
-        let limbo_below = AtomicU64::new(limbo_below);
-        Ok(Self { all, homes: RwLock::new(homes), limbo_below, room: Mutex::default() })
+        Ok(Self { all, homes: RwLock::new(homes), limbo: Limbo::new(limbo_below), room: Mutex::default() })
+    }
+
+    /// What the directories have noted of ledgers in limbo, `settled_below` in their identities among it.
+    ///
+    /// # Errors
+    /// A note is there and cannot be read: of which ledgers something is missing is unknown then.
+    pub fn recall(self, settled_below: u64) -> io::Result<Self> {
+        self.limbo.recall(settled_below, self.all.iter().map(|directory| directory.path.clone()).collect())?;
+        Ok(self)
     }
 
     pub fn all(&self) -> &[Directory] {
@@ -92,29 +111,54 @@ impl Directories {
 
     /// Ledgers that metadata have not given out yet cannot be in a directory that is missing by now.
     pub fn set_limbo_below(&self, horizon: u64) {
-        self.limbo_below.store(horizon, Ordering::Release);
+        self.limbo.set_below(horizon);
     }
 
     pub fn limbo_below(&self) -> u64 {
-        self.limbo_below.load(Ordering::Acquire)
+        self.limbo.below()
+    }
+
+    pub fn settled_below(&self) -> u64 {
+        self.limbo.settled_below()
+    }
+
+    /// Whether it is known what this node lacks.
+    pub fn is_settled(&self) -> bool {
+        self.limbo.is_settled()
+    }
+
+    /// Ledgers of which not everything is here again: see limbo.rs.
+    pub fn unfinished(&self) -> BTreeSet<u64> {
+        self.limbo.unfinished()
+    }
+
+    pub fn unfinished_count(&self) -> usize {
+        self.limbo.unfinished_count()
     }
 
     pub fn is_in_limbo(&self, ledger: u64) -> bool {
-        matches!(self.home(ledger), Home::Limbo)
+        matches!(self.home(ledger), Home::Limbo(_))
+    }
+
+    /// Whether the node may have had more of the ledger than is here.
+    pub fn may_lack(&self, ledger: u64) -> bool {
+        self.is_in_limbo(ledger) || self.limbo.is_unfinished(ledger)
     }
 
     fn home(&self, ledger: u64) -> Home<'_> {
-        let limbo_below = self.limbo_below();
+        let is_known = |log: &Log| log.knows(ledger) || log.has_deleted(ledger);
+        let is_from_before = ledger < self.limbo.below();
         if let [only] = &self.all[..] {
-            let is_here = ledger >= limbo_below || only.log.knows(ledger) || only.log.has_deleted(ledger);
-            return if is_here { Home::Here(&only.log) } else { Home::Limbo };
+            let is_here = !is_from_before || is_known(&only.log);
+            return if is_here { Home::Here(&only.log) } else { Home::Limbo(None) };
         }
         if let Some(&at) = self.homes.read().get(&ledger) {
-            return Home::Here(&self.all[at as usize].log);
+            let log = &self.all[at as usize].log;
+            return if is_from_before && !is_known(log) { Home::Limbo(Some(log)) } else { Home::Here(log) };
         }
         match self.all.iter().find(|directory| directory.log.has_deleted(ledger)) {
             Some(directory) => Home::Here(&directory.log),
-            None if ledger < limbo_below => Home::Limbo,
+            None if is_from_before => Home::Limbo(None),
             None => Home::Nowhere,
         }
     }
@@ -123,22 +167,13 @@ impl Directories {
     fn place(&self, ledger: u64) -> Result<&Log, AppendError> {
         match self.home(ledger) {
             Home::Here(log) => Ok(log),
-            Home::Limbo => Err(AppendError::Unknown),
-            Home::Nowhere => {
-                let at = self.roomiest();
-                let at = *self.homes.write().entry(ledger).or_insert(at as u32);
-                Ok(&self.all[at as usize].log)
-            }
+            Home::Limbo(_) => Err(AppendError::Unknown),
+            Home::Nowhere => Ok(self.settle_down(ledger, self.roomiest())),
         }
     }
 
-    /// As [`Directories::place`], for a copy from another node: also of a ledger in limbo, which is then where damage hides it.
-    fn place_copy(&self, ledger: u64) -> &Log {
-        if let Home::Here(log) = self.home(ledger) {
-            return log;
-        }
-        let with_holes = self.all.iter().position(|directory| directory.log.stats().holes > 0);
-        let at = with_holes.unwrap_or_else(|| self.roomiest());
+    /// Unless it has a place already.
+    fn settle_down(&self, ledger: u64, at: usize) -> &Log {
         let at = *self.homes.write().entry(ledger).or_insert(at as u32);
         &self.all[at as usize].log
     }
@@ -167,31 +202,70 @@ impl Directories {
 
     pub fn append_to_replica(&self, entries: Vec<Append>, key: MasterKey, recovery: bool, done: Done) {
         let Some(ledger) = entries.first().map(|entry| entry.ledger) else { return done(Ok(())) };
+        if recovery && self.is_settled() {
+            return self.append_copies(ledger, entries, key, done);
+        }
         match self.place(ledger) {
-            Ok(log) => log.append_to_replica(entries, key, recovery, done),
+            Ok(log) if recovery || !self.limbo.is_unfinished(ledger) => {
+                log.append_to_replica(entries, key, recovery, done);
+            }
+            Ok(_) => done(Err(AppendError::Unknown)),
             Err(error) => done(Err(error)),
         }
     }
 
     /// An entry that other nodes have.
     pub fn append_copy(&self, entry: Append, key: MasterKey, done: Done) {
-        self.place_copy(entry.ledger).append_to_replica(vec![entry], key, true, done);
+        self.append_copies(entry.ledger, vec![entry], key, done);
     }
 
-    /// Whatever damage may hide is settled, up to ledgers of this id. What is not found of those is in limbo for good.
+    /// Also of a ledger in limbo. That may have been fenced, so it is before anything of it is here.
+    fn append_copies(&self, ledger: u64, entries: Vec<Append>, key: MasterKey, done: Done) {
+        let log = match self.home(ledger) {
+            Home::Here(log) => return log.append_to_replica(entries, key, true, done),
+            Home::Nowhere => {
+                return self.settle_down(ledger, self.roomiest()).append_to_replica(entries, key, true, done);
+            }
+            Home::Limbo(Some(log)) => log,
+            // It is then where damage hides it.
+            Home::Limbo(None) => {
+                let with_holes = self.all.iter().position(|directory| directory.log.stats().holes > 0);
+                self.settle_down(ledger, with_holes.unwrap_or_else(|| self.roomiest()))
+            }
+        };
+        let then = log.clone();
+        let fenced = move |result| match result {
+            // What its last entry is does not matter.
+            Ok(_) | Err(FenceError::Unknown(_)) => then.append_to_replica(entries, key, true, done),
+            Err(FenceError::NotDurable(error)) => done(Err(error)),
+        };
+        log.fence_replica(ledger, key, Box::new(fenced));
+    }
+
+    /// It is known what this node lacks of ledgers below this id: of these, entries of finished fragments. Whatever damage may hide is
+    /// settled by that.
     ///
     /// # Errors
-    /// That could not be written down, and nothing has changed.
-    pub fn forgive_holes(&self, horizon: u64) -> Result<(), IdentityError> {
+    /// That could not be written down, and the node is not settled.
+    pub fn settle(&self, horizon: u64, lacking: &BTreeSet<u64>) -> Result<(), SettleError> {
+        self.limbo.note_unfinished(lacking)?;
         for directory in &self.all {
-            if let Some(identity) = Identity::read(&directory.path)?
-                && identity.limbo_below < horizon
-            {
-                Identity { limbo_below: horizon, ..identity }.write(&directory.path)?;
+            if let Some(identity) = Identity::read(&directory.path)? {
+                let limbo_below = identity.limbo_below.max(horizon);
+                Identity { limbo_below, settled_below: limbo_below, ..identity }.write(&directory.path)?;
             }
         }
         self.all.iter().for_each(|directory| directory.log.forgive_holes());
+        self.limbo.set_settled_below(horizon);
         Ok(())
+    }
+
+    /// All that this node has to have of these is here.
+    ///
+    /// # Errors
+    /// That could not be written down.
+    pub fn finish(&self, ledgers: &BTreeSet<u64>) -> io::Result<()> {
+        self.limbo.finish(ledgers)
     }
 
     pub fn fence_replica(&self, ledger: u64, key: MasterKey, done: FenceDone) {
@@ -216,8 +290,15 @@ impl Directories {
         look: impl Fn(&Log) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
         match self.home(ledger) {
-            Home::Here(log) => look(log),
-            Home::Limbo => Err(limbo(ledger, entry)),
+            Home::Here(log) => match look(log) {
+                Err(ReadError::NoSuchLedger { .. } | ReadError::NoSuchEntry { .. })
+                    if self.limbo.is_unfinished(ledger) =>
+                {
+                    Err(limbo(ledger, entry))
+                }
+                other => other,
+            },
+            Home::Limbo(_) => Err(limbo(ledger, entry)),
             Home::Nowhere => {
                 for directory in &self.all {
                     match look(&directory.log) {
@@ -246,25 +327,34 @@ impl Directories {
     }
 
     pub fn last_entry(&self, ledger: u64) -> Result<Option<u64>, ReadError> {
+        if self.limbo.is_unfinished(ledger) {
+            return Err(limbo(ledger, None));
+        }
         self.look(ledger, None, |log| log.last_entry(ledger))
     }
 
+    /// Entries that are here, for whoever copies those that are not. "Nothing" is said of a ledger in limbo only once it is settled
+    /// what the node lacks.
     pub fn stretches(&self, ledger: u64) -> Result<Vec<(u64, u64)>, ReadError> {
-        self.look(ledger, None, |log| log.stretches(ledger))
+        match self.home(ledger) {
+            Home::Here(log) => log.stretches(ledger),
+            Home::Limbo(_) if self.is_settled() => Ok(Vec::new()),
+            Home::Limbo(_) | Home::Nowhere => self.look(ledger, None, |log| log.stretches(ledger)),
+        }
     }
 
     /// Bytes that the ledger takes on disk; 0 if it is not here.
     pub fn ledger_bytes(&self, ledger: u64) -> u64 {
         match self.home(ledger) {
             Home::Here(log) => log.ledger_bytes(ledger),
-            Home::Limbo | Home::Nowhere => 0,
+            Home::Limbo(_) | Home::Nowhere => 0,
         }
     }
 
     pub fn replica(&self, ledger: u64) -> Option<(bool, Option<ExplicitLac>)> {
         match self.home(ledger) {
             Home::Here(log) => log.replica(ledger),
-            Home::Limbo | Home::Nowhere => None,
+            Home::Limbo(_) | Home::Nowhere => None,
         }
     }
 
@@ -272,7 +362,7 @@ impl Directories {
     pub fn key(&self, ledger: u64) -> Option<MasterKey> {
         match self.home(ledger) {
             Home::Here(log) => log.key(ledger),
-            Home::Limbo | Home::Nowhere => None,
+            Home::Limbo(_) | Home::Nowhere => None,
         }
     }
 
@@ -361,7 +451,7 @@ impl Directories {
 }
 
 fn limbo(ledger: u64, entry: Option<u64>) -> ReadError {
-    let detail = "a data directory that may have it is missing".to_owned();
+    let detail = "it may have been on a data directory that is gone, or in a damaged place".to_owned();
     ReadError::Corrupt { ledger, entry, detail }
 }
 
@@ -454,5 +544,88 @@ mod tests {
         assert_eq!(add(&single, lost, 0).await, Ok(()));
         drop(single);
         assert!(Directories::new(vec![directory(&paths[1]), directory(&doubled)], 0).is_err(), "the same ledger twice");
+    }
+
+    async fn add_as_recovery(directories: &Directories, ledger: u64, entry: u64) -> Result<(), AppendError> {
+        let (sender, receiver) = oneshot::channel();
+        let parts = [Bytes::from(format!("{ledger}:{entry}")), Bytes::new(), Bytes::new()];
+        let append = Append { ledger, entry, parts, reserve: true };
+        directories.append_to_replica(vec![append], KEY, true, Box::new(move |result| drop(sender.send(result))));
+        receiver.await.expect("answered")
+    }
+
+    #[tokio::test]
+    async fn what_was_given_up_is_unknown_until_it_is_settled_and_copied() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = [folder.path().join("a"), folder.path().join("b")];
+        let open = |limbo_below, settled_below| {
+            let both = paths.iter().map(|path| directory(path)).collect();
+            Directories::new(both, limbo_below).expect("they belong together").recall(settled_below).expect("notes")
+        };
+        let is_unknown = |found: Result<_, ReadError>| matches!(found, Err(ReadError::Corrupt { .. }));
+        let node = open(50, 0);
+        assert_eq!(add(&node, 60, 0).await, Ok(()), "it came into being since");
+        for ledger in [7, 8] {
+            assert!(is_unknown(node.stretches(ledger).map(drop)) && is_unknown(node.read(ledger, 0).map(drop)));
+            assert_eq!(add_as_recovery(&node, ledger, 0).await, Err(AppendError::Unknown));
+        }
+
+        node.settle(50, &BTreeSet::from([7])).expect("it is noted");
+        for ledger in [7, 8] {
+            assert_eq!(node.stretches(ledger), Ok(vec![]));
+            assert!(is_unknown(node.read(ledger, 0).map(drop)) && is_unknown(node.last_entry(ledger).map(drop)));
+            assert!(matches!(fence(&node, ledger).await, Err(FenceError::Unknown(_))));
+            assert_eq!(add(&node, ledger, 0).await, Err(AppendError::Unknown), "its writer may be deposed");
+            for entry in [0, 2] {
+                assert_eq!(add_as_recovery(&node, ledger, entry).await, Ok(()));
+            }
+        }
+        drop(node);
+
+        let node = open(50, 50);
+        for ledger in [7, 8] {
+            assert_eq!(node.stretches(ledger), Ok(vec![(0, 1), (2, 1)]));
+            assert_eq!(node.read(ledger, 2).expect("it was copied"), format!("{ledger}:2"));
+            let homes = node.all().iter().filter(|directory| directory.log.knows(ledger)).count();
+            assert_eq!((homes, node.replica(ledger).map(|(is_fenced, _)| is_fenced)), (1, Some(true)));
+        }
+        for entry in [1, 3] {
+            assert!(is_unknown(node.read(7, entry).map(drop)), "it may have been acknowledged here");
+            assert!(
+                matches!(node.read(8, entry), Err(ReadError::NoSuchEntry { .. })),
+                "metadata did not name this node"
+            );
+        }
+        assert!(is_unknown(node.last_entry(7).map(drop)));
+        assert_eq!(fence(&node, 7).await, Ok(Some(2)));
+        assert_eq!(add(&node, 7, 3).await, Err(AppendError::Unknown));
+        assert_eq!(add(&node, 8, 3).await, Err(AppendError::Fenced));
+
+        assert_eq!(add_as_recovery(&node, 7, 1).await, Ok(()));
+        node.finish(&BTreeSet::from([7])).expect("it is noted");
+        assert!(matches!(node.read(7, 3), Err(ReadError::NoSuchEntry { .. })));
+        assert_eq!(node.last_entry(7), Ok(Some(2)));
+        assert_eq!(add(&node, 7, 3).await, Err(AppendError::Fenced));
+        drop(node);
+        assert_eq!(open(50, 50).unfinished_count(), 0);
+
+        // Another directory is given up.
+        let node = open(90, 50);
+        assert!(is_unknown(node.stretches(70).map(drop)) && node.stretches(7) == Ok(vec![(0, 3)]));
+    }
+
+    #[tokio::test]
+    async fn a_copy_lets_no_writer_in() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let node = Directories::new(vec![directory(folder.path())], 50).expect("one of them");
+        let (sender, receiver) = oneshot::channel();
+        let append = Append { ledger: 7, entry: 0, ..Append::default() };
+        node.append_copy(append, KEY, Box::new(move |result| drop(sender.send(result))));
+        assert_eq!(receiver.await.expect("answered"), Ok(()));
+        assert_eq!(
+            add(&node, 7, 1).await,
+            Err(AppendError::Fenced),
+            "it may have been fenced where nothing can be read"
+        );
     }
 }

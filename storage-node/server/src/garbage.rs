@@ -4,7 +4,7 @@
 //! in two rounds, some time apart; where metadata could not be read, nothing goes. Nor does anything while storage has ledgers
 //! with ids that metadata have not given yet, or while a node remembers newer metadata: then metadata are older than storage, as after a
 //! restore. What is missing then stays
-//! also when metadata have given more ids: see doubtful.rs.
+//! also when metadata have given more ids: see noted.rs.
 //!
 //! That a ledger was deleted is remembered for good. Ids between deleted ones of which metadata have none either were given out
 //! before the last of those came and went. They are remembered as well, so that all are few ranges. Should one of them still be
@@ -17,14 +17,14 @@ use std::time::Duration;
 
 use geminga_metadata::{Metadata, MetadataError};
 
-use crate::doubtful::Doubtful;
 use crate::node::StorageNode;
+use crate::noted::{DOUBTFUL, Noted};
 use crate::witness::{MetadataWitness, Standing, WitnessError};
 
 /// Looks for garbage every `interval`, until the process ends.
 pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, witness: MetadataWitness, interval: Duration) {
     let folders = node.directories().all().iter().map(|directory| directory.path.clone()).collect();
-    let mut doubtful = match Doubtful::read(folders) {
+    let mut doubtful = match Noted::read(DOUBTFUL, folders) {
         Ok(doubtful) => doubtful,
         Err(error) => {
             tracing::error!(%error, "could not read which ledgers are doubtful: none is deleted until the next start");
@@ -81,7 +81,7 @@ async fn look(
     node: &StorageNode,
     metadata: &Metadata,
     witness: &MetadataWitness,
-    doubtful: &mut Doubtful,
+    doubtful: &mut Noted,
 ) -> Result<Look, GarbageError> {
     let mut missing: BTreeSet<u64> = node.log.ledgers().into_iter().collect();
     let mut gaps: Vec<Gaps> = node.log.all().iter().map(|directory| Gaps::new(directory.log.deleted_gaps())).collect();

@@ -27,6 +27,9 @@ pub struct Identity {
     /// Of ledgers with smaller ids of which there is nothing, the node does not know whether it had them.
     #[serde(default)]
     pub limbo_below: u64,
+    /// Of ledgers with smaller ids it is settled what this node lacks, if it has `limbo_below`: see limbo.rs.
+    #[serde(default)]
+    pub settled_below: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +108,7 @@ mod tests {
             directories: vec!["a".into(), "b".into()],
             revision: 3,
             limbo_below: 7,
+            settled_below: 7,
         };
         identity.write(folder.path()).expect("written");
         assert_eq!(Identity::read(folder.path()).expect("readable"), Some(identity));

@@ -7,7 +7,8 @@
 //! deletes what no ledger's metadata name; witness.rs notices metadata that were restored from a dump.
 //!
 //! scrub.rs reads everything now and then, damage.rs remembers which entries cannot be read, and repair.rs copies those from
-//! other nodes; healing.rs settles what holes in the log may hide.
+//! other nodes; healing.rs settles what holes in the log may hide. limbo.rs says what the node answers of ledgers that it may have lost, and
+//! until when.
 //!
 //! What an answer means: an add is answered when it is synced, never before, also if the client would have allowed it. A
 //! fence is answered when it is synced. "No such entry" is said only of what certainly is not here; where damage to the
@@ -19,15 +20,16 @@ mod confirmed;
 mod connection;
 mod damage;
 mod directories;
-mod doubtful;
 mod errors;
 mod figures;
 mod garbage;
 mod healing;
 mod identity;
+mod limbo;
 mod listing;
 mod membership;
 mod node;
+mod noted;
 mod read_cache;
 mod reading;
 mod repair;
@@ -37,7 +39,7 @@ mod tls;
 mod witness;
 
 pub use assembly::{Assembly, Found, assemble};
-pub use directories::{Directories, Directory, LedgerTwice};
+pub use directories::{Directories, Directory, LedgerTwice, SettleError};
 pub use figures::{Done, ScrubProgress};
 pub use garbage::collect_garbage;
 pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;

@@ -171,12 +171,12 @@ impl StorageNode {
 
     pub(crate) fn failed(&self, error: &ReadError) -> Code {
         match error {
-            // That a directory is missing was said once.
-            ReadError::Corrupt { ledger, .. } if self.log.is_in_limbo(*ledger) => (),
             // One that the index has is damaged; of others it is only unknown whether they were there.
             &ReadError::Corrupt { ledger, entry: Some(entry), .. } if self.log.lists(ledger, entry) => {
                 self.damage.note((ledger, entry));
             }
+            // That something is missing was said once.
+            ReadError::Corrupt { ledger, .. } if self.log.may_lack(*ledger) => (),
             ReadError::Corrupt { .. } | ReadError::Io(_) => tracing::warn!(%error, "could not read"),
             ReadError::NoSuchLedger { .. } | ReadError::NoSuchEntry { .. } => (),
         }
@@ -267,6 +267,16 @@ impl StorageNode {
             ("geminga_log_data_bytes", "Bytes of all records.", log.data_bytes),
             ("geminga_log_queued_bytes", "Bytes that wait to be written.", log.queued_bytes as u64),
             ("geminga_log_holes", "Places where durable records cannot be read.", log.holes as u64),
+            (
+                "geminga_storage_unsettled",
+                "1: a missing directory or damage leaves open what this node should have of older ledgers.",
+                u64::from(!self.log.is_settled()),
+            ),
+            (
+                "geminga_storage_unfinished_ledgers",
+                "Ledgers of a directory that was given up of which not everything is here again.",
+                self.log.unfinished_count() as u64,
+            ),
             ("geminga_storage_adding_bytes", "Adds that are not durable yet.", self.adding.used()),
             ("geminga_storage_outbound_bytes", "Answers that wait for their client.", self.outbound.used()),
         ];

@@ -1,4 +1,5 @@
 """A storage node on several disks: whichever of them is missing, swapped or empty takes its own ledgers with it, and no others."""
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -101,7 +102,14 @@ def test_a_disk_that_is_given_up_is_replaced_and_not_trusted_with_the_old_ones_l
             horizon = metadata.execute("SELECT next FROM sequences WHERE name = 'ledger-id'").fetchone()[0]
         node.arguments.pop()
         address = restart(node)
+        settled = lambda: [json.loads((tmp_path / disk / "identity").read_text())["settled_below"] for disk in "ab"]
+        servers.wait_for(lambda: settled() == [horizon - 1] * 2)
         assert codes(address, range(1, 31)) == found, "what is lost stays unknown"
+        lost = [ledger for ledger, code in found.items() if code != bookie.OK]
+        with Bookie(address) as client:
+            assert client.add(lost[0], 3, b"more") == bookie.UNKNOWN and client.fence(lost[0]) == bookie.UNKNOWN, "it may have been fenced"
+            assert client.add(lost[0], 3, b"copy", flags=bookie.RECOVERY_ADD) == bookie.OK
+            assert client.add(lost[0], 4, b"more") == bookie.FENCED
         fill(address, range(horizon, horizon + 20))
         assert set(codes(restart(node), range(horizon, horizon + 20)).values()) == {bookie.OK}
         assert len(list((tmp_path / "b" / "log").glob("segment-*"))) > 0

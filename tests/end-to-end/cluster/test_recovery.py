@@ -1,9 +1,14 @@
 """Storage nodes that are lost, return or are emptied: the cluster makes the copies that are missing, and no others."""
 import re
+import shutil
 import time
 import urllib.request
 
+from conftest import MISSED_SOON, run_cluster
+from harness import bookie
+from harness.bookie import Bookie
 from test_cluster import NAMESPACE, Load, check, everything
+from test_damage import entries, ledgers
 
 COPIES = "replication_worker_NUM_ENTRIES_WRITTEN"
 
@@ -161,3 +166,47 @@ def test_a_decommissioned_node_is_emptied_while_it_is_written_to(cluster_that_re
     wait_for("the node is not alive any more", lambda: not registered(cluster)[4]["alive"])
     cluster.command("storage-nodes", "forget", node_id)
     assert node_id not in [node["id"] for node in cluster.command("storage-nodes", "list")]
+
+
+def test_a_node_of_which_a_disk_was_given_up_gets_back_what_it_lacks(tmp_path):
+    database = tmp_path / "metadata.db"
+    for cluster in run_cluster(f"sqlite:{database}", 3, node_arguments=[*MISSED_SOON, "--close-damaged-after", "4s"]):
+        keep_everything(cluster)
+        victim, other = cluster.nodes[2], cluster.nodes[0]
+        disk = victim.folder / "second"
+        victim.stop()
+        victim.arguments += ["--data-dir", str(disk)]
+        victim.start()
+        old = produce_old(cluster)
+        for n in range(12):
+            topic = f"{NAMESPACE}/short-{n}"
+            old[topic] = produce(cluster, topic, 0.3)
+        wait_until_repaired(cluster)
+        expected = {ledger: bodies for ledger, bodies in entries(other.ready, ledgers(database)).items() if bodies}
+
+        victim.kill()
+        shutil.rmtree(disk)
+        victim.arguments.append("--give-up-missing-directories")
+        ready = victim.start()
+        assert metric(victim, "geminga_storage_unsettled") == 1
+        lost = []
+        with Bookie(ready["bookie"]) as node:
+            for ledger in expected:
+                code = node.read(ledger, 0)[0]
+                assert code in (bookie.OK, bookie.UNKNOWN)
+                if code == bookie.UNKNOWN:
+                    lost.append(ledger)
+        assert len(lost) > 3
+        wait_for("it is settled what it lacks", lambda: metric(victim, "geminga_storage_unsettled") == 0)
+        # Not all at once, nor in one life.
+        victim.kill()
+        victim.arguments.pop()
+        ready = victim.start()
+        assert metric(victim, "geminga_storage_unsettled") == 0
+        wait_for("it has everything", lambda: metric(victim, "geminga_storage_unfinished_ledgers") == 0)
+        wait_until_repaired(cluster)
+        assert entries(ready, expected) == expected
+        # So that another one may go.
+        cluster.nodes[1].kill()
+        check_everything(cluster, old, "all")
+        cluster.nodes[1].start()

@@ -54,6 +54,12 @@ pub struct Statistics {
     /// Entries that cannot be read and are not repaired.
     #[prost(uint64, tag = "9")]
     pub damaged_entries: u64,
+    /// If it is less than limbo_below, it is not settled yet what the node lacks.
+    #[prost(uint64, tag = "10")]
+    pub settled_below: u64,
+    /// Of a directory that was given up: not everything of these is here again.
+    #[prost(uint64, tag = "11")]
+    pub unfinished_ledgers: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Directory {

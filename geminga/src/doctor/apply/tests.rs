@@ -148,7 +148,7 @@ async fn cluster(model: &Model) -> Cluster {
         let last_entry = Some(entries - 1);
         held.insert(*id, Held { entries: Some(entries), last_entry, label: Some(label), is_doubtful: false });
     }
-    let node = Node { contents: Contents::Read(held), knows_all: true, limbo_below: 0 };
+    let node = Node { contents: Contents::Read(held), knows_all: true };
     let topics = metadata.all_topics().await.expect("read").into_iter().map(|(name, record)| {
         let ledgers = record.value.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
         let last_ledger = record.value.greatest_ledger();

@@ -11,14 +11,18 @@ use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError};
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Lease, LeaseOutcome, MemoryStore, Metadata, StorageNodeRecord};
 use geminga_repair::{Figures, RepairOptions};
-use geminga_replicated_ledgers::{Membership, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
-use geminga_storage_node::{NodeOptions, StorageNode, serve};
+use geminga_replicated_ledgers::{Membership, ReplicaReader, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
+use geminga_storage_node::{
+    Asking, Directories, Directory, Duties, Duty, Fetching, Ledgers, NodeOptions, Replicas, StorageNode, heal, serve,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 pub const LOST_AFTER: Duration = Duration::from_millis(400);
+/// Open ledgers of a disk that was lost are closed after so long.
+const CLOSE_AFTER: Duration = Duration::from_millis(500);
 const FOR_EVER: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,6 +41,8 @@ struct Place {
     folder: PathBuf,
     address: String,
     zone: String,
+    /// Ledgers below may have been on a disk that was given up.
+    limbo_below: u64,
 }
 
 pub struct Cluster {
@@ -75,7 +81,7 @@ impl Cluster {
     pub async fn add(&mut self, id: &str, zone: &str) {
         let folder = self._folder.path().join(id);
         std::fs::create_dir_all(folder.join("log")).expect("a folder");
-        let place = Place { folder, address: "127.0.0.1:0".to_owned(), zone: zone.to_owned() };
+        let place = Place { folder, address: "127.0.0.1:0".to_owned(), zone: zone.to_owned(), limbo_below: 0 };
         self.places.insert(id.to_owned(), place);
         self.start_node(id).await;
     }
@@ -88,8 +94,10 @@ impl Cluster {
         let options = LogOptions { segment_bytes: 4 << 20, ..LogOptions::default() };
         let (log, _) = Log::open(&place.folder.join("log"), options).expect("an empty or recovered log");
         let (stop, stopped) = watch::channel(false);
-        let node = StorageNode::new(log.clone(), NodeOptions::new(256 << 20));
-        let serving = tokio::spawn(serve(listener, node, stopped));
+        let directory = Directory { path: place.folder.clone(), log: log.clone() };
+        let directories = Directories::new(vec![directory], place.limbo_below).expect("there is one");
+        let node = StorageNode::new(directories, NodeOptions::new(256 << 20));
+        let serving = tokio::spawn(serve(listener, node.clone(), stopped));
         let record = StorageNodeRecord {
             address: place.address.clone(),
             zone: place.zone.clone(),
@@ -106,7 +114,9 @@ impl Cluster {
         let figures = Arc::new(Figures::default());
         let options = RepairOptions { node: id.to_owned(), ..self.options.clone() };
         let ledgers = self.client(3, 3, 2).await;
-        let recovery = geminga_repair::run(self.metadata.clone(), ledgers, options, &figures);
+        let mut recovery = geminga_repair::run(self.metadata.clone(), ledgers.clone(), options, &figures);
+        let others = OtherNodes { id: id.to_owned(), reader: self.reader().await, ledgers };
+        recovery.spawn(heal(node, Arc::new(others), CLOSE_AFTER));
         self.running.insert(id.to_owned(), Node { stop, log, lease, serving, recovery, figures });
     }
 
@@ -124,6 +134,20 @@ impl Cluster {
         {
             self.metadata.store().release_lease(&auditor).await.expect("metadata");
         }
+    }
+
+    /// The disk of a node that does not run is lost, and the node begins with an empty one. Ledgers below may have been on the old one.
+    pub async fn start_node_on_a_new_disk(&mut self, id: &str, limbo_below: u64) {
+        let place = self.places.get_mut(id).expect("a node of the cluster");
+        std::fs::remove_dir_all(&place.folder).expect("it was there");
+        std::fs::create_dir_all(place.folder.join("log")).expect("a folder");
+        place.limbo_below = limbo_below;
+        self.start_node(id).await;
+    }
+
+    async fn reader(&self) -> ReplicaReader {
+        let membership = Membership::open(self.metadata.clone()).await.expect("metadata");
+        ReplicaReader::new(self.metadata.clone(), Arc::new(membership), Duration::from_secs(2), None)
     }
 
     pub async fn client(&self, ensemble: u32, write: u32, ack: u32) -> ReplicatedLedgers {
@@ -195,6 +219,44 @@ impl Cluster {
     pub fn held_by(&self, node: &str, ledger: u64) -> u64 {
         let stretches = self.running[node].log.stretches(ledger).unwrap_or_default();
         stretches.into_iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// What a node asks of the others, as its process does.
+struct OtherNodes {
+    id: String,
+    reader: ReplicaReader,
+    ledgers: ReplicatedLedgers,
+}
+
+impl Replicas for OtherNodes {
+    fn fetch(&self, ledger: u64, entry: u64) -> Fetching {
+        panic!("nothing is damaged, and {ledger}:{entry} is not to be copied here")
+    }
+}
+
+impl Ledgers for OtherNodes {
+    fn horizon(&self) -> Asking<u64> {
+        panic!("nothing is damaged")
+    }
+
+    fn duties(&self, from: u64, limit: usize) -> Asking<Duties> {
+        let (id, reader) = (self.id.clone(), self.reader.clone());
+        Box::pin(async move {
+            let (shares, next) = reader.shares_of(&id, from, limit).await.map_err(|error| error.to_string())?;
+            let duty = |(ledger, share): (u64, geminga_replicated_ledgers::Share)| Duty {
+                ledger,
+                stretches: share.stretches,
+                is_settled: share.is_settled,
+                is_closed: share.is_closed,
+            };
+            Ok((shares.into_iter().map(duty).collect(), next))
+        })
+    }
+
+    fn close(&self, ledger: u64) -> Asking<()> {
+        let ledgers = self.ledgers.clone();
+        Box::pin(async move { ledgers.recover_existing(ledger).await.map_err(|error| error.to_string()) })
     }
 }
 

@@ -151,3 +151,53 @@ async fn what_cannot_be_repaired_says_why_and_is_repaired_when_it_can() {
     cluster.wait_until_repaired().await;
     cluster.check_complete(1, 100).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_was_given_up_gets_back_what_it_lacks_and_takes_what_others_lose() {
+    let mut cluster = Cluster::start(3, 3).await;
+    let client = cluster.client(3, 3, 2).await;
+    write(&client, 1, 200).await;
+    write(&cluster.client(3, 2, 2).await, 2, 100).await;
+    // A writer that says nothing while the disk is lost.
+    let (deaf, _) = cluster.deaf_client(3, 3, 2).await;
+    assert!(append(&deaf, 3, 0, 50).await.iter().all(Result::is_ok));
+    let on_two = cluster.client(2, 2, 2).await;
+    for ledger in 4..24 {
+        write(&on_two, ledger, 20).await;
+    }
+    cluster.wait_until_repaired().await;
+
+    cluster.end_node("node-2").await;
+    cluster.start_node_on_a_new_disk("node-2", 24).await;
+    cluster
+        .wait_for("the node has what it had", async |cluster, _| {
+            cluster.held_by("node-2", 1) == 200 && cluster.held_by("node-2", 3) == 50
+        })
+        .await;
+    let late = append(&deaf, 3, 50, 60).await;
+    assert!(matches!(late[0], Err(LedgerError::Fenced(_))), "nobody knows what the node had of it: {late:?}");
+    cluster.wait_until_repaired().await;
+    let all: Vec<(u64, u64)> = [(1, 200), (2, 100), (3, 50)].into_iter().chain((4..24).map(|id| (id, 20))).collect();
+    for (ledger, entries) in all {
+        cluster.check_complete(ledger, entries).await;
+        check_readable(&client, ledger, entries).await;
+    }
+
+    // Ledgers that the node never had, and that nobody else can take.
+    let others: Vec<u64> = (4..24).filter(|ledger| cluster.held_by("node-2", *ledger) == 0).collect();
+    assert!(!others.is_empty());
+    cluster.end_node("node-1").await;
+    cluster
+        .wait_for("the node has what the other one had", async |cluster, _| {
+            others.iter().all(|ledger| cluster.held_by("node-2", *ledger) == 20)
+        })
+        .await;
+    for &ledger in &others {
+        cluster
+            .wait_for("metadata name it", async |cluster, _| {
+                cluster.ledger(ledger).await.fragments[0].ensemble.contains(&"node-2".to_owned())
+            })
+            .await;
+        cluster.check_complete(ledger, 20).await;
+    }
+}
