@@ -303,9 +303,12 @@ mod tests {
         let failed = tokio::time::timeout(Duration::from_secs(10), answer).await.expect("it ends").expect("it is told");
         assert_eq!(failed, Err(Failure::TimedOut));
         // It is closed by who has told that.
-        while !connection.is_closed() {
-            tokio::task::yield_now().await;
-        }
+        let closed = async {
+            while !connection.is_closed() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), closed).await.expect("it is given up");
         assert!(nodes.connected(&node).is_none(), "the next call makes a new one");
     }
 
