@@ -70,6 +70,7 @@ impl Broker {
             ack_flusher: AckFlusher::start(config.ack_flush_interval),
             stages: Default::default(),
             departed: Default::default(),
+            unsettled: Default::default(),
             pending_acks: PendingAcks::new(config.max_pending_ack_bytes),
             dynamic: DynamicSettings::new(&config, &metadata.dynamic_configuration().await?),
             config,
@@ -136,6 +137,7 @@ impl Broker {
 
     /// Forgets a topic that has closed, unless it was loaded again since.
     pub(crate) fn forget(&self, topic: &Arc<Topic>) {
+        topic.depart();
         self.topics.forget(topic.name(), topic);
     }
 
@@ -162,6 +164,7 @@ impl Broker {
                 None if may_create => self.create_automatically(name, &policies).await?,
                 None => return Err(BrokerError::TopicNotFound(name.to_string())),
             };
+            let record = self.settle(&bundle, name, record).await?;
             Topic::load(self.shared.clone(), bundle.clone(), name.clone(), record, policies).await
         };
         let loaded = bundle.load(load).await;
@@ -368,11 +371,10 @@ impl Broker {
     /// Deletes a topic that was closed for that.
     pub(crate) async fn finish_deletion(&self, topic: &Arc<Topic>) -> Result<()> {
         let name = topic.name();
-        let deleted = topic.bundle().metadata.delete_topic(name).await;
-        let record = match deleted {
+        let record = match topic.delete_records().await {
             Ok(record) => record,
             // It may be gone, or is: what is published to it now could be deleted with it. Whoever asks next learns what there is.
-            Err(error @ MetadataError::OutcomeUnknown(_)) => {
+            Err(error) if error.is_deposed() || matches!(error, MetadataError::OutcomeUnknown(_)) => {
                 self.let_go(topic).await;
                 return Err(error.into());
             }

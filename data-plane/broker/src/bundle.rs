@@ -20,7 +20,7 @@ use crate::topic::Topic;
 
 pub(crate) struct Bundle {
     pub name: BundleName,
-    tenure: Tenure,
+    pub tenure: Tenure,
     ownership: Arc<Ownership>,
     /// Written only while the bundle is this broker's.
     pub metadata: Metadata,

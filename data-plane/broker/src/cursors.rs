@@ -298,7 +298,7 @@ impl Cursors {
             match action {
                 Action::Write { ledger_id, first_entry, entries } => self.write(ledger_id, first_entry, entries),
                 Action::CreateLedger => self.create_ledger(),
-                Action::SaveRecord(list) => self.save_record(list, state.record_version),
+                Action::SaveRecord { list, dropped } => self.save_record(list, dropped, state.record_version),
                 Action::DeleteLedgers(ids) => self.delete_ledgers(ids),
             }
         }
@@ -383,10 +383,10 @@ impl Cursors {
         });
     }
 
-    fn save_record(&self, list: Vec<LogLedger>, version: Option<u64>) {
+    fn save_record(&self, list: Vec<LogLedger>, dropped: Vec<u64>, version: Option<u64>) {
         let Some(cursors) = self.me.upgrade() else { return };
         tokio::spawn(async move {
-            let saved = cursors.store_record(&list, version).await;
+            let saved = cursors.store_record(&list, &dropped, version).await;
             let mut state = cursors.state.lock();
             match saved {
                 Ok((version, announced)) => {
@@ -413,6 +413,7 @@ impl Cursors {
     async fn store_record(
         &self,
         list: &[LogLedger],
+        dropped: &[u64],
         version: Option<u64>,
     ) -> std::result::Result<(u64, BTreeSet<u64>), MetadataError> {
         let mut announced = self.state.lock().announced.clone();
@@ -424,15 +425,19 @@ impl Cursors {
         let is_announced = |ledger: &LogLedger| announced.contains(&ledger.ledger_id);
         let listed: Vec<Listed> =
             list.iter().map(|ledger| Listed { ledger: *ledger, announced: is_announced(ledger) }).collect();
-        let version = self.metadata.put_cursor_log(&self.name, &listed, version, announcement).await?;
+        let version = self.metadata.put_cursor_log(&self.name, &listed, version, dropped, announcement).await?;
         Ok((version, announced))
     }
 
     fn delete_ledgers(&self, ids: Vec<u64>) {
-        let deleted = self.ledgers.delete(ids.clone());
+        let (deleted, metadata) = (self.ledgers.delete(ids.clone()), self.metadata.clone());
         tokio::spawn(async move {
             if let Err(error) = deleted.await {
-                tracing::warn!(?ids, %error, "could not delete old ledgers of the cursor log");
+                tracing::warn!(?ids, %error, "could not delete old ledgers of the cursor log; the sweep will");
+                return;
+            }
+            if let Err(error) = metadata.forget_garbage(&ids).await {
+                tracing::debug!(?ids, %error, "deleted ledgers of the cursor log stay noted as garbage");
             }
         });
     }
@@ -484,3 +489,6 @@ async fn replay(log: &mut CursorLog, ledgers: &dyn LedgerClient, ledger_id: u64,
 fn fenced() -> BrokerError {
     BrokerError::ServiceNotReady("another broker has taken over the acknowledgements".into())
 }
+
+#[cfg(test)]
+mod tests;

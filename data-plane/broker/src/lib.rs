@@ -29,6 +29,7 @@ mod shared;
 mod slots;
 mod splitting;
 mod topic;
+mod unsettled;
 mod upkeep;
 
 pub use balancing::BalanceSettings;

@@ -15,6 +15,7 @@ use crate::dynamic::DynamicSettings;
 use crate::memory::Memory;
 use crate::resting::Departed;
 use crate::topic::Topic;
+use crate::unsettled::Unsettled;
 
 pub(crate) struct Shared {
     pub config: BrokerConfig,
@@ -27,6 +28,7 @@ pub(crate) struct Shared {
     pub ack_flusher: Arc<AckFlusher>,
     pub stages: crate::metrics::Stages,
     pub departed: Departed,
+    pub unsettled: Unsettled,
 }
 
 /// Milliseconds since the Unix epoch.

@@ -48,6 +48,7 @@ impl Broker {
                 let limit = broker.shared.config.housekeeping_interval / 2;
                 broker.rest_and_wake(broker.loaded_topics(), limit).await;
                 broker.reopen_fenced_bundles();
+                broker.shared.unsettled.prune(&broker.ownership);
                 if let Err(error) = broker.load_unneeded(&mut search).await {
                     tracing::warn!(%error, "could not look for inactive topics");
                 }

@@ -269,6 +269,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::node::Failure;
 
     /// One node, at the address that is in there.
     #[derive(Default)]
@@ -285,6 +286,30 @@ mod tests {
                 is_draining: false,
             }]
         }
+    }
+
+    /// As when its machine has no power any more, or the network to it is gone: nothing ends the connection.
+    #[tokio::test]
+    async fn a_connection_on_which_nothing_comes_is_given_up() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let (node, directory) = (NodeId::from("node"), Arc::new(One(Mutex::new(address))));
+        let patience = Duration::from_millis(100);
+        let nodes = Nodes::new(directory, Budget::new(1 << 20), patience, ZonePolicy::default(), None);
+        let connection = nodes.connect(&node).await.expect("somebody listens");
+        let _silent = listener.accept().await.expect("it was made");
+        let (asked, answer) = tokio::sync::oneshot::channel();
+        connection.read(7, 0, None, Box::new(move |result| drop(asked.send(result))));
+        let failed = tokio::time::timeout(Duration::from_secs(10), answer).await.expect("it ends").expect("it is told");
+        assert_eq!(failed, Err(Failure::TimedOut));
+        // It is closed by who has told that.
+        let closed = async {
+            while !connection.is_closed() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), closed).await.expect("it is given up");
+        assert!(nodes.connected(&node).is_none(), "the next call makes a new one");
     }
 
     #[tokio::test]

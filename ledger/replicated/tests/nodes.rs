@@ -162,6 +162,35 @@ async fn entries_are_written_read_closed_and_read_by_another() {
     }
 }
 
+/// The timers of all connections that a server at this address has, as the system shows them: whether each is that which asks an idle
+/// peer for a sign of life.
+fn asks_idle_peers(address: &str) -> Vec<bool> {
+    let address: std::net::SocketAddr = address.parse().expect("an address");
+    let shown = std::fs::read_to_string("/proc/net/tcp").expect("Linux shows it");
+    let end = format!(":{:04X}", address.port());
+    let connections = shown.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    // Ours and theirs, of those that are established.
+    let of_server = connections.filter(|it| it[3] == "01" && (it[1].ends_with(&end) || it[2].ends_with(&end)));
+    of_server.map(|it| it[5].starts_with("02:")).collect()
+}
+
+/// A peer that has no power any more says nothing, and would be waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_ends_of_a_connection_look_whether_the_other_is_there() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(1, 1, 1);
+    assert!(append(&client, 7, 0, 10).await.iter().all(Result::is_ok));
+    let address = &cluster.nodes["node-0"].address;
+    let both = async {
+        // What is under way has other timers.
+        while asks_idle_peers(address) != [true, true] {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), both).await;
+    assert!(waited.is_ok(), "{:?}", asks_idle_peers(address));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_its_writer_has_finished_needs_no_recovery() {
     let mut cluster = Cluster::start(3).await;

@@ -278,6 +278,7 @@ pub async fn repositories(store: Store) {
     assert_eq!(metadata.get_namespace(&namespace).await.unwrap(), Some(changed));
     assert_eq!(metadata.list_namespaces("t").await.unwrap(), std::slice::from_ref(&namespace));
 
+    cursor_logs(&metadata).await;
     topics_and_subscriptions(&metadata, &topic).await;
     schemas(&metadata, &topic).await;
 
@@ -335,11 +336,35 @@ async fn topics_and_subscriptions(metadata: &Metadata, topic: &TopicName) {
     metadata.create_topic(&sibling, TopicRecord::default()).await.unwrap();
     metadata.create_subscription(&sibling, "s", subscription.clone()).await.unwrap();
     metadata.delete_subscription(topic, "s 2").await.unwrap();
+    guarded_by_topic(metadata, topic, &subscription).await;
     let listed = metadata.list_subscriptions(topic).await.unwrap();
     assert_eq!(listed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["s/1", "ü"]);
     assert_eq!(listed[0].1.value, subscription);
     assert_eq!(metadata.list_subscriptions(&sibling).await.unwrap().len(), 1);
     metadata.delete_topic(&sibling).await.unwrap();
+}
+
+/// What an instance of a topic has under way is refused once the topic's record was written anew.
+async fn guarded_by_topic(metadata: &Metadata, topic: &TopicName, subscription: &SubscriptionRecord) {
+    let written = metadata.get_topic(topic).await.unwrap().unwrap();
+    let guarded = metadata.guarded_by_topic(topic, written.version);
+    guarded.create_subscription(topic, "guarded", subscription.clone()).await.unwrap();
+    metadata.replace_topic(topic, &written.value, written.version, &[], None).await.unwrap();
+    let lost = |error: MetadataError| assert!(matches!(error, MetadataError::OwnershipLost { .. }), "{error}");
+    lost(guarded.delete_subscription(topic, "guarded").await.unwrap_err());
+    lost(guarded.create_subscription(topic, "late", subscription.clone()).await.unwrap_err());
+    lost(guarded.delete_topic(topic).await.unwrap_err());
+    metadata.delete_subscription(topic, "guarded").await.unwrap();
+}
+
+async fn cursor_logs(metadata: &Metadata) {
+    let version = metadata.put_cursor_log("log", &[20, 21], None, &[], None).await.unwrap();
+    let version = metadata.put_cursor_log("log", &[21], Some(version), &[20], None).await.unwrap();
+    let refused = metadata.put_cursor_log("log", &[0; 0], Some(version - 1), &[21], None).await;
+    assert!(refused.unwrap_err().is_conflict());
+    assert_eq!(metadata.list_garbage(10).await.unwrap(), [[20]], "noted with the commit, not with a conflict");
+    metadata.forget_garbage(&[20]).await.unwrap();
+    metadata.delete_cursor_log("log", &[]).await.unwrap();
 }
 
 async fn schemas(metadata: &Metadata, topic: &TopicName) {

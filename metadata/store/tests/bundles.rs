@@ -56,8 +56,8 @@ async fn a_bundle_that_was_split_gets_no_owner_any_more() {
 async fn a_split_that_comes_late_drops_nothing_that_was_acknowledged_since() {
     let (metadata, policies_version) = metadata().await;
     let name = bundle("0x00000000_0xffffffff");
-    let sealed = metadata.put_cursor_log(&name.to_string(), &"ledgers", None, None).await.unwrap();
-    let since = metadata.put_cursor_log(&name.to_string(), &"more ledgers", Some(sealed), None).await.unwrap();
+    let sealed = metadata.put_cursor_log(&name.to_string(), &"ledgers", None, &[], None).await.unwrap();
+    let since = metadata.put_cursor_log(&name.to_string(), &"more ledgers", Some(sealed), &[], None).await.unwrap();
     for log_version in [None, Some(sealed)] {
         let late = split(&metadata, policies_version, log_version).await;
         assert!(matches!(late, Err(MetadataError::OwnershipLost { .. })), "{late:?}");

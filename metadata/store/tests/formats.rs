@@ -58,7 +58,7 @@ async fn fill(metadata: &Metadata) {
     let namespace = "public/default".parse().unwrap();
     metadata.create_namespace(&namespace, &Policies::new_namespace("standalone", 4)).await.unwrap();
     metadata.set_dynamic_configuration("maxTopics", "7").await.unwrap();
-    metadata.put_cursor_log("bundle", &[5, 6], None, None).await.unwrap();
+    metadata.put_cursor_log("bundle", &[5, 6], None, &[], None).await.unwrap();
     metadata.note_garbage(&[17, 18]).await.unwrap();
     let properties = [("a".into(), "b".into())].into();
     let clicks = PartitionedTopicRecord { partitions: 4, properties, ..PartitionedTopicRecord::default() };

@@ -115,8 +115,8 @@ fn write_on(mut log: CursorLog) -> CursorLog {
                 log.ledger_created(next_ledger);
                 next_ledger += 1;
             }
-            Action::SaveRecord(record) => {
-                saved = record;
+            Action::SaveRecord { list, .. } => {
+                saved = list;
                 log.record_saved();
             }
             Action::Write { ledger_id, first_entry, entries } => {

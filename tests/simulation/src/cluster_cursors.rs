@@ -101,7 +101,7 @@ impl Broker {
                     self.append(part, &log.metadata, ledger_id, first_entry as u64, entries);
                 }
                 Action::CreateLedger => self.create_log_ledger(part, log.metadata.clone()),
-                Action::SaveRecord(list) => self.save_log_record(part, list, log),
+                Action::SaveRecord { list, dropped } => self.save_log_record(part, list, dropped, log),
                 Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
             }
         }
@@ -150,13 +150,13 @@ impl Broker {
         });
     }
 
-    fn save_log_record(self: &Rc<Self>, part: Part, list: Vec<LogLedger>, log: &BundleLog) {
+    fn save_log_record(self: &Rc<Self>, part: Part, list: Vec<LogLedger>, dropped: Vec<u64>, log: &BundleLog) {
         let (broker, metadata, version) = (self.clone(), log.metadata.clone(), log.version);
         self.tasks.spawn(async move {
             let name = log_name(part.bundle);
             let saved = broker
                 .ask(&metadata, "put cursor log", move |metadata| async move {
-                    metadata.put_cursor_log(&name, &list, version, None).await
+                    metadata.put_cursor_log(&name, &list, version, &dropped, None).await
                 })
                 .await;
             broker.with_log(part, |log| match saved {

@@ -353,7 +353,7 @@ impl Owner {
         match action {
             cursor_log::Action::CreateLedger if backend.ledgers.is_full() => self.log.ledger_create_failed(),
             cursor_log::Action::CreateLedger => self.log.ledger_created(backend.metadata.allocate_ledger()),
-            cursor_log::Action::SaveRecord(record) => backend.metadata.put_log(self.id, self.log_version, record),
+            cursor_log::Action::SaveRecord { list, .. } => backend.metadata.put_log(self.id, self.log_version, list),
             cursor_log::Action::Write { ledger_id, first_entry, entries } => {
                 if entries.iter().any(|entry| entry.len() > LOG.max_entry_bytes) {
                     return Err("entry of the cursor log is too large".into());

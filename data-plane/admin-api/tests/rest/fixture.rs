@@ -1,19 +1,22 @@
 //! The router before a broker on metadata and ledgers in memory, and a client that publishes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use geminga_broker::{
-    Broker, BrokerConfig, BrokerError, Peer, ProducerGrant, ProducerRequest, Publish, Receipt, Topic,
+    Broker, BrokerConfig, BrokerError, MemberOptions, Ownership, Peer, ProducerGrant, ProducerRequest, Publish,
+    Receipt, Topic,
 };
 use geminga_ledger_client::MemoryLedgers;
-use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
+use geminga_metadata::{BrokerRecord, ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
 use geminga_model::TopicName;
 use geminga_topic::Delivery;
 use geminga_topic::producers::AccessMode;
 use geminga_wire_pulsar::proto;
 use serde_json::Value;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
@@ -22,17 +25,35 @@ pub struct Rest {
     router: axum::Router,
 }
 
+pub async fn metadata() -> Metadata {
+    let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+    metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
+    let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
+    metadata.create_tenant("public", &tenant).await.unwrap();
+    let policies = Policies::new_namespace("standalone", 4);
+    metadata.create_namespace(&"public/default".parse().unwrap(), &policies).await.unwrap();
+    metadata
+}
+
 impl Rest {
     pub async fn start() -> Self {
-        let metadata = Metadata::new(Arc::new(MemoryStore::default()));
-        metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
-        let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
-        metadata.create_tenant("public", &tenant).await.unwrap();
-        let policies = Policies::new_namespace("standalone", 4);
-        metadata.create_namespace(&"public/default".parse().unwrap(), &policies).await.unwrap();
-        let broker =
-            Broker::start(BrokerConfig::default(), metadata, Arc::new(MemoryLedgers::default())).await.unwrap();
+        let ledgers = Arc::new(MemoryLedgers::default());
+        let broker = Broker::start(BrokerConfig::default(), metadata().await, ledgers).await.unwrap();
         let router = geminga_admin_api::router(broker.clone());
+        Self { broker, router }
+    }
+
+    /// One of several brokers, which the others reach over HTTP.
+    pub async fn join(metadata: &Metadata, ledgers: &MemoryLedgers) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let id = listener.local_addr().unwrap().to_string();
+        let record = BrokerRecord { http_url: format!("http://{id}"), ..BrokerRecord::default() };
+        let member = MemberOptions { id, record, session_timeout: Duration::from_secs(5) };
+        let ownership = Ownership::join(metadata.clone(), member).await.unwrap();
+        let ledgers = Arc::new(ledgers.clone());
+        let broker = Broker::start_shared(BrokerConfig::default(), metadata.clone(), ledgers, ownership).await.unwrap();
+        let router = geminga_admin_api::router(broker.clone());
+        tokio::spawn(axum::serve(listener, router.clone()).into_future());
         Self { broker, router }
     }
 

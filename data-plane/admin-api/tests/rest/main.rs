@@ -1,6 +1,7 @@
 //! The admin API as its tools call it.
 
 mod bundles;
+mod cluster;
 mod fixture;
 mod refusals;
 mod storage_nodes;

@@ -74,8 +74,8 @@ impl Member {
         let tasks = [
             tokio::spawn(session::keep(member.clone())),
             tokio::spawn(follow_sessions(member.clone(), brokers)),
-            tokio::spawn(follow_bundles(member.clone(), bundles)),
-            tokio::spawn(follow_requests(member.clone(), requests)),
+            tokio::spawn(follow(member.clone(), bundles, Member::read_all, Member::read_again)),
+            tokio::spawn(follow(member.clone(), requests, Member::read_requests, Member::read_request)),
         ];
         member.tasks.lock().extend(tasks.iter().map(|task| task.abort_handle()));
         Ok(member)
@@ -435,35 +435,23 @@ async fn follow_sessions(member: Arc<Member>, mut brokers: Watch) {
     }
 }
 
-async fn follow_bundles(member: Arc<Member>, mut watch: Watch) {
+/// Reads each bundle of which something has changed, until it was read: nobody says it again.
+async fn follow(
+    member: Arc<Member>,
+    mut watch: Watch,
+    read_all: impl AsyncFn(&Member) -> Result<()>,
+    read: impl AsyncFn(&Member, &BundleName) -> Result<()>,
+) {
     while let Some(event) = watch.next().await {
-        loop {
-            let read = match &event {
-                WatchEvent::Changed(key) => match Metadata::bundle_of_key(key) {
-                    Some(bundle) => member.read_again(&bundle).await,
-                    None => Ok(()),
-                },
-                WatchEvent::Resync => member.read_all().await,
-            };
-            let Err(error) = read else { break };
-            tracing::warn!(%error, "could not read who owns a bundle; trying again");
-            tokio::time::sleep(PAUSE * 4).await;
-        }
-    }
-}
-
-async fn follow_requests(member: Arc<Member>, mut watch: Watch) {
-    while let Some(event) = watch.next().await {
-        loop {
-            let read = match &event {
-                WatchEvent::Changed(key) => match Metadata::bundle_of_key(key) {
-                    Some(bundle) => member.read_request(&bundle).await,
-                    None => Ok(()),
-                },
-                WatchEvent::Resync => member.read_requests().await,
-            };
-            let Err(error) = read else { break };
-            tracing::warn!(%error, "could not read what is asked of a bundle's owner; trying again");
+        let read = async || match &event {
+            WatchEvent::Changed(key) => match Metadata::bundle_of_key(key) {
+                Some(bundle) => read(&member, &bundle).await,
+                None => Ok(()),
+            },
+            WatchEvent::Resync => read_all(&member).await,
+        };
+        while let Err(error) = read().await {
+            tracing::warn!(%error, ?event, "could not read what has changed of a bundle; trying again");
             tokio::time::sleep(PAUSE * 4).await;
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::ledger_list::{LedgerList, TimeSeek};
+use geminga_metadata::SubscriptionRecord;
 use geminga_model::Position;
 use geminga_topic::{AckRequest, EntryMeta, IndividualAck};
 use geminga_wire_pulsar::{parse_payload, proto};
@@ -445,11 +446,15 @@ impl Topic {
             sub.cursor_id.is_some()
         };
         if durable {
-            let updated = self.bundle.metadata.update_subscription(&self.name, subscription, |record| {
+            let mut turn = self.record_turn.lock().await;
+            let metadata = self.begin_commit(&mut turn)?;
+            let change = |record: &mut SubscriptionRecord| {
                 record.properties.clone_from(&properties);
                 Ok(())
-            });
-            match updated.await {
+            };
+            let updated = metadata.update_subscription(&self.name, subscription, change).await;
+            self.committed(&mut turn, &updated);
+            match updated {
                 Err(error) if error.is_not_found() => return Err(self.not_found(subscription)),
                 other => drop(other?),
             }

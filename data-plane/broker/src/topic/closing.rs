@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::TopicRecord;
+use geminga_metadata::{MetadataError, TopicRecord};
 
 use super::{Flushes, Life, Topic, TopicState};
 use crate::bundle::Bundle;
@@ -80,6 +80,14 @@ impl Topic {
         self.changed.notify_waiters();
     }
 
+    /// Makes metadata forget the topic.
+    pub(crate) async fn delete_records(&self) -> std::result::Result<TopicRecord, MetadataError> {
+        let mut turn = self.record_turn.lock().await;
+        let deleted = self.begin_commit(&mut turn)?.delete_topic(&self.name).await;
+        self.committed(&mut turn, &deleted);
+        deleted
+    }
+
     /// Metadata has forgotten the topic: so do its clients, its cursors and storage.
     pub(crate) fn deleted(&self, record: &TopicRecord) {
         self.tell_closed(None);
@@ -154,11 +162,16 @@ impl Topic {
         flushes.run();
     }
 
-    /// Nothing is counted here any more.
-    fn depart(&self) {
-        if std::mem::replace(&mut self.state.lock().life, Life::Closed) != Life::Closed {
-            self.shared.departed.add(self);
+    /// Nothing is written or counted here any more.
+    pub(crate) fn depart(&self) {
+        {
+            let mut state = self.state.lock();
+            if state.life == Life::Closed {
+                return;
+            }
+            self.end_commits(&mut state);
         }
+        self.shared.departed.add(self);
     }
 
     /// Waits until a topic that is being closed is closed, or serves again.

@@ -8,6 +8,7 @@ use geminga_model::Position;
 use geminga_topic::dedup::{Deduplication, snapshot_holds_up_trimming};
 use parking_lot::Mutex;
 
+use super::record_turn::RecordTurn;
 use super::{Life, Topic, TopicState};
 use crate::cursors::CursorDone;
 use crate::error::{BrokerError, Result};
@@ -95,7 +96,7 @@ impl Topic {
     /// Switches it off. From then on messages pass unseen, and what was stored would call those repeated that a producer numbers
     /// anew: it is on until metadata has forgotten where that is, also when this fails.
     async fn forget_deduplication(&self) -> Result<()> {
-        let _turn = self.record_turn.lock().await;
+        let mut turn = self.record_turn.lock().await;
         let cursor_id = {
             let mut state = self.state.lock();
             let Some(cursor_id) = state.dedup_stored.cursor_id else { return Ok(()) };
@@ -106,7 +107,7 @@ impl Topic {
             state.dedup_stored.forgetting = true;
             cursor_id
         };
-        match self.bundle.metadata.delete_subscription(&self.name, DEDUP_CURSOR).await {
+        match self.delete_dedup_record(&mut turn).await {
             Ok(()) => {}
             // An earlier attempt came through, and nobody learned of it.
             Err(error) if error.is_not_found() => {}
@@ -123,6 +124,22 @@ impl Topic {
         Ok(())
     }
 
+    async fn delete_dedup_record(&self, turn: &mut RecordTurn) -> std::result::Result<(), MetadataError> {
+        let deleted = self.begin_commit(turn)?.delete_subscription(&self.name, DEDUP_CURSOR).await;
+        self.committed(turn, &deleted);
+        deleted
+    }
+
+    async fn create_dedup_record(
+        &self,
+        turn: &mut RecordTurn,
+        record: SubscriptionRecord,
+    ) -> std::result::Result<(), MetadataError> {
+        let created = self.begin_commit(turn)?.create_subscription(&self.name, DEDUP_CURSOR, record).await;
+        self.committed(turn, &created);
+        created.map(drop)
+    }
+
     fn forget_later(&self) {
         let topic = self.me.clone();
         tokio::spawn(async move {
@@ -136,7 +153,7 @@ impl Topic {
 
     /// Where it is stored, and the position after which entries count while there is no snapshot.
     async fn dedup_cursor(&self) -> Result<(u64, Position)> {
-        let _turn = self.record_turn.lock().await;
+        let mut turn = self.record_turn.lock().await;
         {
             let stored = &self.state.lock().dedup_stored;
             if let Some(cursor_id) = stored.cursor_id {
@@ -152,12 +169,11 @@ impl Topic {
             replicated: false,
         };
         let initial = record.initial;
-        let metadata = &self.bundle.metadata;
-        match metadata.create_subscription(&self.name, DEDUP_CURSOR, record.clone()).await {
+        match self.create_dedup_record(&mut turn, record.clone()).await {
             // An earlier attempt came through, and nobody learned of it: messages have passed unseen since.
             Err(MetadataError::AlreadyExists { .. }) => {
-                metadata.delete_subscription(&self.name, DEDUP_CURSOR).await?;
-                metadata.create_subscription(&self.name, DEDUP_CURSOR, record).await?
+                self.delete_dedup_record(&mut turn).await?;
+                self.create_dedup_record(&mut turn, record).await?
             }
             created => created?,
         };

@@ -64,7 +64,8 @@ impl Topic {
                     topic.shared.ledgers.owned_by(id, &topic.bundle.metadata);
                     state.ledger.ledger_created(now_ms(), id);
                 }
-                Err(error) if error.is_deposed() => topic.deposed(&mut state, &error),
+                // The topic is another's, or closed.
+                Err(error) if error.is_deposed() => state.ledger.fence(),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not create a ledger");
                     state.ledger.ledger_create_failed(&error.to_string());
@@ -74,12 +75,6 @@ impl Topic {
             drop(state);
             flushes.run();
         });
-    }
-
-    /// Somebody else has written the topic's record: nothing is acknowledged here any more, and the topic closes.
-    fn deposed(&self, state: &mut TopicState, error: &MetadataError) {
-        tracing::error!(topic = %self.name, %error, "another broker has taken over the topic");
-        state.ledger.fence();
     }
 
     async fn store_new_ledger(&self) -> Result<u64, MetadataError> {
@@ -104,7 +99,7 @@ impl Topic {
         change: impl FnOnce(&mut TopicRecord, &TopicState) + Send,
         announced: Option<Op>,
     ) -> Result<(), MetadataError> {
-        let _turn = self.record_turn.lock().await;
+        let mut turn = self.record_turn.lock().await;
         let (record, version, dropped) = {
             let state = self.state.lock();
             let mut record = state.record.current.clone();
@@ -114,7 +109,11 @@ impl Topic {
             let dropped: Vec<u64> = before.map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
             (record, state.record.version, dropped)
         };
-        let version = self.bundle.metadata.replace_topic(&self.name, &record, version, &dropped, announced).await?;
+        let metadata = self.begin_commit(&mut turn)?;
+        let replaced = metadata.replace_topic(&self.name, &record, version, &dropped, announced).await;
+        self.committed(&mut turn, &replaced);
+        let version = replaced?;
+        turn.settled();
         let mut state = self.state.lock();
         state.record.current = record;
         state.record.version = version;
@@ -130,7 +129,8 @@ impl Topic {
             let mut state = topic.state.lock();
             match result {
                 Ok(()) => state.ledger.record_saved(),
-                Err(error) if error.is_deposed() => topic.deposed(&mut state, &error),
+                // The topic is another's, or closed.
+                Err(error) if error.is_deposed() => state.ledger.fence(),
                 Err(error) => {
                     tracing::error!(topic = %topic.name, %error, "could not save the list of ledgers");
                     state.ledger.record_save_failed();
@@ -157,18 +157,7 @@ impl Topic {
 
     /// Changes other fields of the topic's record durably.
     pub(super) async fn change_record(&self, change: impl FnOnce(&mut TopicRecord) + Send) -> Result<(), BrokerError> {
-        let result = self.write_record(|record, _| change(record), None).await;
-        if let Err(error) = &result
-            && error.is_deposed()
-        {
-            let mut flushes = Flushes::default();
-            let mut state = self.state.lock();
-            self.deposed(&mut state, error);
-            self.carry_out(&mut state, &mut flushes);
-            drop(state);
-            flushes.run();
-        }
-        result.map_err(BrokerError::from)
+        Ok(self.write_record(|record, _| change(record), None).await?)
     }
 
     /// Fences a ledger that was given up; its end is in the record already, so a failure costs nothing but a line.

@@ -67,7 +67,7 @@ impl Topic {
             bundle,
             me: me.clone(),
             state: Mutex::new(state),
-            record_turn: tokio::sync::Mutex::new(()),
+            record_turn: Default::default(),
             asked_at: Default::default(),
             changed: tokio::sync::Notify::new(),
             counters: Default::default(),

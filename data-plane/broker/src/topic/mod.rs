@@ -29,6 +29,7 @@ mod non_persistent;
 mod producing;
 mod publish;
 mod reading;
+mod record_turn;
 mod replaying;
 mod stats;
 mod subscribing;
@@ -75,7 +76,7 @@ pub struct Topic {
     me: Weak<Topic>,
     state: Mutex<TopicState>,
     /// Taken by whoever writes the topic's records in metadata.
-    record_turn: tokio::sync::Mutex<()>,
+    record_turn: tokio::sync::Mutex<record_turn::RecordTurn>,
     /// When somebody last asked the broker for the topic, in ms since the epoch.
     asked_at: AtomicU64,
     /// The topic's life has changed: it was closed, or its termination is stored.

@@ -12,6 +12,7 @@ use geminga_topic::{ConsumerKey, ConsumerSpec, SubscribeError, Subscription, Sub
 
 use super::deduplication::DEDUP_CURSOR;
 use super::liveness::Refusal;
+use super::record_turn::RecordTurn;
 use super::{ConsumerHandle, Flushes, Sub, Topic, TopicState};
 use crate::error::{BrokerError, Result};
 use crate::peer::Peer;
@@ -265,7 +266,7 @@ impl Topic {
         properties: BTreeMap<String, String>,
         must_be_new: bool,
     ) -> Result<()> {
-        let _turn = self.record_turn.lock().await;
+        let mut turn = self.record_turn.lock().await;
         let mark_delete = {
             let mut state = self.state.lock();
             state.check_serving(&self.name)?;
@@ -282,7 +283,7 @@ impl Topic {
         let cursor_id = self.bundle.metadata.next_cursor_id().await?;
         let record =
             SubscriptionRecord { cursor_id, initial: mark_delete, properties, created_at: now_ms(), replicated: false };
-        let record = self.create_record(name, record).await?;
+        let record = self.create_record(&mut turn, name, record).await?;
         let is_new = record.cursor_id == cursor_id;
         self.insert_stored(&mut self.state.lock(), name.clone(), record);
         if must_be_new && !is_new {
@@ -293,9 +294,16 @@ impl Topic {
 
     /// Writes the record of a new subscription. An earlier attempt may have come through without anybody learning of it: then the
     /// answer is its record.
-    async fn create_record(&self, name: &str, record: SubscriptionRecord) -> Result<SubscriptionRecord> {
-        let metadata = &self.bundle.metadata;
-        match metadata.create_subscription(&self.name, name, record).await {
+    async fn create_record(
+        &self,
+        turn: &mut RecordTurn,
+        name: &str,
+        record: SubscriptionRecord,
+    ) -> Result<SubscriptionRecord> {
+        let metadata = self.begin_commit(turn)?;
+        let created = metadata.create_subscription(&self.name, name, record).await;
+        self.committed(turn, &created);
+        match created {
             Ok(created) => Ok(created.value),
             Err(error @ MetadataError::AlreadyExists { .. }) if name != DEDUP_CURSOR => {
                 let found = metadata.get_subscription(&self.name, name).await?;
@@ -307,7 +315,7 @@ impl Topic {
 
     /// Deletes a subscription. Unless forced, only the consumer `by` (or nobody) may be connected.
     pub async fn delete_subscription(&self, name: &str, by: Option<u64>, force: bool) -> Result<()> {
-        let _turn = self.record_turn.lock().await;
+        let mut turn = self.record_turn.lock().await;
         let cursor_id = {
             let state = self.state.lock();
             let (key, sub) = state.subscriptions.get_key_value(name).ok_or_else(|| self.not_found(name))?;
@@ -320,7 +328,9 @@ impl Topic {
             sub.cursor_id
         };
         if cursor_id.is_some() {
-            match self.bundle.metadata.delete_subscription(&self.name, name).await {
+            let deleted = self.begin_commit(&mut turn)?.delete_subscription(&self.name, name).await;
+            self.committed(&mut turn, &deleted);
+            match deleted {
                 // An earlier attempt came through, and nobody learned of it.
                 Err(error) if error.is_not_found() => {}
                 deleted => deleted?,

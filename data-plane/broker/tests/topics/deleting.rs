@@ -29,6 +29,7 @@ async fn a_topic_that_may_be_gone_is_not_served_from_memory() {
             assert!(matches!(again, Err(BrokerError::TopicNotFound(_))), "{again:?}");
         } else {
             let topic = broker.topic(&name("t"), false).await.unwrap();
+            assert!(store.release().await.unwrap_err().is_conflict(), "it is too late");
             let producer = client.produce(&topic, "p").await.unwrap();
             publish(&client, &producer, &["b"]).await;
         }

@@ -20,7 +20,7 @@ use geminga_topic::producers::AccessMode;
 use geminga_topic::{AckRequest, ConsumerSpec, Delivery, IndividualAck, SubscriptionType};
 use geminga_wire_pulsar::proto;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Longest time that something may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,15 +47,19 @@ pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
     Broker::start(config, metadata().await, Arc::new(MemoryLedgers::default())).await.unwrap()
 }
 
-/// Metadata in memory, of which one commit comes late, or reads of cursor logs.
+/// Metadata in memory, of which one commit comes late, or reads of cursor logs, and some reads fail.
 #[derive(Default)]
 pub struct LateStore {
-    stored: MemoryStore,
+    stored: Arc<MemoryStore>,
     /// Whoever writes it keeps the records of cursor logs from being read.
     pub cursor_logs: tokio::sync::RwLock<()>,
     /// Reads of them that were begun.
     pub cursor_log_reads: AtomicU64,
     late: Mutex<Late>,
+    /// Nothing below this prefix can be read.
+    unreadable: Mutex<Option<&'static str>>,
+    /// Reads that have failed.
+    failed_reads: AtomicU64,
 }
 
 #[derive(Default)]
@@ -63,30 +67,65 @@ enum Late {
     #[default]
     None,
     /// The next commit that writes below this prefix.
-    Next(&'static str),
-    Held(Vec<Op>),
+    Next { prefix: &'static str, is_awaited: bool },
+    /// Somebody may wait for what becomes of it.
+    Held(Vec<Op>, Option<oneshot::Sender<Result<Vec<u64>, MetadataError>>>),
 }
 
 impl LateStore {
     /// Nobody learns what becomes of the next commit that writes below a prefix.
     pub fn hold(&self, prefix: &'static str) {
-        *self.late.lock() = Late::Next(prefix);
+        *self.late.lock() = Late::Next { prefix, is_awaited: false };
+    }
+
+    /// The next commit that writes below a prefix takes until it is released.
+    pub fn delay(&self, prefix: &'static str) {
+        *self.late.lock() = Late::Next { prefix, is_awaited: true };
     }
 
     pub fn is_held(&self) -> bool {
-        matches!(*self.late.lock(), Late::Held(_))
+        matches!(*self.late.lock(), Late::Held(..))
     }
 
     /// It is applied now, if its conditions still hold.
     pub async fn release(&self) -> Result<Vec<u64>, MetadataError> {
-        let Late::Held(ops) = std::mem::take(&mut *self.late.lock()) else { panic!("nothing is held") };
-        self.stored.commit(ops).await
+        let Late::Held(ops, waiting) = std::mem::take(&mut *self.late.lock()) else { panic!("nothing is held") };
+        let applied = self.stored.commit(ops).await;
+        // Whoever asked for it may be gone.
+        waiting.map(|waiting| waiting.send(applied.clone()));
+        applied
+    }
+
+    /// Reads below a prefix fail.
+    pub fn fail_reads(&self, prefix: &'static str) {
+        self.failed_reads.store(0, Ordering::Relaxed);
+        *self.unreadable.lock() = Some(prefix);
+    }
+
+    /// They do no more, once so many have failed.
+    pub async fn read_again_after(&self, failed: u64) {
+        eventually("reads fail", || async { self.failed_reads.load(Ordering::Relaxed) >= failed }).await;
+        *self.unreadable.lock() = None;
+    }
+
+    /// The same metadata, of which all can be read.
+    pub fn undisturbed(&self) -> Metadata {
+        Metadata::new(self.stored.clone())
+    }
+
+    fn check_readable(&self, key: &str) -> Result<(), MetadataError> {
+        if !self.unreadable.lock().is_some_and(|prefix| key.starts_with(prefix)) {
+            return Ok(());
+        }
+        self.failed_reads.fetch_add(1, Ordering::Relaxed);
+        Err(MetadataError::Unavailable("it cannot be read".into()))
     }
 }
 
 #[async_trait]
 impl MetadataStore for LateStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
+        self.check_readable(key)?;
         let _may_read = match key.starts_with("cursor-logs/") {
             true => {
                 self.cursor_log_reads.fetch_add(1, Ordering::Relaxed);
@@ -103,19 +142,27 @@ impl MetadataStore for LateStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Record)>, MetadataError> {
+        self.check_readable(prefix)?;
         self.stored.scan(prefix, after, limit).await
     }
 
-    async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
-        {
+    async fn commit(&self, mut ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+        let held = {
             let mut late = self.late.lock();
             let is_below = |prefix: &str| ops.iter().filter_map(written).any(|key| key.starts_with(prefix));
-            if matches!(*late, Late::Next(prefix) if is_below(prefix)) {
-                *late = Late::Held(ops);
-                return Err(MetadataError::OutcomeUnknown("it is held".into()));
+            match *late {
+                Late::Next { prefix, is_awaited } if is_below(prefix) => {
+                    let (waiting, waits) = oneshot::channel();
+                    *late = Late::Held(std::mem::take(&mut ops), is_awaited.then_some(waiting));
+                    Some(waits)
+                }
+                _ => None,
             }
+        };
+        match held {
+            Some(waits) => waits.await.unwrap_or_else(|_| Err(MetadataError::OutcomeUnknown("it is held".into()))),
+            None => self.stored.commit(ops).await,
         }
-        self.stored.commit(ops).await
     }
 
     async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {

@@ -14,4 +14,5 @@ mod non_persistent;
 mod overload;
 mod ownership;
 mod policies;
+mod reloading;
 mod replaying;

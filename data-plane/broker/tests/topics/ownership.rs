@@ -91,6 +91,55 @@ async fn a_bundle_is_handed_over_with_its_acknowledgements_and_clients_are_told_
     assert_eq!(texts, [text(&first), "3".to_owned()], "what was acknowledged is not delivered again");
 }
 
+/// Nobody says it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_read_when_it_changed_is_read_later() {
+    let (store, ledgers) = (Arc::new(LateStore::default()), MemoryLedgers::default());
+    let metadata = fixture::metadata_in(store.clone()).await;
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    let (id, target) = if Arc::ptr_eq(&owner, &a) { ("a", "b") } else { ("b", "a") };
+    eventually("they see each other", || async {
+        a.ownership().brokers().len() == 2 && b.ownership().brokers().len() == 2
+    })
+    .await;
+
+    let loaded = topic(&owner, TOPIC).await;
+    store.fail_reads("namespaces/");
+    let limited = |policies: &mut geminga_metadata::Policies| {
+        policies.max_producers_per_topic = Some(3);
+        Ok(())
+    };
+    store.undisturbed().update_namespace(&"public/default".parse().unwrap(), limited).await.unwrap();
+    store.read_again_after(1).await;
+    eventually("policies hold", || async { loaded.policies().max_producers() == Some(3) }).await;
+
+    // What is asked of its owner.
+    let bundle = bundle(&metadata).await;
+    store.fail_reads("bundle-requests/");
+    let moved = tokio::spawn({
+        let (other, bundle) = (other.clone(), bundle.clone());
+        async move { other.unload_bundle(&bundle, Some(target)).await }
+    });
+    store.read_again_after(1).await;
+    tokio::time::timeout(Duration::from_secs(10), moved).await.expect("it is done soon").unwrap().unwrap();
+    assert!(matches!(owner.lookup(&name(TOPIC)).await.unwrap(), Owner::Other(_)));
+
+    // Who owns it.
+    let current = metadata.get_bundle(&bundle).await.unwrap().unwrap();
+    let incarnation = a.ownership().brokers().iter().find(|broker| broker.id == id).unwrap().incarnation;
+    let epoch = current.value.epoch + 1;
+    let back = BundleRecord { owner: Some(id.into()), incarnation, epoch, ..current.value };
+    store.fail_reads("bundles/");
+    store.undisturbed().put_bundle(&bundle, &back, Some(current.version)).await.unwrap();
+    store.read_again_after(2).await;
+    eventually("both know the owner", || async {
+        matches!(owner.lookup(&name(TOPIC)).await, Ok(Owner::Me(_)))
+            && matches!(other.lookup(&name(TOPIC)).await, Ok(Owner::Other(_)))
+    })
+    .await;
+}
+
 /// The owner has been asleep: it does not know that it has lost the bundle, and has no open ledger that could be fenced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deposed_owner_writes_nothing() {
@@ -395,7 +444,7 @@ async fn acknowledgements_of_the_old_form_are_moved_to_the_bundles() {
     broker.shut_down().await;
     let bundle = bundle(&metadata).await.to_string();
     let log = metadata.get_cursor_log::<serde_json::Value>(&bundle).await.unwrap().unwrap();
-    metadata.put_cursor_log("standalone", &log.value, None, None).await.unwrap();
+    metadata.put_cursor_log("standalone", &log.value, None, &[], None).await.unwrap();
     metadata.delete_cursor_log(&bundle, &[]).await.unwrap();
 
     let broker = start().await;

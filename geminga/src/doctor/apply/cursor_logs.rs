@@ -41,10 +41,9 @@ impl<S: Storage> Applying<'_, S> {
         self.metadata.raise_cursor_ids(last_cursor + 1).await?;
         let list = ends.into_iter().map(|(ledger_id, entries)| LogLedger { ledger_id, entries: Some(entries) });
         let list: Vec<LogLedger> = list.collect();
-        let version = self.metadata.put_cursor_log(bundle, &list, version, None).await?;
         let dropped: Vec<u64> =
             listed.iter().map(|ledger| ledger.ledger_id).filter(|ledger| !ledgers.contains(ledger)).collect();
-        self.metadata.note_garbage(&dropped).await?;
+        let version = self.metadata.put_cursor_log(bundle, &list, version, &dropped, None).await?;
         self.has_moved(owner, seen, version);
         Ok(Outcome::Done)
     }
@@ -66,8 +65,7 @@ impl<S: Storage> Applying<'_, S> {
         if !self.is_as_seen(&owner, Some(seen), Some(version)) {
             return Ok(moved_past());
         }
-        let version = self.metadata.put_cursor_log(bundle, &list, Some(version), None).await?;
-        self.metadata.note_garbage(&[ledger]).await?;
+        let version = self.metadata.put_cursor_log(bundle, &list, Some(version), &[ledger], None).await?;
         self.has_moved(owner, Some(seen), version);
         Ok(Outcome::Done)
     }

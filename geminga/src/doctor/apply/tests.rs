@@ -109,7 +109,7 @@ async fn restored(course: &[(usize, u64, u64)], dumped: usize) -> Model {
                 .enumerate()
                 .map(|(place, id)| LogLedger { ledger_id: *id, entries: entries(place, id) })
                 .collect();
-            metadata.put_cursor_log(BUNDLE, &list, None, None).await.expect("new");
+            metadata.put_cursor_log(BUNDLE, &list, None, &[], None).await.expect("new");
             continue;
         }
         let info = |(place, id): (usize, &u64)| LedgerInfo {

@@ -78,9 +78,10 @@ pub enum Action {
     CreateLedger,
     /// Write to it, then call `written`.
     Write { ledger_id: u64, first_entry: i64, entries: Vec<Bytes> },
-    /// Save this by compare-and-set as the bundle's list of log ledgers, then call `record_saved` or `record_save_failed`.
-    SaveRecord(Vec<LogLedger>),
-    /// The saved record no longer names these. Best effort.
+    /// Save `list` by compare-and-set as the bundle's list of log ledgers, then call `record_saved` or `record_save_failed`. Ledgers that
+    /// it no longer names are `dropped`, to be noted with it: a crash may come before they are deleted.
+    SaveRecord { list: Vec<LogLedger>, dropped: Vec<u64> },
+    /// The `dropped` of the record that was saved. Best effort.
     DeleteLedgers(Vec<u64>),
 }
 
@@ -200,25 +201,36 @@ impl CursorLog {
 
     /// Queues a record; returns its sequence number, by which [`durable_up_to`](Self::durable_up_to) tells when it is durable.
     pub fn append(&mut self, record: Record) -> u64 {
+        self.add(&record, matches!(record, Record::Snapshot { .. }))
+    }
+
+    /// Queues what is known of a key, to have it in the newest ledger.
+    fn append_current(&mut self, key: Key) {
+        let record = self.store.current(key);
+        self.add(&record, true);
+    }
+
+    fn add(&mut self, record: &Record, is_copy: bool) -> u64 {
         self.store.open_newest();
         self.sequence += 1;
-        let key = Key::of(&record);
+        let key = Key::of(record);
         let before = key.cursor().and_then(|id| self.store.cursor(id)).map(CursorSnapshot::mark_delete);
-        self.store.apply(&record, self.sequence);
+        self.store.apply(record, self.sequence);
         let after = key.cursor().and_then(|id| self.store.cursor(id)).map(CursorSnapshot::mark_delete);
         self.pending.add(self.sequence, key, before, after);
-        self.encode(&record);
+        self.encode(record, is_copy);
         self.sequence
     }
 
-    fn encode(&mut self, record: &Record) {
+    /// Copies count as snapshots do: a ledger that were full of nothing else would begin another, which they are copied to.
+    fn encode(&mut self, record: &Record, is_copy: bool) {
         let (ready, max) = (&mut self.ready, self.config.max_entry_bytes);
         let bytes = self.writer.add(record, self.sequence, max, &mut |entry| ready.push_back(entry)) as u64;
         self.queued_bytes += bytes;
         let newest = self.store.newest_mut();
-        match record {
-            Record::Snapshot { .. } => newest.snapshot_bytes += bytes,
-            _ => newest.delta_bytes += bytes,
+        match is_copy {
+            true => newest.snapshot_bytes += bytes,
+            false => newest.delta_bytes += bytes,
         }
     }
 
@@ -357,8 +369,7 @@ impl CursorLog {
             self.paused = true;
         }
         for key in self.pending.take() {
-            let record = self.store.current(key);
-            self.append(record);
+            self.append_current(key);
         }
         self.barrier = self.sequence;
     }
@@ -428,8 +439,7 @@ impl CursorLog {
         }
         while room(self) {
             let Some(key) = self.store.next_of_oldest() else { return };
-            let record = self.store.current(key);
-            self.append(record);
+            self.append_current(key);
         }
     }
 
@@ -446,7 +456,7 @@ impl CursorLog {
         }
         let activates = !self.live && self.store.newest_has_ledger();
         self.save = Save::Saving { removed: self.removed.len(), activates, again: false };
-        Some(Action::SaveRecord(self.store.record()))
+        Some(Action::SaveRecord { list: self.store.record(), dropped: self.removed.clone() })
     }
 
     fn start_create(&mut self) -> Option<Action> {

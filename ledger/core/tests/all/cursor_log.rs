@@ -22,6 +22,8 @@ fn list(entries: u64) -> LedgerList {
 struct Disk {
     ledgers: BTreeMap<u64, Vec<Bytes>>,
     record: Vec<LogLedger>,
+    /// With the record that was saved last.
+    dropped: Vec<u64>,
     next_id: u64,
     fail_writes: u32,
     largest_entry: usize,
@@ -34,18 +36,23 @@ impl Disk {
             match action {
                 Action::CreateLedger => {
                     self.next_id += 1;
+                    assert!(self.next_id < 10_000, "it never ends");
                     self.ledgers.insert(self.next_id, Vec::new());
                     log.ledger_created(self.next_id);
                 }
                 Action::Write { ledger_id, first_entry, entries } => self.write(log, ledger_id, first_entry, entries),
-                Action::SaveRecord(record) => {
-                    self.record = record;
+                Action::SaveRecord { list, dropped } => {
+                    let is_listed = |id: &u64| list.iter().any(|ledger| ledger.ledger_id == *id);
+                    assert!(!dropped.iter().any(is_listed));
+                    let before = self.record.iter().map(|ledger| ledger.ledger_id);
+                    assert!(before.clone().all(|id| is_listed(&id) || dropped.contains(&id)), "all that go are named");
+                    (self.record, self.dropped) = (list, dropped);
                     log.record_saved();
                 }
-                Action::DeleteLedgers(ids) => ids.iter().for_each(|id| {
-                    assert!(self.record.iter().all(|ledger| ledger.ledger_id != *id));
-                    self.ledgers.remove(id).expect("it was there");
-                }),
+                Action::DeleteLedgers(ids) => {
+                    assert_eq!(ids, self.dropped, "as they were noted");
+                    ids.iter().for_each(|id| drop(self.ledgers.remove(id).expect("it was there")));
+                }
             }
         }
     }
@@ -119,6 +126,19 @@ fn rotates_moves_snapshots_and_frees_ledgers() {
         }
     }
     assert_eq!(replayed.blob(9).unwrap(), "early");
+}
+
+#[test]
+fn blobs_that_are_more_than_a_ledger_takes_are_not_copied_for_ever() {
+    let (mut disk, mut log) = (Disk::default(), CursorLog::new(tiny()));
+    let bytes = |key: u64| Bytes::from(vec![key as u8; 500]);
+    for key in 0..40 {
+        log.append(Record::Blob { key, bytes: bytes(key) });
+        disk.run(&mut log);
+    }
+    assert!(disk.written < 40 * 500 * 6, "{} bytes in {} ledgers", disk.written, disk.next_id);
+    let replayed = disk.replay(tiny());
+    assert!((0..40).all(|key| replayed.blob(key) == Some(&bytes(key))));
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn written(mut log: CursorLog, records: Vec<Record>) -> Vec<Bytes> {
     while let Some(action) = log.poll_action() {
         match action {
             Action::CreateLedger => log.ledger_created(7),
-            Action::SaveRecord(list) => {
+            Action::SaveRecord { list, .. } => {
                 assert_eq!(list, [LogLedger { ledger_id: 7, entries: None }]);
                 log.record_saved();
             }

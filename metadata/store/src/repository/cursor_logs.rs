@@ -18,17 +18,21 @@ impl Metadata {
         self.read(&key(name)).await
     }
 
-    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version. `announced` says in the
-    /// same commit what metadata say of a new ledger.
+    /// Writes the record if its version is `version` (none: it must not exist yet), and answers the new version.
+    ///
+    /// `dropped` are ledgers that the new record no longer has: they are noted as garbage in the same commit. `announced` says in it what
+    /// metadata say of a new one.
     pub async fn put_cursor_log<T: Serialize>(
         &self,
         name: &str,
         value: &T,
         version: Option<u64>,
+        dropped: &[u64],
         announced: Option<Op>,
     ) -> Result<u64, MetadataError> {
         let expect = version.map_or(Expect::Absent, Expect::Version);
         let mut ops = vec![Op::put(key(name), codec::encode(value)?, expect)];
+        ops.extend(garbage::note(dropped)?);
         ops.extend(announced);
         Ok(self.store.commit(ops).await.map_err(ledgers::explained)?[0])
     }

@@ -141,6 +141,12 @@ impl Metadata {
         Ok(self.store.commit(ops).await.map_err(ledgers::explained)?[0])
     }
 
+    /// These metadata for an instance of a topic: every commit is refused with [`MetadataError::OwnershipLost`] once the topic's record
+    /// has another version than `version`.
+    pub fn guarded_by_topic(&self, name: &TopicName, version: u64) -> Metadata {
+        self.guarded(key(name), version, name.to_string())
+    }
+
     /// Deletes the topic with its subscriptions, policies and schemas, in one commit that also notes its ledgers as
     /// garbage. Answers the record as it was.
     pub async fn delete_topic(&self, name: &TopicName) -> Result<TopicRecord, MetadataError> {
