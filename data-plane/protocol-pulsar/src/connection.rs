@@ -5,6 +5,7 @@
 //! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet.
 
 use std::collections::BTreeMap;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -162,15 +163,19 @@ impl Connection {
         }
         self.outbox.flush();
         self.leave();
-        // What was queued last (an error that says why) still goes out.
+        // What was taken is answered, and what was queued last (an error that says why) still goes out.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            while self.outbox.queued() > 0 && !self.outbox.is_closed() {
+            while (self.publishing.used() > 0 || self.outbox.queued() > 0) && !self.outbox.is_closed() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
         .await;
         self.outbox.close();
         let _ = writer.await;
+        // Somebody may hold the connection for a while yet; the client is not to wait for that.
+        if let Err(error) = socket2::SockRef::from(&*stream).shutdown(Shutdown::Both) {
+            tracing::trace!(address = %self.address, %error, "the client was faster");
+        }
     }
 
     async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
