@@ -384,6 +384,23 @@ fn a_consumer_without_permits_holds_up_nobody_else() {
 }
 
 #[test]
+fn consumers_of_a_large_subscription_come_and_go_quickly() {
+    let mut topic = Topic::new(SubscriptionOptions { look_ahead_bytes: 360, ..Default::default() });
+    for key in 1..=600 {
+        topic.join(key, KeyShared, if key == 1 { 0 } else { 1000 });
+    }
+    topic.append((0..10_000).map(|i| keyed(&format!("key-{i}"))));
+    let delivered = topic.deliver().len();
+    assert!((9_000..10_000).contains(&delivered), "{delivered}: what is for the first one waits, and is forgotten");
+    let since = std::time::Instant::now();
+    for key in 2..52 {
+        topic.leave(key);
+        topic.join(600 + key, KeyShared, 1000);
+    }
+    assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[test]
 fn sticky_ranges_are_exclusive_and_gaps_wait() {
     let mut topic = Topic::new(SubscriptionOptions::default());
     let spec = |key, ranges: &[(u32, u32)]| ConsumerSpec {
