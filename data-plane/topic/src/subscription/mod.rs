@@ -95,6 +95,10 @@ impl Subscription {
         self.core.cursor.take_delta()
     }
 
+    pub fn has_events(&self) -> bool {
+        !self.core.events.is_empty()
+    }
+
     pub fn poll_event(&mut self) -> Option<Event> {
         self.core.events.pop_front()
     }
