@@ -5,38 +5,41 @@
 //! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet.
 
 use std::collections::BTreeMap;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
 use geminga_flow::{HARD_LIMIT, Outbox, UnfinishedFrame};
-use geminga_wire_pulsar::{Command, Frame, decode_frame, frame_size, proto};
+use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
+use crate::waiting::move_to_small_buffer;
+
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// Frames may be larger than the largest message by this much, as in Pulsar.
 const FRAME_PADDING: usize = 10 << 10;
 /// Before a client has said hello it gets this much and no more.
 const FRAME_BYTES_BEFORE_CONNECT: usize = 64 << 10;
+/// The part of the budget for messages that are not durable yet which one connection may fill.
+const CONNECTION_SHARE: u64 = 2;
 /// Bounds of the read buffer: it grows with a busy connection.
-const READ_BYTES_MIN: usize = 8 << 10;
+pub(crate) const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// A frame above this is read on only when there is room for all of it.
-const LARGE_FRAME: usize = 64 << 10;
+pub(crate) const LARGE_FRAME: usize = 64 << 10;
 /// How long a large frame may take while others wait for the room it has.
-const FRAME_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 /// A connection on which nothing comes for so long gives a large read buffer back.
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
 const BATCH_ENTRIES: usize = 1024;
-/// A quiet client is asked for a sign of life, and given up after two rounds without one.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A client that connects and says nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -44,7 +47,7 @@ pub struct Connection {
     pub(crate) id: u64,
     pub(crate) address: String,
     /// Our side of the connection, what lookups answer when the broker listens on all addresses.
-    pub(crate) local_address: std::net::SocketAddr,
+    pub(crate) local_address: SocketAddr,
     pub(crate) broker: Arc<Broker>,
     pub(crate) outbox: Outbox,
     /// What of this connection is not durable yet; it stops being read while that is too much.
@@ -148,6 +151,28 @@ impl Gathered {
 }
 
 impl Connection {
+    pub fn new(stream: &Arc<TcpStream>, address: SocketAddr, broker: &Arc<Broker>) -> std::io::Result<Self> {
+        Ok(Self {
+            id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
+            address: address.to_string(),
+            local_address: stream.local_addr()?,
+            publishing: Budget::new(broker.memory().publishing.limit() / CONNECTION_SHARE),
+            outbox: Outbox::new(stream.clone(), broker.memory().outbound.clone()),
+            broker: broker.clone(),
+            client: std::sync::OnceLock::new(),
+            producers: Mutex::default(),
+            consumers: Mutex::default(),
+            watchers: Mutex::default(),
+            closing: Default::default(),
+            asked_alive: Default::default(),
+            listening: Default::default(),
+            heard: Default::default(),
+            held_back: Default::default(),
+            held_until: Mutex::default(),
+            stop: Default::default(),
+        })
+    }
+
     /// Serves the connection until it ends.
     pub async fn run(self: Arc<Self>, stream: Arc<TcpStream>) {
         let writer = {
@@ -184,14 +209,12 @@ impl Connection {
         let mut gathered = Gathered::default();
         let mut unfinished = UnfinishedFrame::new(self.broker.memory().receiving.clone());
         loop {
-            self.wait_for_room().await;
+            self.wait_for_room().await?;
             self.make_room_for(&mut unfinished, &buffer).await?;
-            if self.wait_for_rate().await {
+            if self.wait_for_rate().await? {
                 // Little is read at once from a connection that must not send much.
                 chunk = READ_BYTES_MIN;
-                if buffer.is_empty() {
-                    buffer = BytesMut::with_capacity(chunk);
-                }
+                move_to_small_buffer(&mut buffer);
             }
             if self.outbox.queued() > HARD_LIMIT {
                 return Err(ConnectionError::NotReading(self.outbox.queued()));
@@ -227,54 +250,6 @@ impl Connection {
         }
     }
 
-    /// Goes on with a large frame only when there is room for all of it, and not for ever with one that does not end while
-    /// others wait for the room.
-    async fn make_room_for(&self, unfinished: &mut UnfinishedFrame, buffer: &[u8]) -> Result<(), ConnectionError> {
-        if unfinished.bytes() > 0 {
-            let overdue = unfinished.is_in_the_way(FRAME_PATIENCE);
-            return if overdue { Err(ConnectionError::SlowFrame(unfinished.bytes())) } else { Ok(()) };
-        }
-        let Some(bytes) = frame_size(buffer, self.max_frame())?.filter(|bytes| *bytes > LARGE_FRAME) else {
-            return Ok(());
-        };
-        self.held_back.store(true, Ordering::Relaxed);
-        while !unfinished.claim(bytes as u64) {
-            tokio::select! {
-                () = unfinished.room() => {}
-                () = self.stop.notified() => return Err(ConnectionError::ShuttingDown),
-            }
-        }
-        self.held_back.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Stops reading while too much that was received is not durable yet: of this connection, or of all together. In the
-    /// latter case a connection that has nothing under way still gets its turn, so that few heavy ones hold up nobody else.
-    async fn wait_for_room(&self) {
-        let all = &self.broker.memory().publishing;
-        if !self.publishing.exhausted() && !all.exhausted() {
-            return;
-        }
-        self.held_back.store(true, Ordering::Relaxed);
-        self.publishing.room().await;
-        if self.publishing.used() > 0 {
-            all.room().await;
-        }
-        self.held_back.store(false, Ordering::Relaxed);
-    }
-
-    /// Waits as long as the connection is held back; false if it is not.
-    async fn wait_for_rate(&self) -> bool {
-        let Some(until) = self.held_until.lock().take() else { return false };
-        self.held_back.store(true, Ordering::Relaxed);
-        tokio::select! {
-            () = tokio::time::sleep_until(until) => {}
-            () = self.stop.notified() => self.stop.notify_one(),
-        }
-        self.held_back.store(false, Ordering::Relaxed);
-        true
-    }
-
     /// Asks the client for a sign of life. Without one in time, everything of this connection is taken off its topics and
     /// it ends.
     pub(crate) async fn answers(&self) -> bool {
@@ -306,7 +281,8 @@ impl Connection {
     }
 
     async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {
-        let patience = if self.client.get().is_some() { KEEP_ALIVE } else { HANDSHAKE_TIMEOUT };
+        let keep_alive = self.broker.config().keep_alive;
+        let patience = if self.client.get().is_some() { keep_alive } else { HANDSHAKE_TIMEOUT };
         loop {
             let ready = async {
                 tokio::select! {
@@ -323,7 +299,7 @@ impl Connection {
         }
     }
 
-    fn max_frame(&self) -> usize {
+    pub(crate) fn max_frame(&self) -> usize {
         if self.client.get().is_some() {
             self.broker.config().max_message_bytes + FRAME_PADDING
         } else {

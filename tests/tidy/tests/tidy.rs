@@ -140,6 +140,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // Tests of a crate may start a broker on ledgers in memory.
     ("geminga-admin-api (dev)", &["geminga-ledger-client"]),
+    ("geminga-protocol-pulsar (dev)", &["geminga-ledger-client", "geminga-metadata"]),
     ("geminga-metadata-sql (dev)", &["geminga-test-postgres"]),
     ("geminga (dev)", &["geminga-test-postgres"]),
 ];
