@@ -93,6 +93,10 @@ impl ProducerSlot {
     pub fn is_created_by(&self, request: u64) -> bool {
         matches!(self, Self::Creating { request_id, .. } if *request_id == request)
     }
+
+    pub fn is_of(&self, producer: &Arc<ProducerHandle>) -> bool {
+        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, producer))
+    }
 }
 
 /// A consumer id on this connection.

@@ -6,11 +6,49 @@ mod fixture;
 use std::time::Duration;
 
 use geminga_broker::{BrokerConfig, Peer};
+use geminga_wire_pulsar::{Command, proto};
 
 use client::Client;
-use fixture::{broker, broker_with, eventually};
+use fixture::{broker, broker_with, eventually, name};
 
 use crate::waiting::move_to_small_buffer;
+
+const TOPIC: &str = "persistent://public/default/t";
+
+#[tokio::test]
+async fn a_consumer_that_its_topic_has_let_go_joins_again() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.subscribe(1, "s").await;
+    client.create_producer(2).await;
+    let consumer = client.connection.consumer(1).unwrap();
+    consumer.topic.remove_consumer(&consumer);
+    client.subscribe(1, "s").await;
+    client.send(&proto::CommandFlow { consumer_id: 1, message_permits: 10 }.into()).await;
+    client.publish(2, 0).await;
+    let (mut receipt, mut message) = (false, false);
+    while !(receipt && message) {
+        match client.next().await {
+            Command::SendReceipt(_) => receipt = true,
+            Command::Message(_) => message = true,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_producer_that_its_topic_has_let_go_joins_again() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.create_producer(2).await;
+    let producer = client.connection.producer(2).unwrap();
+    producer.topic.remove_producer(&producer);
+    broker.unload(&name(TOPIC)).await.unwrap();
+    client.create_producer(2).await;
+    client.publish(2, 0).await;
+    let answer = client.next().await;
+    assert!(matches!(answer, Command::SendReceipt(_)), "{answer:?}");
+}
 
 #[tokio::test]
 async fn a_client_that_is_held_back_hears_of_us() {

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use geminga_broker::Broker;
-use geminga_wire_pulsar::{Command, DEFAULT_MAX_FRAME_SIZE, decode_frame, encode_simple, proto};
+use geminga_wire_pulsar::{Command, DEFAULT_MAX_FRAME_SIZE, SendHeader, decode_frame, encode_simple, proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use super::TOPIC;
 use super::fixture::{PATIENCE, eventually};
 use crate::connection::Connection;
 
@@ -57,6 +58,26 @@ impl Client {
         self.send(&command.into()).await;
         let answer = self.next().await;
         assert!(!matches!(answer, Command::Error(_)), "{answer:?}");
+    }
+
+    pub async fn subscribe(&mut self, consumer_id: u64, subscription: &str) {
+        let (topic, subscription) = (TOPIC.to_owned(), subscription.to_owned());
+        self.ask(proto::CommandSubscribe { topic, subscription, consumer_id, request_id: 7, ..Default::default() })
+            .await;
+    }
+
+    pub async fn create_producer(&mut self, producer_id: u64) {
+        let topic = TOPIC.to_owned();
+        self.ask(proto::CommandProducer { topic, producer_id, request_id: 8, ..Default::default() }).await;
+    }
+
+    pub async fn publish(&mut self, producer_id: u64, sequence_id: u64) {
+        let metadata = proto::MessageMetadata { producer_name: "p".into(), sequence_id, ..Default::default() };
+        let payload = geminga_wire_pulsar::frame_payload(&metadata, b"text");
+        let header = SendHeader { producer_id, sequence_id, num_messages: 1, ..Default::default() };
+        geminga_wire_pulsar::encode_send_header(&header, payload.len(), &mut self.queued);
+        self.queued.extend_from_slice(&payload);
+        self.send_queued().await;
     }
 
     /// The next command that comes; `None` at the end of the connection.

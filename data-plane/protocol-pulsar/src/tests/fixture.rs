@@ -6,6 +6,7 @@ use std::time::Duration;
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_ledger_client::MemoryLedgers;
 use geminga_metadata::{ClusterData, MemoryStore, Metadata, Policies, TenantInfo};
+use geminga_model::TopicName;
 
 /// Longest time that something may take that happens by itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +23,10 @@ pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
 
 pub async fn broker() -> Arc<Broker> {
     broker_with(BrokerConfig::default()).await
+}
+
+pub fn name(text: &str) -> TopicName {
+    TopicName::parse(text).unwrap()
 }
 
 /// Waits for what happens by itself.
