@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
-use crate::waiting::move_to_small_buffer;
+use crate::waiting::{REQUESTS_MAX, move_to_small_buffer};
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
@@ -56,6 +56,12 @@ pub struct Connection {
     pub(crate) producers: Mutex<FxHashMap<u64, ProducerSlot>>,
     pub(crate) consumers: Mutex<FxHashMap<u64, ConsumerSlot>>,
     pub(crate) watchers: Mutex<BTreeMap<u64, tokio::task::AbortHandle>>,
+    /// Permits of requests to be under way.
+    pub(crate) requests: Arc<tokio::sync::Semaphore>,
+    /// Held by the request whose answer, which may be large, is put together.
+    pub(crate) large_answers: tokio::sync::Mutex<()>,
+    /// There is room in the outbox again, or none will be needed.
+    pub(crate) room: tokio::sync::Notify,
     pub(crate) closing: AtomicBool,
     pub(crate) asked_alive: AtomicBool,
     /// Somebody waits in `heard` for any data to come.
@@ -167,6 +173,9 @@ impl Connection {
             producers: Mutex::default(),
             consumers: Mutex::default(),
             watchers: Mutex::default(),
+            requests: Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX)),
+            large_answers: Default::default(),
+            room: Default::default(),
             closing: Default::default(),
             asked_alive: Default::default(),
             listening: Default::default(),
@@ -183,6 +192,7 @@ impl Connection {
             let connection = self.clone();
             tokio::spawn(async move {
                 connection.outbox.drain(|| connection.room_again()).await;
+                connection.room.notify_waiters();
             })
         };
         let ended = self.read(&stream).await;
@@ -241,6 +251,9 @@ impl Connection {
             gathered.read_buffer = chunk;
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
                 unfinished.release();
+                if waits(&frame.command) {
+                    self.wait_for_turn(&mut gathered).await?;
+                }
                 self.handle(frame, &mut gathered)?;
             }
             gathered.hand_over();
@@ -368,7 +381,11 @@ impl Connection {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(work(self.clone()));
+        let (permit, work) = (self.permit(), work(self.clone()));
+        tokio::spawn(async move {
+            work.await;
+            drop(permit);
+        });
     }
 
     /// Ends the connection: the client finds its topics elsewhere or here again after a restart.
@@ -400,6 +417,7 @@ impl Connection {
 
     /// The outbox has drained: consumers that were held back go on.
     fn room_again(&self) {
+        self.room.notify_waiters();
         let ready: Vec<Arc<ConsumerHandle>> = self
             .consumers
             .lock()
@@ -427,6 +445,19 @@ impl Connection {
             _ => None,
         }
     }
+}
+
+/// Whether a command may have to wait, and so runs beside the reading of further ones.
+fn waits(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Send(_)
+            | Command::Ack(_)
+            | Command::Flow(_)
+            | Command::Ping(_)
+            | Command::Pong(_)
+            | Command::RedeliverUnacknowledgedMessages(_)
+    )
 }
 
 /// The read buffer follows the traffic: doubled when a read filled it, halved when it stays nearly empty.

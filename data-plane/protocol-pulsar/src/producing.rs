@@ -7,6 +7,7 @@ use geminga_broker::{BrokerError, ProducerGrant, ProducerHandle, ProducerRequest
 use geminga_model::TopicName;
 use geminga_topic::producers::AccessMode;
 use geminga_wire_pulsar::{Command, proto};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::{Connection, Gathered, ProducerSlot};
 use crate::error::{error_command, server_error};
@@ -101,22 +102,27 @@ impl Connection {
             }
             producers.insert(producer_id, ProducerSlot::Creating { request_id, cancel: cancel.clone() });
         }
-        self.spawn(|connection| async move {
+        let (connection, permit) = (self.clone(), self.permit());
+        tokio::spawn(async move {
             tokio::select! {
-                () = connection.clone().producer_task(command) => {}
+                () = connection.producer_task(command, permit) => {}
                 () = cancel.notified() => {}
             }
         });
     }
 
-    async fn producer_task(self: Arc<Self>, command: proto::CommandProducer) {
+    /// Gives `permit` back also when the producer has to wait for its turn, for another one to be closed.
+    async fn producer_task(self: Arc<Self>, command: proto::CommandProducer, permit: Option<OwnedSemaphorePermit>) {
         let (producer_id, request_id) = (command.producer_id, command.request_id);
         let granted = match self.open_producer_topic(&command).await {
             Ok((topic, request)) => {
                 let waiting = {
                     let connection = self.clone();
                     let name = request.name.clone();
-                    move || connection.producer_waits(request_id, &name)
+                    move || {
+                        connection.producer_waits(request_id, &name);
+                        drop(permit);
+                    }
                 };
                 topic.add_producer(request, self.clone(), waiting).await
             }

@@ -3,15 +3,16 @@
 mod client;
 mod fixture;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use geminga_broker::{BrokerConfig, Peer};
+use geminga_flow::HARD_LIMIT;
 use geminga_wire_pulsar::{Command, proto};
 
 use client::Client;
 use fixture::{broker, broker_with, eventually, name};
 
-use crate::waiting::move_to_small_buffer;
+use crate::waiting::{REQUESTS_MAX, move_to_small_buffer};
 
 const TOPIC: &str = "persistent://public/default/t";
 
@@ -83,6 +84,84 @@ fn the_beginning_of_a_frame_takes_a_small_buffer() {
     move_to_small_buffer(&mut buffer);
     assert_eq!(buffer, [7; 5000][..]);
     assert!(buffer.capacity() < 20_000, "{}", buffer.capacity());
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_are_bounded() {
+    const REQUESTS: u64 = 4000;
+    let broker = broker().await;
+    for number in 0..500 {
+        let topic = name(&format!("persistent://public/default/a-topic-{number:03}"));
+        broker.metadata().create_topic(&topic, Default::default()).await.unwrap();
+    }
+    let mut client = Client::connect(&broker).await;
+    for request_id in 0..REQUESTS {
+        let namespace = "public/default".to_owned();
+        client.queue(&proto::CommandGetTopicsOfNamespace { request_id, namespace, ..Default::default() }.into());
+    }
+    client.send_queued().await;
+    let (mut most, since) = (0, Instant::now());
+    while since.elapsed() < Duration::from_secs(2) {
+        most = most.max(client.connection.outbox.queued());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!((1 << 20..3 << 20).contains(&most), "{most} bytes wait");
+    let mut missing: std::collections::BTreeSet<u64> = (0..REQUESTS).collect();
+    let mut bytes = 0;
+    while !missing.is_empty() {
+        let Command::GetTopicsOfNamespaceResponse(answer) = client.next().await else { continue };
+        assert_eq!(answer.topics.len(), 500);
+        bytes += answer.topics.iter().map(String::len).sum::<usize>();
+        assert!(missing.remove(&answer.request_id));
+    }
+    assert!(bytes > HARD_LIMIT, "the client would have been cut off");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_no_answers_is_cut_off() {
+    let config = BrokerConfig { keep_alive: Duration::from_millis(200), ..BrokerConfig::default() };
+    let broker = broker_with(config).await;
+    for number in 0..500 {
+        let topic = name(&format!("persistent://public/default/a-topic-{number:03}"));
+        broker.metadata().create_topic(&topic, Default::default()).await.unwrap();
+    }
+    let mut client = Client::connect(&broker).await;
+    for request_id in 0..2000 {
+        let namespace = "public/default".to_owned();
+        client.queue(&proto::CommandGetTopicsOfNamespace { request_id, namespace, ..Default::default() }.into());
+    }
+    client.send_queued().await;
+    tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn producers_that_wait_for_each_other_hold_up_no_requests() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    let last = REQUESTS_MAX as u64 + 10;
+    for id in 0..=last {
+        client.queue(
+            &proto::CommandProducer {
+                topic: TOPIC.into(),
+                producer_id: id,
+                request_id: id,
+                producer_access_mode: Some(proto::ProducerAccessMode::WaitForExclusive as i32),
+                ..Default::default()
+            }
+            .into(),
+        );
+    }
+    client.send_queued().await;
+    let mut ready = None;
+    for _ in 0..=last {
+        let Command::ProducerSuccess(success) = client.next().await else { panic!("a producer was refused") };
+        if success.producer_ready == Some(true) {
+            assert_eq!(ready.replace(success.request_id), None);
+        }
+    }
+    client.ask(proto::CommandCloseProducer { producer_id: ready.unwrap(), request_id: 1, ..Default::default() }).await;
+    let next = client.next().await;
+    assert!(matches!(&next, Command::ProducerSuccess(success) if success.producer_ready == Some(true)), "{next:?}");
 }
 
 #[tokio::test]
