@@ -1,18 +1,21 @@
 //! CONNECT, lookups, partitions, topics of a namespace, and what is not supported.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use geminga_broker::{BrokerError, Owner};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use geminga_wire_pulsar::{Command, proto};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::connection::{ClientInfo, Connection};
 use crate::error::{ConnectionError, error_command, server_error};
 
 /// The newest protocol version that we speak.
 pub const PROTOCOL_VERSION: i32 = 21;
+/// How long changes of a list of topics are gathered.
+const BURST: Duration = Duration::from_millis(100);
 const SERVER_VERSION: &str = concat!("Geminga-", env!("CARGO_PKG_VERSION"));
 
 impl Connection {
@@ -198,6 +201,9 @@ impl Connection {
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return Ok(()),
             }
+            // Changes come in bursts, and one look sees all that have come.
+            tokio::time::sleep(BURST).await;
+            while matches!(changes.try_recv(), Ok(_) | Err(TryRecvError::Lagged(_))) {}
             let Some(_turn) = self.turn_to_answer().await else { return Ok(()) };
             let now = match self.matching(&namespace, &pattern).await {
                 Ok(now) => now,
@@ -292,7 +298,7 @@ fn topics_hash(topics: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

@@ -5,7 +5,7 @@ mod fixture;
 
 use std::time::{Duration, Instant};
 
-use geminga_broker::{BrokerConfig, Peer};
+use geminga_broker::{Broker, BrokerConfig, Peer};
 use geminga_flow::HARD_LIMIT;
 use geminga_wire_pulsar::{Command, proto};
 
@@ -162,6 +162,37 @@ async fn producers_that_wait_for_each_other_hold_up_no_requests() {
     client.ask(proto::CommandCloseProducer { producer_id: ready.unwrap(), request_id: 1, ..Default::default() }).await;
     let next = client.next().await;
     assert!(matches!(&next, Command::ProducerSuccess(success) if success.producer_ready == Some(true)), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_burst_of_new_topics_is_looked_at_few_times() {
+    const TOPICS: usize = 500;
+    let (broker, store) = fixture::broker_and_store(BrokerConfig::default()).await;
+    let mut client = Client::connect(&broker).await;
+    let watch = proto::CommandWatchTopicList {
+        request_id: 1,
+        watcher_id: 1,
+        namespace: "public/default".into(),
+        topics_pattern: "persistent://public/default/.*".into(),
+        ..Default::default()
+    };
+    client.ask(watch).await;
+    let before = store.listings();
+    for number in 0..TOPICS {
+        create(&broker, &format!("persistent://public/default/t-{number}")).await;
+    }
+    let mut known = 0;
+    while known < TOPICS {
+        let update = client.next().await;
+        let Command::WatchTopicUpdate(update) = update else { panic!("{update:?}") };
+        known += update.new_topics.len();
+    }
+    let listings = store.listings() - before;
+    assert!(listings < 50, "{listings} listings");
+}
+
+async fn create(broker: &Broker, topic: &str) {
+    broker.create_topic(&name(topic), Default::default()).await.unwrap();
 }
 
 #[tokio::test]
