@@ -25,8 +25,9 @@ const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 /// Frames say their sizes in 32 bits, and the log takes records of less than 256 MiB.
 const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
 
-/// Requests over HTTP have so long to end when the broker is to stop.
+/// When the broker is to stop, requests over HTTP have so long to end, and clients' connections.
 const HTTP_PATIENCE: Duration = Duration::from_secs(2);
+const PULSAR_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Refuses settings that cannot work together.
 pub fn check(options: &ServingOptions) -> anyhow::Result<()> {
@@ -119,7 +120,15 @@ pub async fn serve(
     drop(ready);
     let finish = async {
         // Whoever is in the middle of a request may never finish it, and the broker has bundles to hand over.
-        let _ = tokio::join!(serving_pulsar, tokio::time::timeout(HTTP_PATIENCE, serving_http));
+        let connections = serving_pulsar.abort_handle();
+        let (ended, _) = tokio::join!(
+            tokio::time::timeout(PULSAR_PATIENCE, serving_pulsar),
+            tokio::time::timeout(HTTP_PATIENCE, serving_http)
+        );
+        if ended.is_err() {
+            tracing::warn!("gave up waiting for clients' connections");
+            connections.abort();
+        }
         broker.shut_down().await;
     };
     server::finish(&options.process, finish).await;

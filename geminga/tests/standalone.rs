@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use bytes::BytesMut;
+use geminga_wire_pulsar::{SendHeader, proto};
 use tempfile::TempDir;
 
 fn geminga() -> Command {
@@ -106,6 +108,78 @@ fn a_request_that_is_never_finished_does_not_hold_up_the_end() {
     let (success, log) = server.stop();
     assert!(success && log.contains("stopped"), "{log}");
     assert!(begin.elapsed() < std::time::Duration::from_secs(15), "it took {:?}", begin.elapsed());
+}
+
+#[test]
+fn a_consumer_that_never_reads_does_not_hold_up_the_end() {
+    const MESSAGES: u64 = 50;
+    let folder = folder();
+    let server = Server::start(&mut standalone(folder.path()));
+    let topic = "persistent://public/default/t".to_owned();
+    let mut consumer = Client::connect(&server);
+    consumer.ask(proto::CommandSubscribe {
+        topic: topic.clone(),
+        subscription: "s".into(),
+        consumer_id: 1,
+        request_id: 1,
+        ..Default::default()
+    });
+    consumer.send(&proto::CommandFlow { consumer_id: 1, message_permits: 1000 }.into());
+    let mut producer = Client::connect(&server);
+    producer.ask(proto::CommandProducer { topic, producer_id: 1, request_id: 1, ..Default::default() });
+    let metadata = proto::MessageMetadata { producer_name: "p".into(), ..Default::default() };
+    let payload = geminga_wire_pulsar::frame_payload(&metadata, &[7; 1 << 20]);
+    for sequence_id in 0..MESSAGES {
+        let mut frame = BytesMut::new();
+        let header = SendHeader { producer_id: 1, sequence_id, num_messages: 1, ..Default::default() };
+        geminga_wire_pulsar::encode_send_header(&header, payload.len(), &mut frame);
+        frame.extend_from_slice(&payload);
+        producer.stream.write_all(&frame).unwrap();
+        assert!(matches!(producer.answer(), geminga_wire_pulsar::Command::SendReceipt(_)));
+    }
+    let begin = std::time::Instant::now();
+    let (success, log) = server.stop();
+    assert!(success && log.contains("stopped") && !log.contains("gave up"), "{log}");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it took {:?}", begin.elapsed());
+}
+
+/// A client of the Pulsar protocol.
+struct Client {
+    stream: TcpStream,
+    received: BytesMut,
+}
+
+impl Client {
+    fn connect(server: &Server) -> Client {
+        let mut client = Client { stream: TcpStream::connect(server.pulsar).unwrap(), received: BytesMut::new() };
+        client.ask(proto::CommandConnect { client_version: "test".into(), ..Default::default() });
+        client
+    }
+
+    fn send(&mut self, command: &geminga_wire_pulsar::Command) {
+        let mut frame = BytesMut::new();
+        geminga_wire_pulsar::encode_simple(command, &mut frame);
+        self.stream.write_all(&frame).unwrap();
+    }
+
+    fn ask(&mut self, command: impl Into<geminga_wire_pulsar::Command>) {
+        self.send(&command.into());
+        let answer = self.answer();
+        assert!(!matches!(answer, geminga_wire_pulsar::Command::Error(_)), "{answer:?}");
+    }
+
+    fn answer(&mut self) -> geminga_wire_pulsar::Command {
+        let mut chunk = [0; 4096];
+        loop {
+            let max = geminga_wire_pulsar::DEFAULT_MAX_FRAME_SIZE;
+            if let Some(frame) = geminga_wire_pulsar::decode_frame(&mut self.received, max).unwrap() {
+                return frame.command;
+            }
+            let read = self.stream.read(&mut chunk).unwrap();
+            assert!(read > 0, "the connection has ended");
+            self.received.extend_from_slice(&chunk[..read]);
+        }
+    }
 }
 
 /// Sends a request without a body; what comes back.

@@ -132,7 +132,12 @@ impl Outbox {
                 if self.closed.load(Ordering::Acquire) {
                     return;
                 }
-                if self.stream.writable().await.is_err() {
+                let writable = tokio::select! {
+                    writable = self.stream.writable() => writable,
+                    // The peer of a connection that is closed here may never read again.
+                    () = self.wake.notified() => continue,
+                };
+                if writable.is_err() {
                     self.close();
                     return;
                 }
@@ -267,5 +272,41 @@ impl Drop for Outbox {
     fn drop(&mut self) {
         let left = *self.queued.get_mut();
         self.budget.give_back(left as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn closing_ends_the_writer_also_when_the_peer_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let budget = Budget::new(1 << 30);
+        let outbox = Arc::new(Outbox::new(Arc::new(stream), budget.clone()));
+        let writer = {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { outbox.drain(|| ()).await })
+        };
+        let payload = Bytes::from(vec![7; 1 << 20]);
+        outbox.push(|frames| (0..32).for_each(|_| frames.payload(&payload)));
+        outbox.flush();
+        // Until the kernel takes no more.
+        let mut before = usize::MAX;
+        while before != outbox.queued() {
+            before = outbox.queued();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(before > 0, "the kernel has taken everything");
+        outbox.close();
+        tokio::time::timeout(Duration::from_secs(1), writer).await.expect("the writer ends").unwrap();
+        assert_eq!((outbox.queued(), budget.used()), (0, 0));
+        drop(peer);
     }
 }

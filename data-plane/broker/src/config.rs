@@ -56,6 +56,9 @@ pub struct BrokerConfig {
     pub idle_topics_unloaded_after: Duration,
     /// How often topics roll over, trim, expire, and are looked at for inactivity.
     pub housekeeping_interval: Duration,
+    /// A client that is quiet for so long is asked for a sign of life, and given up after two rounds without one (Pulsar's
+    /// `keepAliveIntervalSeconds`).
+    pub keep_alive: Duration,
     /// How long a connection that holds what another client wants may take to answer a ping (Pulsar's
     /// `connectionLivenessCheckTimeoutMillis`).
     pub liveness_timeout: Duration,
@@ -91,6 +94,7 @@ impl Default for BrokerConfig {
             delete_inactive_partitioned_topics: false,
             idle_topics_unloaded_after: Duration::from_secs(600),
             housekeeping_interval: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(30),
             liveness_timeout: Duration::from_secs(5),
             balance: BalanceSettings::default(),
             metrics_per_topic: false,

@@ -5,37 +5,41 @@
 //! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet.
 
 use std::collections::BTreeMap;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
 use geminga_flow::{HARD_LIMIT, Outbox, UnfinishedFrame};
-use geminga_wire_pulsar::{Command, Frame, decode_frame, frame_size, proto};
+use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
+use crate::waiting::{REQUESTS_MAX, move_to_small_buffer};
+
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// Frames may be larger than the largest message by this much, as in Pulsar.
 const FRAME_PADDING: usize = 10 << 10;
 /// Before a client has said hello it gets this much and no more.
 const FRAME_BYTES_BEFORE_CONNECT: usize = 64 << 10;
+/// The part of the budget for messages that are not durable yet which one connection may fill.
+const CONNECTION_SHARE: u64 = 2;
 /// Bounds of the read buffer: it grows with a busy connection.
-const READ_BYTES_MIN: usize = 8 << 10;
+pub(crate) const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// A frame above this is read on only when there is room for all of it.
-const LARGE_FRAME: usize = 64 << 10;
+pub(crate) const LARGE_FRAME: usize = 64 << 10;
 /// How long a large frame may take while others wait for the room it has.
-const FRAME_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 /// A connection on which nothing comes for so long gives a large read buffer back.
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
 const BATCH_ENTRIES: usize = 1024;
-/// A quiet client is asked for a sign of life, and given up after two rounds without one.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A client that connects and says nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,7 +47,7 @@ pub struct Connection {
     pub(crate) id: u64,
     pub(crate) address: String,
     /// Our side of the connection, what lookups answer when the broker listens on all addresses.
-    pub(crate) local_address: std::net::SocketAddr,
+    pub(crate) local_address: SocketAddr,
     pub(crate) broker: Arc<Broker>,
     pub(crate) outbox: Outbox,
     /// What of this connection is not durable yet; it stops being read while that is too much.
@@ -52,6 +56,12 @@ pub struct Connection {
     pub(crate) producers: Mutex<FxHashMap<u64, ProducerSlot>>,
     pub(crate) consumers: Mutex<FxHashMap<u64, ConsumerSlot>>,
     pub(crate) watchers: Mutex<BTreeMap<u64, tokio::task::AbortHandle>>,
+    /// Permits of requests to be under way.
+    pub(crate) requests: Arc<tokio::sync::Semaphore>,
+    /// Held by the request whose answer, which may be large, is put together.
+    pub(crate) large_answers: tokio::sync::Mutex<()>,
+    /// There is room in the outbox again, or none will be needed.
+    pub(crate) room: tokio::sync::Notify,
     pub(crate) closing: AtomicBool,
     pub(crate) asked_alive: AtomicBool,
     /// Somebody waits in `heard` for any data to come.
@@ -88,6 +98,10 @@ impl ProducerSlot {
     /// Whether this request has it still: a close leaves it to a later one.
     pub fn is_created_by(&self, request: u64) -> bool {
         matches!(self, Self::Creating { request_id, .. } if *request_id == request)
+    }
+
+    pub fn is_of(&self, producer: &Arc<ProducerHandle>) -> bool {
+        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, producer))
     }
 }
 
@@ -147,12 +161,38 @@ impl Gathered {
 }
 
 impl Connection {
+    pub fn new(stream: &Arc<TcpStream>, address: SocketAddr, broker: &Arc<Broker>) -> std::io::Result<Self> {
+        Ok(Self {
+            id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
+            address: address.to_string(),
+            local_address: stream.local_addr()?,
+            publishing: Budget::new(broker.memory().publishing.limit() / CONNECTION_SHARE),
+            outbox: Outbox::new(stream.clone(), broker.memory().outbound.clone()),
+            broker: broker.clone(),
+            client: std::sync::OnceLock::new(),
+            producers: Mutex::default(),
+            consumers: Mutex::default(),
+            watchers: Mutex::default(),
+            requests: Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX)),
+            large_answers: Default::default(),
+            room: Default::default(),
+            closing: Default::default(),
+            asked_alive: Default::default(),
+            listening: Default::default(),
+            heard: Default::default(),
+            held_back: Default::default(),
+            held_until: Mutex::default(),
+            stop: Default::default(),
+        })
+    }
+
     /// Serves the connection until it ends.
     pub async fn run(self: Arc<Self>, stream: Arc<TcpStream>) {
         let writer = {
             let connection = self.clone();
             tokio::spawn(async move {
                 connection.outbox.drain(|| connection.room_again()).await;
+                connection.room.notify_waiters();
             })
         };
         let ended = self.read(&stream).await;
@@ -162,15 +202,19 @@ impl Connection {
         }
         self.outbox.flush();
         self.leave();
-        // What was queued last (an error that says why) still goes out.
+        // What was taken is answered, and what was queued last (an error that says why) still goes out.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            while self.outbox.queued() > 0 && !self.outbox.is_closed() {
+            while (self.publishing.used() > 0 || self.outbox.queued() > 0) && !self.outbox.is_closed() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
         .await;
         self.outbox.close();
         let _ = writer.await;
+        // Somebody may hold the connection for a while yet; the client is not to wait for that.
+        if let Err(error) = socket2::SockRef::from(&*stream).shutdown(Shutdown::Both) {
+            tracing::trace!(address = %self.address, %error, "the client was faster");
+        }
     }
 
     async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
@@ -179,14 +223,12 @@ impl Connection {
         let mut gathered = Gathered::default();
         let mut unfinished = UnfinishedFrame::new(self.broker.memory().receiving.clone());
         loop {
-            self.wait_for_room().await;
+            self.wait_for_room().await?;
             self.make_room_for(&mut unfinished, &buffer).await?;
-            if self.wait_for_rate().await {
+            if self.wait_for_rate().await? {
                 // Little is read at once from a connection that must not send much.
                 chunk = READ_BYTES_MIN;
-                if buffer.is_empty() {
-                    buffer = BytesMut::with_capacity(chunk);
-                }
+                move_to_small_buffer(&mut buffer);
             }
             if self.outbox.queued() > HARD_LIMIT {
                 return Err(ConnectionError::NotReading(self.outbox.queued()));
@@ -209,6 +251,9 @@ impl Connection {
             gathered.read_buffer = chunk;
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
                 unfinished.release();
+                if waits(&frame.command) {
+                    self.wait_for_turn(&mut gathered).await?;
+                }
                 self.handle(frame, &mut gathered)?;
             }
             gathered.hand_over();
@@ -220,54 +265,6 @@ impl Connection {
                 return Ok(());
             }
         }
-    }
-
-    /// Goes on with a large frame only when there is room for all of it, and not for ever with one that does not end while
-    /// others wait for the room.
-    async fn make_room_for(&self, unfinished: &mut UnfinishedFrame, buffer: &[u8]) -> Result<(), ConnectionError> {
-        if unfinished.bytes() > 0 {
-            let overdue = unfinished.is_in_the_way(FRAME_PATIENCE);
-            return if overdue { Err(ConnectionError::SlowFrame(unfinished.bytes())) } else { Ok(()) };
-        }
-        let Some(bytes) = frame_size(buffer, self.max_frame())?.filter(|bytes| *bytes > LARGE_FRAME) else {
-            return Ok(());
-        };
-        self.held_back.store(true, Ordering::Relaxed);
-        while !unfinished.claim(bytes as u64) {
-            tokio::select! {
-                () = unfinished.room() => {}
-                () = self.stop.notified() => return Err(ConnectionError::ShuttingDown),
-            }
-        }
-        self.held_back.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Stops reading while too much that was received is not durable yet: of this connection, or of all together. In the
-    /// latter case a connection that has nothing under way still gets its turn, so that few heavy ones hold up nobody else.
-    async fn wait_for_room(&self) {
-        let all = &self.broker.memory().publishing;
-        if !self.publishing.exhausted() && !all.exhausted() {
-            return;
-        }
-        self.held_back.store(true, Ordering::Relaxed);
-        self.publishing.room().await;
-        if self.publishing.used() > 0 {
-            all.room().await;
-        }
-        self.held_back.store(false, Ordering::Relaxed);
-    }
-
-    /// Waits as long as the connection is held back; false if it is not.
-    async fn wait_for_rate(&self) -> bool {
-        let Some(until) = self.held_until.lock().take() else { return false };
-        self.held_back.store(true, Ordering::Relaxed);
-        tokio::select! {
-            () = tokio::time::sleep_until(until) => {}
-            () = self.stop.notified() => self.stop.notify_one(),
-        }
-        self.held_back.store(false, Ordering::Relaxed);
-        true
     }
 
     /// Asks the client for a sign of life. Without one in time, everything of this connection is taken off its topics and
@@ -301,7 +298,8 @@ impl Connection {
     }
 
     async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {
-        let patience = if self.client.get().is_some() { KEEP_ALIVE } else { HANDSHAKE_TIMEOUT };
+        let keep_alive = self.broker.config().keep_alive;
+        let patience = if self.client.get().is_some() { keep_alive } else { HANDSHAKE_TIMEOUT };
         loop {
             let ready = async {
                 tokio::select! {
@@ -318,7 +316,7 @@ impl Connection {
         }
     }
 
-    fn max_frame(&self) -> usize {
+    pub(crate) fn max_frame(&self) -> usize {
         if self.client.get().is_some() {
             self.broker.config().max_message_bytes + FRAME_PADDING
         } else {
@@ -383,7 +381,11 @@ impl Connection {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(work(self.clone()));
+        let (permit, work) = (self.permit(), work(self.clone()));
+        tokio::spawn(async move {
+            work.await;
+            drop(permit);
+        });
     }
 
     /// Ends the connection: the client finds its topics elsewhere or here again after a restart.
@@ -415,6 +417,7 @@ impl Connection {
 
     /// The outbox has drained: consumers that were held back go on.
     fn room_again(&self) {
+        self.room.notify_waiters();
         let ready: Vec<Arc<ConsumerHandle>> = self
             .consumers
             .lock()
@@ -442,6 +445,19 @@ impl Connection {
             _ => None,
         }
     }
+}
+
+/// Whether a command may have to wait, and so runs beside the reading of further ones.
+fn waits(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Send(_)
+            | Command::Ack(_)
+            | Command::Flow(_)
+            | Command::Ping(_)
+            | Command::Pong(_)
+            | Command::RedeliverUnacknowledgedMessages(_)
+    )
 }
 
 /// The read buffer follows the traffic: doubled when a read filled it, halved when it stays nearly empty.

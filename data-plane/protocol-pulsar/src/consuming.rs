@@ -25,15 +25,16 @@ pub(crate) fn position(id: &proto::MessageIdData) -> Position {
 impl Connection {
     pub(crate) fn subscribe(self: &Arc<Self>, command: proto::CommandSubscribe) {
         let (consumer_id, request_id) = (command.consumer_id, command.request_id);
+        if let Some(consumer) = self.consumer(consumer_id)
+            && self.confirm_consumer(&consumer, request_id)
+        {
+            return;
+        }
         {
             let mut consumers = self.consumers.lock();
             match consumers.get(&consumer_id) {
                 None => {}
-                Some(ConsumerSlot::Ready(_)) => {
-                    drop(consumers);
-                    return self.succeed(request_id);
-                }
-                Some(ConsumerSlot::Creating { .. }) => {
+                Some(ConsumerSlot::Ready(_) | ConsumerSlot::Creating { .. }) => {
                     drop(consumers);
                     let error =
                         BrokerError::ServiceNotReady(format!("consumer {consumer_id} is already being created"));
@@ -60,8 +61,11 @@ impl Connection {
                     }
                     consumers.insert(consumer_id, ConsumerSlot::Ready(consumer.clone()));
                 }
-                self.succeed(request_id);
-                consumer.topic.consumer_ready(&consumer);
+                if self.confirm_consumer(&consumer, request_id) {
+                    return consumer.topic.consumer_ready(&consumer);
+                }
+                let error = BrokerError::ServiceNotReady(format!("consumer {consumer_id} was sent away meanwhile"));
+                self.send(&error_command(request_id, &error));
             }
             Err(error) => {
                 {
@@ -74,6 +78,24 @@ impl Connection {
                 self.send(&error_command(request_id, &error));
             }
         }
+    }
+
+    /// Answers a SUBSCRIBE, if the topic has the consumer; otherwise its id is free again. It may have been sent away before it
+    /// had its slot; whoever sends it away from now on says so after the answer.
+    fn confirm_consumer(&self, consumer: &Arc<ConsumerHandle>, request_id: u64) -> bool {
+        let is_on = consumer.topic.has_consumer(consumer);
+        let mut consumers = self.consumers.lock();
+        if !consumers.get(&consumer.consumer_id).is_some_and(|slot| slot.is_of(consumer)) {
+            return false;
+        }
+        if is_on {
+            self.queue(&Command::from(proto::CommandSuccess { request_id, schema: None }));
+        } else {
+            consumers.remove(&consumer.consumer_id);
+        }
+        drop(consumers);
+        self.outbox.flush();
+        is_on
     }
 
     async fn open_subscription(

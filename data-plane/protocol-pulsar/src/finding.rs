@@ -1,16 +1,21 @@
 //! CONNECT, lookups, partitions, topics of a namespace, and what is not supported.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use geminga_broker::{BrokerError, Owner};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use geminga_wire_pulsar::{Command, proto};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::connection::{ClientInfo, Connection};
 use crate::error::{ConnectionError, error_command, server_error};
 
 /// The newest protocol version that we speak.
 pub const PROTOCOL_VERSION: i32 = 21;
+/// How long changes of a list of topics are gathered.
+const BURST: Duration = Duration::from_millis(100);
 const SERVER_VERSION: &str = concat!("Geminga-", env!("CARGO_PKG_VERSION"));
 
 impl Connection {
@@ -121,6 +126,7 @@ impl Connection {
 
     pub(crate) fn topics_of_namespace(self: &Arc<Self>, command: proto::CommandGetTopicsOfNamespace) {
         self.spawn(|connection| async move {
+            let Some(_turn) = connection.turn_to_answer().await else { return };
             let answer = connection.list_topics(&command).await;
             let answer = answer.unwrap_or_else(|error| error_command(command.request_id, &error));
             connection.send(&answer);
@@ -155,10 +161,10 @@ impl Connection {
 
     /// Tells a regex consumer the topics that match, and from then on what comes and goes.
     pub(crate) fn watch_topic_list(self: &Arc<Self>, command: proto::CommandWatchTopicList) {
-        let connection = self.clone();
+        let (connection, permit) = (self.clone(), self.permit());
         let watcher_id = command.watcher_id;
         let task = tokio::spawn(async move {
-            if let Err(error) = connection.watch(&command).await {
+            if let Err(error) = connection.watch(&command, permit).await {
                 connection.send(&error_command(command.request_id, &error));
             }
         });
@@ -167,11 +173,17 @@ impl Connection {
         }
     }
 
-    async fn watch(&self, command: &proto::CommandWatchTopicList) -> Result<(), BrokerError> {
+    /// Gives `permit` back with the first answer.
+    async fn watch(
+        &self,
+        command: &proto::CommandWatchTopicList,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), BrokerError> {
         let namespace = parse_namespace(&command.namespace)?;
         let pattern = TopicPattern::new(&command.topics_pattern)
             .ok_or_else(|| BrokerError::BadRequest(format!("bad topic pattern {:?}", command.topics_pattern)))?;
         let mut changes = self.broker.topic_changes();
+        let Some(turn) = self.turn_to_answer().await else { return Ok(()) };
         let mut known = self.matching(&namespace, &pattern).await?;
         let hash = topics_hash(&known);
         let changed = command.topics_hash.as_deref() != Some(hash.as_str());
@@ -181,13 +193,18 @@ impl Connection {
             topic: if changed { known.clone() } else { Vec::new() },
             topics_hash: hash,
         }));
+        drop((turn, permit));
         loop {
             // A missed change is no loss: the list is read anew after whatever came.
             match changes.recv().await {
                 Ok(changed) if changed != namespace => continue,
-                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return Ok(()),
             }
+            // Changes come in bursts, and one look sees all that have come.
+            tokio::time::sleep(BURST).await;
+            while matches!(changes.try_recv(), Ok(_) | Err(TryRecvError::Lagged(_))) {}
+            let Some(_turn) = self.turn_to_answer().await else { return Ok(()) };
             let now = match self.matching(&namespace, &pattern).await {
                 Ok(now) => now,
                 Err(error) => {
@@ -281,7 +298,7 @@ fn topics_hash(topics: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

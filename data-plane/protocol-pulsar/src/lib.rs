@@ -1,7 +1,7 @@
 //! Pulsar's binary protocol before the topics of a broker.
 //!
 //! [`serve`] accepts connections; connection.rs is the heart of one; producing.rs, consuming.rs, finding.rs and
-//! schemas.rs answer its commands; peer.rs is what topics see of it.
+//! schemas.rs answer its commands; waiting.rs is what holds it back; peer.rs is what topics see of it.
 
 mod connection;
 mod consuming;
@@ -10,22 +10,18 @@ mod finding;
 mod peer;
 mod producing;
 mod schemas;
+#[cfg(test)]
+mod tests;
+mod waiting;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use geminga_broker::{Broker, Budget};
-use geminga_flow::Outbox;
+use geminga_broker::Broker;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use connection::Connection;
-
-/// The part of the budget for messages that are not durable yet which one connection may fill.
-const CONNECTION_SHARE: u64 = 2;
-
-static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// Accepts and serves connections until `shutdown` turns true; then accepts no more, lets those that are there finish
 /// what is in flight, and returns.
@@ -50,27 +46,8 @@ pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: wat
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%address, %error, "could not set TCP_NODELAY");
         }
-        let Ok(local_address) = stream.local_addr() else { continue };
         let stream = Arc::new(stream);
-        let connection = Arc::new(Connection {
-            id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
-            address: address.to_string(),
-            local_address,
-            publishing: Budget::new(broker.memory().publishing.limit() / CONNECTION_SHARE),
-            outbox: Outbox::new(stream.clone(), broker.memory().outbound.clone()),
-            broker: broker.clone(),
-            client: std::sync::OnceLock::new(),
-            producers: Mutex::default(),
-            consumers: Mutex::default(),
-            watchers: Mutex::default(),
-            closing: Default::default(),
-            asked_alive: Default::default(),
-            listening: Default::default(),
-            heard: Default::default(),
-            held_back: Default::default(),
-            held_until: Mutex::default(),
-            stop: Default::default(),
-        });
+        let Ok(connection) = Connection::new(&stream, address, &broker).map(Arc::new) else { continue };
         {
             let mut known = connections.lock();
             if known.len() == known.capacity() {

@@ -7,6 +7,7 @@ use geminga_broker::{BrokerError, ProducerGrant, ProducerHandle, ProducerRequest
 use geminga_model::TopicName;
 use geminga_topic::producers::AccessMode;
 use geminga_wire_pulsar::{Command, proto};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::{Connection, Gathered, ProducerSlot};
 use crate::error::{error_command, server_error};
@@ -80,19 +81,19 @@ impl Connection {
 
     pub(crate) fn create_producer(self: &Arc<Self>, command: proto::CommandProducer) {
         let (producer_id, request_id) = (command.producer_id, command.request_id);
+        if let Some(producer) = self.producer(producer_id) {
+            // The Java client does so on the same connection after a message has failed.
+            producer.connected_again();
+            if self.confirm_producer(&producer, &self.producer_success(request_id, &producer, -1, None)) {
+                return;
+            }
+        }
         let cancel = Arc::new(tokio::sync::Notify::new());
         {
             let mut producers = self.producers.lock();
             match producers.get(&producer_id) {
                 None => {}
-                // The Java client does so on the same connection after a message has failed.
-                Some(ProducerSlot::Ready(producer)) => {
-                    producer.connected_again();
-                    let success = self.producer_success(request_id, producer, -1, None);
-                    drop(producers);
-                    return self.send(&success);
-                }
-                Some(ProducerSlot::Creating { .. }) => {
+                Some(ProducerSlot::Ready(_) | ProducerSlot::Creating { .. }) => {
                     drop(producers);
                     let error =
                         BrokerError::ServiceNotReady(format!("producer {producer_id} is already being created"));
@@ -101,22 +102,27 @@ impl Connection {
             }
             producers.insert(producer_id, ProducerSlot::Creating { request_id, cancel: cancel.clone() });
         }
-        self.spawn(|connection| async move {
+        let (connection, permit) = (self.clone(), self.permit());
+        tokio::spawn(async move {
             tokio::select! {
-                () = connection.clone().producer_task(command) => {}
+                () = connection.producer_task(command, permit) => {}
                 () = cancel.notified() => {}
             }
         });
     }
 
-    async fn producer_task(self: Arc<Self>, command: proto::CommandProducer) {
+    /// Gives `permit` back also when the producer has to wait for its turn, for another one to be closed.
+    async fn producer_task(self: Arc<Self>, command: proto::CommandProducer, permit: Option<OwnedSemaphorePermit>) {
         let (producer_id, request_id) = (command.producer_id, command.request_id);
         let granted = match self.open_producer_topic(&command).await {
             Ok((topic, request)) => {
                 let waiting = {
                     let connection = self.clone();
                     let name = request.name.clone();
-                    move || connection.producer_waits(request_id, &name)
+                    move || {
+                        connection.producer_waits(request_id, &name);
+                        drop(permit);
+                    }
                 };
                 topic.add_producer(request, self.clone(), waiting).await
             }
@@ -124,17 +130,23 @@ impl Connection {
         };
         let answer = match granted {
             Ok(ProducerGrant { handle, last_sequence_id, topic_epoch }) => {
-                let mut producers = self.producers.lock();
-                let wanted = !self.closing.load(std::sync::atomic::Ordering::Relaxed)
-                    && producers.get(&producer_id).is_some_and(|slot| slot.is_created_by(request_id));
-                if !wanted {
-                    drop(producers);
-                    handle.topic.remove_producer(&handle);
-                    return;
+                {
+                    let mut producers = self.producers.lock();
+                    let wanted = !self.closing.load(std::sync::atomic::Ordering::Relaxed)
+                        && producers.get(&producer_id).is_some_and(|slot| slot.is_created_by(request_id));
+                    if !wanted {
+                        drop(producers);
+                        handle.topic.remove_producer(&handle);
+                        return;
+                    }
+                    producers.insert(producer_id, ProducerSlot::Ready(handle.clone()));
                 }
                 let success = self.producer_success(request_id, &handle, last_sequence_id, topic_epoch);
-                producers.insert(producer_id, ProducerSlot::Ready(handle));
-                success
+                if self.confirm_producer(&handle, &success) {
+                    return;
+                }
+                let error = BrokerError::ServiceNotReady(format!("producer {producer_id} was sent away meanwhile"));
+                error_command(request_id, &error)
             }
             Err(error) => {
                 {
@@ -148,6 +160,24 @@ impl Connection {
             }
         };
         self.send(&answer);
+    }
+
+    /// Answers a PRODUCER, if the topic has the producer; otherwise its id is free again. It may have been sent away before it
+    /// had its slot; whoever sends it away from now on says so after the answer.
+    fn confirm_producer(&self, producer: &Arc<ProducerHandle>, success: &Command) -> bool {
+        let is_on = producer.topic.has_producer(producer);
+        let mut producers = self.producers.lock();
+        if !producers.get(&producer.producer_id).is_some_and(|slot| slot.is_of(producer)) {
+            return false;
+        }
+        if is_on {
+            self.queue(success);
+        } else {
+            producers.remove(&producer.producer_id);
+        }
+        drop(producers);
+        self.outbox.flush();
+        is_on
     }
 
     async fn open_producer_topic(

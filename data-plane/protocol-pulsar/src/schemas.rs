@@ -13,6 +13,7 @@ impl Connection {
     pub(crate) fn get_schema(self: &Arc<Self>, command: proto::CommandGetSchema) {
         self.spawn(|connection| async move {
             let request_id = command.request_id;
+            let Some(_turn) = connection.turn_to_answer().await else { return };
             let response = match connection.find_schema(&command).await {
                 Ok((schema, version)) => proto::CommandGetSchemaResponse {
                     request_id,

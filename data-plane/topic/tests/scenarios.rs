@@ -384,6 +384,44 @@ fn a_consumer_without_permits_holds_up_nobody_else() {
 }
 
 #[test]
+fn consumers_of_a_large_subscription_come_and_go_quickly() {
+    let mut topic = Topic::new(SubscriptionOptions { look_ahead_bytes: 360, ..Default::default() });
+    for key in 1..=600 {
+        topic.join(key, KeyShared, if key == 1 { 0 } else { 1000 });
+    }
+    topic.append((0..10_000).map(|i| keyed(&format!("key-{i}"))));
+    let delivered = topic.deliver().len();
+    assert!((9_000..10_000).contains(&delivered), "{delivered}: what is for the first one waits, and is forgotten");
+    let since = std::time::Instant::now();
+    for key in 2..52 {
+        topic.leave(key);
+        topic.join(600 + key, KeyShared, 1000);
+    }
+    assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[test]
+fn ranges_of_an_exclusive_consumer_are_checked() {
+    let mut topic = Topic::new(SubscriptionOptions::default());
+    let spec = |ranges: &[(u32, u32)]| ConsumerSpec {
+        key: 1,
+        key_shared: Some(KeySharedSpec { mode: KeySharedMode::Sticky(ranges.to_vec()), allow_out_of_order: false }),
+        ..Default::default()
+    };
+    for bad in [&[(50, 40)][..], &[(50, 65_536)], &[(40, 50), (50, 60)]] {
+        assert!(matches!(topic.try_join(spec(bad)), Err(SubscribeError::InvalidRanges(_))), "{bad:?}");
+    }
+    topic.try_join(spec(&[(40_000, 65_535), (0, 20_000)])).unwrap();
+    topic.sub.flow(1, 1000);
+    topic.append((0..100).map(|i| keyed(&format!("key-{i}"))));
+    let slots: Vec<u32> =
+        (0..100).map(|i| u32::from(hash::sticky_slot(hash::sticky_key_hash(format!("key-{i}").as_bytes())))).collect();
+    let expected = slots.iter().filter(|slot| !(20_001..40_000).contains(*slot)).count();
+    assert!((1..100).contains(&expected));
+    assert_eq!(topic.deliver().len(), expected);
+}
+
+#[test]
 fn sticky_ranges_are_exclusive_and_gaps_wait() {
     let mut topic = Topic::new(SubscriptionOptions::default());
     let spec = |key, ranges: &[(u32, u32)]| ConsumerSpec {

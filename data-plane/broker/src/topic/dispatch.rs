@@ -42,7 +42,13 @@ impl Topic {
         let mut deliveries = Vec::new();
         for round in 0.. {
             let started = Instant::now();
-            let Some(sub) = state.subscriptions.get_mut(name) else { return };
+            let Some(mut sub) = state.subscriptions.get_mut(name) else { return };
+            if sub.core.has_events() {
+                // Before it gets messages a consumer learns that it is the active one.
+                self.tell_events(state, name, flushes);
+                let Some(again) = state.subscriptions.get_mut(name) else { return };
+                sub = again;
+            }
             let (messages, bytes) = match allowance(&mut state.limits, name, sub, now) {
                 Ok(room) => room,
                 Err(wait_ms) => {

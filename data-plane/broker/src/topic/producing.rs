@@ -197,6 +197,10 @@ impl Topic {
         }
     }
 
+    pub fn has_producer(&self, producer: &ProducerHandle) -> bool {
+        self.state.lock().producer_handles.contains_key(&producer.key)
+    }
+
     /// Takes a producer off, whether or not it still is on.
     pub fn remove_producer(&self, producer: &ProducerHandle) {
         self.remove_producer_key(producer.key);

@@ -219,6 +219,10 @@ impl Topic {
         }
     }
 
+    pub fn has_consumer(&self, consumer: &ConsumerHandle) -> bool {
+        self.state.lock().consumers.contains_key(&consumer.key)
+    }
+
     /// Takes a consumer off; what it had not acknowledged goes to the others. A non-durable subscription goes with its
     /// last consumer.
     pub fn remove_consumer(&self, consumer: &ConsumerHandle) {

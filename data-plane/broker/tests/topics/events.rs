@@ -61,3 +61,35 @@ async fn consumers_learn_whether_they_are_active_once_they_listen() {
     }
     assert_eq!(active.len(), 1);
 }
+
+#[tokio::test]
+async fn a_consumer_learns_that_it_is_active_before_it_gets_messages() {
+    let broker = fixture::broker().await;
+    let topic = fixture::topic(&broker, NAME).await;
+    let clients = [Client::new(), Client::new()];
+    let mut consumers = Vec::new();
+    for client in &clients {
+        consumers.push(client.consume(&topic, "s", Failover).await.unwrap());
+    }
+    let is_active = |told: Vec<Told>| matches!(told.last(), Some(Told::Active(_, true)));
+    let mut active = Vec::new();
+    for (client, consumer) in clients.iter().zip(&consumers) {
+        // Listens, and has no permits.
+        topic.flow(consumer, 0);
+        active.push(is_active(client.told()));
+    }
+    let other = active.iter().position(|active| !active).unwrap();
+    topic.flow(&consumers[other], 10);
+    let publisher = Client::new();
+    let producer = publisher.produce(&topic, "p").await.unwrap();
+    fixture::publish(&publisher, &producer, &["a", "b"]).await;
+    let told = clients[other].told();
+    assert!(told.is_empty(), "{told:?}");
+    clients[1 - other].leave();
+    let told = clients[other].told();
+    let id = consumers[other].consumer_id;
+    assert!(
+        matches!(told.as_slice(), [Told::Active(active, true), Told::Message(..), ..] if *active == id),
+        "{told:?}"
+    );
+}

@@ -149,13 +149,13 @@ impl KeyShared {
         let old_from = |slot: Slot| old.get(&slot).copied();
         let mut at = 0;
         for new in self.selector.assignments() {
-            // A stretch that nobody had before may hide what was forgotten for nobody.
-            let covered = before.iter().any(|b| b.start <= new.start && new.end <= b.end);
-            if let Some(from) = old_from(NOBODY).filter(|_| !covered) {
-                note_overflow(&mut self.overflow, new.slot, from);
-            }
             while before.get(at).is_some_and(|b| b.end < new.start) {
                 at += 1;
+            }
+            // A stretch that nobody had before may hide what was forgotten for nobody.
+            let covered = before.get(at).is_some_and(|b| b.start <= new.start && new.end <= b.end);
+            if let Some(from) = old_from(NOBODY).filter(|_| !covered) {
+                note_overflow(&mut self.overflow, new.slot, from);
             }
             for overlapping in before[at..].iter().take_while(|b| b.start <= new.end) {
                 if let Some(from) = old_from(overlapping.slot) {

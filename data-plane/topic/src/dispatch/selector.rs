@@ -103,18 +103,23 @@ impl Selector {
         if ranges.is_empty() {
             return Err(SubscribeError::InvalidRanges("Ranges for KeyShared policy must not be empty."));
         }
-        for (i, &(start, end)) in ranges.iter().enumerate() {
+        for &(start, end) in ranges {
             if start > end {
                 return Err(SubscribeError::InvalidRanges("Fixed hash range start > end"));
             }
             if end >= HASH_RANGE_SIZE {
                 return Err(SubscribeError::InvalidRanges("Fixed hash range beyond 65535"));
             }
-            if ranges[..i].iter().any(|&(other_start, other_end)| start <= other_end && other_start <= end) {
-                return Err(SubscribeError::InvalidRanges("Fixed hash ranges overlap"));
-            }
-            let taken = self.assignments().iter().find(|a| start <= u32::from(a.end) && u32::from(a.start) <= end);
-            if let Some(taken) = taken {
+        }
+        let mut sorted = ranges.to_vec();
+        sorted.sort_unstable();
+        if sorted.windows(2).any(|pair| pair[1].0 <= pair[0].1) {
+            return Err(SubscribeError::InvalidRanges("Fixed hash ranges overlap"));
+        }
+        let assignments = self.assignments();
+        for (start, end) in sorted {
+            let at = assignments.partition_point(|a| u32::from(a.end) < start);
+            if let Some(taken) = assignments.get(at).filter(|a| u32::from(a.start) <= end) {
                 return Err(SubscribeError::RangeConflict(name_of(taken.slot).to_owned()));
             }
         }
@@ -217,5 +222,20 @@ mod tests {
         for bad in [&[][..], &[(50, 40)], &[(50, 65_536)], &[(40, 50), (50, 60)]] {
             assert!(matches!(check(bad), Err(SubscribeError::InvalidRanges(_))), "{bad:?}");
         }
+        assert_eq!(check(&[(60, 70), (30, 40)]), Ok(()));
+        assert_eq!(check(&[(60, 70), (12, 12)]), Err(SubscribeError::RangeConflict("b".into())));
+        assert!(matches!(check(&[(60, 70), (30, 40), (35, 36)]), Err(SubscribeError::InvalidRanges(_))));
+    }
+
+    #[test]
+    fn many_ranges_are_checked_at_once() {
+        let ranges: Vec<(u32, u32)> = (0..HASH_RANGE_SIZE).rev().map(|at| (at, at)).collect();
+        let since = std::time::Instant::now();
+        let mut selector = Selector::sticky();
+        assert_eq!(selector.check_ranges(&ranges, |_| ""), Ok(()));
+        selector.add(0, "a", &ranges[1..]);
+        assert_eq!(selector.check_ranges(&ranges[..1], |_| ""), Ok(()));
+        assert_eq!(selector.check_ranges(&ranges, |_| "a"), Err(SubscribeError::RangeConflict("a".into())));
+        assert!(since.elapsed() < std::time::Duration::from_millis(500), "{:?}", since.elapsed());
     }
 }

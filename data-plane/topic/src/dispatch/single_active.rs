@@ -25,12 +25,13 @@ pub(crate) struct SingleActive {
     pub start_at: Option<u64>,
     /// The one whose acknowledgements it waits for.
     previous: Option<Slot>,
-    /// Slots that an Exclusive consumer restricts itself to.
+    /// Slots that an Exclusive consumer restricts itself to, sorted and apart.
     ranges: Vec<(u32, u32)>,
 }
 
 impl SingleActive {
-    pub fn new(failover: bool, ranges: Vec<(u32, u32)>) -> Self {
+    pub fn new(failover: bool, mut ranges: Vec<(u32, u32)>) -> Self {
+        ranges.sort_unstable();
         SingleActive { failover, ranges, ..SingleActive::default() }
     }
 
@@ -141,7 +142,8 @@ impl SingleActive {
 
     pub fn in_ranges(&self, hash: u32) -> bool {
         let slot = u32::from(sticky_slot(hash));
-        self.ranges.is_empty() || self.ranges.iter().any(|&(start, end)| (start..=end).contains(&slot))
+        let at = self.ranges.partition_point(|&(_, end)| end < slot);
+        self.ranges.is_empty() || self.ranges.get(at).is_some_and(|&(start, _)| start <= slot)
     }
 }
 

@@ -24,6 +24,7 @@ use self::consumers::{Consumers, Slot};
 use self::core::{Core, Pending};
 pub(crate) use crate::dispatch::Dispatcher;
 use crate::dispatch::key_shared::KeyShared;
+use crate::dispatch::selector::Selector;
 use crate::dispatch::shared::Shared;
 use crate::dispatch::single_active::SingleActive;
 use crate::entry::{Delivery, DispatchWait, Entry, EntryReader};
@@ -94,6 +95,10 @@ impl Subscription {
         self.core.cursor.take_delta()
     }
 
+    pub fn has_events(&self) -> bool {
+        !self.core.events.is_empty()
+    }
+
     pub fn poll_event(&mut self) -> Option<Event> {
         self.core.events.pop_front()
     }
@@ -133,7 +138,11 @@ impl Subscription {
             return Err(SubscribeError::MaxConsumers);
         }
         if spec.sub_type != SubscriptionType::KeyShared {
-            return Ok(());
+            let ranges = ranges_of(spec);
+            return match spec.sub_type == SubscriptionType::Exclusive && !ranges.is_empty() {
+                true => Selector::sticky().check_ranges(&ranges, |_| ""),
+                false => Ok(()),
+            };
         }
         let (sticky, out_of_order) = key_shared_policy(spec);
         match &self.dispatcher {
@@ -147,7 +156,7 @@ impl Subscription {
                 }
             }
             _ if sticky => {
-                crate::dispatch::selector::Selector::sticky().check_ranges(&ranges_of(spec), |_| "")?;
+                Selector::sticky().check_ranges(&ranges_of(spec), |_| "")?;
             }
             _ => {}
         }

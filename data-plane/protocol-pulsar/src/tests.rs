@@ -1,0 +1,206 @@
+//! Connections over TCP, with a broker on metadata and ledgers in memory.
+
+mod client;
+mod fixture;
+
+use std::time::{Duration, Instant};
+
+use geminga_broker::{Broker, BrokerConfig, Peer};
+use geminga_flow::HARD_LIMIT;
+use geminga_wire_pulsar::{Command, proto};
+
+use client::Client;
+use fixture::{broker, broker_with, eventually, name};
+
+use crate::waiting::{REQUESTS_MAX, move_to_small_buffer};
+
+const TOPIC: &str = "persistent://public/default/t";
+
+#[tokio::test]
+async fn a_consumer_that_its_topic_has_let_go_joins_again() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.subscribe(1, "s").await;
+    client.create_producer(2).await;
+    let consumer = client.connection.consumer(1).unwrap();
+    consumer.topic.remove_consumer(&consumer);
+    client.subscribe(1, "s").await;
+    client.send(&proto::CommandFlow { consumer_id: 1, message_permits: 10 }.into()).await;
+    client.publish(2, 0).await;
+    let (mut receipt, mut message) = (false, false);
+    while !(receipt && message) {
+        match client.next().await {
+            Command::SendReceipt(_) => receipt = true,
+            Command::Message(_) => message = true,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_producer_that_its_topic_has_let_go_joins_again() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.create_producer(2).await;
+    let producer = client.connection.producer(2).unwrap();
+    producer.topic.remove_producer(&producer);
+    broker.unload(&name(TOPIC)).await.unwrap();
+    client.create_producer(2).await;
+    client.publish(2, 0).await;
+    let answer = client.next().await;
+    assert!(matches!(answer, Command::SendReceipt(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_is_held_back_hears_of_us() {
+    let config = BrokerConfig { keep_alive: Duration::from_millis(100), ..BrokerConfig::default() };
+    let broker = broker_with(config).await;
+    let mut client = Client::connect(&broker).await;
+    let share = client.connection.publishing.limit();
+
+    // Too much of it is not durable yet.
+    client.connection.published(share);
+    client.is_held_back().await;
+    // Its rate is too high.
+    client.connection.hold_back(Duration::from_secs(2));
+    client.connection.settled(share);
+    client.is_held_back().await;
+    client.hears("PONG").await;
+
+    // There is no room for a large frame.
+    let receiving = broker.memory().receiving.clone();
+    receiving.take(receiving.limit());
+    client.send_bytes(&(1u32 << 20).to_be_bytes()).await;
+    client.is_held_back().await;
+    client.connection.shut_down();
+    tokio::time::timeout(Duration::from_secs(5), client.served).await.expect("it ends").unwrap();
+    receiving.give_back(receiving.limit());
+}
+
+#[test]
+fn the_beginning_of_a_frame_takes_a_small_buffer() {
+    let mut buffer = bytes::BytesMut::with_capacity(1 << 20);
+    buffer.extend_from_slice(&[7; 5000]);
+    move_to_small_buffer(&mut buffer);
+    assert_eq!(buffer, [7; 5000][..]);
+    assert!(buffer.capacity() < 20_000, "{}", buffer.capacity());
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_are_bounded() {
+    const REQUESTS: u64 = 4000;
+    let broker = broker().await;
+    for number in 0..500 {
+        let topic = name(&format!("persistent://public/default/a-topic-{number:03}"));
+        broker.metadata().create_topic(&topic, Default::default()).await.unwrap();
+    }
+    let mut client = Client::connect(&broker).await;
+    for request_id in 0..REQUESTS {
+        let namespace = "public/default".to_owned();
+        client.queue(&proto::CommandGetTopicsOfNamespace { request_id, namespace, ..Default::default() }.into());
+    }
+    client.send_queued().await;
+    let (mut most, since) = (0, Instant::now());
+    while since.elapsed() < Duration::from_secs(2) {
+        most = most.max(client.connection.outbox.queued());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!((1 << 20..3 << 20).contains(&most), "{most} bytes wait");
+    let mut missing: std::collections::BTreeSet<u64> = (0..REQUESTS).collect();
+    let mut bytes = 0;
+    while !missing.is_empty() {
+        let Command::GetTopicsOfNamespaceResponse(answer) = client.next().await else { continue };
+        assert_eq!(answer.topics.len(), 500);
+        bytes += answer.topics.iter().map(String::len).sum::<usize>();
+        assert!(missing.remove(&answer.request_id));
+    }
+    assert!(bytes > HARD_LIMIT, "the client would have been cut off");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_no_answers_is_cut_off() {
+    let config = BrokerConfig { keep_alive: Duration::from_millis(200), ..BrokerConfig::default() };
+    let broker = broker_with(config).await;
+    for number in 0..500 {
+        let topic = name(&format!("persistent://public/default/a-topic-{number:03}"));
+        broker.metadata().create_topic(&topic, Default::default()).await.unwrap();
+    }
+    let mut client = Client::connect(&broker).await;
+    for request_id in 0..2000 {
+        let namespace = "public/default".to_owned();
+        client.queue(&proto::CommandGetTopicsOfNamespace { request_id, namespace, ..Default::default() }.into());
+    }
+    client.send_queued().await;
+    tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn producers_that_wait_for_each_other_hold_up_no_requests() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    let last = REQUESTS_MAX as u64 + 10;
+    for id in 0..=last {
+        client.queue(
+            &proto::CommandProducer {
+                topic: TOPIC.into(),
+                producer_id: id,
+                request_id: id,
+                producer_access_mode: Some(proto::ProducerAccessMode::WaitForExclusive as i32),
+                ..Default::default()
+            }
+            .into(),
+        );
+    }
+    client.send_queued().await;
+    let mut ready = None;
+    for _ in 0..=last {
+        let Command::ProducerSuccess(success) = client.next().await else { panic!("a producer was refused") };
+        if success.producer_ready == Some(true) {
+            assert_eq!(ready.replace(success.request_id), None);
+        }
+    }
+    client.ask(proto::CommandCloseProducer { producer_id: ready.unwrap(), request_id: 1, ..Default::default() }).await;
+    let next = client.next().await;
+    assert!(matches!(&next, Command::ProducerSuccess(success) if success.producer_ready == Some(true)), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_burst_of_new_topics_is_looked_at_few_times() {
+    const TOPICS: usize = 500;
+    let (broker, store) = fixture::broker_and_store(BrokerConfig::default()).await;
+    let mut client = Client::connect(&broker).await;
+    let watch = proto::CommandWatchTopicList {
+        request_id: 1,
+        watcher_id: 1,
+        namespace: "public/default".into(),
+        topics_pattern: "persistent://public/default/.*".into(),
+        ..Default::default()
+    };
+    client.ask(watch).await;
+    let before = store.listings();
+    for number in 0..TOPICS {
+        create(&broker, &format!("persistent://public/default/t-{number}")).await;
+    }
+    let mut known = 0;
+    while known < TOPICS {
+        let update = client.next().await;
+        let Command::WatchTopicUpdate(update) = update else { panic!("{update:?}") };
+        known += update.new_topics.len();
+    }
+    let listings = store.listings() - before;
+    assert!(listings < 50, "{listings} listings");
+}
+
+async fn create(broker: &Broker, topic: &str) {
+    broker.create_topic(&name(topic), Default::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_tells_its_client_though_somebody_holds_it() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    let held = client.connection.clone();
+    held.shut_down();
+    assert!(client.has_ended().await);
+    eventually("nobody else holds it", || std::sync::Arc::strong_count(&held) == 2).await;
+}
