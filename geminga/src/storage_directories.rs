@@ -122,6 +122,7 @@ fn log_options(memory_limit: u64, directories: usize) -> LogOptions {
     LogOptions {
         max_queued_bytes: memory_limit as usize / 4 / directories,
         index_memory_bytes: alone.index_memory_bytes / directories,
+        only_replicas: true,
         ..alone
     }
 }

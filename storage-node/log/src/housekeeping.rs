@@ -14,6 +14,8 @@ const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
 /// How often a disk that failed is tried.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// How often a segment that could not be read is tried: much of it is read each time.
+const READ_AGAIN: Duration = Duration::from_secs(3600);
 /// After this long without a commit, an empty one proves that the last was durable.
 const MARK_AFTER: Duration = Duration::from_millis(200);
 
@@ -38,7 +40,7 @@ pub(crate) struct State {
 }
 
 pub(crate) fn run(shared: &Shared) {
-    let (mut space_checked, mut tried) = (Instant::now(), Instant::now());
+    let (mut space_checked, mut tried, mut read_again) = (Instant::now(), Instant::now(), Instant::now());
     let mut idle_since = Instant::now();
     let mut reclaim = None;
     let mut round = ROUND;
@@ -73,6 +75,10 @@ pub(crate) fn run(shared: &Shared) {
             // What it answers is in the figures of the log, and was said when it failed.
             let _ = engine.try_again();
             tried = Instant::now();
+        }
+        if read_again.elapsed() >= READ_AGAIN {
+            engine.reconsider_damaged();
+            read_again = Instant::now();
         }
         reclaim_round(shared, &mut reclaim);
         if !shared.is_idle() {

@@ -16,6 +16,8 @@ pub struct LogOptions {
     pub compact_below: f64,
     /// What compaction may read and write per second.
     pub compaction_bytes_per_second: u64,
+    /// All ledgers are replicas. So is one of which damage hides the key, which says so.
+    pub only_replicas: bool,
 }
 
 impl Default for LogOptions {
@@ -28,6 +30,7 @@ impl Default for LogOptions {
             index_memory_bytes: 16 << 20,
             compact_below: 0.5,
             compaction_bytes_per_second: 32 << 20,
+            only_replicas: false,
         }
     }
 }

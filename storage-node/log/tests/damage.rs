@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use geminga_log::disk::sim::SimDisk;
+use geminga_log::disk::sim::{Faults, SimDisk};
 use geminga_log::engine::{Begin, Engine, Request};
-use geminga_log::{Admission, Append, AppendError, LogOptions, MasterKey, ReadError};
+use geminga_log::{Admission, Append, AppendError, FenceError, LogOptions, MasterKey, OpenError, ReadError};
 
 const KEY: MasterKey = [3; 20];
 const BODY_BYTES: usize = 4000;
@@ -274,4 +274,217 @@ fn a_segment_without_a_readable_index_keeps_no_other_from_going() {
     run(&engine, moving);
     assert!(engine.plan_compaction().is_none());
     assert!((0..5).all(|entry| engine.read(9, entry) == Ok(body(9, entry))));
+}
+
+const SEAL_AT: u64 = 4096;
+const DATA_AT: u64 = 8192;
+
+fn is_unknown<T: std::fmt::Debug>(answer: &Result<T, ReadError>) -> bool {
+    matches!(answer, Err(ReadError::Corrupt { .. }))
+}
+
+/// A log of which each segment has a ledger of its own: the first two are sealed, the last one was in use at a crash.
+fn three_segments() -> SimDisk {
+    let disk = SimDisk::new(11, 64 << 20);
+    for ledger in 1..=3 {
+        let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+        add_all(&engine, ledger, 0..5, false).unwrap();
+        match ledger {
+            3 => disk.crash(),
+            _ => engine.shut_down().unwrap(),
+        }
+    }
+    disk
+}
+
+fn whole_fence(engine: &Engine<SimDisk>, ledger: u64) -> Result<Option<u64>, FenceError> {
+    let answer = Arc::new(Mutex::new(None));
+    let told = answer.clone();
+    let done = Box::new(move |result| *told.lock().unwrap() = Some(result));
+    run(engine, Request::Fence { ledger, key: None, done });
+    answer.lock().unwrap().take().expect("an answer")
+}
+
+fn has_all(engine: &Engine<SimDisk>, ledger: u64) -> bool {
+    (0..5).all(|entry| engine.read(ledger, entry) == Ok(body(ledger, entry)))
+}
+
+#[test]
+fn a_head_or_an_index_that_cannot_be_read_costs_no_entry() {
+    let cases: [(&str, Place, bool); 3] = [
+        ("header", |_| 0, false),
+        ("seal", |_| SEAL_AT as usize, true),
+        ("index", |content| content.iter().rposition(|byte| *byte != 0).expect("it was written"), true),
+    ];
+    for (what, place, rewritten) in cases {
+        let disk = three_segments();
+        disk.fail_reads(FIRST, place(&content(&disk, FIRST)) as u64);
+        let (engine, report) = Engine::open(disk.clone(), options()).unwrap();
+        assert!(!report.damage.is_empty(), "{what} is not reported");
+        assert_eq!(engine.stats().holes, 0, "{what}: {report:?}");
+        assert!((1..=3).all(|ledger| has_all(&engine, ledger)), "{what}");
+        assert!(matches!(engine.read(1, 5), Err(ReadError::NoSuchEntry { .. })), "{what}");
+        engine.shut_down().unwrap();
+        drop(engine);
+        let (engine, report) = Engine::open(disk.clone(), options()).unwrap();
+        assert_eq!(report.damage.is_empty(), rewritten, "{what}: {report:?}");
+        assert_eq!(scrub(&engine), (u64::from(!rewritten), vec![]), "{what}");
+        maintain(&engine);
+        assert_eq!(scrub(&engine), (0, vec![]), "{what} is still there");
+        assert!((1..=3).all(|ledger| has_all(&engine, ledger)), "{what}");
+        drop(engine);
+        disk.crash();
+        assert_eq!(Engine::open(disk, options()).unwrap().1.damage, [""; 0], "{what}");
+    }
+}
+
+/// The header says that it is one.
+#[test]
+fn a_compacted_segment_of_which_the_header_cannot_be_read_is_no_end_of_the_log() {
+    let disk = three_segments();
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    run(&engine, Request::Delete { ledgers: vec![1], done: Box::new(|result| result.unwrap()) });
+    disk.flip_bit("segment-00000002", 0, 0);
+    scrub(&engine);
+    maintain(&engine);
+    let compacted = |content: &[u8]| content.starts_with(b"GmLogSeg") && content[10] == 1;
+    add_all(&engine, 4, 0..5, false).unwrap();
+    disk.crash();
+    let (name, _) = disk.contents().into_iter().find(|(_, content)| compacted(content)).expect("there is one");
+    disk.fail_reads(&name, 0);
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!(report.damage.len(), 1, "{report:?}");
+    assert!((2..=4).all(|ledger| has_all(&engine, ledger)));
+    assert!(matches!(engine.read(1, 0), Err(ReadError::NoSuchLedger { .. })));
+}
+
+/// A torn write leaves what can be read; what cannot be may have been acknowledged.
+#[test]
+fn the_end_of_the_log_is_unknown_if_it_cannot_be_read() {
+    let third = "segment-00000003";
+    let disk = three_segments();
+    let content = content(&disk, third);
+    let in_head = position(&content, &body(3, 0)) as u64 - 10;
+    disk.fail_reads(third, in_head);
+    let (engine, report) = Engine::open(disk.clone(), options()).unwrap();
+    assert!(!report.damage.is_empty() && !report.torn_tail && engine.stats().holes == 1, "{report:?}");
+    assert!((0..5).all(|entry| is_unknown(&engine.read(3, entry))));
+    assert!(is_unknown(&engine.read(9, 0)), "it may hide a ledger");
+    assert_eq!(add(&engine, 2, 5, false), Err(AppendError::Unknown), "it may hide a fence");
+    assert!((1..=2).all(|ledger| has_all(&engine, ledger)));
+    assert!(matches!(whole_fence(&engine, 8), Err(FenceError::Unknown(_))), "it may hide the end of a ledger");
+    drop(engine);
+
+    // What is written meanwhile leaves the place alone: it may be readable again some day.
+    let left = self::content(&disk, third);
+    assert!((0..5).all(|entry| position(&left, &body(3, entry)) == position(&content, &body(3, entry))));
+    let (engine, report) = Engine::open(disk.clone(), options()).unwrap();
+    assert!(!report.damage.is_empty() && engine.stats().holes == 1, "it is not forgotten: {report:?}");
+    drop(engine);
+    disk.mend_reads();
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!((report.damage.len(), engine.stats().holes), (0, 0), "{report:?}");
+    assert!((1..=3).all(|ledger| has_all(&engine, ledger)));
+}
+
+/// The block that cannot be read is behind one that can, in the same commit.
+#[test]
+fn an_entry_at_the_end_of_the_log_that_cannot_be_read_hides_no_other() {
+    let third = "segment-00000003";
+    let disk = three_segments();
+    disk.fail_reads(third, position(&content(&disk, third), &body(3, 2)) as u64 + 100);
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert!(!report.damage.is_empty() && engine.stats().holes == 0, "{report:?}");
+    let (_, damaged) = scrub(&engine);
+    assert!(damaged.contains(&(3, 2)) && damaged.len() <= 2, "{damaged:?}");
+    for entry in 0..5 {
+        let read = engine.read(3, entry);
+        match damaged.contains(&(3, entry)) {
+            true => assert!(is_unknown(&read), "{entry} gives {read:?}"),
+            false => assert_eq!(read, Ok(body(3, entry))),
+        }
+    }
+    assert!(matches!(engine.read(3, 5), Err(ReadError::NoSuchEntry { .. })));
+}
+
+/// With the key of a replica went all that was there before.
+#[test]
+fn a_replica_of_which_the_key_is_hidden_is_no_whole_ledger() {
+    let disk = three_segments();
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    add(&engine, 3, 9, false).unwrap();
+    drop(engine);
+    disk.fail_reads("segment-00000003", DATA_AT);
+    let (footer, _) =
+        (content(&disk, "segment-00000003").iter().enumerate()).rfind(|(_, byte)| **byte != 0).expect("it was written");
+    disk.fail_reads("segment-00000003", footer as u64);
+    let (engine, _) = Engine::open(disk, LogOptions { only_replicas: true, ..options() }).unwrap();
+    assert_eq!(engine.read(3, 9), Ok(body(3, 9)));
+    assert!(engine.key(3).is_none() && is_unknown(&engine.read(3, 4)) && is_unknown(&engine.last_entry(3)));
+}
+
+/// In a row of zeros are an empty entry's length and checksum.
+#[test]
+fn a_table_that_cannot_be_read_makes_no_entry_an_empty_one() {
+    let disk = SimDisk::new(12, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    add_all(&engine, 1, 0..10, false).unwrap();
+    engine.shut_down().unwrap();
+    drop(engine);
+    let table_at = position(&content(&disk, FIRST), &body(1, 9)) + BODY_BYTES;
+    disk.fail_reads(FIRST, table_at as u64);
+    let (engine, _) = Engine::open(disk, options()).unwrap();
+    for entry in 0..10 {
+        let read = engine.read(1, entry);
+        assert!(is_unknown(&read) || read == Ok(body(1, entry)), "{entry} gives {read:?}");
+    }
+}
+
+#[test]
+fn an_index_and_a_record_that_cannot_be_read_hide_no_other() {
+    let disk = SimDisk::new(13, 64 << 20);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    for entry in 0..20 {
+        add(&engine, 1, entry, false).unwrap();
+    }
+    engine.shut_down().unwrap();
+    let records_end = DATA_AT + engine.stats().data_bytes;
+    drop(engine);
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    disk.fail_reads(FIRST, records_end);
+    disk.fail_reads(FIRST, position(&content(&disk, FIRST), &body(1, 7)) as u64 - 10);
+    let (_, damaged) = scrub(&engine);
+    assert_eq!(damaged, [(1, 7)]);
+    assert!(is_unknown(&engine.read(1, 7)) && engine.lists(1, 7));
+    assert!((0..20).filter(|entry| *entry != 7).all(|entry| engine.read(1, entry) == Ok(body(1, entry))));
+    add(&engine, 1, 7, true).unwrap();
+    assert!((0..20).all(|entry| engine.read(1, entry) == Ok(body(1, entry))), "a repair");
+}
+
+#[test]
+fn which_ledgers_were_deleted_is_unknown_if_it_cannot_be_read() {
+    let disk = three_segments();
+    let (engine, _) = Engine::open(disk.clone(), options()).unwrap();
+    run(&engine, Request::Delete { ledgers: vec![1], done: Box::new(|result| result.unwrap()) });
+    let reclaim = engine.plan_reclaim(Box::new(|result| result.unwrap())).unwrap().expect("one can go");
+    run(&engine, reclaim);
+    engine.shut_down().unwrap();
+    drop(engine);
+    disk.fail_reads("deleted", 0);
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!((report.damage.len(), engine.stats().holes), (1, 1), "{report:?}");
+    assert!(is_unknown(&engine.read(9, 0)) && has_all(&engine, 2) && has_all(&engine, 3));
+}
+
+#[test]
+fn a_disk_that_reads_nothing_is_no_empty_log() {
+    let disk = three_segments();
+    disk.set_faults(Faults { read_error: 1.0, ..Faults::default() });
+    let Err(error) = Engine::open(disk.clone(), options()) else { panic!("it opens") };
+    assert!(matches!(&error, OpenError::Io { source, .. } if source.raw_os_error() == Some(5)), "{error:?}");
+    assert_eq!(error.to_string(), "reading any segment in the log's folder");
+    disk.set_faults(Faults::default());
+    let (engine, report) = Engine::open(disk, options()).unwrap();
+    assert_eq!(report.damage, [""; 0], "nothing was changed");
+    assert!((1..=3).all(|ledger| has_all(&engine, ledger)));
 }

@@ -42,7 +42,7 @@ fn only_a_fence_is_called_a_fence() {
     let disk = SimDisk::new(1, 64 << 20);
     let (engine, _) = Engine::open(disk.clone(), LogOptions::default()).unwrap();
     assert_eq!(append(&engine, 0), Ok(()));
-    disk.set_faults(Faults { write_error: 0.0, sync_error: 1.0 });
+    disk.set_faults(Faults { sync_error: 1.0, ..Faults::default() });
     assert!(matches!(append(&engine, 1), Err(AppendError::Io(_))));
     disk.set_faults(Faults::default());
     assert_eq!(append(&engine, 2), Err(AppendError::GivenUp), "it would leave a gap");
@@ -56,7 +56,7 @@ fn a_disk_that_fails_is_read_only_until_it_takes_writes_again() {
     let disk = SimDisk::new(1, 64 << 20);
     let (engine, _) = Engine::open(disk.clone(), LogOptions::default()).unwrap();
     assert_eq!(append(&engine, 0), Ok(()));
-    let failing = Faults { write_error: 1.0, sync_error: 0.0 };
+    let failing = Faults { write_error: 1.0, ..Faults::default() };
     disk.set_faults(failing);
     for ledger in 2..10 {
         assert!(append_to(&engine, ledger, 0).is_err());
@@ -65,7 +65,7 @@ fn a_disk_that_fails_is_read_only_until_it_takes_writes_again() {
     assert!(engine.stats().read_only && engine.try_again().is_err() && engine.stats().read_only);
     assert_eq!(engine.read(1, 0).unwrap(), "entry");
 
-    disk.set_faults(Faults { write_error: 0.0, sync_error: 1.0 });
+    disk.set_faults(Faults { sync_error: 1.0, ..Faults::default() });
     assert!(engine.try_again().is_err(), "a sync that fails is a failure");
     disk.set_faults(Faults::default());
     assert_eq!((engine.try_again().unwrap(), engine.stats().read_only), (true, false));

@@ -147,7 +147,7 @@ impl EngineNode {
         let (engine, _) = Engine::open(disk.clone(), options.clone()).expect("an empty folder opens");
         let has_faults = rng.random_bool(0.3);
         let error = if has_faults { rng.random_range(0.0..0.03) } else { 0.0 };
-        let faults = Faults { write_error: error, sync_error: error };
+        let faults = Faults { write_error: error, sync_error: error, ..Faults::default() };
         disk.set_faults(faults);
         Self { disk, options, engine, rng, faults }
     }

@@ -69,7 +69,8 @@ impl EngineLedgers {
             compact_below: rng.random_range(0.1..0.9),
             ..LogOptions::default()
         };
-        let faults = Faults { write_error: rng.random_range(0.0..0.04), sync_error: rng.random_range(0.0..0.04) };
+        let (write_error, sync_error) = (rng.random_range(0.0..0.04), rng.random_range(0.0..0.04));
+        let faults = Faults { write_error, sync_error, ..Faults::default() };
         let (engine, _) = Engine::open(disk.clone(), options.clone()).expect("an empty folder opens");
         EngineLedgers {
             disk,

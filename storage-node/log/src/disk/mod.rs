@@ -49,19 +49,33 @@ pub trait DiskFile: Send + Sync + 'static {
 }
 
 /// Whether a disk says that what is there cannot be read, as of a sector that has gone bad, and not that something else is wrong.
-/// Reads past the page cache get the second of the two from some disks.
+/// Reads past the page cache get the second from some disks, and the third from some that have checksums.
 pub(crate) fn is_damage(error: &io::Error) -> bool {
     const EIO: i32 = 5;
     const ENODATA: i32 = 61;
-    matches!(error.raw_os_error(), Some(EIO | ENODATA))
+    const EILSEQ: i32 = 84;
+    matches!(error.raw_os_error(), Some(EIO | ENODATA | EILSEQ))
 }
 
-/// Reads as `read` does. In place of blocks that the disk cannot read come zeros, which no checksum takes for what was there: so
-/// what is beside the damage is found, and what it hit is told as of any other damage.
+/// What stands in place of what cannot be read. Not zeros, as they are the length and the checksum of nothing.
+const UNREADABLE: u8 = 0xff;
+
+/// Reads as `read` does. In place of blocks that the disk cannot read comes what no checksum takes for what was there: so what is
+/// beside the damage is found, and what it hit is told as of any other damage.
 pub(crate) fn read_around(
     buffer: &mut [u8],
     offset: u64,
     read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    read_around_noting(buffer, offset, read, |_| ())
+}
+
+/// The same; `unreadable` hears where each block begins that the disk cannot read.
+pub(crate) fn read_around_noting(
+    buffer: &mut [u8],
+    offset: u64,
+    read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+    mut unreadable: impl FnMut(u64),
 ) -> io::Result<usize> {
     match read(buffer, offset) {
         Err(error) if is_damage(&error) => tracing::warn!(%error, offset, bytes = buffer.len(), "a disk cannot read"),
@@ -75,7 +89,8 @@ pub(crate) fn read_around(
         let piece = &mut buffer[filled..][..rest.min((block - at % block) as usize)];
         let count = match read(piece, at) {
             Err(error) if is_damage(&error) => {
-                piece.fill(0);
+                piece.fill(UNREADABLE);
+                unreadable(at / block * block);
                 piece.len()
             }
             done => done?,

@@ -24,6 +24,8 @@ const SECTOR_BYTES: usize = 512;
 pub struct Faults {
     pub write_error: f64,
     pub sync_error: f64,
+    /// Of a read; the next one of the same place may succeed.
+    pub read_error: f64,
 }
 
 #[derive(Clone)]
@@ -42,6 +44,7 @@ struct State {
     next_file: u64,
     /// Calls that change something.
     changes: u64,
+    failed_reads: u64,
     crash_at: Option<u64>,
     crashed: bool,
     /// A file that takes no changes.
@@ -159,6 +162,7 @@ impl SimDisk {
             files: BTreeMap::new(),
             next_file: 0,
             changes: 0,
+            failed_reads: 0,
             crash_at: None,
             crashed: false,
             refused: None,
@@ -230,6 +234,16 @@ impl SimDisk {
         let Some(file) = state.names.get(name).copied() else { return };
         let file = state.files.get_mut(&file).expect("named files exist");
         file.unreadable.insert(byte as usize / BLOCK_BYTES);
+    }
+
+    /// Every block can be read again.
+    pub fn mend_reads(&self) {
+        self.state.lock().files.values_mut().for_each(|file| file.unreadable.clear());
+    }
+
+    /// How many reads have failed so far.
+    pub fn failed_reads(&self) -> u64 {
+        self.state.lock().failed_reads
     }
 
     /// Turns a bit at random where the log is known to have been durable: in a segment before the one that `proven` names, or
@@ -344,11 +358,16 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.state.lock();
+        let state = &mut *self.state.lock();
         let FileState { seen: bytes, unreadable, .. } = &state.files[&self.id];
         let start = (offset as usize).min(bytes.len());
         let count = buffer.len().min(bytes.len() - start);
-        if count > 0 && unreadable.range(start / BLOCK_BYTES..=(start + count - 1) / BLOCK_BYTES).next().is_some() {
+        let blocks = start / BLOCK_BYTES..(start + count).div_ceil(BLOCK_BYTES);
+        let read_error = state.faults.read_error;
+        if count > 0
+            && (unreadable.range(blocks).next().is_some() || (read_error > 0.0 && state.rng.random_bool(read_error)))
+        {
+            state.failed_reads += 1;
             return Err(io::Error::from_raw_os_error(5));
         }
         buffer[..count].copy_from_slice(&bytes[start..start + count]);

@@ -131,6 +131,7 @@ pub(super) struct Catalog<F> {
     pub damaged: bool,
     /// Segments from this one on were begun since the log was opened.
     pub opened_at: u32,
+    pub only_replicas: bool,
 }
 
 impl<F> Catalog<F> {
@@ -143,6 +144,7 @@ impl<F> Catalog<F> {
             lost: Vec::new(),
             damaged: false,
             opened_at: 0,
+            only_replicas: false,
         }
     }
 
@@ -289,7 +291,7 @@ impl<F> Catalog<F> {
             return false;
         }
         let Some(known) = self.ledgers.get(&ledger) else { return true };
-        if known.is_replica() {
+        if self.only_replicas || known.is_replica() {
             return true;
         }
         if known.fence.is_some() {

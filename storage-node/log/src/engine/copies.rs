@@ -20,13 +20,15 @@ struct Copy<F> {
     run: Run,
 }
 
+/// Places of an entry, the newest first, and whether damage to the index may hide another.
+type Copies<F> = (Vec<Copy<F>>, bool);
+
 impl<D: Disk> Engine<D> {
-    /// Where the index has the entry, the newest first.
-    fn copies(&self, ledger: u64, entry: u64) -> Vec<Copy<D::File>> {
+    fn copies(&self, ledger: u64, entry: u64) -> Copies<D::File> {
         let (mut copies, mut sealed) = (Vec::new(), Vec::new());
         {
             let catalog = self.catalog.read();
-            let Some(known) = catalog.ledgers.get(&ledger) else { return copies };
+            let Some(known) = catalog.ledgers.get(&ledger) else { return (copies, false) };
             for place in known.placements.iter().rev().filter(|place| (place.first..=place.last).contains(&entry)) {
                 let holder = &catalog.segments[&place.segment];
                 match &holder.index {
@@ -38,22 +40,28 @@ impl<D: Disk> Engine<D> {
                 }
             }
         }
+        let mut may_hide = false;
         for (segment, data_end, place) in sealed {
             // One whose index is damaged does not hide the others.
-            let Ok(runs) = self.sealed_runs(&segment, data_end, ledger, &place) else { continue };
-            copies.extend(runs.holding(entry).map(|run| Copy { segment: segment.clone(), run: *run }));
+            let Ok(known) = self.known_runs(&segment, data_end, ledger, &place) else {
+                may_hide = true;
+                continue;
+            };
+            copies.extend(known.runs.holding(entry).map(|run| Copy { segment: segment.clone(), run: *run }));
+            may_hide |= !known.are_all;
         }
-        copies
+        (copies, may_hide)
     }
 
-    /// Whether the index has the entry, readable or not.
+    /// Whether the index has the entry, readable or not, or had it before it was damaged.
     pub fn lists(&self, ledger: u64, entry: u64) -> bool {
-        !self.copies(ledger, entry).is_empty()
+        let (copies, may_hide) = self.copies(ledger, entry);
+        may_hide || !copies.is_empty()
     }
 
     /// An intact copy, from the disk itself where the file system can; `None` if the index has none that is.
     pub fn intact_copy(&self, ledger: u64, entry: u64) -> Option<Bytes> {
-        for Copy { segment, run } in self.copies(ledger, entry) {
+        for Copy { segment, run } in self.copies(ledger, entry).0 {
             match read_copy(&segment.file, segment.id, ledger, &run, entry) {
                 Ok(body) => return Some(body),
                 Err(error) => tracing::debug!(%error, "a copy of an entry cannot be read"),
@@ -79,8 +87,8 @@ fn read_copy<F: DiskFile>(file: &F, segment: u32, ledger: u64, run: &Run, entry:
 /// Read together when a file is read from its beginning to its end.
 const WINDOW_BYTES: usize = 1 << 20;
 
-/// Reads a file forwards through one aligned buffer, past the page cache where the file system can. What the disk cannot read is
-/// zeros.
+/// Reads a file forwards through one aligned buffer, past the page cache where the file system can, and around what the disk cannot
+/// read.
 pub(super) struct Window<'f, F> {
     file: &'f F,
     buffer: AlignedBuffer,

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::catalog::{IndexState, Placement};
-use super::scan::{find_record, scan};
+use super::scan::{Scan, find_record, scan};
 use super::{Engine, SharedSegment};
 use crate::buffer::{READ_BUFFER_BYTES, ReadBuffers};
-use crate::disk::{Disk, DiskFile, is_damage, read_around};
+use crate::disk::{Disk, DiskFile, read_around};
 use crate::error::ReadError;
 use crate::format::{BLOCK_BYTES, RECORD_HEADER_BYTES, Table};
+use crate::index::cache::KnownRuns;
 use crate::index::footer::decode_section;
 use crate::index::{Run, Runs};
 use crate::replica::{ExplicitLac, MasterKey};
@@ -186,12 +187,17 @@ impl<D: Disk> Engine<D> {
             }
             candidates
         };
+        let mut may_have = None;
         for (segment, data_end, place) in candidates {
-            let runs = self.sealed_runs(&segment, data_end, ledger, &place)?;
-            if let Some(runs) = runs.from(entry) {
+            let known = self.known_runs(&segment, data_end, ledger, &place)?;
+            if let Some(runs) = known.runs.from(entry) {
                 let wanted = (max_bytes as u64).div_ceil(16 << 10).clamp(1, 256) as usize;
                 return Ok(Stretch { segment, runs: runs[..runs.len().min(wanted)].to_vec() });
             }
+            may_have = may_have.or((!known.are_all).then_some(segment.id));
+        }
+        if let Some(segment) = may_have {
+            return Err(index_is_damaged(segment, ledger, Some(entry)));
         }
         if self.catalog.read().damaged {
             return Err(hidden(ledger, Some(entry)));
@@ -199,7 +205,7 @@ impl<D: Disk> Engine<D> {
         Err(ReadError::NoSuchEntry { ledger, entry })
     }
 
-    /// From the cache, the segment's footer, or, if that is damaged, from the records themselves.
+    /// All runs of the ledger in a sealed segment.
     pub(super) fn sealed_runs(
         &self,
         segment: &SharedSegment<D::File>,
@@ -207,33 +213,42 @@ impl<D: Disk> Engine<D> {
         ledger: u64,
         place: &Placement,
     ) -> Result<Arc<Runs>, ReadError> {
+        let known = self.known_runs(segment, data_end, ledger, place)?;
+        if known.are_all { Ok(known.runs) } else { Err(index_is_damaged(segment.id, ledger, None)) }
+    }
+
+    /// From the cache, the segment's footer, or, if that is damaged, from the records themselves.
+    pub(super) fn known_runs(
+        &self,
+        segment: &SharedSegment<D::File>,
+        data_end: u64,
+        ledger: u64,
+        place: &Placement,
+    ) -> Result<KnownRuns, ReadError> {
         let key = (segment.id, ledger);
-        if let Some(runs) = self.cache.lock().get(key) {
-            return Ok(runs);
+        if let Some(known) = self.cache.lock().get(key) {
+            return Ok(known);
         }
         let mut section = vec![0; place.section_bytes as usize];
         let read = |buffer: &mut [u8], offset| segment.file.read_at(buffer, offset);
         let count = read_around(&mut section, u64::from(place.section_at), read).map_err(io_error)?;
-        let runs = match decode_section(&section[..count]) {
-            Some(runs) => runs,
+        let (runs, are_all) = match decode_section(&section[..count]) {
+            Some(runs) => (runs, true),
             None => {
                 tracing::error!(segment = segment.id, ledger, "the index in a segment is damaged, reading its records");
-                match scan(&segment.file, segment.id, Some(data_end)) {
-                    Ok(scan) if scan.holes.is_empty() => {
-                        scan.index.get(ledger).map(|content| content.runs.clone()).unwrap_or_default()
-                    }
-                    Err(error) if !is_damage(&error) => return Err(io_error(error)),
-                    Ok(_) | Err(_) => {
-                        let detail = format!("index and records of segment {} are damaged", segment.id);
-                        return Err(ReadError::Corrupt { ledger, entry: None, detail });
-                    }
-                }
+                let Scan { index, holes, .. } = scan(&segment.file, segment.id, Some(data_end)).map_err(io_error)?;
+                (index.get(ledger).map(|content| content.runs.clone()).unwrap_or_default(), holes.is_empty())
             }
         };
-        let runs = Arc::new(runs);
-        self.cache.lock().put(key, runs.clone());
-        Ok(runs)
+        let known = KnownRuns { runs: Arc::new(runs), are_all };
+        self.cache.lock().put(key, known.clone());
+        Ok(known)
     }
+}
+
+fn index_is_damaged(segment: u32, ledger: u64, entry: Option<u64>) -> ReadError {
+    let detail = format!("index and records of segment {segment} are damaged");
+    ReadError::Corrupt { ledger, entry, detail }
 }
 
 fn hidden(ledger: u64, entry: Option<u64>) -> ReadError {

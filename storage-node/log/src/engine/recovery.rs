@@ -4,7 +4,7 @@
 //! directories; the others, usually one, are scanned and then sealed, so that what a crash left behind their end can never
 //! come back. Only then is anything appended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::catalog::{Catalog, Deletions, IndexState, SegmentEntry};
@@ -13,7 +13,7 @@ use super::scan::{Scan, scan};
 use super::{Engine, Segment, SharedSegment, segment_id, spare_id};
 use crate::buffer::AlignedBuffer;
 use crate::deleted;
-use crate::disk::{Disk, DiskFile, read_around};
+use crate::disk::{Disk, DiskFile, read_around, read_around_noting};
 use crate::error::OpenError;
 use crate::format::{
     BLOCK_BYTES, BadBlock, DATA_AT, ManifestLine, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
@@ -25,6 +25,8 @@ use crate::index::footer::{Directory, Row, decode_directory};
 use crate::options::LogOptions;
 
 const SEGMENT_BYTES_MIN: u64 = 256 << 10;
+/// Places of a segment that are tried when of no segment the head can be read.
+const PROBES: u64 = 16;
 
 /// What [`crate::Log::open`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +47,12 @@ struct Found<F> {
     directory: Option<Directory>,
     scan: Option<Scan>,
     has_header: bool,
+    /// The disk cannot read the block of the seal: whether there is one is not known.
+    seal_is_unreadable: bool,
 }
+
+/// A segment that was scanned: how far it was proven durable, and which blocks could not be read.
+type Scanned = (u32, u64, BTreeSet<u64>);
 
 impl<D: Disk> Engine<D> {
     pub fn open(disk: D, mut options: LogOptions) -> Result<(Self, RecoveryReport), OpenError> {
@@ -56,10 +63,12 @@ impl<D: Disk> Engine<D> {
         options.segment_bytes =
             options.segment_bytes.min((space.total_bytes / 32).max(SEGMENT_BYTES_MIN)).next_multiple_of(block);
         let names = disk.list().map_err(failed("listing the files"))?;
-        let mut recovery = Recovery { disk: &disk, found: BTreeMap::new(), report: RecoveryReport::default() };
+        let (found, report) = (BTreeMap::new(), RecoveryReport::default());
+        let mut recovery = Recovery { disk: &disk, found, report, reads: false, fails: false };
         for id in names.iter().filter_map(|name| segment_id(name)) {
             recovery.look_at(id)?;
         }
+        recovery.check_disk().map_err(failed("reading any segment"))?;
         let deleted = recovery.read_deleted(&names)?;
         let live = recovery.find_manifest().map_err(failed("reading the newest segment"))?;
         let (unused, lost) = recovery.select(live.as_deref());
@@ -69,10 +78,13 @@ impl<D: Disk> Engine<D> {
         let spare_ids = names.iter().filter_map(|name| spare_id(name));
         let next_segment =
             found.keys().chain(&unused).chain(&lost).copied().chain(spare_ids).max().map_or(1, |id| id + 1);
-        let proven: Vec<(u32, u64)> =
-            found.iter().filter_map(|(id, found)| Some((*id, found.scan.as_ref()?.proven))).collect();
+        let scanned = |(id, found): (&u32, &Found<D::File>)| {
+            let scan = found.scan.as_ref()?;
+            Some((*id, scan.proven, scan.unreadable.clone()))
+        };
+        let scanned: Vec<Scanned> = found.iter().filter_map(scanned).collect();
         let mut catalog = build_catalog(found, lost, deleted, &mut report);
-        catalog.opened_at = next_segment;
+        (catalog.opened_at, catalog.only_replicas) = (next_segment, options.only_replicas);
         report.segments = catalog.segments.len();
         report.ledgers = catalog.ledgers.len();
         for damage in &report.damage {
@@ -91,7 +103,7 @@ impl<D: Disk> Engine<D> {
             pending: Default::default(),
             read_buffers: Default::default(),
         };
-        engine.make_durable(&proven).map_err(failed("syncing what was recovered"))?;
+        engine.make_durable(&scanned).map_err(failed("syncing what was recovered"))?;
         // After that, as the manifest that calls them unused must not be lost; before anything is sealed, so that none
         // of them can look newer than what is sealed now.
         for &id in &unused {
@@ -106,20 +118,34 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Where only the process ended, records may be readable that no sync has covered, or that a failed one has lost and
-    /// only the page cache still has. Before they are served they are written again, and synced.
-    fn make_durable(&self, proven: &[(u32, u64)]) -> io::Result<()> {
-        let catalog = self.catalog.read();
-        for (id, proven) in proven {
+    /// only the page cache still has. Before they are served they are written again, and synced. What cannot be read is left
+    /// alone, as some day it may be read.
+    fn make_durable(&self, scanned: &[Scanned]) -> io::Result<()> {
+        let (catalog, block) = (self.catalog.read(), BLOCK_BYTES as u64);
+        for (id, proven, unreadable) in scanned {
             let entry = &catalog.segments[id];
-            let from = proven / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-            let length = super::maintain::footer_at(entry.data_end).saturating_sub(from);
+            let file = &entry.segment.file;
+            let last_hole = entry.holes.last().filter(|hole| hole.offset + hole.bytes == entry.data_end);
+            let end = last_hole.map_or(entry.data_end, |hole| hole.offset);
+            let from = proven / block * block;
             let mut buffer = AlignedBuffer::default();
-            buffer.extend_zeros(length as usize);
-            let count = entry.segment.file.read_at(buffer.as_mut_slice(), from)?;
-            if count == buffer.len() && count > 0 {
-                entry.segment.file.write_at(buffer.as_slice(), from)?;
+            buffer.extend_zeros(super::maintain::footer_at(end).saturating_sub(from) as usize);
+            let (mut lost, read) = (BTreeSet::new(), |piece: &mut [u8], offset| file.read_at(piece, offset));
+            let count = read_around_noting(buffer.as_mut_slice(), from, read, |at| {
+                lost.insert(at);
+            })?;
+            if !lost.is_subset(unreadable) {
+                return Err(io::Error::other("what was read before cannot be read any more"));
             }
-            entry.segment.file.sync_data()?;
+            let is_whole = count == buffer.len();
+            let mut begin = from;
+            for stop in lost.into_iter().chain([from + count as u64]).filter(|_| is_whole) {
+                if begin < stop {
+                    file.write_at(&buffer.as_slice()[(begin - from) as usize..(stop - from) as usize], begin)?;
+                }
+                begin = stop + block;
+            }
+            file.sync_data()?;
         }
         Ok(())
     }
@@ -129,6 +155,9 @@ struct Recovery<'d, D: Disk> {
     disk: &'d D,
     found: BTreeMap<u32, Found<D::File>>,
     report: RecoveryReport,
+    /// Of the head of some segment the disk has read something, or has not.
+    reads: bool,
+    fails: bool,
 }
 
 impl<D: Disk> Recovery<'_, D> {
@@ -140,8 +169,12 @@ impl<D: Disk> Recovery<'_, D> {
         };
         let file = self.disk.open(&name).map_err(failed("opening a segment"))?;
         let mut head = vec![0; DATA_AT as usize];
-        let count = file.read_at(&mut head, 0).map_err(failed("reading a segment's header"))?;
+        let (mut lost, read) = (Vec::new(), |piece: &mut [u8], offset| file.read_at(piece, offset));
+        let noting = |at| lost.push(at);
+        let count = read_around_noting(&mut head, 0, read, noting).map_err(failed("reading a segment's header"))?;
         head.truncate(count);
+        self.reads |= count.div_ceil(BLOCK_BYTES) > lost.len();
+        self.fails |= !lost.is_empty();
         let newer = |version| OpenError::NewerFormat { file: name.clone(), version, known: VERSION };
         let header = match SegmentHeader::decode(&head) {
             Ok(header) if header.segment == id => Some(header),
@@ -153,7 +186,7 @@ impl<D: Disk> Recovery<'_, D> {
             Some(Err(BadBlock::Newer(version))) => return Err(newer(version)),
             _ => None,
         };
-        let directory = match &seal {
+        let mut directory = match &seal {
             Some(seal) => read_directory(&file, seal).map_err(failed("reading a segment's index"))?,
             None => None,
         };
@@ -161,9 +194,41 @@ impl<D: Disk> Recovery<'_, D> {
             self.report.damage.push(format!("the index of segment {id} is damaged; its records are read instead"));
         }
         let kind = header.map_or(SegmentKind::Log, |header| header.kind);
+        let mut scan = None;
+        if let (Some(seal), Some(known)) = (&seal, &directory)
+            && (!known.holes.is_empty() || (kind == SegmentKind::Log && known.manifest_at == 0))
+        {
+            // What the disk could not read then, it may read now.
+            let again = self::scan(&file, id, Some(seal.data_end)).map_err(failed("reading a segment"))?;
+            if again.holes.is_empty() && (kind == SegmentKind::Compacted || again.knows_manifest()) {
+                (directory, scan) = (None, Some(again));
+            }
+        }
         let segment = std::sync::Arc::new(Segment { id, kind, file });
-        self.found.insert(id, Found { segment, seal, directory, scan: None, has_header: header.is_some() });
+        let (has_header, seal_is_unreadable) = (header.is_some(), lost.contains(&SEAL_AT));
+        self.found.insert(id, Found { segment, seal, directory, scan, has_header, seal_is_unreadable });
         Ok(())
+    }
+
+    /// A disk that reads nothing at all is not one with damage: what is on it may be in order.
+    fn check_disk(&self) -> io::Result<()> {
+        if self.reads || !self.fails {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        let mut block = [0; BLOCK_BYTES];
+        for file in self.found.values().map(|found| &found.segment.file) {
+            let length = file.length()?;
+            for probe in 0..PROBES {
+                let at = length / PROBES * probe / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+                match file.read_at(&mut block, at) {
+                    Ok(count) if count > 0 => return Ok(()),
+                    Ok(_) => (),
+                    Err(error) => result = Err(error),
+                }
+            }
+        }
+        result
     }
 
     /// Which ledgers were deleted, as far as segments that are gone have said so.
@@ -181,7 +246,8 @@ impl<D: Disk> Recovery<'_, D> {
         let reading = failed("reading which ledgers were deleted");
         let file = self.disk.open(deleted::FILE).map_err(reading)?;
         let mut bytes = vec![0; file.length().map_err(reading)? as usize];
-        let count = file.read_at(&mut bytes, 0).map_err(reading)?;
+        let read = |piece: &mut [u8], offset| file.read_at(piece, offset);
+        let count = read_around(&mut bytes, 0, read).map_err(reading)?;
         match deleted::decode(&bytes[..count]) {
             Ok(ids) => deletions.ids = ids,
             Err(BadBlock::Newer(version)) => {
@@ -198,27 +264,43 @@ impl<D: Disk> Recovery<'_, D> {
 
     /// The list of segments in the newest log segment that was used; `None` if there is no segment, or it is unreadable.
     fn find_manifest(&mut self) -> io::Result<Option<Vec<ManifestLine>>> {
+        // Without a header, one that has no manifest may be a compacted one. If so, the next manifest names it.
+        let mut doubtful: Option<u32> = None;
         for found in self.found.values_mut().rev().filter(|found| found.segment.kind == SegmentKind::Log) {
             let id = found.segment.id;
-            if let Some(directory) = &found.directory {
-                let lines = read_manifest(&found.segment.file, id, directory.manifest_at)?;
-                if lines.is_none() {
-                    self.report.damage.push(format!("the manifest in segment {id} is damaged"));
+            let (lines, data_end) = match &found.directory {
+                Some(directory) => {
+                    let lines = read_manifest(&found.segment.file, id, directory.manifest_at)?;
+                    (lines, found.seal.map_or(DATA_AT, |seal| seal.data_end))
                 }
-                return Ok(lines.map(|lines| with_itself(lines, id, found.seal.map(|seal| seal.data_end))));
+                None => {
+                    let result = match found.scan.take() {
+                        Some(result) => result,
+                        None => scan(&found.segment.file, id, found.seal.map(|seal| seal.data_end))?,
+                    };
+                    let result = found.scan.insert(result);
+                    if !result.is_used() {
+                        continue;
+                    }
+                    let lines = result.manifest.as_ref().filter(|_| result.knows_manifest());
+                    (lines.map(|(_, lines)| lines.clone()), result.data_end)
+                }
+            };
+            let names = |lines: &[ManifestLine], id| lines.iter().any(|line| line.segment == id);
+            match lines {
+                Some(lines) if doubtful.is_none_or(|doubtful| names(&lines, doubtful)) => {
+                    return Ok(Some(with_itself(lines, id, data_end)));
+                }
+                None if !found.has_header && doubtful.is_none() => doubtful = Some(id),
+                Some(_) | None => {
+                    let id = doubtful.unwrap_or(id);
+                    self.report.damage.push(format!("the manifest in segment {id} is damaged"));
+                    return Ok(None);
+                }
             }
-            let result = scan(&found.segment.file, id, found.seal.map(|seal| seal.data_end))?;
-            let (used, known) = (result.is_used(), result.knows_manifest());
-            let (data_end, lines) = (result.data_end, result.manifest.clone());
-            found.scan = Some(result);
-            if !used {
-                continue;
-            }
-            if !known {
-                self.report.damage.push(format!("the manifest in segment {id} is damaged"));
-                return Ok(None);
-            }
-            return Ok(lines.map(|(_, lines)| with_itself(lines, id, Some(data_end))));
+        }
+        if let Some(id) = doubtful {
+            self.report.damage.push(format!("the manifest in segment {id} is damaged"));
         }
         Ok(None)
     }
@@ -242,7 +324,7 @@ impl<D: Disk> Recovery<'_, D> {
     }
 
     fn scan_unsealed(&mut self, live: Option<&[ManifestLine]>) -> io::Result<()> {
-        for (&id, found) in self.found.iter_mut().filter(|(_, found)| found.directory.is_none()) {
+        for (&id, found) in &mut self.found {
             let line = live.unwrap_or_default().iter().find(|line| line.segment == id);
             if let Some(line) = line
                 && !found.has_header
@@ -250,6 +332,14 @@ impl<D: Disk> Recovery<'_, D> {
                 self.report.damage.push(format!("the header of segment {id} is damaged"));
                 let file_of = std::sync::Arc::get_mut(&mut found.segment).expect("nobody else has it yet");
                 file_of.kind = line.kind;
+                // It was taken for a log segment, of which no manifest says where it ends.
+                found.scan.take_if(|_| line.kind == SegmentKind::Compacted);
+            }
+            if found.seal_is_unreadable {
+                self.report.damage.push(format!("the disk cannot read whether segment {id} is sealed"));
+            }
+            if found.directory.is_some() {
+                continue;
             }
             if found.scan.is_none() {
                 let end = found.seal.map(|seal| seal.data_end).or(line.map(|line| line.data_end));
@@ -258,6 +348,10 @@ impl<D: Disk> Recovery<'_, D> {
             let result = found.scan.as_ref().expect("just scanned");
             self.report.scanned += 1;
             self.report.torn_tail |= result.torn;
+            let unreadable = result.unreadable.range(..result.data_end).count();
+            if unreadable > 0 {
+                self.report.damage.push(format!("segment {id}: the disk cannot read {unreadable} blocks"));
+            }
             for hole in &result.holes {
                 self.report
                     .damage
@@ -268,8 +362,8 @@ impl<D: Disk> Recovery<'_, D> {
     }
 }
 
-fn with_itself(mut lines: Vec<ManifestLine>, segment: u32, data_end: Option<u64>) -> Vec<ManifestLine> {
-    lines.push(ManifestLine { segment, kind: SegmentKind::Log, data_end: data_end.unwrap_or(DATA_AT) });
+fn with_itself(mut lines: Vec<ManifestLine>, segment: u32, data_end: u64) -> Vec<ManifestLine> {
+    lines.push(ManifestLine { segment, kind: SegmentKind::Log, data_end });
     lines
 }
 
@@ -286,14 +380,15 @@ pub(super) fn read_directory<F: DiskFile>(file: &F, seal: &Seal) -> io::Result<O
 }
 
 fn read_manifest<F: DiskFile>(file: &F, segment: u32, at: u64) -> io::Result<Option<Vec<ManifestLine>>> {
+    let read = |piece: &mut [u8], offset| file.read_at(piece, offset);
     let mut header = [0; RECORD_HEADER_BYTES];
-    file.read_at(&mut header, at)?;
+    read_around(&mut header, at, read)?;
     let Some(header) = RecordHeader::decode(&header, segment, at) else { return Ok(None) };
     if header.kind != RecordKind::Manifest || u64::from(header.body_bytes) > file.length()? {
         return Ok(None);
     }
     let mut body = vec![0; header.body_bytes as usize];
-    let count = file.read_at(&mut body, at + RECORD_HEADER_BYTES as u64)?;
+    let count = read_around(&mut body, at + RECORD_HEADER_BYTES as u64, read)?;
     body.truncate(count);
     Ok(header.body_is_intact(&body).then(|| decode_manifest(&body)).flatten())
 }

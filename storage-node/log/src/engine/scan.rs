@@ -3,10 +3,14 @@
 //! What is unreadable is one of two things. *Torn*: behind the last place that is known to have been durable; the log ends
 //! there and nobody was told otherwise. *Damaged*: before that place; the scan goes on behind it and reports a hole. Three
 //! things prove durability: the seal of the segment, a manifest in a later segment, and each later commit's record.
+//!
+//! A block that the disk cannot read is never torn: nobody knows whether what was there had been acknowledged.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, read_around_noting};
 use crate::format::{
     BLOCK_BYTES, DATA_AT, ManifestLine, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
     decode_manifest,
@@ -27,6 +31,8 @@ pub(super) struct Scan {
     /// How much of the segment its own commits prove to have been durable.
     pub proven: u64,
     pub torn: bool,
+    /// Where blocks begin that the disk cannot read.
+    pub unreadable: BTreeSet<u64>,
     damaged_manifest: bool,
 }
 
@@ -38,7 +44,7 @@ impl Scan {
 
     /// Whether anything was ever made durable in the segment, or may have been.
     pub fn is_used(&self) -> bool {
-        self.manifest.is_some() || self.proven > DATA_AT
+        self.manifest.is_some() || self.damaged_manifest || self.proven > DATA_AT || !self.holes.is_empty()
     }
 }
 
@@ -47,11 +53,12 @@ struct Window<'f, F> {
     file: &'f F,
     bytes: Vec<u8>,
     at: u64,
+    unreadable: BTreeSet<u64>,
 }
 
 impl<'f, F: DiskFile> Window<'f, F> {
     fn new(file: &'f F) -> Self {
-        Self { file, bytes: Vec::new(), at: 0 }
+        Self { file, bytes: Vec::new(), at: 0, unreadable: BTreeSet::new() }
     }
 
     /// The bytes at `offset`; fewer than `length` at the end of the file only.
@@ -59,13 +66,23 @@ impl<'f, F: DiskFile> Window<'f, F> {
         let held = offset >= self.at && offset + length as u64 <= self.at + self.bytes.len() as u64;
         if !held {
             self.bytes.resize(length.max(WINDOW_BYTES), 0);
-            let count = self.file.read_at(&mut self.bytes, offset)?;
+            let read = |piece: &mut [u8], offset| self.file.read_at(piece, offset);
+            let unreadable = |block| {
+                self.unreadable.insert(block);
+            };
+            let count = read_around_noting(&mut self.bytes, offset, read, unreadable)?;
             self.bytes.truncate(count);
             self.at = offset;
         }
         let start = ((offset - self.at) as usize).min(self.bytes.len());
         let end = (start + length).min(self.bytes.len());
         Ok(&self.bytes[start..end])
+    }
+
+    /// Whether the disk cannot read a part of it.
+    fn is_unreadable(&self, range: Range<u64>) -> bool {
+        let block = BLOCK_BYTES as u64;
+        self.unreadable.range(range.start / block * block..range.end).next().is_some()
     }
 }
 
@@ -94,6 +111,13 @@ pub(super) fn scan<F: DiskFile>(file: &F, segment: u32, end: Option<u64>) -> io:
             let next = next_record(&mut window, segment, at + RECORD_ALIGNMENT as u64, proven)?;
             scan.holes.push(Hole { offset: at, bytes: next - at });
             at = next;
+        } else if window
+            .is_unreadable(at..at + header.map_or(RECORD_HEADER_BYTES as u64, |header| header.record_bytes()))
+        {
+            // What follows was written by the segment itself, or else there is no telling where it ended.
+            let next = next_record(&mut window, segment, at + RECORD_ALIGNMENT as u64, limit)?;
+            scan.holes.push(Hole { offset: at, bytes: next - at });
+            at = next;
         } else {
             scan.torn = header.is_some();
             break;
@@ -104,6 +128,7 @@ pub(super) fn scan<F: DiskFile>(file: &F, segment: u32, end: Option<u64>) -> io:
         scan.holes.push(Hole { offset: at, bytes: end - at });
     }
     scan.data_end = at;
+    scan.unreadable = window.unreadable;
     Ok(scan)
 }
 
@@ -149,20 +174,19 @@ pub(super) fn find_record(bytes: &[u8], segment: u32, offset: u64) -> Option<(us
 
 impl Scan {
     /// Whether the record was taken. Bodies of entries that were durable are not looked at: a reader who meets a
-    /// damaged one is told so.
+    /// damaged one is told so. So is one who meets what may have been durable, and cannot be read.
     fn take<F: DiskFile>(&mut self, window: &mut Window<F>, at: u64, header: &RecordHeader) -> io::Result<bool> {
         let end = at + header.record_bytes();
         if end > self.proven || header.kind == RecordKind::Manifest {
             let body_bytes = header.body_bytes as usize;
             let body = window.get(at + RECORD_HEADER_BYTES as u64, body_bytes)?;
-            if !header.body_is_intact(body) {
-                let damaged = end <= self.proven;
-                self.damaged_manifest |= damaged && header.kind == RecordKind::Manifest;
-                return Ok(damaged);
+            let is_intact = header.body_is_intact(body);
+            let lines = (is_intact && header.kind == RecordKind::Manifest).then(|| decode_manifest(body)).flatten();
+            if !is_intact && end > self.proven && !window.is_unreadable(at..end) {
+                return Ok(false);
             }
-            if header.kind == RecordKind::Manifest
-                && let Some(lines) = decode_manifest(body)
-            {
+            self.damaged_manifest |= !is_intact && header.kind == RecordKind::Manifest;
+            if let Some(lines) = lines {
                 self.manifest = Some((at, lines));
             }
         }
@@ -179,6 +203,7 @@ impl Scan {
         }
         Ok(true)
     }
+
     /// A record of which the body counts: one that is damaged is a hole, wherever it is.
     fn take_body<F: DiskFile>(&mut self, window: &mut Window<F>, at: u64, header: &RecordHeader) -> io::Result<bool> {
         let body = window.get(at + RECORD_HEADER_BYTES as u64, header.body_bytes as usize)?;

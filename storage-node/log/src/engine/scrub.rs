@@ -11,10 +11,11 @@ use super::catalog::{IndexState, Placement};
 use super::copies::Window;
 use super::recovery::read_directory;
 use super::scan::{find_record, scan};
-use super::{Engine, SharedSegment};
-use crate::disk::{Disk, DiskFile, is_damage};
+use super::{Engine, Segment, SharedSegment};
+use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal, Table,
+    BLOCK_BYTES, DATA_AT, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEAL_AT, Seal,
+    SegmentHeader, Table,
 };
 use crate::index::footer::{self, decode_section};
 use crate::index::{Run, Runs};
@@ -64,7 +65,10 @@ impl<D: Disk> Engine<D> {
         else {
             return Ok(None);
         };
-        let Some((read_bytes, found)) = read_records(&segment.file, id, data_end, pace)? else { return Ok(None) };
+        let Some((read_bytes, mut found)) = read_records(&segment.file, id, data_end, pace)? else { return Ok(None) };
+        if !header_is_intact(&segment)? {
+            found.push(Damage::Other);
+        }
         let mut scrubbed = Scrubbed { read_bytes, damaged_places: found.len() as u64, ..Scrubbed::default() };
         let mut suspects = Vec::new();
         for damage in found {
@@ -103,6 +107,7 @@ impl<D: Disk> Engine<D> {
     /// Compaction looks again at segments that it had found damaged.
     pub fn reconsider_damaged(&self) {
         self.pending.unreadable.lock().clear();
+        self.cache.lock().forget_incomplete();
     }
 
     /// Whether the entry belongs to a ledger that exists, is in the index, and cannot be read.
@@ -112,7 +117,7 @@ impl<D: Disk> Engine<D> {
         belongs && self.lists(ledger, entry) && self.intact_copy(ledger, entry).is_none()
     }
 
-    /// Entries of runs that touch a place of the segment.
+    /// Entries of runs that touch a place of the segment, and those that only a damaged index may have had.
     fn entries_within(&self, segment: &SharedSegment<D::File>, data_end: u64, from: u64, to: u64) -> Vec<(u64, u64)> {
         let touches = |run: &&Run| u64::from(run.offset) < to && run.span_end() > from;
         let mut entries = Vec::new();
@@ -120,7 +125,7 @@ impl<D: Disk> Engine<D> {
             let touched = runs.as_slice().iter().filter(touches);
             entries.extend(touched.flat_map(|run| (run.first..run.end()).map(|entry| (ledger, entry))));
         };
-        let mut sealed: Vec<(u64, Placement)> = Vec::new();
+        let (mut sealed, mut hidden) = (Vec::<(u64, Placement)>::new(), Vec::new());
         {
             let catalog = self.catalog.read();
             let Some(holder) = catalog.segments.get(&segment.id) else { return Vec::new() };
@@ -137,11 +142,19 @@ impl<D: Disk> Engine<D> {
             }
         }
         for (ledger, place) in sealed {
-            match self.sealed_runs(segment, data_end, ledger, &place) {
-                Ok(runs) => take(ledger, &runs),
+            match self.known_runs(segment, data_end, ledger, &place) {
+                Ok(known) => {
+                    take(ledger, &known.runs);
+                    if !known.are_all {
+                        // No more than there is room for.
+                        let entries = not_in(&known.runs, &place).take((to - from) as usize);
+                        hidden.extend(entries.map(|entry| (ledger, entry)));
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "an index cannot be read"),
             }
         }
+        entries.append(&mut hidden);
         entries
     }
 
@@ -160,10 +173,9 @@ impl<D: Disk> Engine<D> {
         if self.index_is_intact(segment, &seal)? {
             return Ok(false);
         }
-        let found = match scan(&segment.file, segment.id, Some(data_end)) {
-            Ok(found) if found.holes.is_empty() => found,
-            Err(error) if !is_damage(&error) => return Err(error),
-            Ok(_) | Err(_) => {
+        let found = match scan(&segment.file, segment.id, Some(data_end))? {
+            found if found.holes.is_empty() => found,
+            _ => {
                 tracing::error!(segment = segment.id, "index and records of a segment are damaged");
                 return Ok(false);
             }
@@ -194,6 +206,25 @@ impl<D: Disk> Engine<D> {
         }
         Ok(true)
     }
+}
+
+/// Entries of the place that are in none of the runs.
+fn not_in(runs: &Runs, place: &Placement) -> impl Iterator<Item = u64> {
+    let end = place.last.saturating_add(1);
+    let held = runs.as_slice().iter().map(|run| (run.first, run.end())).chain([(end, end)]);
+    let gaps = held.scan(place.first, |next, (first, end)| {
+        let gap = *next..first;
+        *next = end.max(*next);
+        Some(gap)
+    });
+    gaps.flatten()
+}
+
+/// A header that is not is of no consequence until the next start.
+fn header_is_intact<F: DiskFile>(segment: &Segment<F>) -> io::Result<bool> {
+    let mut window = Window::new(&segment.file);
+    let header = SegmentHeader::decode(window.get(0, BLOCK_BYTES)?);
+    Ok(header.is_ok_and(|header| header.segment == segment.id))
 }
 
 /// Goes through the records of a segment. `None` if it was given up.

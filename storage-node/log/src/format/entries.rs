@@ -91,7 +91,8 @@ fn slots_of(rows: &[u8]) -> impl Iterator<Item = Slot> {
     })
 }
 
-/// Rows that are right lead to intact entries: from the first entry on up to the first wrong row, and the other way round.
+/// Rows that are right lead to intact entries: from the first entry on up to the first wrong row, and the other way round. A row of
+/// zeros may be that of an empty entry, or be lost: it is not believed.
 fn find_in_spite(rows: &[u8], entries: &[u8]) -> Vec<Slot> {
     let mut slots: Vec<Slot> = slots_of(rows).collect();
     let right = slots.iter().take_while(|slot| slot.is_intact(entries)).count();
@@ -101,5 +102,7 @@ fn find_in_spite(rows: &[u8], entries: &[u8]) -> Vec<Slot> {
         slot.range = start..end;
         end = start;
     }
+    let of_zeros = slots.iter_mut().zip(rows.chunks_exact(ROW_BYTES)).filter(|(_, row)| **row == [0; ROW_BYTES]);
+    of_zeros.for_each(|(slot, _)| slot.crc = !crc32c(&[]));
     slots
 }

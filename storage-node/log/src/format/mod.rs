@@ -139,6 +139,14 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_lost_makes_no_empty_entry() {
+        let (header, mut body) = entries();
+        body[6..].fill(0);
+        let table = Table::of(&header, &body).expect("it is whole");
+        assert_eq!((table.slots().count(), table.slots().filter(|slot| slot.is_intact(&body)).count()), (2, 0));
+    }
+
+    #[test]
     fn every_flipped_bit_is_noticed() {
         let record = RECORD.encode(3, 8192);
         assert_eq!(RecordHeader::decode(&record, 3, 8192), Some(RECORD));

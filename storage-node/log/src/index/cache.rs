@@ -12,8 +12,16 @@ const OVERHEAD_BYTES: usize = 160;
 /// Segment and ledger.
 pub type Key = (u32, u64);
 
+/// What is known of the runs of a ledger in a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownRuns {
+    pub runs: Arc<Runs>,
+    /// There are no others. If not, the index is damaged, and so are some of the records that were read instead.
+    pub are_all: bool,
+}
+
 struct Cached {
-    runs: Arc<Runs>,
+    known: KnownRuns,
     used: u64,
     bytes: usize,
 }
@@ -32,18 +40,18 @@ impl IndexCache {
         Self { capacity_bytes, bytes: 0, clock: 0, lists: FxHashMap::default(), by_use: BTreeMap::new() }
     }
 
-    pub fn get(&mut self, key: Key) -> Option<Arc<Runs>> {
+    pub fn get(&mut self, key: Key) -> Option<KnownRuns> {
         let cached = self.lists.get_mut(&key)?;
         self.by_use.remove(&cached.used);
         self.clock += 1;
         cached.used = self.clock;
         self.by_use.insert(self.clock, key);
-        Some(cached.runs.clone())
+        Some(cached.known.clone())
     }
 
-    pub fn put(&mut self, key: Key, runs: Arc<Runs>) {
+    pub fn put(&mut self, key: Key, known: KnownRuns) {
         self.remove(key);
-        let bytes = OVERHEAD_BYTES + size_of_val::<[Run]>(runs.as_slice());
+        let bytes = OVERHEAD_BYTES + size_of_val::<[Run]>(known.runs.as_slice());
         while self.bytes + bytes > self.capacity_bytes {
             let Some((_, oldest)) = self.by_use.pop_first() else { break };
             self.forget(oldest);
@@ -51,12 +59,19 @@ impl IndexCache {
         self.clock += 1;
         self.bytes += bytes;
         self.by_use.insert(self.clock, key);
-        self.lists.insert(key, Cached { runs, used: self.clock, bytes });
+        self.lists.insert(key, Cached { known, used: self.clock, bytes });
     }
 
     /// Its index is another one now.
     pub fn forget_segment(&mut self, segment: u32) {
         let keys: Vec<Key> = self.lists.keys().filter(|(of, _)| *of == segment).copied().collect();
+        keys.into_iter().for_each(|key| self.remove(key));
+    }
+
+    /// What could not be read may be read now.
+    pub fn forget_incomplete(&mut self) {
+        let incomplete = self.lists.iter().filter(|(_, cached)| !cached.known.are_all);
+        let keys: Vec<Key> = incomplete.map(|(key, _)| *key).collect();
         keys.into_iter().for_each(|key| self.remove(key));
     }
 
@@ -84,15 +99,17 @@ mod tests {
 
     #[test]
     fn keeps_what_was_used_last_within_its_bytes() {
-        let runs = || Arc::new(Runs::from_sorted(vec![Run::one(0, 0, 8); 10]));
+        let runs = |are_all| KnownRuns { runs: Arc::new(Runs::from_sorted(vec![Run::one(0, 0, 8); 10])), are_all };
         let mut cache = IndexCache::new(10 * (OVERHEAD_BYTES + 240));
         for ledger in 0..100 {
-            cache.put((1, ledger), runs());
+            cache.put((1, ledger), runs(ledger != 95));
             cache.get((1, 0)).expect("in use");
             assert!(cache.bytes() <= cache.capacity_bytes);
         }
         let left: Vec<u64> = (0..100).filter(|&ledger| cache.get((1, ledger)).is_some()).collect();
         assert_eq!(left, [0, 91, 92, 93, 94, 95, 96, 97, 98, 99]);
+        cache.forget_incomplete();
+        assert!(cache.get((1, 95)).is_none() && cache.get((1, 96)).is_some());
         assert_eq!(cache.by_use.len(), cache.lists.len());
     }
 }

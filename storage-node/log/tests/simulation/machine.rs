@@ -4,11 +4,16 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use geminga_log::disk::Disk;
 use geminga_log::disk::sim::{Faults, SimDisk, SimFile};
 use geminga_log::engine::{Begin, Commit, Engine, Request, ZeroFirst, Zeros};
 use geminga_log::{AppendError, Done, LogOptions, RecoveryReport};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+
+const BLOCK_BYTES: u64 = 4096;
+/// The shortest record.
+const RECORD_BYTES: usize = 32;
 
 struct Flight {
     commit: Box<Commit<SimFile>>,
@@ -33,7 +38,11 @@ pub struct Machine {
     pub queue: VecDeque<Request>,
     pub small_disk: bool,
     /// Bits that were turned in the files.
-    pub flips: usize,
+    flips: usize,
+    /// Blocks that cannot be read any more.
+    lost_blocks: usize,
+    /// Starts during which the disk failed to read something.
+    bad_starts: usize,
     pub trace: String,
     options: LogOptions,
     flights: VecDeque<Flight>,
@@ -45,6 +54,9 @@ pub struct Machine {
     /// What lies before this was proven durable on disk, so damage to it must be told from a torn tail.
     proven: (u32, u64),
     flips_left: usize,
+    blocks_left: usize,
+    /// At times so many reads fail by chance.
+    read_error: f64,
 }
 
 impl Drop for Machine {
@@ -56,7 +68,7 @@ impl Drop for Machine {
 }
 
 impl Machine {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, only_replicas: bool) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let disk = SimDisk::new(rng.random(), 64 << 20);
         let options = LogOptions {
@@ -65,13 +77,22 @@ impl Machine {
             reserve_bytes: 512 << 10,
             index_memory_bytes: rng.random_range(1 << 10..32 << 10),
             compact_below: rng.random_range(0.1..0.9),
+            only_replicas,
             ..LogOptions::default()
         };
         let has_faults = rng.random_bool(0.3);
         let faults = Faults {
             write_error: if has_faults { rng.random_range(0.0..0.05) } else { 0.0 },
             sync_error: if has_faults { rng.random_range(0.0..0.05) } else { 0.0 },
+            read_error: 0.0,
         };
+        // Never with bits that are turned: they are told from a torn end by a proof, which must not be lost then.
+        let (flips_left, blocks_left) = match rng.random_range(0..100) {
+            0..25 => (rng.random_range(1..=2), 0),
+            25..55 => (0, rng.random_range(1..=3)),
+            _ => (0, 0),
+        };
+        let read_error = if flips_left == 0 && rng.random_bool(0.25) { rng.random_range(0.02..0.3) } else { 0.0 };
         let (engine, _) = Engine::open(disk.clone(), options.clone()).expect("an empty folder opens");
         let small_disk = rng.random_bool(0.3);
         if small_disk {
@@ -92,7 +113,11 @@ impl Machine {
             house_answer: Arc::default(),
             proven: (0, 0),
             flips: 0,
-            flips_left: if rng.random_bool(0.3) { rng.random_range(1..=2) } else { 0 },
+            lost_blocks: 0,
+            bad_starts: 0,
+            flips_left,
+            blocks_left,
+            read_error,
             trace: String::new(),
             rng,
         }
@@ -161,7 +186,31 @@ impl Machine {
         self.has_faults
     }
 
+    /// What may have made entries unreadable, or left other answers open.
+    pub fn damages(&self) -> usize {
+        self.flips + self.lost_blocks + self.bad_starts
+    }
+
+    /// How many stretches of ledgers may be unreadable: a bit that is turned in the head of a record costs what the record holds,
+    /// a block the records that it has a part of. Of several blocks one may be in a segment's index.
+    pub fn unreadable_max(&self) -> usize {
+        match self.lost_blocks {
+            _ if self.bad_starts > 0 => usize::MAX,
+            0 => self.flips,
+            1 => BLOCK_BYTES as usize / RECORD_BYTES,
+            _ => usize::MAX,
+        }
+    }
+
+    /// Whether reads fail by chance from now on; to be said again with `false`.
+    pub fn let_reads_fail(&mut self, fail: bool) -> bool {
+        let read_error = if fail { self.read_error } else { 0.0 };
+        self.disk.set_faults(Faults { read_error, ..self.faults });
+        read_error > 0.0
+    }
+
     pub fn maintain(&mut self) {
+        self.let_reads_fail(true);
         let result = match self.rng.random_range(0..8) {
             0 => self.engine.prepare_next(),
             1 => self.engine.seal_retired(),
@@ -183,6 +232,7 @@ impl Machine {
             }
             _ => self.compact(),
         };
+        self.let_reads_fail(false);
         self.note(format_args!("maintained: {}", result.is_ok()));
     }
 
@@ -240,7 +290,12 @@ impl Machine {
             Stop::Kill | Stop::Close => self.disk.kill(),
         }
         self.turn_bits();
-        self.disk.set_faults(Faults::default());
+        if self.rng.random_bool(0.3) {
+            self.lose_block();
+        }
+        let failed_reads = self.disk.failed_reads();
+        let mut read_error = if self.rng.random_bool(0.2) { self.read_error } else { 0.0 };
+        self.disk.set_faults(Faults { read_error, ..Faults::default() });
         if self.rng.random_bool(0.2) {
             let changes = self.rng.random_range(1..12);
             self.disk.crash_after(changes);
@@ -251,7 +306,12 @@ impl Machine {
                     self.engine = engine;
                     break report;
                 }
-                Err(error) if !self.disk.has_crashed() => panic!("does not open: {error}"),
+                Err(error) if !self.disk.has_crashed() => {
+                    assert!(read_error > 0.0, "does not open: {error}");
+                    self.note(format_args!("does not open: {error}"));
+                    read_error = 0.0;
+                    self.disk.set_faults(Faults::default());
+                }
                 _ => {
                     self.note(format_args!("crash in recovery"));
                     self.disk.crash();
@@ -261,7 +321,10 @@ impl Machine {
         self.disk.kill();
         self.disk.set_faults(self.faults);
         self.note(format_args!("{report:?}"));
-        assert!(self.flips > 0 || report.damage.is_empty(), "damage without a cause: {:?}", report.damage);
+        self.bad_starts += usize::from(read_error > 0.0 && self.disk.failed_reads() > failed_reads);
+        // An index that could not be read for a moment was written again, and a crash came in between.
+        let has_cause = self.damages() > 0 || self.disk.failed_reads() > 0;
+        assert!(has_cause || report.damage.is_empty(), "damage without a cause: {:?}", report.damage);
         let newest = self.disk.contents().iter().filter_map(|(name, _)| segment_id(name)).max();
         self.proven = (newest.unwrap_or(0), u64::MAX);
         report
@@ -271,6 +334,35 @@ impl Machine {
     pub fn heal(&mut self) {
         self.disk.set_faults(Faults::default());
         self.faults = Faults::default();
+        (self.read_error, self.blocks_left) = (0.0, 0);
+    }
+
+    /// A block anywhere cannot be read any more, often one at the end of the log: whether it was durable or not.
+    pub fn lose_block(&mut self) {
+        let names = self.disk.list().expect("it lists");
+        let names: Vec<String> =
+            names.into_iter().filter(|name| segment_id(name).is_some() || name == "deleted").collect();
+        // What is written and not finished counts as older than the damage.
+        if self.blocks_left == 0 || names.is_empty() || self.flights.iter().any(|flight| flight.written.is_some()) {
+            return;
+        }
+        let (newest, end) = self.engine.durable_to();
+        let (mut name, mut byte) = (names[self.rng.random_range(0..names.len())].clone(), None);
+        if self.rng.random_bool(0.5) {
+            let end_of_log = format!("segment-{newest:08x}");
+            if names.contains(&end_of_log) {
+                byte = Some((end + BLOCK_BYTES).saturating_sub(self.rng.random_range(1..=4) * BLOCK_BYTES));
+                name = end_of_log;
+            }
+        }
+        let length = self.disk.file_length(&name);
+        if length > 0 {
+            let byte = byte.unwrap_or_else(|| self.rng.random_range(0..length));
+            self.disk.fail_reads(&name, byte);
+            self.blocks_left -= 1;
+            self.lost_blocks += 1;
+            self.note(format_args!("lost block {} of {name}", byte / BLOCK_BYTES));
+        }
     }
 
     /// Only where the disk itself proves that it was durable; see the crate's promise about the very last commit.

@@ -19,6 +19,8 @@ pub struct LedgerModel {
     pub fenced: Option<Option<u64>>,
     pub deletion_asked: bool,
     pub deleted: bool,
+    /// Damage leaves open what there is of it; another start may tell.
+    pub is_unknown: bool,
 }
 
 impl LedgerModel {
@@ -30,8 +32,12 @@ impl LedgerModel {
 #[derive(Default)]
 pub struct Model {
     pub ledgers: BTreeMap<u64, LedgerModel>,
-    /// Bits that were turned in the files. Each may make one entry unreadable, and leave other answers open.
-    pub flips: usize,
+    /// What may have made entries unreadable, and left other answers open.
+    pub damages: usize,
+    /// How many stretches of entries of a ledger it may have made so.
+    pub unreadable_max: usize,
+    /// Reads fail by chance just now.
+    pub reads_fail: bool,
 }
 
 /// Every byte of an entry follows from its name.
@@ -58,7 +64,7 @@ pub fn content(ledger: u64, entry: u64) -> Vec<u8> {
 
 impl Model {
     pub fn appended(&mut self, ledger: u64, first: u64, count: u64, result: &Result<(), AppendError>) {
-        let flips = self.flips;
+        let damages = self.damages;
         let known = self.ledgers.get_mut(&ledger).expect("asked for");
         match result {
             Ok(()) => {
@@ -67,7 +73,7 @@ impl Model {
                 }
                 // With damage, an empty ledger's fence may be among what was lost.
                 assert!(
-                    known.fenced.is_none() || flips > 0 && known.fenced == Some(None),
+                    known.fenced.is_none() || damages > 0 && known.fenced == Some(None),
                     "ledger {ledger}: acknowledged after a fence"
                 );
                 assert_eq!(known.durable, first, "ledger {ledger}: acknowledged with a gap before it");
@@ -78,7 +84,7 @@ impl Model {
     }
 
     pub fn fenced(&mut self, ledger: u64, result: &Result<Option<u64>, FenceError>) {
-        let flips = self.flips;
+        let damages = self.damages;
         let known = self.ledgers.get_mut(&ledger).expect("asked for");
         match result {
             // Deleted in the same commit, perhaps.
@@ -89,29 +95,29 @@ impl Model {
                 assert!(known.fenced.is_none_or(|before| before == *last), "ledger {ledger}: two answers to a fence");
                 known.fenced = Some(*last);
             }
-            Err(FenceError::Unknown(error)) => assert!(flips > 0, "ledger {ledger}: {error}"),
+            Err(FenceError::Unknown(error)) => assert!(damages > 0, "ledger {ledger}: {error}"),
             Err(FenceError::NotDurable(_)) => (),
         }
     }
 
     /// Compares all of it; `recovered` says that the log was just opened, so that what is there now is durable.
     pub fn check(&mut self, engine: &Engine<SimDisk>, recovered: bool) {
-        // Stretches of a ledger: a bit that is turned in the head of a record costs what the record holds.
         let mut unreadable = 0;
-        let flips = self.flips;
+        let damages = self.damages;
         let existing = engine.ledgers();
         for (&ledger, known) in &mut self.ledgers {
             let exists = existing.binary_search(&ledger).is_ok();
             if known.deleted {
                 // One that never was may have come into being since, by a late fence or append.
                 let was_there = known.durable > 0 || known.fenced.is_some();
-                assert!(!exists || !was_there || flips > 0, "ledger {ledger} came back");
+                assert!(!exists || !was_there || damages > 0, "ledger {ledger} came back");
                 continue;
             }
             if recovered && known.deletion_asked {
                 known.deleted = !exists;
                 known.given_up = true;
-                known.deletion_asked = known.deleted;
+                // Damage may hide that it was deleted.
+                known.deletion_asked = known.deleted || damages > 0;
                 if known.deleted {
                     continue;
                 }
@@ -120,7 +126,7 @@ impl Model {
                 Ok(last) => Some(last.map_or(0, |last| last + 1)),
                 Err(ReadError::NoSuchLedger { .. }) => Some(0),
                 Err(error) => {
-                    assert!(flips > 0 && matches!(error, ReadError::Corrupt { .. }), "ledger {ledger}: {error}");
+                    assert!(damages > 0 && matches!(error, ReadError::Corrupt { .. }), "ledger {ledger}: {error}");
                     None
                 }
             };
@@ -141,25 +147,29 @@ impl Model {
                         goes_on = false;
                     }
                     Err(error @ ReadError::Corrupt { .. }) => {
-                        assert!(flips > 0, "{error}");
-                        unreadable += usize::from(!std::mem::replace(&mut goes_on, true));
+                        assert!(damages > 0, "{error}");
+                        // An empty one suffers with any other of its record.
+                        if !content(ledger, entry).is_empty() {
+                            unreadable += usize::from(!std::mem::replace(&mut goes_on, true));
+                        }
                     }
                     Err(error) => panic!("{error} after it was acknowledged"),
                 }
             }
             match engine.read(ledger, known.durable) {
                 Err(ReadError::NoSuchEntry { .. } | ReadError::NoSuchLedger { .. }) => (),
-                Err(ReadError::Corrupt { .. }) if flips > 0 => (),
+                Err(ReadError::Corrupt { .. }) if damages > 0 => (),
                 Ok(bytes) if visible.is_none() => assert_eq!(bytes, content(ledger, known.durable)),
                 other => panic!("ledger {ledger}, behind its end at {}: {other:?}", known.durable),
             }
             if recovered {
                 // The old writer is gone; who comes next either goes on from what is there or fences.
-                known.given_up |= visible.is_none();
-                known.submitted = known.submitted.max(known.durable);
+                known.is_unknown = visible.is_none();
+                known.given_up |= known.is_unknown;
             }
         }
-        assert!(unreadable <= flips, "{unreadable} stretches are unreadable after {flips} turned bits");
+        let max = self.unreadable_max;
+        assert!(unreadable <= max, "{unreadable} stretches are unreadable, at most {max} may be");
     }
 
     pub fn check_range(&self, engine: &Engine<SimDisk>, ledger: u64, first: u64, last: u64, max_bytes: usize) {
@@ -174,7 +184,7 @@ impl Model {
                     assert!(expected <= last);
                 }
             }
-            Err(ReadError::Corrupt { .. }) => assert!(self.flips > 0),
+            Err(ReadError::Corrupt { .. }) => assert!(self.damages > 0 || self.reads_fail),
             Err(error) => assert!(known.deleted || first >= known.durable, "{ledger}:{first}: {error}"),
         }
     }

@@ -33,6 +33,10 @@ struct Replica {
     deleted: bool,
     /// There was something to be deleted, so that nothing of that name will be again.
     gone_for_good: bool,
+    /// Entries that damage may hide. What can be read some day is there.
+    unknown: BTreeSet<u64>,
+    /// Damage hides all of it, or its key. A node takes nothing for it then; the log would.
+    is_hidden: bool,
 }
 
 impl Replica {
@@ -73,9 +77,9 @@ struct World {
     replicas: BTreeMap<u64, Replica>,
     next_ledger: u64,
     next_call: u64,
-    /// Entries that were acknowledged since a bit was last turned.
+    /// Entries that were acknowledged since the last damage was seen.
     fresh: BTreeSet<(u64, u64)>,
-    flips_seen: usize,
+    damages_seen: usize,
 }
 
 fn key_of(ledger: u64) -> MasterKey {
@@ -84,13 +88,13 @@ fn key_of(ledger: u64) -> MasterKey {
 
 pub fn run(seed: u64) -> Outcome {
     let mut world = World {
-        machine: Machine::new(seed),
+        machine: Machine::new(seed, true),
         answers: Arc::default(),
         replicas: BTreeMap::new(),
         next_ledger: 1,
         next_call: 0,
         fresh: BTreeSet::new(),
-        flips_seen: 0,
+        damages_seen: 0,
     };
     for _ in 0..STEPS {
         world.step();
@@ -112,7 +116,8 @@ impl World {
             }
             56..70 => self.machine.write_one(),
             70..84 => self.machine.finish_one(),
-            84..92 => self.machine.maintain(),
+            84..91 => self.machine.maintain(),
+            91 => self.machine.lose_block(),
             92..94 => self.check(false),
             94..96 => self.repair(),
             96..98 => {
@@ -162,7 +167,8 @@ impl World {
         let recovery = self.machine.rng.random_bool(0.3);
         let right_key = self.machine.rng.random_bool(0.97);
         // A stranger before the owner would own the ledger.
-        let right_key = right_key || !self.replicas[&ledger].has_key();
+        let is_owned = self.replicas[&ledger].has_key() && !self.replicas[&ledger].is_hidden;
+        let right_key = right_key || !is_owned;
         self.append_to(ledger, entries, recovery, right_key);
     }
 
@@ -233,14 +239,18 @@ impl World {
                 Answer::Append { call, ledger, entries, recovery, right_key, result } => {
                     self.machine.note(format_args!("appended {ledger}:{entries:?}: {result:?}"));
                     let known = self.replicas.get_mut(&ledger).expect("it is there");
-                    let is_gone = known.gone_for_good && self.machine.flips == 0;
+                    let is_gone = known.gone_for_good && self.machine.damages() == 0;
                     assert!(result.is_err() || !is_gone, "ledger {ledger}: takes entries after its deletion");
                     if result.is_err() || known.deletion_asked {
                         continue;
                     }
-                    assert!(right_key || self.machine.flips > 0, "ledger {ledger}: acknowledged a stranger's entry");
+                    assert!(
+                        right_key || self.machine.damages() > 0,
+                        "ledger {ledger}: acknowledged a stranger's entry"
+                    );
                     let fenced_before = known.fenced_by.is_some_and(|fence| fence < call);
-                    assert!(recovery || !fenced_before, "ledger {ledger}: acknowledged after a fence");
+                    let is_fenced = fenced_before && !known.is_hidden;
+                    assert!(recovery || !is_fenced, "ledger {ledger}: acknowledged after a fence");
                     if right_key {
                         known.kept.extend(&entries);
                         self.fresh.extend(entries.into_iter().map(|entry| (ledger, entry)));
@@ -257,7 +267,9 @@ impl World {
                             assert!(last.is_none_or(|last| known.asked.contains(&last)), "nobody wrote {last:?}");
                             known.fenced_by = known.fenced_by.or(Some(call));
                         }
-                        Err(FenceError::Unknown(error)) => assert!(self.machine.flips > 0, "ledger {ledger}: {error}"),
+                        Err(FenceError::Unknown(error)) => {
+                            assert!(self.machine.damages() > 0, "ledger {ledger}: {error}")
+                        }
                         Err(FenceError::NotDurable(_)) => (),
                     }
                 }
@@ -280,11 +292,12 @@ impl World {
 
     /// Compares all of it; `recovered` says that the log was just opened, so that what is there now is durable.
     fn check(&mut self, recovered: bool) {
-        let engine = &self.machine.engine;
-        let damage = self.machine.flips > 0;
-        if std::mem::replace(&mut self.flips_seen, self.machine.flips) != self.machine.flips {
+        let damages = self.machine.damages();
+        if std::mem::replace(&mut self.damages_seen, damages) != damages {
             self.fresh.clear();
         }
+        self.read_badly();
+        let (engine, damage) = (&self.machine.engine, damages > 0);
         let existing = engine.ledgers();
         for (&ledger, known) in &mut self.replicas {
             let exists = existing.binary_search(&ledger).is_ok();
@@ -303,11 +316,14 @@ impl World {
                     Ok(bytes) => {
                         assert_eq!(bytes, content(ledger, entry), "entry {ledger}:{entry} is another");
                         assert!(known.asked.contains(&entry), "entry {ledger}:{entry} was never written");
-                        let is_early = !recovered && !known.kept.contains(&entry);
+                        let was_there = known.kept.contains(&entry) || known.unknown.contains(&entry);
+                        let is_early = !recovered && !was_there;
                         assert!(!is_early, "entry {ledger}:{entry} is visible before it was acknowledged");
                         found.insert(entry);
                     }
-                    Err(ReadError::Corrupt { .. }) if damage && !self.fresh.contains(&(ledger, entry)) => (),
+                    Err(ReadError::Corrupt { .. }) if damage && !self.fresh.contains(&(ledger, entry)) => {
+                        known.unknown.extend(recovered.then_some(entry));
+                    }
                     Err(error) => assert!(!known.kept.contains(&entry), "{error} after it was acknowledged"),
                 }
             }
@@ -320,6 +336,7 @@ impl World {
             } else {
                 assert!(damage || found.is_empty(), "ledger {ledger} is not listed");
             }
+            known.is_hidden |= recovered && damage && engine.key(ledger).is_none();
             let (fenced, lac) = engine.replica(ledger).unwrap_or((false, None));
             let lac = lac.map_or(0, |lac| {
                 assert_eq!(lac.body(), lac.last_add_confirmed.to_be_bytes());
@@ -333,24 +350,61 @@ impl World {
         }
     }
 
+    /// While reads fail by chance, what was acknowledged is itself or unknown.
+    fn read_badly(&mut self) {
+        if self.machine.let_reads_fail(true) {
+            for (&ledger, known) in self.replicas.iter().filter(|(_, known)| !known.deletion_asked) {
+                for &entry in &known.kept {
+                    match self.machine.engine.read(ledger, entry) {
+                        Ok(bytes) => assert_eq!(bytes, content(ledger, entry), "entry {ledger}:{entry} is another"),
+                        Err(ReadError::Corrupt { .. } | ReadError::Io(_)) => (),
+                        Err(error) => panic!("{error} after it was acknowledged"),
+                    }
+                }
+            }
+        }
+        self.machine.let_reads_fail(false);
+        // What was found while they failed is no reason to think so now.
+        self.machine.engine.reconsider_damaged();
+    }
+
+    /// `None` if the machine crashed meanwhile, or an index could not be written.
+    fn scrub(&self) -> Option<BTreeSet<(u64, u64)>> {
+        let mut damaged = BTreeSet::new();
+        for segment in self.machine.engine.scrub_order() {
+            match self.machine.engine.scrub(segment, &mut |_| true) {
+                Ok(scrubbed) => damaged.extend(scrubbed.into_iter().flat_map(|scrubbed| scrubbed.damaged_entries)),
+                Err(error) => {
+                    assert!(self.machine.has_faults() || self.machine.disk.has_crashed(), "{error}");
+                    return None;
+                }
+            }
+        }
+        (!self.machine.disk.has_crashed()).then_some(damaged)
+    }
+
     /// Scrubs all of it, and writes again what is damaged, as from another node.
     fn repair(&mut self) {
-        let engine = &self.machine.engine;
-        let mut damaged = BTreeSet::new();
-        for segment in engine.scrub_order() {
-            let scrubbed = engine.scrub(segment, &mut |_| true).expect("the disk reads");
-            damaged.extend(scrubbed.map(|scrubbed| scrubbed.damaged_entries).unwrap_or_default());
+        let mut seen_badly = BTreeSet::new();
+        if self.machine.let_reads_fail(true) {
+            seen_badly = self.scrub().unwrap_or_default();
         }
-        assert!(damaged.is_empty() || self.machine.flips > 0, "damage without a cause: {damaged:?}");
+        self.machine.let_reads_fail(false);
+        self.machine.engine.reconsider_damaged();
+        let Some(mut damaged) = self.scrub() else { return };
+        let engine = &self.machine.engine;
+        assert!(damaged.is_empty() || self.machine.damages() > 0, "damage without a cause: {damaged:?}");
         for (&ledger, known) in self.replicas.iter().filter(|(_, known)| !known.deletion_asked) {
             for &entry in &known.kept {
                 let is_unreadable = engine.lists(ledger, entry) && engine.read(ledger, entry).is_err();
                 assert!(!is_unreadable || damaged.contains(&(ledger, entry)), "{ledger}:{entry} was not found");
             }
         }
+        damaged.append(&mut seen_badly);
         self.machine.note(format_args!("repair {damaged:?}"));
         for (ledger, entry) in damaged {
-            if self.replicas.get(&ledger).is_some_and(|known| !known.deletion_asked) {
+            let has = |known: &Replica| !known.deletion_asked && known.asked.contains(&entry);
+            if self.replicas.get(&ledger).is_some_and(has) {
                 self.append_to(ledger, vec![entry], true, true);
             }
         }
@@ -387,7 +441,7 @@ impl World {
         self.machine.drain();
         self.take_answers();
         assert_eq!(self.machine.engine.ledgers(), [0; 0]);
-        if self.machine.flips == 0 {
+        if self.machine.damages() == 0 {
             let stats = self.machine.engine.stats();
             assert!(stats.segments <= 3, "the space does not come back: {stats:?}");
             let ledger = self.next_ledger;

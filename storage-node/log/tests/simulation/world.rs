@@ -38,7 +38,7 @@ pub struct Outcome {
 
 pub fn run(seed: u64) -> Outcome {
     let mut world = World {
-        machine: Machine::new(seed),
+        machine: Machine::new(seed, false),
         answers: Arc::default(),
         model: Model::default(),
         next_ledger: 1,
@@ -63,7 +63,8 @@ impl World {
             }
             56..70 => self.machine.write_one(),
             70..84 => self.machine.finish_one(),
-            84..92 => self.machine.maintain(),
+            84..91 => self.machine.maintain(),
+            91 => self.lose_block(),
             92..96 => self.read(),
             96..98 => {
                 let changes = self.machine.rng.random_range(1..20);
@@ -90,8 +91,12 @@ impl World {
             self.next_ledger += 1;
             self.next_ledger - 1
         } else if self.machine.rng.random_bool(0.03) {
-            // A deposed writer.
-            self.machine.rng.random_range(1..self.next_ledger)
+            // A deposed writer. It was one of this process, so it knows where it was.
+            let ledger = self.machine.rng.random_range(1..self.next_ledger);
+            if self.model.ledgers[&ledger].is_unknown {
+                return;
+            }
+            ledger
         } else {
             open[self.machine.rng.random_range(0..open.len())]
         };
@@ -192,7 +197,20 @@ impl World {
         let first = self.machine.rng.random_range(0..=self.model.ledgers[&ledger].submitted);
         let last = first + self.machine.rng.random_range(0..30);
         let max_bytes = self.machine.rng.random_range(0..5000);
+        let fail = self.machine.rng.random_bool(0.5);
+        self.model.reads_fail = self.machine.let_reads_fail(fail);
         self.model.check_range(&self.machine.engine, ledger, first, last, max_bytes);
+        self.model.reads_fail = self.machine.let_reads_fail(false);
+    }
+
+    fn lose_block(&mut self) {
+        self.machine.lose_block();
+        self.note_damages();
+    }
+
+    fn note_damages(&mut self) {
+        self.model.damages = self.machine.damages();
+        self.model.unreadable_max = self.machine.unreadable_max();
     }
 
     fn restart(&mut self, stop: Stop) {
@@ -203,11 +221,13 @@ impl World {
         self.machine.restart(stop);
         self.answers.lock().unwrap().clear();
         self.answered_call = self.next_call;
-        self.model.flips = self.machine.flips;
+        self.note_damages();
         self.model.check(&self.machine.engine, true);
         for known in self.model.ledgers.values_mut() {
             known.given_up |= self.machine.rng.random_bool(0.5);
-            known.submitted = known.durable;
+            if !known.is_unknown {
+                known.submitted = known.durable;
+            }
             known.fence_asked = known.fenced.is_some() || known.fence_asked && self.machine.rng.random_bool(0.5);
         }
     }
@@ -236,8 +256,8 @@ impl World {
         self.take_answers();
         assert_eq!(self.machine.engine.ledgers(), [0; 0]);
         let stats = self.machine.engine.stats();
-        assert!(self.model.flips > 0 || stats.segments <= 3, "the space does not come back: {stats:?}");
-        if self.model.flips == 0 {
+        assert!(self.model.damages > 0 || stats.segments <= 3, "the space does not come back: {stats:?}");
+        if self.model.damages == 0 {
             assert!(!self.machine.small_disk || !self.machine.engine.is_full(), "still full: {stats:?}");
             self.append_to(self.next_ledger, false);
             self.machine.drain();
