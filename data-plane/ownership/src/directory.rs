@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{Balanced, BrokerRecord, BundleRecord, BundleRequest, OverSession, Versioned, Wanted};
+use geminga_metadata::{
+    Balanced, BrokerRecord, BrokerSession, BundleRecord, BundleRequest, OverSession, Versioned, Wanted,
+};
 use geminga_model::{BundleName, topic_hash};
 use rustc_hash::FxHashMap;
 
@@ -55,7 +57,7 @@ pub struct Directory {
     /// By which version of its record a bundle was given up by a commit of which it is not known whether it came to pass, or will.
     given_up: FxHashMap<BundleName, u64>,
     brokers: FxHashMap<String, BrokerRecord>,
-    pub sessions: Sessions,
+    sessions: Sessions,
 }
 
 /// Who owns a bundle, as far as is known.
@@ -163,6 +165,11 @@ impl Directory {
         self.brokers = brokers.into_iter().collect();
     }
 
+    /// What metadata say of sessions, see [`Sessions::look`].
+    pub fn look(&mut self, now_ms: u64, sessions: Vec<BrokerSession>, renewed_ms: u64) {
+        self.sessions.look(now_ms, sessions, (self.incarnation != 0).then_some(renewed_ms));
+    }
+
     pub fn owner(&self, now_ms: u64, bundle: &BundleName) -> Known {
         let Some(known @ Versioned { value: record, version }) = self.bundles.get(bundle) else { return Known::Free };
         if self.is_mine(record) {
@@ -235,8 +242,6 @@ pub fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> 
 
 #[cfg(test)]
 mod tests {
-    use geminga_metadata::BrokerSession;
-
     use super::*;
 
     fn bundle() -> BundleName {
@@ -256,7 +261,7 @@ mod tests {
             expires_at_ms: Some(1),
             version: incarnation,
         };
-        directory.sessions.look(0, vec![session("me", 3), session("other", 5)]);
+        directory.look(0, vec![session("me", 3), session("other", 5)], 0);
         directory.set_brokers(vec![("me".into(), BrokerRecord::default()), ("other".into(), BrokerRecord::default())]);
         directory
     }
@@ -340,7 +345,7 @@ mod tests {
         directory.end_session(&mut changes);
         assert!(matches!(changes[2..], [Change::Gained(_), Change::Lost(_)]));
         let newer = BrokerSession { broker: "me".into(), incarnation: 4, expires_at_ms: Some(1), version: 9 };
-        directory.sessions.look(1, vec![newer]);
+        directory.look(1, vec![newer], 0);
         assert_eq!(directory.owner(1, &bundle()), Known::Free);
     }
 }

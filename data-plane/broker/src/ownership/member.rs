@@ -110,8 +110,9 @@ impl Member {
 
     async fn look_at_sessions(&self) -> Result<()> {
         let sessions = self.metadata.broker_sessions().await?;
-        let now_ms = self.now_ms();
-        self.change(|directory, _| directory.sessions.look(now_ms, sessions));
+        let (now_ms, renewed_at) = (self.now_ms(), *self.renewed_at.lock());
+        let renewed_ms = renewed_at.saturating_duration_since(self.started).as_millis() as u64;
+        self.change(|directory, _| directory.look(now_ms, sessions, renewed_ms));
         Ok(())
     }
 

@@ -47,7 +47,7 @@ pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
     Broker::start(config, metadata().await, Arc::new(MemoryLedgers::default())).await.unwrap()
 }
 
-/// Metadata in memory, of which one commit comes late, or reads of cursor logs.
+/// Metadata in memory, of which one commit comes late, or reads, or that cannot be written.
 #[derive(Default)]
 pub struct LateStore {
     stored: MemoryStore,
@@ -56,6 +56,8 @@ pub struct LateStore {
     /// Reads of them that were begun.
     pub cursor_log_reads: AtomicU64,
     late: Mutex<Late>,
+    /// Nothing is written, as when the disk is full.
+    pub is_full: AtomicBool,
 }
 
 #[derive(Default)]
@@ -107,6 +109,9 @@ impl MetadataStore for LateStore {
     }
 
     async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Err(MetadataError::Unavailable("the disk is full".into()));
+        }
         {
             let mut late = self.late.lock();
             let is_below = |prefix: &str| ops.iter().filter_map(written).any(|key| key.starts_with(prefix));
