@@ -58,6 +58,9 @@ pub struct LateStore {
     late: Mutex<Late>,
     /// Nothing is written, as when the disk is full.
     pub is_full: AtomicBool,
+    /// How long each read takes, in milliseconds.
+    pub read_ms: AtomicU64,
+    pub reads: AtomicU64,
 }
 
 #[derive(Default)]
@@ -75,6 +78,14 @@ impl LateStore {
         *self.late.lock() = Late::Next(prefix);
     }
 
+    async fn reading(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let read_ms = self.read_ms.load(Ordering::Relaxed);
+        if read_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(read_ms)).await;
+        }
+    }
+
     pub fn is_held(&self) -> bool {
         matches!(*self.late.lock(), Late::Held(_))
     }
@@ -89,6 +100,7 @@ impl LateStore {
 #[async_trait]
 impl MetadataStore for LateStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
+        self.reading().await;
         let _may_read = match key.starts_with("cursor-logs/") {
             true => {
                 self.cursor_log_reads.fetch_add(1, Ordering::Relaxed);
@@ -105,6 +117,7 @@ impl MetadataStore for LateStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Record)>, MetadataError> {
+        self.reading().await;
         self.stored.scan(prefix, after, limit).await
     }
 

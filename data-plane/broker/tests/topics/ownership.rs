@@ -239,6 +239,26 @@ async fn what_a_dead_broker_had_is_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_who_wait_for_a_bundle_place_it_together() {
+    let store = Arc::new(LateStore::default());
+    let metadata = fixture::metadata_in(store.clone()).await;
+    let broker = join("a", &metadata, &MemoryLedgers::default()).await;
+    let bundle = bundle(&metadata).await;
+    store.read_ms.store(10, Ordering::Relaxed);
+    store.reads.store(0, Ordering::Relaxed);
+    let mut finds = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (broker, bundle) = (broker.clone(), bundle.clone());
+        finds.spawn(async move { broker.ownership().find(&bundle).await });
+    }
+    for found in finds.join_all().await {
+        assert!(matches!(found, Ok(Owner::Me(_))), "{found:?}");
+    }
+    let reads = store.reads.load(Ordering::Relaxed);
+    assert!(reads < 100, "{reads} reads to place one bundle");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn metadata_that_can_be_read_and_not_written_end_no_session() {
     let store = Arc::new(LateStore::default());
     let (metadata, ledgers) = (fixture::metadata_in(store.clone()).await, MemoryLedgers::default());
