@@ -71,8 +71,8 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     let paths = options.data_dir.paths();
     let OpenDirectories { node: id, revision, directories, is_incomplete, locks } =
         storage_directories::open(&paths, horizon, is_alone, memory_limit)?;
-    let node_options =
-        NodeOptions { max_frame_bytes: options.max_frame_size.bytes() as usize, tls, ..NodeOptions::new(memory_limit) };
+    let max_frame_bytes = options.max_frame_size.bytes() as usize;
+    let node_options = NodeOptions { max_frame_bytes, tls, id: id.clone(), ..NodeOptions::new(memory_limit) };
     let node = StorageNode::open(directories, node_options).context("cannot use TLS")?;
     let cluster = match &id {
         Some(id) if !is_alone => {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use geminga_metadata::{Balanced, BrokerRecord, BundleRecord, BundleRequest, OverSession, Versioned, Wanted};
+use geminga_metadata::{
+    Balanced, BrokerRecord, BrokerSession, BundleRecord, BundleRequest, OverSession, Versioned, Wanted,
+};
 use geminga_model::{BundleName, topic_hash};
 use rustc_hash::FxHashMap;
 
@@ -52,10 +54,12 @@ pub struct Directory {
     /// Of this broker's session, which begins with 1; 0: it is over.
     incarnation: u64,
     bundles: FxHashMap<BundleName, Versioned<BundleRecord>>,
+    /// How many of them each session of a broker owns.
+    owned: FxHashMap<String, FxHashMap<u64, usize>>,
     /// By which version of its record a bundle was given up by a commit of which it is not known whether it came to pass, or will.
     given_up: FxHashMap<BundleName, u64>,
     brokers: FxHashMap<String, BrokerRecord>,
-    pub sessions: Sessions,
+    sessions: Sessions,
 }
 
 /// Who owns a bundle, as far as is known.
@@ -77,6 +81,7 @@ impl Directory {
             me: me.into(),
             incarnation,
             bundles: FxHashMap::default(),
+            owned: FxHashMap::default(),
             given_up: FxHashMap::default(),
             brokers: FxHashMap::default(),
             sessions: Sessions::new(ttl_ms),
@@ -107,7 +112,28 @@ impl Directory {
             _ => {}
         }
         self.given_up.remove(bundle);
-        self.bundles.insert(bundle.clone(), record);
+        self.count(&record.value);
+        if let Some(before) = self.bundles.insert(bundle.clone(), record) {
+            self.discount(&before.value);
+        }
+    }
+
+    fn count(&mut self, record: &BundleRecord) {
+        if let Some(owner) = &record.owner {
+            *self.owned.entry(owner.clone()).or_default().entry(record.incarnation).or_default() += 1;
+        }
+    }
+
+    fn discount(&mut self, record: &BundleRecord) {
+        let Some(owner) = &record.owner else { return };
+        let Some(sessions) = self.owned.get_mut(owner) else { return };
+        if let Some(bundles) = sessions.get_mut(&record.incarnation) {
+            *bundles -= 1;
+        }
+        sessions.retain(|_, bundles| *bundles > 0);
+        if sessions.is_empty() {
+            self.owned.remove(owner);
+        }
     }
 
     /// Whether a commit that gives a bundle up came to pass, or will, is not known. It was to find that version of the record.
@@ -140,9 +166,9 @@ impl Directory {
             return;
         }
         self.given_up.remove(bundle);
-        if let Some(record) = self.bundles.remove(bundle)
-            && self.is_mine(&record.value)
-        {
+        let Some(record) = self.bundles.remove(bundle) else { return };
+        self.discount(&record.value);
+        if self.is_mine(&record.value) {
             changes.push(Change::Lost(bundle.clone()));
         }
     }
@@ -161,6 +187,11 @@ impl Directory {
 
     pub fn set_brokers(&mut self, brokers: Vec<(String, BrokerRecord)>) {
         self.brokers = brokers.into_iter().collect();
+    }
+
+    /// What metadata say of sessions, see [`Sessions::look`].
+    pub fn look(&mut self, now_ms: u64, sessions: Vec<BrokerSession>, renewed_ms: u64) {
+        self.sessions.look(now_ms, sessions, (self.incarnation != 0).then_some(renewed_ms));
     }
 
     pub fn owner(&self, now_ms: u64, bundle: &BundleName) -> Known {
@@ -186,17 +217,12 @@ impl Directory {
 
     /// The brokers that are alive, by id.
     pub fn alive(&self, now_ms: u64) -> Vec<BrokerState> {
-        let mut owned: FxHashMap<(&str, u64), usize> = FxHashMap::default();
-        for record in self.bundles.values() {
-            if let Some(owner) = &record.value.owner {
-                *owned.entry((owner, record.value.incarnation)).or_default() += 1;
-            }
-        }
+        let owned = |id: &str, incarnation| self.owned.get(id)?.get(&incarnation).copied();
         let mut alive: Vec<BrokerState> = self
             .sessions
             .alive(now_ms)
             .filter_map(|(id, incarnation)| {
-                let bundles = owned.get(&(id, incarnation)).copied().unwrap_or(0);
+                let bundles = owned(id, incarnation).unwrap_or(0);
                 let record = self.brokers.get(id)?.clone();
                 Some(BrokerState { id: id.to_owned(), incarnation, record, bundles })
             })
@@ -235,8 +261,6 @@ pub fn choose(bundle: &BundleName, alive: &[BrokerState], not: Option<&str>) -> 
 
 #[cfg(test)]
 mod tests {
-    use geminga_metadata::BrokerSession;
-
     use super::*;
 
     fn bundle() -> BundleName {
@@ -256,7 +280,7 @@ mod tests {
             expires_at_ms: Some(1),
             version: incarnation,
         };
-        directory.sessions.look(0, vec![session("me", 3), session("other", 5)]);
+        directory.look(0, vec![session("me", 3), session("other", 5)], 0);
         directory.set_brokers(vec![("me".into(), BrokerRecord::default()), ("other".into(), BrokerRecord::default())]);
         directory
     }
@@ -340,7 +364,29 @@ mod tests {
         directory.end_session(&mut changes);
         assert!(matches!(changes[2..], [Change::Gained(_), Change::Lost(_)]));
         let newer = BrokerSession { broker: "me".into(), incarnation: 4, expires_at_ms: Some(1), version: 9 };
-        directory.sessions.look(1, vec![newer]);
+        directory.look(1, vec![newer], 0);
         assert_eq!(directory.owner(1, &bundle()), Known::Free);
+    }
+    #[test]
+    fn bundles_of_brokers_are_counted() {
+        let mut directory = directory();
+        let mut changes = Vec::new();
+        let names = ["0x00000000_0x40000000", "0x40000000_0x80000000", "0x80000000_0xffffffff"];
+        let bundles = names.map(|range| format!("public/default/{range}").parse::<BundleName>().unwrap());
+        let counted = |directory: &Directory| -> Vec<(String, usize)> {
+            directory.alive(0).into_iter().map(|broker| (broker.id, broker.bundles)).collect()
+        };
+        for (bundle, incarnation) in bundles.iter().zip([5, 5, 4]) {
+            directory.learn(bundle, record("other", incarnation, 1), &mut changes);
+        }
+        assert_eq!(counted(&directory), [("me".to_owned(), 0), ("other".to_owned(), 2)], "not what it had before");
+        directory.learn(&bundles[0], record("me", 3, 2), &mut changes);
+        directory.forget(&bundles[1], Some(1), &mut changes);
+        directory.learn(&bundles[2], record("other", 5, 2), &mut changes);
+        assert_eq!(counted(&directory), [("me".to_owned(), 1), ("other".to_owned(), 1)]);
+        let nobody = BundleRecord { owner: None, ..record("other", 0, 3).value };
+        directory.learn(&bundles[0], Versioned { value: nobody, version: 3 }, &mut changes);
+        directory.forget(&bundles[2], Some(2), &mut changes);
+        assert!(directory.owned.is_empty());
     }
 }

@@ -15,8 +15,9 @@ pub enum SessionState {
 /// The sessions of all brokers.
 ///
 /// A session is over when its lease has not changed for its whole length *while it was watched*: time in which metadata
-/// could not be read does not count, as then the lease could not be renewed either. So metadata that are away for a minute make
-/// no broker lose its bundles, and no clock is compared with another one.
+/// could not be read does not count, as then the lease could not be renewed either; nor does time in which they can be read and not
+/// written, which the watcher sees by its own session. So metadata that are away for a minute make no broker lose its bundles, and
+/// no clock is compared with another one.
 #[derive(Debug)]
 pub struct Sessions {
     /// How long a session lasts without a renewal, in milliseconds.
@@ -40,10 +41,12 @@ impl Sessions {
         Self { ttl_ms, known: FxHashMap::default(), looked_at: None }
     }
 
-    /// What metadata say now, at `now_ms` of a clock that only goes forward.
-    pub fn look(&mut self, now_ms: u64, sessions: Vec<BrokerSession>) {
-        // Twice as long as it takes to become suspect: what happened in between is not known.
-        let was_blind = self.looked_at.is_none_or(|before| now_ms.saturating_sub(before) > self.ttl_ms / 2);
+    /// What metadata say now, at `now_ms` of a clock that only goes forward. `renewed_ms`: when the watcher has last begun to renew
+    /// its own session with success; `None` if it has none.
+    pub fn look(&mut self, now_ms: u64, sessions: Vec<BrokerSession>, renewed_ms: Option<u64>) {
+        let is_long_ago = |at_ms: u64| now_ms.saturating_sub(at_ms) > self.ttl_ms / 2;
+        // Twice as long as a renewal is awaited: what happened in between is not known, or nobody could renew.
+        let was_blind = self.looked_at.is_none_or(is_long_ago) || renewed_ms.is_some_and(is_long_ago);
         self.looked_at = Some(now_ms);
         let mut before = std::mem::take(&mut self.known);
         for BrokerSession { broker, incarnation, expires_at_ms, version } in sessions {
@@ -106,7 +109,7 @@ mod tests {
     fn a_lease_that_is_renewed_is_alive_whatever_its_clock_says() {
         let mut sessions = Sessions::new(1000);
         for step in 0..50 {
-            sessions.look(step * 100, vec![session("a", 1, step)]);
+            sessions.look(step * 100, vec![session("a", 1, step)], None);
             assert_eq!(sessions.state(step * 100, "a", 1), SessionState::Alive);
         }
     }
@@ -115,7 +118,7 @@ mod tests {
     fn a_lease_that_is_not_renewed_is_suspect_and_then_over() {
         let mut sessions = Sessions::new(1000);
         for now in (0..=1000).step_by(250) {
-            sessions.look(now, vec![session("a", 1, 77), session("b", 1, now)]);
+            sessions.look(now, vec![session("a", 1, 77), session("b", 1, now)], None);
         }
         assert_eq!(sessions.state(499, "a", 1), SessionState::Alive);
         assert_eq!(sessions.state(999, "a", 1), SessionState::Suspect);
@@ -126,11 +129,11 @@ mod tests {
     #[test]
     fn time_without_metadata_does_not_count() {
         let mut sessions = Sessions::new(1000);
-        sessions.look(0, vec![session("a", 1, 77)]);
-        sessions.look(60_000, vec![session("a", 1, 77)]);
+        sessions.look(0, vec![session("a", 1, 77)], None);
+        sessions.look(60_000, vec![session("a", 1, 77)], None);
         assert_eq!(sessions.state(60_000, "a", 1), SessionState::Alive);
-        sessions.look(60_400, vec![session("a", 1, 77)]);
-        sessions.look(60_800, vec![session("a", 1, 77)]);
+        sessions.look(60_400, vec![session("a", 1, 77)], None);
+        sessions.look(60_800, vec![session("a", 1, 77)], None);
         assert_eq!(sessions.state(60_999, "a", 1), SessionState::Suspect);
         assert_eq!(sessions.state(61_000, "a", 1), SessionState::Over);
     }
@@ -139,11 +142,37 @@ mod tests {
     fn released_restarted_and_unknown_sessions_are_over() {
         let mut sessions = Sessions::new(1000);
         let released = BrokerSession { broker: "a".into(), incarnation: 1, expires_at_ms: None, version: 7 };
-        sessions.look(0, vec![released, session("b", 2, 9)]);
+        sessions.look(0, vec![released, session("b", 2, 9)], None);
         for (broker, incarnation) in [("a", 1), ("b", 1), ("c", 1)] {
             assert_eq!(sessions.state(0, broker, incarnation), SessionState::Over, "{broker}");
         }
         assert_eq!(sessions.state(0, "b", 2), SessionState::Alive);
         assert_eq!(sessions.state(0, "b", 3), SessionState::Suspect, "newer than what was looked at");
+    }
+    /// Commits hang or fail, as when the disk is full, and reads do not.
+    #[test]
+    fn time_in_which_metadata_cannot_be_written_does_not_count() {
+        let mut sessions = Sessions::new(1000);
+        let of = |expiry| vec![session("me", 1, expiry), session("a", 1, expiry), session("dead", 1, 7)];
+        for now in (0..=2000).step_by(125) {
+            sessions.look(now, of(now), Some(now));
+        }
+        assert_eq!(sessions.state(2000, "dead", 1), SessionState::Over);
+        for now in (2125..60_000).step_by(125) {
+            sessions.look(now, of(2000), Some(2000));
+            assert_ne!(sessions.state(now + 124, "a", 1), SessionState::Over, "at {now}");
+        }
+        // They are written again. Who does not renew now has its whole time for it.
+        for now in (60_000..60_800).step_by(125) {
+            sessions.look(now, of(2000), Some(now));
+            assert_ne!(sessions.state(now, "a", 1), SessionState::Over, "at {now}");
+        }
+        sessions.look(61_000, of(2000), Some(61_000));
+        assert_eq!(sessions.state(61_000, "a", 1), SessionState::Over);
+        // Who has no session, and only tells clients where to go, sees what the others see.
+        for now in (62_000..63_500).step_by(125) {
+            sessions.look(now, of(2000), None);
+        }
+        assert_eq!(sessions.state(63_500, "a", 1), SessionState::Over);
     }
 }

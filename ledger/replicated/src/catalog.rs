@@ -52,7 +52,7 @@ impl Catalog {
         }
     }
 
-    /// Writes metadata if they have that version still. Tries for as long as metadata cannot be reached; `None` if the ledger
+    /// Writes metadata if they have that version still. Tries for as long as metadata cannot be written; `None` if the ledger
     /// is gone.
     pub async fn write(
         &self,
@@ -61,13 +61,18 @@ impl Catalog {
         expected_version: u64,
     ) -> Option<MetadataOutcome> {
         loop {
-            match self.metadata.put_ledger(ledger, metadata, Some(expected_version)).await {
+            let is_changed = match self.metadata.put_ledger(ledger, metadata, Some(expected_version)).await {
                 Ok(version) => return Some(MetadataOutcome::Written { version }),
-                Err(MetadataError::Conflict { .. }) => (),
-                Err(error) => tracing::warn!(ledger, %error, "could not write a ledger's metadata"),
-            }
+                Err(MetadataError::Conflict { .. }) => true,
+                Err(error) => {
+                    tracing::warn!(ledger, %error, "could not write a ledger's metadata");
+                    false
+                }
+            };
             // Whoever does not know what became of a write looks.
             match self.get(ledger).await {
+                // Metadata that can be read and not written. Whoever was told what it knows would write the same again at once.
+                Ok(Some(known)) if !is_changed && known.version == expected_version => (),
                 Ok(Some(Known { metadata, version })) => return Some(MetadataOutcome::Found { metadata, version }),
                 Ok(None) => return None,
                 Err(error) => tracing::warn!(ledger, %error, "could not read a ledger's metadata"),
@@ -96,5 +101,95 @@ impl Catalog {
             tracing::warn!(ledger, %error, "could not delete a ledger's metadata");
             tokio::time::sleep(RETRY).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use geminga_ensemble::Quorum;
+    use geminga_metadata::{MemoryStore, MetadataStore, Op, Record, Watch};
+
+    use super::*;
+
+    /// Metadata that can be read, and written at times.
+    #[derive(Default)]
+    struct FullDisk {
+        stored: MemoryStore,
+        is_full: AtomicBool,
+        refused: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl MetadataStore for FullDisk {
+        async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
+            self.stored.get(key).await
+        }
+
+        async fn scan(
+            &self,
+            prefix: &str,
+            after: Option<&str>,
+            limit: usize,
+        ) -> Result<Vec<(String, Record)>, MetadataError> {
+            self.stored.scan(prefix, after, limit).await
+        }
+
+        async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+            if self.is_full.load(Ordering::Relaxed) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(MetadataError::Unavailable("the disk is full".into()));
+            }
+            self.stored.commit(ops).await
+        }
+
+        async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
+            self.stored.allocate(sequence, count).await
+        }
+
+        async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
+            self.stored.next_of(sequence).await
+        }
+
+        async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
+            self.stored.watch(prefix).await
+        }
+
+        fn now_ms(&self) -> u64 {
+            self.stored.now_ms()
+        }
+    }
+
+    fn metadata_of(nodes: &[&str]) -> LedgerMetadata {
+        let ensemble = nodes.iter().map(|node| (*node).to_owned()).collect();
+        LedgerMetadata::new(Quorum { ensemble: 2, write: 2, ack: 1 }, ensemble, BTreeMap::new())
+    }
+
+    #[tokio::test]
+    async fn metadata_that_cannot_be_written_are_tried_again_after_a_pause() {
+        let store = Arc::new(FullDisk::default());
+        let catalog = Catalog::new(Metadata::new(store.clone()));
+        let created = catalog.create(7, &metadata_of(&["a", "b"])).await.expect("it is new");
+        store.is_full.store(true, Ordering::Relaxed);
+        let (writing, wanted) = (catalog.clone(), metadata_of(&["a", "c"]));
+        let written = tokio::spawn(async move { writing.write(7, &wanted, created.version).await });
+        tokio::time::sleep(RETRY * 5).await;
+        let refused = store.refused.load(Ordering::Relaxed);
+        assert!((1..=6).contains(&refused), "{refused} attempts within a second");
+        assert!(!written.is_finished());
+        store.is_full.store(false, Ordering::Relaxed);
+        let version = match written.await.expect("it ends") {
+            Some(MetadataOutcome::Written { version }) => version,
+            other => panic!("{other:?}"),
+        };
+        let known = catalog.get(7).await.expect("metadata").expect("it exists");
+        assert_eq!((known.version, known.metadata), (version, metadata_of(&["a", "c"])));
+        // What somebody else has written is found without a pause.
+        let found = catalog.write(7, &metadata_of(&["b", "c"]), created.version).await;
+        assert!(matches!(found, Some(MetadataOutcome::Found { version: found, .. }) if found == version), "{found:?}");
     }
 }

@@ -12,7 +12,7 @@ use geminga_metadata::{Metadata, MetadataError, StorageNodeStatus, StorageNodeWa
 use parking_lot::RwLock;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::nodes::{NodeDirectory, NodeInfo};
+use crate::nodes::{self, NodeDirectory, NodeInfo};
 
 /// Metadata are looked at no more often than this, whatever happens; and so often when they cannot be read, or when nobody tells
 /// of changes.
@@ -38,7 +38,7 @@ impl NodeDirectory for Membership {
     }
 
     fn is_at(&self, node: &str, address: &str) -> bool {
-        self.nodes.read().iter().all(|info| info.id != node || info.address == address)
+        nodes::is_at(&self.nodes.read(), node, address)
     }
 }
 

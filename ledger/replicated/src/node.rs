@@ -25,6 +25,9 @@ const QUEUED_BYTES_MAX: usize = 64 << 20;
 /// How often calls that take too long are looked for.
 const TIMEOUT_CHECK: Duration = Duration::from_millis(250);
 
+/// The bit of a node's id among what may be asked of it.
+const NODE_ID: i64 = 4;
+
 const ADD: u8 = 1;
 const READ: u8 = 2;
 const BATCH_READ: u8 = 7;
@@ -152,6 +155,7 @@ impl NodeConnection {
                 connection.give_up_old(timeout);
             }
         });
+        connection.ask_who_is_there();
         connection
     }
 
@@ -295,6 +299,24 @@ impl NodeConnection {
             Err(Waiting::Ask(done)) => done(Err(Failure::Unreachable)),
             Err(_) => unreachable!("it comes back as it went"),
         }
+    }
+
+    /// Ends the connection if another node than the one that was meant answers: that has come to its address, and "no such entry" of
+    /// it is not to be taken for this one's. It is the first that is asked, and nodes answer it at once: no other answer comes
+    /// before. Nodes that do not say who they are are believed.
+    fn ask_who_is_there(self: &Arc<Self>) {
+        let asking = Arc::downgrade(self);
+        let told = move |answer| {
+            let Some(connection) = asking.upgrade() else { return };
+            if let Ok(Response::NodeInfo { id: Some(id), .. }) = answer
+                && id != connection.node
+            {
+                let (node, address) = (&connection.node, &connection.address);
+                tracing::warn!(node, address, found = id, "another storage node is where one should be");
+                connection.close();
+            }
+        };
+        self.ask(&Request::NodeInfo { requested: NODE_ID }, Box::new(told));
     }
 
     pub fn flush(&self) {

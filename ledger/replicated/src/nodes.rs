@@ -38,10 +38,15 @@ pub struct NodeInfo {
 pub trait NodeDirectory: Send + Sync + 'static {
     fn nodes(&self) -> Vec<NodeInfo>;
 
-    /// Whether the node is at this address still. One that is not known any more may be.
+    /// Whether the node is at this address still, see [`is_at`].
     fn is_at(&self, node: &str, address: &str) -> bool {
-        self.nodes().iter().all(|info| info.id != node || info.address == address)
+        is_at(&self.nodes(), node, address)
     }
+}
+
+/// Whether a node is at this address still. One that is not known any more may be, unless another one is there.
+pub fn is_at(nodes: &[NodeInfo], node: &str, address: &str) -> bool {
+    nodes.iter().all(|info| (info.id == node) == (info.address == address))
 }
 
 /// Over how many zones entries have to be spread.
@@ -107,13 +112,14 @@ impl Nodes {
         gone
     }
 
-    /// Members of an ensemble that a writer leaves without having to: those that are gone, and those that are to be emptied. No
-    /// more than there are others to take their places.
+    /// Members of an ensemble that a writer leaves without having to: those that are gone, those that are not known any more and
+    /// not connected, and those that are to be emptied. No more than there are others to take their places.
     pub fn to_leave(&self, ensemble: &[NodeId], gone: &BTreeSet<NodeId>) -> Vec<NodeId> {
         let all = self.directory.nodes();
         let spare = all.iter().filter(|info| info.is_writable && !ensemble.contains(&info.id)).count();
         let is_draining = |node: &NodeId| all.iter().any(|info| info.id == *node && info.is_draining);
-        let leaving = ensemble.iter().filter(|node| gone.contains(*node) || is_draining(node));
+        let is_forgotten = |node: &NodeId| all.iter().all(|info| info.id != *node) && self.connected(node).is_none();
+        let leaving = ensemble.iter().filter(|node| gone.contains(*node) || is_draining(node) || is_forgotten(node));
         leaving.take(spare).cloned().collect()
     }
 
@@ -266,25 +272,70 @@ impl Nodes {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use geminga_log::{Log, LogOptions};
+    use geminga_storage_node::{NodeOptions, StorageNode, serve};
+    use geminga_wire_bookkeeper::Code;
+    use tempfile::TempDir;
     use tokio::net::TcpListener;
+    use tokio::sync::{oneshot, watch};
 
     use super::*;
     use crate::node::Failure;
 
-    /// One node, at the address that is in there.
+    /// Ids and addresses.
     #[derive(Default)]
-    struct One(Mutex<String>);
+    struct Told(Mutex<Vec<(String, String)>>);
 
-    impl NodeDirectory for One {
+    impl Told {
+        fn tell(&self, id: &str, address: &str) {
+            *self.0.lock() = vec![(id.to_owned(), address.to_owned())];
+        }
+    }
+
+    impl NodeDirectory for Told {
         fn nodes(&self) -> Vec<NodeInfo> {
-            vec![NodeInfo {
-                id: "node".to_owned(),
-                address: self.0.lock().clone(),
+            let info = |(id, address): &(String, String)| NodeInfo {
+                id: id.clone(),
+                address: address.clone(),
                 place: Place { region: String::new(), zone: String::new() },
                 is_alive: true,
                 is_writable: true,
                 is_draining: false,
-            }]
+            };
+            self.0.lock().iter().map(info).collect()
+        }
+    }
+
+    fn nodes(directory: &Arc<Told>) -> Nodes {
+        let minute = Duration::from_secs(60);
+        Nodes::new(directory.clone(), Budget::new(1 << 20), minute, ZonePolicy::default(), None)
+    }
+
+    /// A storage node that serves until it is dropped.
+    struct Serving {
+        address: String,
+        log: Log,
+        _folder: TempDir,
+        _stop: watch::Sender<bool>,
+    }
+
+    impl Serving {
+        /// `id`: who it says it is.
+        async fn start(id: Option<&str>) -> Self {
+            let folder = TempDir::new().expect("a temporary folder");
+            let (log, _) = Log::open(folder.path(), LogOptions::default()).expect("an empty log");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            let address = listener.local_addr().expect("bound").to_string();
+            let (stop, stopped) = watch::channel(false);
+            let options = NodeOptions { id: id.map(str::to_owned), ..NodeOptions::new(64 << 20) };
+            tokio::spawn(serve(listener, StorageNode::new(log.clone(), options), stopped));
+            Self { address, log, _folder: folder, _stop: stop }
+        }
+    }
+
+    impl Drop for Serving {
+        fn drop(&mut self) {
+            self.log.close();
         }
     }
 
@@ -314,23 +365,54 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_has_moved_is_connected_to_where_it_is() {
-        let (node, directory) = (NodeId::from("node"), Arc::new(One::default()));
-        let minute = Duration::from_secs(60);
-        let nodes = Nodes::new(directory.clone(), Budget::new(1 << 20), minute, ZonePolicy::default(), None);
+        let (node, directory) = (NodeId::from("node"), Arc::new(Told::default()));
+        let nodes = nodes(&directory);
         let mut before: Option<Arc<NodeConnection>> = None;
-        let mut listeners = Vec::new();
+        let mut serving = Vec::new();
         for _ in 0..2 {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-            let address = listener.local_addr().expect("bound").to_string();
-            listeners.push(listener);
-            *directory.0.lock() = address.clone();
+            let there = Serving::start(None).await;
+            directory.tell("node", &there.address);
             let connection = nodes.connect(&node).await.expect("somebody listens");
-            assert_eq!(connection.address, address);
+            assert_eq!(connection.address, there.address);
             assert!(Arc::ptr_eq(&connection, &nodes.connect(&node).await.expect("it is there")));
             assert!(before.replace(connection).is_none_or(|before| before.is_closed()));
+            serving.push(there);
         }
-        "elsewhere".clone_into(&mut directory.0.lock());
+        directory.tell("node", "elsewhere");
         nodes.leave_moved();
         assert!(nodes.connected(&node).is_none());
+    }
+
+    /// As of builds before, which do not say who they are.
+    #[tokio::test]
+    async fn a_connection_to_an_address_that_another_node_has_got_is_left() {
+        let (node, directory) = (NodeId::from("one"), Arc::new(Told::default()));
+        let nodes = nodes(&directory);
+        let serving = Serving::start(None).await;
+        directory.tell("one", &serving.address);
+        assert!(nodes.connect(&node).await.is_some());
+        directory.0.lock().clear();
+        nodes.leave_moved();
+        assert!(nodes.connected(&node).is_some(), "it is not known that it has gone");
+        directory.tell("another", &serving.address);
+        nodes.leave_moved();
+        assert!(nodes.connected(&node).is_none());
+        assert!(nodes.connect(&node).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_heard_from_a_node_that_says_it_is_another() {
+        let directory = Arc::new(Told::default());
+        let nodes = nodes(&directory);
+        let serving = Serving::start(Some("another")).await;
+        for (id, answer) in [("one", Failure::Unreachable), ("another", Failure::Code(Code::NoLedger))] {
+            // The news that another node is there has not come.
+            directory.tell(id, &serving.address);
+            let connection = nodes.connect(&id.to_owned()).await.expect("somebody listens");
+            let (sender, receiver) = oneshot::channel();
+            connection.read(7, 0, None, Box::new(move |result| drop(sender.send(result))));
+            assert_eq!(receiver.await.expect("an answer"), Err(answer), "{id}");
+            assert_eq!(nodes.connected(&id.to_owned()).is_none(), connection.is_closed(), "{id}");
+        }
     }
 }

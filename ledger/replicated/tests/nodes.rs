@@ -423,6 +423,27 @@ async fn an_idle_writer_leaves_a_node_that_is_gone_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_leaves_a_node_of_which_another_has_the_address() {
+    let mut cluster = Cluster::start(4).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 100).await.iter().all(Result::is_ok));
+    let gone = cluster.ledger(7).await.fragments[0].ensemble[1].clone();
+    let (folder, address) = cluster.nodes.remove(&gone).expect("it is there").end().await;
+    let own = folder.with_file_name("another");
+    std::fs::create_dir_all(own.join("log")).expect("a folder");
+    cluster.nodes.insert("another".to_owned(), Node::start(own, &address).await);
+    // The empty one is taken for the one that is gone, until the news come.
+    assert!(client.free_space(&gone).await.is_some());
+    for info in cluster.directory.0.lock().unwrap().iter_mut().filter(|info| info.id == gone) {
+        info.id = "another".to_owned();
+    }
+    client.nodes_changed();
+    cluster.wait_until_it_is_left(7, &gone).await;
+    assert!(append(&client, 7, 100, 200).await.iter().all(Result::is_ok));
+    check(&client, 7, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ack_quorum_is_in_as_many_zones_as_it_has_to_be() {
     let mut cluster = Cluster::start(5).await;
     let quorum = Quorum { ensemble: 3, write: 3, ack: 2 };

@@ -130,3 +130,29 @@ async fn many_commits_are_quick() {
     assert_eq!(store.scan("topics/", None, 20_000).await.unwrap().len(), 10_000);
     assert!(elapsed < Duration::from_secs(10), "{elapsed:?}");
 }
+
+/// Set for the process of [`a_commit_that_fails_may_have_taken_place`] that may not write large files.
+const LIMITED: &str = "GEMINGA_TEST_LIMITED_FILES";
+
+/// What is in the log by then, whoever opens the file after a crash may find.
+#[tokio::test]
+async fn a_commit_that_fails_may_have_taken_place() {
+    if std::env::var_os(LIMITED).is_none() {
+        // A write that is refused is an error then, and no signal.
+        let limited = "trap '' XFSZ; ulimit -f 2048; exec \"$0\" --exact a_commit_that_fails_may_have_taken_place";
+        let test = std::env::current_exe().unwrap();
+        let status = std::process::Command::new("sh").arg("-c").arg(limited).arg(test).env(LIMITED, "1").status();
+        return assert!(status.unwrap().success());
+    }
+    let folder = folder();
+    let store = open(&folder).await;
+    store.commit(vec![Op::put("kept", "1", Expect::Absent)]).await.unwrap();
+    let error = loop {
+        let put = Op::put("large", vec![0x5a; 64 << 10], Expect::Any);
+        if let Err(error) = store.commit(vec![put]).await {
+            break error;
+        }
+    };
+    assert!(matches!(error, MetadataError::OutcomeUnknown(_)), "{error}");
+    assert_eq!(store.get("kept").await.unwrap().unwrap().value, "1");
+}

@@ -156,7 +156,13 @@ async fn fill_storage(metadata: &Metadata) {
     };
     metadata.put_repair(18, &blocked, noted[0].1.version).await.unwrap();
     assert!(metadata.finish_repair(18, noted[0].1.version).await.unwrap_err().is_conflict());
+    let claimed = metadata.get_repair(18).await.unwrap().unwrap();
     assert!(!metadata.note_repair(18, &Default::default(), false).await.unwrap());
+    let noted_again = metadata.get_repair(18).await.unwrap().unwrap();
+    assert!(
+        noted_again.version > claimed.version && noted_again.value == claimed.value,
+        "whoever works on it learns of it"
+    );
     assert!((blocked.is_due(9), blocked.is_due(8)) == (true, false));
 }
 

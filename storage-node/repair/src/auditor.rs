@@ -159,7 +159,8 @@ impl<'s> Auditor<'s> {
         looking: Looking<'_>,
         lost: BTreeSet<NodeId>,
     ) -> Result<AuditRecord, MetadataError> {
-        let metadata = &self.shared.metadata;
+        let shared = self.shared;
+        let metadata = &shared.metadata;
         let draining = statuses.iter().filter(|status| status.decommissioned_ms.is_some());
         let mut record = AuditRecord {
             node: self.shared.options.node.clone(),
@@ -193,7 +194,7 @@ impl<'s> Auditor<'s> {
     }
 
     async fn examine(
-        &self,
+        &mut self,
         ledger: u64,
         metadata: &LedgerMetadata,
         looking: &Looking<'_>,
@@ -215,6 +216,63 @@ impl<'s> Auditor<'s> {
         record.waiting_for_writers += u64::from(!writers_end.is_empty());
         let members: BTreeSet<&NodeId> = metadata.fragments.iter().flat_map(|fragment| &fragment.ensemble).collect();
         let lost = record.lost.iter().filter(|node| members.contains(node)).cloned().collect();
+        // Commits may be slow, and a page has many ledgers.
+        self.keep_lease().await?;
         self.shared.metadata.note_repair(ledger, &lost, looking.has_changed).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_ensemble::Quorum;
+    use geminga_metadata::{ManualClock, MemoryStore, Metadata};
+    use geminga_replicated_ledgers::{Membership, ReplicatedLedgers, ReplicationOptions};
+
+    use super::*;
+    use crate::{Figures, RepairOptions};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    async fn shared(metadata: &Metadata) -> Shared {
+        let membership = Membership::open(metadata.clone()).await.unwrap();
+        let replication = ReplicationOptions::of_existing(HOUR, 1 << 20, None);
+        Shared {
+            metadata: metadata.clone(),
+            ledgers: ReplicatedLedgers::new(metadata.clone(), Arc::new(membership), replication),
+            options: RepairOptions {
+                node: "me".to_owned(),
+                lost_after: HOUR,
+                open_ledger_grace: HOUR,
+                audit_interval: HOUR,
+                self_check_interval: HOUR,
+                bytes_per_second: 1,
+            },
+            meter: Arc::new(geminga_replicated_ledgers::CopyMeter::new(1)),
+            figures: Arc::new(Figures::default()),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_lease_is_kept_while_ledgers_are_noted() {
+        let clock = ManualClock::starting_at_ms(1);
+        let metadata = Metadata::new(Arc::new(MemoryStore::with_clock(clock.clone())));
+        let shared = shared(&metadata).await;
+        let store = metadata.store();
+        let LeaseOutcome::Acquired(lease) = store.acquire_lease(LEASE, "me", LEASE_FOR).await.unwrap() else {
+            panic!("nobody else is there")
+        };
+        let mut auditor = Auditor::new(&shared, lease);
+        let (nodes, mut record) = (nodes::table(&[], &BTreeSet::new(), &BTreeMap::new()), AuditRecord::default());
+        let looking = Looking { nodes: &nodes, has_changed: false };
+        let members = ["a", "b", "c"].map(str::to_owned).into();
+        let ledger = LedgerMetadata::new(Quorum { ensemble: 3, write: 3, ack: 2 }, members, BTreeMap::new());
+        // A page of them, as slowly as commits may come: all together it takes longer than the lease lasts.
+        for noted in 0..5 {
+            clock.advance_ms(6000);
+            auditor.renewed = Instant::now().checked_sub(Duration::from_secs(6)).expect("the machine runs for longer");
+            auditor.examine(noted, &ledger, &looking, &mut record).await.unwrap();
+        }
+        assert_eq!(metadata.list_repairs(0, 10).await.unwrap().len(), 5, "{record:?}");
+        assert!(store.lease(LEASE).await.unwrap().is_some_and(|lease| lease.owner == "me"));
     }
 }

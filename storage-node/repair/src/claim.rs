@@ -8,6 +8,8 @@ use rand::seq::SliceRandom;
 /// A claim that was not renewed for so long is anybody's.
 const CLAIMED_FOR: Duration = Duration::from_secs(30);
 pub const RENEWED_AFTER: Duration = Duration::from_secs(10);
+/// How often a claim is given back while others go on to note the ledger.
+const SETTLED_AT_MOST: usize = 8;
 /// Records looked at together.
 const PAGE: usize = 200;
 
@@ -15,6 +17,10 @@ pub struct Claim {
     pub ledger: u64,
     pub record: RepairRecord,
     version: u64,
+    /// Somebody has noted the ledger since it was taken, of which an attempt that was under way knew nothing.
+    is_noted_again: bool,
+    /// And with something that another attempt may fare better by.
+    has_news: bool,
 }
 
 /// What a look for work has found.
@@ -60,8 +66,9 @@ pub async fn take(metadata: &Metadata, node: &str, cursor: &mut u64) -> Result<F
         }
         for (ledger, Versioned { mut value, version }) in due {
             value.claim = Some(claim_of(node, now_ms));
+            value.not_before_ms = now_ms;
             match metadata.put_repair(ledger, &value, version).await {
-                Ok(version) => return Ok(Found::Claim(Claim { ledger, record: value, version })),
+                Ok(version) => return Ok(Found::Claim(Claim::new(ledger, value, version))),
                 Err(error) if error.is_conflict() => continue,
                 Err(error) => return Err(error),
             }
@@ -74,6 +81,10 @@ pub async fn take(metadata: &Metadata, node: &str, cursor: &mut u64) -> Result<F
 }
 
 impl Claim {
+    fn new(ledger: u64, record: RepairRecord, version: u64) -> Self {
+        Self { ledger, record, version, is_noted_again: false, has_news: false }
+    }
+
     /// Says that the work goes on, and takes over what others have noted meanwhile.
     ///
     /// # Errors
@@ -87,36 +98,120 @@ impl Claim {
                     return Ok(());
                 }
                 Err(error) if error.is_conflict() => {
-                    let Some(found) = metadata.get_repair(self.ledger).await? else { return Ok(()) };
-                    (self.record, self.version) = (found.value, found.version);
+                    if !self.read_again(metadata).await? {
+                        return Ok(());
+                    }
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Gives the claim back. What others have noted since the claim was last renewed is to be looked at again.
+    /// Takes over what others have noted. `false`: the record is gone.
+    async fn read_again(&mut self, metadata: &Metadata) -> Result<bool, MetadataError> {
+        let Some(Versioned { value, version }) = metadata.get_repair(self.ledger).await? else { return Ok(false) };
+        self.is_noted_again = true;
+        self.has_news |= value.lost != self.record.lost || value.not_before_ms < self.record.not_before_ms;
+        let writer_awaited_since_ms = self.record.writer_awaited_since_ms;
+        (self.record, self.version) = (RepairRecord { writer_awaited_since_ms, ..value }, version);
+        Ok(true)
+    }
+
+    /// Gives the claim back. What others have noted since it was taken is to be looked at again.
     pub async fn settle(mut self, metadata: &Metadata, outcome: Outcome) -> Result<(), MetadataError> {
-        let written = match outcome {
-            Outcome::Done => metadata.finish_repair(self.ledger, self.version).await,
-            Outcome::Blocked { reason, retry_after } => {
-                self.record.blocked = Some(reason);
-                self.record.not_before_ms = metadata.store().now_ms() + retry_after.as_millis() as u64;
-                self.record.claim = None;
-                metadata.put_repair(self.ledger, &self.record, self.version).await.map(drop)
-            }
-        };
-        match written {
-            Err(error) if error.is_conflict() => {
-                let Some(found) = metadata.get_repair(self.ledger).await? else { return Ok(()) };
-                let free = RepairRecord { claim: None, not_before_ms: 0, ..found.value };
-                match metadata.put_repair(self.ledger, &free, found.version).await {
-                    // The claim expires by itself.
-                    Err(error) if error.is_conflict() => Ok(()),
-                    other => other.map(drop),
+        for _ in 0..SETTLED_AT_MOST {
+            let settled = match &outcome {
+                Outcome::Done if !self.is_noted_again => metadata.finish_repair(self.ledger, self.version).await,
+                outcome => {
+                    let free = self.free(outcome, metadata.store().now_ms());
+                    metadata.put_repair(self.ledger, &free, self.version).await.map(drop)
                 }
+            };
+            match settled {
+                Err(error) if error.is_conflict() => {
+                    if !self.read_again(metadata).await? {
+                        return Ok(());
+                    }
+                }
+                other => return other,
             }
-            other => other,
         }
+        // The claim expires by itself.
+        Ok(())
+    }
+
+    /// The record for whoever takes the ledger next.
+    fn free(&self, outcome: &Outcome, now_ms: u64) -> RepairRecord {
+        let (blocked, not_before_ms) = match outcome {
+            Outcome::Done => (None, 0),
+            Outcome::Blocked { reason, .. } if self.has_news => (Some(reason.clone()), 0),
+            Outcome::Blocked { reason, retry_after } => (Some(reason.clone()), now_ms + retry_after.as_millis() as u64),
+        };
+        RepairRecord { claim: None, blocked, not_before_ms, ..self.record.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use geminga_metadata::{ManualClock, MemoryStore};
+
+    use super::*;
+
+    async fn taken(metadata: &Metadata) -> Claim {
+        metadata.note_repair(7, &BTreeSet::from(["x".to_owned()]), false).await.unwrap();
+        match take(metadata, "me", &mut 0).await.unwrap() {
+            Found::Claim(claim) => claim,
+            _ => panic!("it is due"),
+        }
+    }
+
+    fn metadata() -> (Metadata, ManualClock) {
+        let clock = ManualClock::starting_at_ms(1000);
+        (Metadata::new(Arc::new(MemoryStore::with_clock(clock.clone()))), clock)
+    }
+
+    fn blocked() -> Outcome {
+        Outcome::Blocked { reason: "nobody answers".to_owned(), retry_after: Duration::from_secs(60) }
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_during_an_attempt_is_looked_at_again() {
+        let (metadata, clock) = metadata();
+        let also = BTreeSet::from(["y".to_owned()]);
+        for (lost, at_once) in [(&also, false), (&BTreeSet::new(), true), (&BTreeSet::new(), false)] {
+            for (is_renewed, is_done) in [(true, true), (false, true), (true, false), (false, false)] {
+                let case = format!("{lost:?}, {at_once}, renewed: {is_renewed}, done: {is_done}");
+                let mut claim = taken(&metadata).await;
+                clock.advance_ms(10);
+                metadata.note_repair(7, lost, at_once).await.unwrap();
+                if is_renewed {
+                    claim.renew(&metadata, "me").await.unwrap();
+                }
+                claim.settle(&metadata, if is_done { Outcome::Done } else { blocked() }).await.unwrap();
+                let left = metadata.get_repair(7).await.unwrap().expect("it is noted still");
+                assert!(left.value.claim.is_none() && lost.is_subset(&left.value.lost), "{case}: {left:?}");
+                // Only what could make an attempt fare better saves one that failed from waiting.
+                let is_due = is_done || at_once || !lost.is_empty();
+                assert_eq!(left.value.is_due(metadata.store().now_ms()), is_due, "{case}: {left:?}");
+                metadata.finish_repair(7, left.version).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_is_well_and_was_not_noted_again_is_forgotten() {
+        let (metadata, _) = metadata();
+        let mut claim = taken(&metadata).await;
+        claim.renew(&metadata, "me").await.unwrap();
+        claim.settle(&metadata, Outcome::Done).await.unwrap();
+        assert!(metadata.get_repair(7).await.unwrap().is_none());
+        let claim = taken(&metadata).await;
+        claim.settle(&metadata, blocked()).await.unwrap();
+        let left = metadata.get_repair(7).await.unwrap().expect("it is blocked").value;
+        assert!(!left.is_due(metadata.store().now_ms()) && left.claim.is_none());
+        assert_eq!(left.blocked.as_deref(), Some("nobody answers"));
     }
 }

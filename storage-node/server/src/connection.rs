@@ -37,6 +37,7 @@ const BY_CERTIFICATE: &str = "BookieAuthZFactory";
 /// Bits of a request for figures of the node.
 const TOTAL_DISK_CAPACITY: i64 = 1;
 const FREE_DISK_SPACE: i64 = 2;
+const NODE_ID: i64 = 4;
 
 pub struct Connection {
     pub node: Arc<StorageNode>,
@@ -250,12 +251,13 @@ impl Connection {
 
     fn node_info(&self, reply_to: &ReplyTo, requested: i64) {
         let (total, free) = self.node.space();
-        if total == 0 {
+        if total == 0 && requested & (TOTAL_DISK_CAPACITY | FREE_DISK_SPACE) != 0 {
             return self.answer(reply_to, Code::Io, &Response::Empty);
         }
         let asked = |bit, value: u64| (requested & bit != 0).then_some(value as i64);
+        let id = self.node.options.id.clone().filter(|_| requested & NODE_ID != 0);
         let response =
-            Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free) };
+            Response::NodeInfo { total: asked(TOTAL_DISK_CAPACITY, total), free: asked(FREE_DISK_SPACE, free), id };
         self.answer(reply_to, Code::Ok, &response);
     }
 

@@ -33,11 +33,13 @@ pub struct NodeOptions {
     pub memory_limit: u64,
     pub max_frame_bytes: usize,
     pub tls: Option<TlsOptions>,
+    /// By which it goes in metadata, if it is known there.
+    pub id: Option<String>,
 }
 
 impl NodeOptions {
     pub fn new(memory_limit: u64) -> Self {
-        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, tls: None }
+        Self { memory_limit, max_frame_bytes: DEFAULT_MAX_FRAME_BYTES, tls: None, id: None }
     }
 }
 

@@ -182,10 +182,10 @@ impl Broker {
         let ask =
             |metadata: Metadata| async move { Ok((metadata.list_brokers().await?, metadata.broker_sessions().await?)) };
         let (brokers, sessions) = self.ask(&self.metadata, "list sessions", ask).await?;
-        let now_ms = self.sim.now() / MS;
+        let (now_ms, renewed_ms) = (self.sim.now() / MS, self.member.renewed_at.get() / MS);
         self.change(|directory, _| {
             directory.set_brokers(brokers);
-            directory.sessions.look(now_ms, sessions);
+            directory.look(now_ms, sessions, renewed_ms);
         });
         Ok(())
     }

@@ -29,7 +29,7 @@ pub enum Request {
     ListEntries {
         ledger: i64,
     },
-    /// Disk space; bit 1 of `requested` asks for the capacity, bit 2 for what is free.
+    /// Disk space and who it is; bit 1 of `requested` asks for the capacity, bit 2 for what is free, bit 4 for the node's id.
     NodeInfo {
         requested: i64,
     },
@@ -153,6 +153,8 @@ pub enum Response {
     NodeInfo {
         total: Option<i64>,
         free: Option<i64>,
+        /// By which it goes in metadata. BookKeeper's nodes do not say it.
+        id: Option<String>,
     },
     Authenticate {
         plugin: String,

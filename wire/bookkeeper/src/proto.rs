@@ -183,7 +183,7 @@ pub struct ReadLacRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InfoRequest {
-    /// 1: total_disk_capacity, 2: free_disk_space.
+    /// 1: total_disk_capacity, 2: free_disk_space, 4: node.
     #[prost(int64, optional, tag = "1")]
     pub requested: ::core::option::Option<i64>,
 }
@@ -275,7 +275,7 @@ pub struct ReadLacResponse {
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub last_entry_body: ::core::option::Option<::prost::bytes::Bytes>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InfoResponse {
     #[prost(enumeration = "Status", required, tag = "1")]
     pub status: i32,
@@ -284,6 +284,9 @@ pub struct InfoResponse {
     pub total_disk_capacity: ::core::option::Option<i64>,
     #[prost(int64, optional, tag = "3")]
     pub free_disk_space: ::core::option::Option<i64>,
+    /// Not BookKeeper's: the id by which the node goes in metadata.
+    #[prost(string, optional, tag = "100")]
+    pub node: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListResponse {

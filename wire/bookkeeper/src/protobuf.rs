@@ -209,11 +209,11 @@ pub fn encode_response(reply_to: &ReplyTo, code: Code, response: &Response, out:
             message.list = Some(proto::ListResponse { status, ledger_id: ledger, entries });
         }
         Ok(Operation::GetBookieInfo) => {
-            let (total_disk_capacity, free_disk_space) = match response {
-                Response::NodeInfo { total, free } => (*total, *free),
-                _ => (None, None),
+            let (total_disk_capacity, free_disk_space, node) = match response {
+                Response::NodeInfo { total, free, id } => (*total, *free, id.clone()),
+                _ => (None, None, None),
             };
-            message.info = Some(proto::InfoResponse { status, total_disk_capacity, free_disk_space });
+            message.info = Some(proto::InfoResponse { status, total_disk_capacity, free_disk_space, node });
         }
         Ok(Operation::Auth) => {
             if let Response::Authenticate { plugin, payload } = response {
@@ -291,7 +291,8 @@ pub fn decode_response(frame: Bytes) -> Result<Answer, FrameError> {
         Ok(Operation::GetBookieInfo) => {
             let info = message.info.unwrap_or_default();
             status = info.status;
-            response = Response::NodeInfo { total: info.total_disk_capacity, free: info.free_disk_space };
+            response =
+                Response::NodeInfo { total: info.total_disk_capacity, free: info.free_disk_space, id: info.node };
         }
         Ok(Operation::Auth) => {
             if let Some(auth) = message.auth {

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
+use super::turns::{Turn, Turns};
 use super::{Change, Located, MemberOptions, Owner, Target, Tenure, session};
 use crate::error::{BrokerError, Result};
 
@@ -31,7 +32,9 @@ pub(super) struct Member {
     /// When the last renewal of the session that came through was begun.
     renewed_at: Mutex<Instant>,
     directory: Mutex<Directory>,
-    reading_brokers: tokio::sync::Mutex<()>,
+    /// One after the other, as an older list must not take the place of a newer one.
+    looking: Turn,
+    placing: Turns<BundleName>,
     /// Something has changed in the directory.
     news: Notify,
     started: Instant,
@@ -57,7 +60,8 @@ impl Member {
             lease: Mutex::new(lease),
             renewed_at: Mutex::new(began),
             directory: Mutex::new(directory),
-            reading_brokers: tokio::sync::Mutex::default(),
+            looking: Turn::default(),
+            placing: Turns::default(),
             news: Notify::new(),
             started: Instant::now(),
             is_draining: AtomicBool::new(false),
@@ -99,19 +103,19 @@ impl Member {
 
     /// Reads which brokers there are, and which of them are alive.
     async fn look(&self) -> Result<()> {
-        {
-            // One after the other, as an older list must not take the place of a newer one.
-            let _reading = self.reading_brokers.lock().await;
+        let read = async {
             let brokers = self.metadata.list_brokers().await?;
             self.change(|directory, _| directory.set_brokers(brokers));
-        }
-        self.look_at_sessions().await
+            self.look_at_sessions().await
+        };
+        self.looking.take(read).await
     }
 
     async fn look_at_sessions(&self) -> Result<()> {
         let sessions = self.metadata.broker_sessions().await?;
-        let now_ms = self.now_ms();
-        self.change(|directory, _| directory.sessions.look(now_ms, sessions));
+        let (now_ms, renewed_at) = (self.now_ms(), *self.renewed_at.lock());
+        let renewed_ms = renewed_at.saturating_duration_since(self.started).as_millis() as u64;
+        self.change(|directory, _| directory.look(now_ms, sessions, renewed_ms));
         Ok(())
     }
 
@@ -171,14 +175,15 @@ impl Member {
             let known = self.directory.lock().owner(self.now_ms(), bundle);
             match known {
                 Known::Mine(version) => return Ok(Owner::Me(Tenure { version: Some(version) })),
-                Known::GivenUp(record) => self.keep(bundle, record).await?,
                 Known::Of(located) => return Ok(Owner::Other(Box::new(located))),
+                // Only now: what was waited for may have taken long, and have come.
+                _ if Instant::now() > give_up_at => {
+                    return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} has no owner yet")));
+                }
+                Known::GivenUp(record) => self.keep(bundle, record).await?,
                 Known::Free => self.place(bundle).await?,
                 // Better to wait a moment than to send a client to a broker that is dead.
                 Known::Unsure => drop(tokio::time::timeout(PAUSE, news).await),
-            }
-            if Instant::now() > give_up_at {
-                return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} has no owner yet")));
             }
         }
     }
@@ -211,8 +216,15 @@ impl Member {
         }
     }
 
-    /// Gives a bundle that nobody owns to a broker that is alive.
+    /// Gives a bundle that nobody owns to a broker that is alive. All who wait for the bundle do so together.
     async fn place(&self, bundle: &BundleName) -> Result<()> {
+        self.placing.take(bundle, self.place_now(bundle)).await
+    }
+
+    async fn place_now(&self, bundle: &BundleName) -> Result<()> {
+        if self.directory.lock().owner(self.now_ms(), bundle) != Known::Free {
+            return Ok(());
+        }
         let Some(policies_version) = self.exists(bundle).await? else {
             return Err(BrokerError::ServiceNotReady(format!("bundle {bundle} is no more; look the topic up again")));
         };

@@ -7,6 +7,7 @@
 
 mod member;
 mod session;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -47,7 +47,7 @@ pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
     Broker::start(config, metadata().await, Arc::new(MemoryLedgers::default())).await.unwrap()
 }
 
-/// Metadata in memory, of which one commit comes late, or reads of cursor logs, and some reads fail.
+/// Metadata in memory, of which one commit comes late, or reads, some reads fail, or that cannot be written.
 #[derive(Default)]
 pub struct LateStore {
     stored: Arc<MemoryStore>,
@@ -60,6 +60,11 @@ pub struct LateStore {
     unreadable: Mutex<Option<&'static str>>,
     /// Reads that have failed.
     failed_reads: AtomicU64,
+    /// Nothing is written, as when the disk is full.
+    pub is_full: AtomicBool,
+    /// How long each read takes, in milliseconds.
+    pub read_ms: AtomicU64,
+    pub reads: AtomicU64,
 }
 
 #[derive(Default)]
@@ -81,6 +86,14 @@ impl LateStore {
     /// The next commit that writes below a prefix takes until it is released.
     pub fn delay(&self, prefix: &'static str) {
         *self.late.lock() = Late::Next { prefix, is_awaited: true };
+    }
+
+    async fn reading(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let read_ms = self.read_ms.load(Ordering::Relaxed);
+        if read_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(read_ms)).await;
+        }
     }
 
     pub fn is_held(&self) -> bool {
@@ -126,6 +139,7 @@ impl LateStore {
 impl MetadataStore for LateStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
         self.check_readable(key)?;
+        self.reading().await;
         let _may_read = match key.starts_with("cursor-logs/") {
             true => {
                 self.cursor_log_reads.fetch_add(1, Ordering::Relaxed);
@@ -143,10 +157,14 @@ impl MetadataStore for LateStore {
         limit: usize,
     ) -> Result<Vec<(String, Record)>, MetadataError> {
         self.check_readable(prefix)?;
+        self.reading().await;
         self.stored.scan(prefix, after, limit).await
     }
 
     async fn commit(&self, mut ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Err(MetadataError::Unavailable("the disk is full".into()));
+        }
         let held = {
             let mut late = self.late.lock();
             let is_below = |prefix: &str| ops.iter().filter_map(written).any(|key| key.starts_with(prefix));

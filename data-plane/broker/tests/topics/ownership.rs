@@ -287,6 +287,51 @@ async fn what_a_dead_broker_had_is_taken_over() {
     assert!(!matches!(client.next().await, Told::Receipt(_)));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_wait_for_a_bundle_place_it_together() {
+    let store = Arc::new(LateStore::default());
+    let metadata = fixture::metadata_in(store.clone()).await;
+    let broker = join("a", &metadata, &MemoryLedgers::default()).await;
+    let bundle = bundle(&metadata).await;
+    store.read_ms.store(10, Ordering::Relaxed);
+    store.reads.store(0, Ordering::Relaxed);
+    let mut finds = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (broker, bundle) = (broker.clone(), bundle.clone());
+        finds.spawn(async move { broker.ownership().find(&bundle).await });
+    }
+    for found in finds.join_all().await {
+        assert!(matches!(found, Ok(Owner::Me(_))), "{found:?}");
+    }
+    let reads = store.reads.load(Ordering::Relaxed);
+    assert!(reads < 100, "{reads} reads to place one bundle");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_can_be_read_and_not_written_end_no_session() {
+    let store = Arc::new(LateStore::default());
+    let (metadata, ledgers) = (fixture::metadata_in(store.clone()).await, MemoryLedgers::default());
+    let (a, b) = (join("a", &metadata, &ledgers).await, join("b", &metadata, &ledgers).await);
+    let (owner, other) = in_turn(&a, &b).await;
+    eventually("they see each other", || async { other.ownership().brokers().len() == 2 }).await;
+    let bundle = bundle(&metadata).await;
+    let record = metadata.get_bundle(&bundle).await.unwrap().unwrap();
+    store.is_full.store(true, Ordering::Relaxed);
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let found = other.ownership().find(&bundle).await;
+        assert!(matches!(found, Ok(Owner::Other(_))), "{found:?} after {:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    store.is_full.store(false, Ordering::Relaxed);
+    while began.elapsed() < Duration::from_secs(3) {
+        assert!(matches!(other.ownership().find(&bundle).await, Ok(Owner::Other(_))));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(metadata.get_bundle(&bundle).await.unwrap().unwrap(), record);
+    assert!(matches!(owner.ownership().find(&bundle).await, Ok(Owner::Me(_))));
+}
+
 /// Its metadata are away, so that it does not know: a consumer that came to it would get again what was acknowledged elsewhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_whose_session_has_run_out_takes_consumers_only_until_it_is_deposed() {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use geminga_metadata::{ChangeFeed, prefix_end};
+use geminga_metadata::{ChangeFeed, MetadataError, prefix_end};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
-use super::error::from_sqlx;
+use super::error::{from_sqlx, of_commit};
 use super::statements;
 use crate::batch::{Batch, Decision, Transaction};
 use crate::overlay::Writes;
@@ -38,20 +38,26 @@ impl Writer {
             Err(error) => {
                 // Nothing was open when BEGIN itself failed.
                 let _ = sqlx::query("ROLLBACK").execute(&mut self.connection).await;
-                let error = from_sqlx(&self.subject, error);
                 tracing::warn!(%error, requests = asked.len(), "could not commit metadata");
                 asked.fail(&error);
             }
         }
     }
 
-    async fn attempt(&mut self, batch: &Batch) -> Result<Decision, sqlx::Error> {
+    async fn attempt(&mut self, batch: &Batch) -> Result<Decision, MetadataError> {
+        let decision = self.decide(batch).await.map_err(|error| from_sqlx(&self.subject, error))?;
+        let committed = sqlx::query("COMMIT").execute(&mut self.connection).await;
+        committed.map_err(|error| of_commit(&self.subject, error))?;
+        Ok(decision)
+    }
+
+    /// Everything in an open transaction.
+    async fn decide(&mut self, batch: &Batch) -> Result<Decision, sqlx::Error> {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
         let last: i64 = sqlx::query_scalar(statements::LAST_VERSION).fetch_one(&mut self.connection).await?;
         let decision = batch.decide(&mut self.connection, last as u64).await?;
         self.connection.write(&decision.writes).await?;
         sqlx::query(statements::SET_LAST_VERSION).bind(decision.version as i64).execute(&mut self.connection).await?;
-        sqlx::query("COMMIT").execute(&mut self.connection).await?;
         Ok(decision)
     }
 }

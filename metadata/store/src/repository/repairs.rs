@@ -29,7 +29,7 @@ pub struct RepairRecord {
     /// Since when a writer is waited for that writes to a node which should go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer_awaited_since_ms: Option<u64>,
-    /// Nobody takes it before.
+    /// Nobody takes it before. With a claim: when that began, or 0 if it was noted since then that things have changed.
     #[serde(default)]
     pub not_before_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +93,9 @@ fn key(ledger: u64) -> String {
 impl Metadata {
     /// Notes that a ledger is to be repaired, and that these nodes are lost. With `at_once` an attempt that failed before is not
     /// waited after: things have changed. Whether that was news.
+    ///
+    /// A record with a claim is written in any case, so that it gets another version: whoever works on the ledger has perhaps looked
+    /// before there was what is noted, and learns by that to look again.
     pub async fn note_repair(
         &self,
         ledger: u64,
@@ -101,7 +104,7 @@ impl Metadata {
     ) -> Result<bool, MetadataError> {
         loop {
             let now_ms = self.store.now_ms();
-            let (record, expect) = match self.read::<RepairRecord>(&key(ledger)).await? {
+            let (record, expect, is_news) = match self.read::<RepairRecord>(&key(ledger)).await? {
                 None => {
                     let record = RepairRecord {
                         since_ms: now_ms,
@@ -111,20 +114,22 @@ impl Metadata {
                         not_before_ms: 0,
                         claim: None,
                     };
-                    (record, Expect::Absent)
-                }
-                Some(Versioned { value, .. })
-                    if lost.is_subset(&value.lost) && (!at_once || value.not_before_ms <= now_ms) =>
-                {
-                    return Ok(false);
+                    (record, Expect::Absent, true)
                 }
                 Some(Versioned { value, version }) => {
+                    let is_news = !lost.is_subset(&value.lost) || (at_once && value.not_before_ms > now_ms);
+                    if !is_news && value.claim.is_none() {
+                        return Ok(false);
+                    }
                     let all = value.lost.union(lost).cloned().collect();
-                    (RepairRecord { lost: all, not_before_ms: 0, ..value }, Expect::Version(version))
+                    // Also for who works on it: an attempt that fails is not to be waited after.
+                    let is_due = is_news || at_once;
+                    let not_before_ms = if is_due { 0 } else { value.not_before_ms };
+                    (RepairRecord { lost: all, not_before_ms, ..value }, Expect::Version(version), is_news)
                 }
             };
             match self.store.commit(vec![Op::put(key(ledger), codec::encode(&record)?, expect)]).await {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(is_news),
                 Err(error) if error.is_conflict() => continue,
                 Err(error) => return Err(error),
             }

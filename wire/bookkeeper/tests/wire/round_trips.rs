@@ -146,7 +146,9 @@ proptest! {
         let response = match &request {
             Request::ReadLac { .. } => Response::Lac { explicit: Some(one), last_entry: other },
             Request::ListEntries { .. } => Response::EntryList(one),
-            Request::NodeInfo { .. } => Response::NodeInfo { total: number, free: number },
+            Request::NodeInfo { .. } => {
+                Response::NodeInfo { total: number, free: number, id: number.map(|number| number.to_string()) }
+            }
             Request::Authenticate { plugin, .. } => Response::Authenticate { plugin: plugin.clone(), payload: one },
             _ => Response::Empty,
         };
