@@ -1,9 +1,13 @@
-//! What a fresh cluster has: its record, the tenant `public` and the namespace `public/default`.
+//! What a fresh cluster has: its record, the tenant `public` and the namespace `public/default`; and Pulsar's own `pulsar/system`, in
+//! which clients look whether there are transactions.
 
 use std::collections::BTreeSet;
 
 use geminga_metadata::{ClusterData, Metadata, MetadataError, Policies, TenantInfo};
 use geminga_model::{DEFAULT_NAMESPACE, NamespaceName, PUBLIC_TENANT};
+
+const SYSTEM_TENANT: &str = "pulsar";
+const SYSTEM_NAMESPACE: &str = "system";
 
 /// Hash ranges of a new namespace, as in Pulsar.
 const BUNDLES: u32 = 4;
@@ -13,12 +17,14 @@ pub async fn create_missing(metadata: &Metadata, cluster: &str) -> Result<(), Me
     if metadata.get_cluster(cluster).await?.is_none() {
         or_exists(metadata.create_cluster(cluster, &ClusterData::default()).await)?;
     }
-    if metadata.get_tenant(PUBLIC_TENANT).await?.is_none() {
-        let tenant = TenantInfo { allowed_clusters: BTreeSet::from([cluster.to_owned()]), ..TenantInfo::default() };
-        // With the tenant, so that a namespace that was deleted stays so.
-        let namespace = NamespaceName::new(PUBLIC_TENANT, DEFAULT_NAMESPACE)?;
-        let policies = Policies::new_namespace(cluster, BUNDLES);
-        or_exists(metadata.create_tenant_with_namespace(&tenant, &namespace, &policies).await)?;
+    for (name, local) in [(PUBLIC_TENANT, DEFAULT_NAMESPACE), (SYSTEM_TENANT, SYSTEM_NAMESPACE)] {
+        if metadata.get_tenant(name).await?.is_none() {
+            let tenant = TenantInfo { allowed_clusters: BTreeSet::from([cluster.to_owned()]), ..TenantInfo::default() };
+            // With the tenant, so that a namespace that was deleted stays so.
+            let namespace = NamespaceName::new(name, local)?;
+            let policies = Policies::new_namespace(cluster, BUNDLES);
+            or_exists(metadata.create_tenant_with_namespace(&tenant, &namespace, &policies).await)?;
+        }
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ Examples:
 
 #[derive(Subcommand)]
 pub enum MetadataCommand {
-    /// Create what a new cluster needs: the tables, the cluster, the tenant public and its namespace public/default
+    /// Create what a new cluster needs: the tables, the cluster, the tenants public and pulsar and their namespaces
     ///
     /// Run it once before the first broker of a cluster starts; `geminga standalone` does it by itself. It creates what
     /// is missing and leaves alone what is there, so it may be run again, and by several machines at once. It does not

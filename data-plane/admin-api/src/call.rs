@@ -119,7 +119,7 @@ impl Call {
 
     /// For whatever no resource serves.
     pub fn unsupported<T>(&self) -> Result<T> {
-        Err(ApiError::unsupported(format_args!("{} {}", self.method, self.path)))
+        Err(crate::unserved::refusal(self))
     }
 }
 

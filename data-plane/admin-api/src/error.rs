@@ -6,7 +6,11 @@ use axum::response::{IntoResponse, Response};
 use geminga_broker::BrokerError;
 use geminga_metadata::MetadataError;
 use geminga_model::{ErrorKind, InvalidName};
+use hyper::ext::ReasonPhrase;
 use serde_json::json;
+
+/// Longer reasons are only in the body.
+const PHRASE_BYTES_MAX: usize = 512;
 
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{status}: {reason}")]
@@ -52,7 +56,14 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED {
             tracing::warn!(status = self.status.as_u16(), reason = %self.reason, "admin request failed");
         }
-        (self.status, Json(json!({ "reason": self.reason }))).into_response()
+        let mut response = (self.status, Json(json!({ "reason": &self.reason }))).into_response();
+        // Beside the status code too, as there: the Java client shows what stands there when it looks topics up over HTTP.
+        if self.reason.len() <= PHRASE_BYTES_MAX
+            && let Ok(phrase) = ReasonPhrase::try_from(self.reason)
+        {
+            response.extensions_mut().insert(phrase);
+        }
+        response
     }
 }
 

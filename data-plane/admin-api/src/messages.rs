@@ -71,7 +71,7 @@ pub(crate) async fn answer(message: PeekedMessage) -> Result<Answer> {
     headers.set_some("uncompressed-size", metadata.uncompressed_size.filter(|_| compression(metadata).is_some()));
     headers.set_some("compression", compression(metadata));
     headers.set("txn-uncommitted", false);
-    headers.map.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.map.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let payload = payload(message.payload, &message.metadata);
     let mut response = (StatusCode::OK, headers.map, Body::from(payload)).into_response();
     response.extensions_mut().extend(header_case::exact(&headers.names).await);

@@ -11,6 +11,10 @@ use crate::error::{ApiError, Result};
 use crate::routing::at_owner;
 use crate::{bundles, clusters, namespace_policies, policy_checks, routing};
 
+/// Boundaries of bundles begin and end with these.
+const FIRST_BOUNDARY: &str = "0x00000000";
+const LAST_BOUNDARY: &str = "0xffffffff";
+
 /// Of a namespace's policies.
 const ANTI_AFFINITY: &str = "antiAffinityGroup";
 
@@ -33,6 +37,9 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
         }
         ("DELETE", [tenant, local]) => {
             let name = name(tenant, local)?;
+            if call.flag("force") && !broker.forced_namespace_deletion_allowed() {
+                return Err(ApiError::not_allowed("Broker doesn't allow forced deletion of namespaces"));
+            }
             if call.flag("force") && broker.ownership().is_shared() {
                 routing::delete_topics_of(call, &name).await?;
             }
@@ -71,14 +78,16 @@ async fn of_bundle(call: &Call, name: &NamespaceName, bundle: Option<BundleRange
     }
 }
 
-/// The namespaces of a tenant (the query's `property`) that are in the group.
+/// The namespaces of a tenant (the query's `tenant`, once `property`) that are in the group.
 async fn in_anti_affinity_group(call: &Call, cluster: &str, group: &str) -> Result<Answer> {
     if group.trim().is_empty() {
         return Err(ApiError::precondition("anti-affinity group can't be empty."));
     }
     clusters::get(call, cluster).await?;
     let mut members = Vec::new();
-    for namespace in call.broker.namespaces(call.query("property").unwrap_or_default()).await? {
+    let tenant = call.query("tenant").or_else(|| call.query("property"));
+    let tenant = tenant.ok_or_else(|| ApiError::bad_request("Tenant should not be null"))?;
+    for namespace in call.broker.namespaces(tenant).await? {
         let policies = call.broker.namespace_policies(&namespace).await?;
         if policies.extra.get(ANTI_AFFINITY).and_then(Value::as_str) == Some(group) {
             members.push(namespace.to_string());
@@ -132,6 +141,19 @@ fn new_policies(call: &Call) -> Result<Policies> {
         }
         if bundles["boundaries"].is_null() {
             bundles["boundaries"] = json!([]);
+        }
+        // Where there are boundaries, they say how many there are.
+        if let Some(boundaries) = bundles["boundaries"].as_array().filter(|boundaries| !boundaries.is_empty()) {
+            let (first, last) = (&boundaries[0], &boundaries[boundaries.len() - 1]);
+            if first != FIRST_BOUNDARY || last != LAST_BOUNDARY {
+                return Err(ApiError::bad_request(format!(
+                    "Input bundles do not cover the whole hash range. first:{}, last:{}",
+                    first.as_str().unwrap_or_default(),
+                    last.as_str().unwrap_or_default()
+                )));
+            }
+            let count = boundaries.len() - 1;
+            bundles.insert("numBundles".to_owned(), json!(count));
         }
     }
     if let Some(fields) = body.as_object_mut() {

@@ -1,9 +1,12 @@
 //! `/admin/v2/schemas`
 
+use axum::Json;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use geminga_broker::{BrokerError, is_valid_schema, schema_type_name, schema_type_number};
 use geminga_metadata::{SchemaRecord, SchemaVersion};
 use geminga_model::{TopicDomain, TopicName};
+use geminga_wire_pulsar::proto;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -31,7 +34,10 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     call.broker.namespace_policies(name.namespace()).await?;
     match (call.method(), rest) {
         ("GET", ["schema"]) => get(call, &name, None).await,
-        ("GET", ["schema", version]) => get(call, &name, Some(number(version)?)).await,
+        ("GET", ["schema", version]) => {
+            let version: i64 = number(version)?;
+            get(call, &name, Some(u64::try_from(version).unwrap_or(u64::MAX))).await
+        }
         ("GET", ["schemas"]) => {
             let versions = call.broker.schema_versions(&name).await?;
             let versions = versions.iter().map(described).collect::<Result<Vec<_>>>()?;
@@ -39,7 +45,7 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
         }
         ("POST", ["schema"]) => {
             let schema = payload(call)?;
-            if !is_valid_schema(&schema) {
+            if !is_valid_schema(&schema) || schema.schema_type == proto::schema::Type::AutoConsume as i32 {
                 return Err(ApiError::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
                     format!("Invalid schema definition data for {} schema", schema_type_name(schema.schema_type)),
@@ -54,7 +60,8 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
         }
         ("POST", ["compatibility"]) => {
             let (compatible, strategy) = call.broker.is_schema_compatible(&name, &payload(call)?).await?;
-            Ok(Answer::Json(json!({ "compatibility": compatible, "schemaCompatibilityStrategy": strategy })))
+            let body = Json(json!({ "compatibility": compatible, "schemaCompatibilityStrategy": strategy }));
+            Ok(Answer::Response((StatusCode::ACCEPTED, body).into_response()))
         }
         ("POST", ["version"]) => {
             // An equal schema keeps its version; nothing is added.
@@ -112,7 +119,7 @@ async fn metadata(call: &Call, name: &TopicName) -> Result<Answer> {
     let versions = call.broker.schema_versions(name).await?;
     let index: Vec<Value> =
         versions.iter().map(|schema| json!({ "ledgerId": -1, "entryId": -1, "version": schema.version })).collect();
-    let info = index.last().cloned().ok_or_else(|| ApiError::not_found("Schema not found"))?;
+    let Some(info) = index.last().cloned() else { return Ok(Answer::Unset) };
     Ok(Answer::Json(json!({ "info": info, "index": index })))
 }
 

@@ -106,26 +106,38 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
         }
         ("POST", ["expireMessages", seconds]) => {
             let seconds = number(seconds)?;
-            let mut expired = 0;
+            let mut done = false;
             for topic in partitioned::each(call, name).await? {
-                expired += topic.expire(subscription, seconds).await?;
+                done |= topic.expire_if_behind(subscription, seconds).await?;
             }
-            if expired == 0 { Err(nothing_expired(name, subscription)) } else { Ok(Answer::Nothing) }
+            if done { Ok(Answer::Nothing) } else { Err(nothing_expired(name, subscription)) }
         }
         ("POST", ["expireMessages"]) => {
             single(call, name, "Expire message at position is not supported for partitioned-topic").await?;
             let position = MessageId::from_call(call)?.position();
-            existing(call, name).await?.expire_through(subscription, position).await?;
-            Ok(Answer::Nothing)
+            let expired = existing(call, name).await?.expire_through(subscription, position).await?;
+            match expired {
+                Some(_) => Ok(Answer::Nothing),
+                None => Err(ApiError::conflict(format!(
+                    "Expire message by position not issued on topic {name} for subscription {subscription} due to ongoing \
+                     message expiration not finished or invalid message position provided."
+                ))),
+            }
         }
         (_, ["properties"]) => properties(call, name, subscription).await,
         ("GET", ["replicatedSubscriptionStatus"]) => {
-            let topics = partitioned::each(call, name).await?;
-            for topic in &topics {
-                topic.subscription_properties(subscription)?;
+            let mut status = serde_json::Map::new();
+            for topic in partitioned::each(call, name).await? {
+                status.insert(topic.name().to_string(), Value::Bool(topic.is_replicated(subscription)?));
             }
-            let status = topics.iter().map(|topic| (topic.name().to_string(), Value::Bool(false)));
-            Ok(Answer::Json(Value::Object(status.collect())))
+            Ok(Answer::Json(Value::Object(status)))
+        }
+        ("POST", ["replicatedSubscriptionStatus"]) => {
+            let wanted: bool = call.json()?;
+            for topic in partitioned::each(call, name).await? {
+                topic.set_replicated(subscription, wanted).await?;
+            }
+            Ok(Answer::Nothing)
         }
         ("POST", ["analyzeBacklog"]) => {
             single(
@@ -174,9 +186,11 @@ async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
         0 => vec![name.clone()],
         count => (0..count).map(|index| name.partition(index)).collect(),
     };
+    let replicated = call.flag("replicated");
     let create_one = async |name: TopicName| {
         let topic = call.broker.topic(&name, true).await?;
         match topic.create_subscription(&subscription.into(), initial, properties.clone(), true).await {
+            Ok(()) if replicated => Ok(topic.set_replicated(subscription, true).await.map(|()| 1)?),
             Ok(()) => Ok(1),
             Err(BrokerError::AlreadyExists(_)) => Ok(0),
             Err(BrokerError::NotAllowed(reason)) => Err(ApiError::conflict(reason)),
@@ -207,13 +221,15 @@ async fn delete(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
 }
 
 pub(crate) async fn expire_all(call: &Call, name: &TopicName, seconds: u64) -> Result<Answer> {
-    let mut expired = 0;
+    let mut refused = None;
     for topic in partitioned::each(call, name).await? {
         for subscription in topic.subscription_names() {
-            expired += topic.expire(&subscription, seconds).await?;
+            if !topic.expire_if_behind(&subscription, seconds).await? {
+                refused.get_or_insert((topic.name().clone(), subscription));
+            }
         }
     }
-    if expired == 0 { Err(nothing_expired(name, "any")) } else { Ok(Answer::Nothing) }
+    refused.map_or(Ok(Answer::Nothing), |(topic, subscription)| Err(nothing_expired(&topic, &subscription)))
 }
 
 fn nothing_expired(name: &TopicName, subscription: &str) -> ApiError {

@@ -26,6 +26,9 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
         }
         ("DELETE", [name]) => {
             let force = call.flag("force");
+            if force && !broker.forced_tenant_deletion_allowed() {
+                return Err(ApiError::not_allowed("Broker doesn't allow forced deletion of tenants"));
+            }
             if force && broker.ownership().is_shared() {
                 for namespace in broker.metadata().list_namespaces(name).await? {
                     routing::delete_topics_of(call, &namespace).await?;

@@ -265,6 +265,7 @@ async fn permissions(call: &Call, name: &TopicName, path: &[&str]) -> Result<Ans
 }
 
 async fn properties(call: &Call, name: &TopicName) -> Result<Answer> {
+    must_persist(name)?;
     if partitions(call, name).await? > 0 {
         return partitioned::properties(call, name).await;
     }

@@ -199,8 +199,11 @@ impl Broker {
         if of.as_ref().is_some_and(|of| of.value.deleted) {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
-        let known_partition =
-            of.is_some_and(|of| name.partition_index().is_some_and(|index| index < of.value.partitions));
+        let known_partition = of.is_some();
+        let beyond = |partitions| name.partition_index().is_some_and(|index| index >= partitions);
+        if of.is_some_and(|of| beyond(of.value.partitions)) {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
         if !known_partition && !self.auto_creation(policies).allowed {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
@@ -269,8 +272,15 @@ impl Broker {
                 false => Ok(record.value.partitions),
             };
         }
-        if name.is_partition() || metadata.get_topic(name).await?.is_some() {
+        if metadata.get_topic(name).await?.is_some() {
             return Ok(0);
+        }
+        if let Some(index) = name.partition_index() {
+            let base = metadata.get_partitioned_topic(&name.partitioned_base()).await?;
+            return match base {
+                Some(base) if index >= base.value.partitions => Err(BrokerError::TopicNotFound(name.to_string())),
+                _ => Ok(0),
+            };
         }
         let auto = self.auto_creation(&policies);
         if !may_create || !auto.allowed {

@@ -12,8 +12,11 @@ use crate::error::{BrokerError, Result};
 const CREATE_TOPICS: &str = "allowAutoTopicCreation";
 const CREATE_SUBSCRIPTIONS: &str = "allowAutoSubscriptionCreation";
 
+const FORCE_DELETE_NAMESPACES: &str = "forceDeleteNamespaceAllowed";
+const FORCE_DELETE_TENANTS: &str = "forceDeleteTenantAllowed";
+
 /// Those that have an effect.
-const SETTINGS: &[&str] = &[CREATE_SUBSCRIPTIONS, CREATE_TOPICS];
+const SETTINGS: &[&str] = &[CREATE_SUBSCRIPTIONS, CREATE_TOPICS, FORCE_DELETE_NAMESPACES, FORCE_DELETE_TENANTS];
 
 /// Names of all settings that can be set, which are Pulsar's.
 pub fn dynamic_settings() -> impl Iterator<Item = &'static str> {
@@ -23,12 +26,19 @@ pub fn dynamic_settings() -> impl Iterator<Item = &'static str> {
 pub(crate) struct DynamicSettings {
     pub create_topics: AtomicBool,
     pub create_subscriptions: AtomicBool,
+    pub force_delete_namespaces: AtomicBool,
+    pub force_delete_tenants: AtomicBool,
 }
 
 impl DynamicSettings {
     /// What is stored, else what the broker was started with.
     pub fn new(config: &BrokerConfig, stored: &BTreeMap<String, String>) -> Self {
-        let settings = Self { create_topics: AtomicBool::new(true), create_subscriptions: AtomicBool::new(true) };
+        let settings = Self {
+            create_topics: AtomicBool::new(true),
+            create_subscriptions: AtomicBool::new(true),
+            force_delete_namespaces: AtomicBool::new(false),
+            force_delete_tenants: AtomicBool::new(false),
+        };
         for name in SETTINGS {
             settings.apply(config, name, stored.get(*name).map(String::as_str));
         }
@@ -40,6 +50,8 @@ impl DynamicSettings {
         let (setting, configured) = match name {
             CREATE_TOPICS => (&self.create_topics, config.auto_create_topics),
             CREATE_SUBSCRIPTIONS => (&self.create_subscriptions, config.auto_create_subscriptions),
+            FORCE_DELETE_NAMESPACES => (&self.force_delete_namespaces, false),
+            FORCE_DELETE_TENANTS => (&self.force_delete_tenants, false),
             _ => return,
         };
         let wanted = value.and_then(|value| {
@@ -88,6 +100,16 @@ impl Broker {
     /// The same for subscriptions.
     pub fn auto_creates_subscriptions(&self) -> bool {
         self.shared.dynamic.create_subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// Whether a namespace may be deleted together with its topics.
+    pub fn forced_namespace_deletion_allowed(&self) -> bool {
+        self.shared.dynamic.force_delete_namespaces.load(Ordering::Relaxed)
+    }
+
+    /// Whether a tenant may be deleted together with its namespaces.
+    pub fn forced_tenant_deletion_allowed(&self) -> bool {
+        self.shared.dynamic.force_delete_tenants.load(Ordering::Relaxed)
     }
 }
 

@@ -48,8 +48,6 @@ pub(crate) const WITHOUT_EFFECT: &[&str] = &[
     "exposeBundlesMetricsInPrometheus",
     "failureDomainsEnabled",
     "flowOrQpsDifferenceThresholdPercentage",
-    "forceDeleteNamespaceAllowed",
-    "forceDeleteTenantAllowed",
     "httpRequestsFailOnUnknownPropertiesEnabled",
     "isAllowAutoUpdateSchemaEnabled",
     "keySharedLookAheadMsgInReplayThresholdPerConsumer",

@@ -31,7 +31,7 @@ pub enum BrokerError {
     ProducerBusy(String),
     #[error("{0}")]
     ProducerFenced(String),
-    #[error("topic {0} is terminated")]
+    #[error("Topic was already terminated: {0}")]
     TopicTerminated(String),
     /// The topic is being loaded, closed or deleted: the client should look it up again.
     #[error("{0}")]

@@ -21,12 +21,19 @@ impl Broker {
         let limit = self.check_topic_limit(&policies, name, 1).await;
         limit.map_err(|error| BrokerError::Conflict(error.to_string()))?;
         if name.is_partition() && !self.is_known_partition(name).await? {
-            return Err(BrokerError::PreconditionFailed(format!(
-                "Can't create topic {} with \"-partition-\" followed by numeric value if there isn't a partitioned \
-                 topic {} created.",
-                name.local_name(),
-                name.partitioned_base().local_name()
-            )));
+            let (topic, base) = (name.local_name(), name.partitioned_base());
+            let known = self.shared.metadata.get_partitioned_topic(&base).await?.is_some();
+            let base = base.local_name();
+            return Err(BrokerError::PreconditionFailed(match known {
+                true => format!(
+                    "Can't create topic {topic} with \"-partition-\" followed by a number smaller than number of \
+                     partition of partitioned topic {base}"
+                ),
+                false => format!(
+                    "Can't create topic {topic} with \"-partition-\" followed by numeric value if there isn't a \
+                     partitioned topic {base} created."
+                ),
+            }));
         }
         let record = TopicRecord { created_at: now_ms(), properties, ..Default::default() };
         match self.shared.metadata.create_topic(name, record).await {

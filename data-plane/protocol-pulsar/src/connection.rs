@@ -337,7 +337,9 @@ impl Connection {
         gathered.hand_over();
         gathered.producer = None;
         match (&command, self.client.get()) {
-            (Command::Connect(_), _) | (_, Some(_)) => self.dispatch_command(command, payload),
+            (Command::Connect(_) | Command::Ping(_) | Command::Pong(_), _) | (_, Some(_)) => {
+                self.dispatch_command(command, payload)
+            }
             (other, None) => Err(ConnectionError::NotConnected(other.name())),
         }
     }

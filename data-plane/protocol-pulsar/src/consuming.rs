@@ -11,6 +11,10 @@ use geminga_wire_pulsar::{Command, proto};
 use crate::connection::{Connection, ConsumerSlot};
 use crate::error::{error_command, server_error};
 
+/// Names of cursors that Pulsar has for itself.
+const DEDUPLICATION_CURSOR: &str = "pulsar.dedup";
+const REPLICATOR_PREFIX: &str = "pulsar.repl";
+
 /// A position as the wire has it; what Pulsar calls earliest and latest are -1:-1 and the largest numbers.
 pub(crate) fn position(id: &proto::MessageIdData) -> Position {
     if id.ledger_id as i64 == -1 && id.entry_id as i64 == -1 {
@@ -103,9 +107,7 @@ impl Connection {
         command: &proto::CommandSubscribe,
     ) -> Result<Arc<ConsumerHandle>, BrokerError> {
         let name = TopicName::parse(&command.topic).map_err(|error| BrokerError::InvalidName(error.to_string()))?;
-        if command.subscription.is_empty() {
-            return Err(BrokerError::NotAllowed("empty subscription name".into()));
-        }
+        check_subscription(command, &name)?;
         let topic = self.broker.topic(&name, command.force_topic_creation.unwrap_or(true)).await?;
         if let Some(schema) = &command.schema {
             self.broker.check_consumer_schema(&name, schema, topic.has_schema_users()).await?;
@@ -255,7 +257,10 @@ impl Connection {
                 (None, Some(time)) => {
                     consumer.topic.reset_to_time(&consumer.subscription, time).await?;
                 }
-                (None, None) => return Err(BrokerError::NotAllowed("SEEK names neither a message nor a time".into())),
+                (None, None) => {
+                    let reason = "Message id and message publish time were not present";
+                    return Err(BrokerError::PreconditionFailed(reason.into()));
+                }
             }
             Ok(Command::from(proto::CommandSuccess { request_id, schema: None }))
         });
@@ -330,6 +335,30 @@ impl Connection {
             let answer = work.await.unwrap_or_else(|error| error_command(request_id, &error));
             connection.send(&answer);
         });
+    }
+}
+
+/// Refuses what Pulsar refuses before it looks at the topic, with its codes.
+fn check_subscription(command: &proto::CommandSubscribe, name: &TopicName) -> Result<(), BrokerError> {
+    let subscription = command.subscription.as_str();
+    if subscription.is_empty() {
+        return Err(BrokerError::ProducerBusy("Empty subscription name".into()));
+    }
+    if subscription == DEDUPLICATION_CURSOR || subscription.starts_with(REPLICATOR_PREFIX) {
+        return Err(BrokerError::ProducerBusy("Subscription with reserved subscription name attempted".into()));
+    }
+    let one_active = matches!(
+        command.sub_type(),
+        proto::command_subscribe::SubType::Exclusive | proto::command_subscribe::SubType::Failover
+    );
+    match command.read_compacted.unwrap_or(false) {
+        true if !name.is_persistent() => {
+            Err(BrokerError::NotAllowed("readCompacted only valid on persistent topics".into()))
+        }
+        true if !one_active => {
+            Err(BrokerError::NotAllowed("readCompacted only allowed on failover or exclusive subscriptions".into()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -181,7 +181,7 @@ impl Connection {
     ) -> Result<(), BrokerError> {
         let namespace = parse_namespace(&command.namespace)?;
         let pattern = TopicPattern::new(&command.topics_pattern)
-            .ok_or_else(|| BrokerError::BadRequest(format!("bad topic pattern {:?}", command.topics_pattern)))?;
+            .ok_or_else(|| BrokerError::InvalidName(format!("Invalid topics pattern: {}", command.topics_pattern)))?;
         let mut changes = self.broker.topic_changes();
         let Some(turn) = self.turn_to_answer().await else { return Ok(()) };
         let mut known = self.matching(&namespace, &pattern).await?;
@@ -226,9 +226,15 @@ impl Connection {
         }
     }
 
-    /// A namespace that does not exist has no topics, as in Pulsar (its HTTP lookup answers 404 instead).
+    /// A namespace that does not exist has no persistent topics, as in Pulsar (its HTTP lookup answers 404 instead); whoever
+    /// asks for others too is told.
     async fn topics(&self, namespace: &NamespaceName, domains: &[TopicDomain]) -> Result<Vec<String>, BrokerError> {
         match self.broker.topics(namespace, domains).await {
+            Err(BrokerError::TenantNotFound(_) | BrokerError::NamespaceNotFound(_))
+                if domains.contains(&TopicDomain::NonPersistent) =>
+            {
+                Err(BrokerError::NotFound("Namespace not found".into()))
+            }
             Err(BrokerError::TenantNotFound(_) | BrokerError::NamespaceNotFound(_)) => Ok(Vec::new()),
             other => other,
         }

@@ -194,10 +194,16 @@ impl Connection {
             }
         };
         if let Some(subscription) = command.initial_subscription_name.as_deref().filter(|name| !name.is_empty()) {
+            if !topic.has_subscription(subscription) && !self.broker.may_create_subscription(&topic)? {
+                return Err(BrokerError::NotAllowed(
+                    "Could not create the initial subscription due to the auto subscription creation is not allowed."
+                        .into(),
+                ));
+            }
             topic
                 .create_subscription(
                     &Arc::from(subscription),
-                    geminga_broker::InitialPosition::Latest,
+                    geminga_broker::InitialPosition::Earliest,
                     Default::default(),
                     false,
                 )

@@ -20,6 +20,9 @@ struct Topic {
     now: u64,
     /// Entries that the reader was told to forget.
     forgotten: Vec<i64>,
+    /// Entries that must be read before they can be delivered again.
+    cold: Vec<i64>,
+    reads_fail: bool,
 }
 
 fn at(entry_id: i64) -> Position {
@@ -30,7 +33,7 @@ fn span(entries: usize) -> LedgerSpan {
     LedgerSpan { ledger_id: LEDGER, entries: entries as u64, size: 0, timestamp_ms: 0, first_index: 0 }
 }
 
-struct Reader<'a>(&'a [EntryMeta], &'a LedgerList, &'a mut Vec<i64>);
+struct Reader<'a>(&'a [EntryMeta], &'a LedgerList, &'a mut Vec<i64>, &'a [i64], bool);
 
 impl Reader<'_> {
     fn entry(&self, at: Position) -> Option<Entry> {
@@ -46,7 +49,11 @@ impl EntryReader for Reader<'_> {
     }
 
     fn get(&mut self, at: Position) -> Option<Entry> {
-        self.entry(at)
+        if self.3.contains(&at.entry_id) { None } else { self.entry(at) }
+    }
+
+    fn single_reads_fail(&self) -> bool {
+        self.4
     }
 
     fn forget(&mut self, at: Position) {
@@ -62,7 +69,7 @@ impl Topic {
     fn new(options: SubscriptionOptions) -> Self {
         let list = LedgerList::new([span(0)]);
         let sub = Subscription::new("s", Cursor::new(list.before_first()), options);
-        Topic { metas: Vec::new(), list, sub, now: 1000, forgotten: Vec::new() }
+        Topic { metas: Vec::new(), list, sub, now: 1000, forgotten: Vec::new(), cold: Vec::new(), reads_fail: false }
     }
 
     fn append(&mut self, metas: impl IntoIterator<Item = EntryMeta>) {
@@ -89,7 +96,7 @@ impl Topic {
 
     fn dispatch(&mut self) -> (Vec<Delivery>, DispatchWait) {
         let mut out = Vec::new();
-        let mut reader = Reader(&self.metas, &self.list, &mut self.forgotten);
+        let mut reader = Reader(&self.metas, &self.list, &mut self.forgotten, &self.cold, self.reads_fail);
         let wait = self.sub.dispatch(self.now, &mut reader, 1 << 20, &mut out);
         self.sub.check_invariants();
         (out, wait)
@@ -281,6 +288,29 @@ fn shared_redelivers_what_is_given_back_with_a_count() {
     assert_eq!((stats.msg_backlog, stats.unacked_messages, stats.redelivered_counter), (0, 0, 5));
     let cumulative = AckRequest::Cumulative { position: at(2), ack_set: Vec::new() };
     assert_eq!(topic.sub.ack(2, cumulative, &topic.list, 0), Err(AckError::CumulativeOnShared(Shared)));
+}
+
+#[test]
+fn shared_delivers_what_comes_again_before_what_is_new() {
+    let mut topic = Topic::new(SubscriptionOptions::default());
+    topic.singles(6);
+    topic.join(1, Shared, 3);
+    assert_eq!(topic.deliver(), [(1, 0), (1, 1), (1, 2)]);
+    topic.join(2, Shared, 0);
+    topic.leave(1);
+    topic.cold = vec![1];
+    topic.sub.flow(2, 10);
+    let (out, wait) = topic.dispatch();
+    assert_eq!((out.len(), wait), (1, DispatchWait::NeedEntries(vec![at(1), at(2)])));
+    topic.cold.clear();
+    assert_eq!(topic.deliver(), [1, 2, 3, 4, 5].map(|entry| (2, entry)));
+    // Nobody waits for what cannot be read.
+    topic.singles(2);
+    topic.redeliver(2, Some(&[at(0), at(3)]));
+    (topic.cold, topic.reads_fail) = (vec![0], true);
+    let (out, wait) = topic.dispatch();
+    let out: Vec<_> = out.iter().map(|delivery| delivery.entry.position.entry_id).collect();
+    assert_eq!((out, wait), (vec![3, 6, 7], DispatchWait::NeedEntries(vec![at(0)])));
 }
 
 #[test]

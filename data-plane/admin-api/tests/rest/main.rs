@@ -44,6 +44,9 @@ async fn clusters_tenants_and_namespaces() {
     rest.expect("DELETE", "/tenants/t", NONE, 409).await;
     rest.expect("PUT", "/persistent/t/n/a", NONE, 204).await;
     rest.expect("DELETE", "/namespaces/t/n", NONE, 409).await;
+    rest.expect("DELETE", "/namespaces/t/n?force=true", NONE, 405).await;
+    rest.expect("DELETE", "/tenants/t?force=true", NONE, 405).await;
+    rest.expect("POST", "/brokers/configuration/forceDeleteNamespaceAllowed/true", NONE, 200).await;
     rest.expect("DELETE", "/namespaces/t/n?force=true", NONE, 204).await;
     rest.expect("DELETE", "/tenants/t", NONE, 204).await;
     rest.expect("GET", "/namespaces/t/n", NONE, 404).await;
@@ -247,8 +250,9 @@ async fn health_lookup_metrics_and_what_is_not_served() {
     let lookup = rest.raw("GET", "/lookup/v2/topic/persistent/public/default/a", "").await;
     let lookup: Value = serde_json::from_slice(&to_bytes(lookup.into_body(), usize::MAX).await.unwrap()).unwrap();
     assert_eq!(lookup["brokerUrl"], "pulsar://127.0.0.1:6650");
-    let refused = rest.expect("GET", "/nonsense/x", NONE, 501).await;
-    assert_eq!(refused["reason"], "GET /admin/v2/nonsense/x is not supported");
+    let refused = rest.expect("GET", "/clusters/standalone/migrate", NONE, 501).await;
+    assert_eq!(refused["reason"], "GET /admin/v2/clusters/standalone/migrate is not supported");
+    rest.expect("GET", "/nonsense/x", NONE, 404).await;
     rest.expect("GET", "/sinks/x", NONE, 409).await;
     assert_eq!(rest.raw("GET", "/admin/v3/transactions/coordinators", "").await.status(), 503);
     assert_eq!(rest.raw("GET", "/nonsense", "").await.status(), StatusCode::NOT_FOUND);

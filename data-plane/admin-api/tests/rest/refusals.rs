@@ -38,6 +38,11 @@ async fn policies_of_namespaces() {
     rest.expect("PUT", "/namespaces/public/new", bad, 400).await;
     rest.expect("PUT", "/namespaces/public/new", json!({ "bundles": { "numBundles": -1 } }), 204).await;
     assert_eq!(rest.get("/namespaces/public/new/bundles").await["numBundles"], 4);
+    let of = |boundaries: Value| json!({ "bundles": { "boundaries": boundaries, "numBundles": 7 } });
+    let halves = json!(["0x00000000", "0x80000000", "0xffffffff"]);
+    rest.expect("PUT", "/namespaces/public/half", of(json!(["0x10000000", "0xffffffff"])), 400).await;
+    rest.expect("PUT", "/namespaces/public/half", of(halves.clone()), 204).await;
+    assert_eq!(rest.get("/namespaces/public/half/bundles").await, json!({ "boundaries": halves, "numBundles": 2 }));
 }
 
 #[tokio::test]
@@ -134,4 +139,71 @@ async fn settings_of_pulsar_are_kept_and_others_refused() {
     assert_eq!(rest.get("/brokers/configuration/values").await, json!({}));
     rest.expect("POST", "/brokers/configuration/nonsense/1", NONE, 412).await;
     rest.expect("DELETE", "/brokers/configuration/nonsense", NONE, 412).await;
+}
+
+#[tokio::test]
+async fn what_pulsar_does_not_have_is_not_found_and_what_we_lack_is_named() {
+    let rest = Rest::start().await;
+    rest.expect("PUT", &format!("{TOPICS}/t"), NONE, 204).await;
+    for (method, path, status) in [
+        ("HEAD", "/clusters", 200),
+        ("PATCH", "/clusters/standalone", 405),
+        ("POST", "/tenants", 405),
+        ("POST", &format!("{TOPICS}/t"), 405),
+        ("GET", &format!("{TOPICS}/t/nonsense"), 404),
+        ("GET", "/nonsense", 404),
+        ("GET", "/namespaces", 404),
+        ("PUT", &format!("{TOPICS}/t/compaction"), 501),
+    ] {
+        rest.expect(method, path, NONE, status).await;
+    }
+    rest.expect("PUT", "/tenants/n", json!({ "adminRoles": null, "allowedClusters": ["standalone"] }), 204).await;
+    rest.expect("GET", "/non-persistent/public/default/t/properties", NONE, 406).await;
+}
+
+#[tokio::test]
+async fn expiry_is_refused_where_nothing_waits() {
+    let rest = Rest::start().await;
+    rest.expect("PUT", &format!("{TOPICS}/t/subscription/s"), NONE, 204).await;
+    let expiry = format!("{TOPICS}/t/subscription/s/expireMessages");
+    rest.expect("POST", &format!("{expiry}/1000000000"), NONE, 409).await;
+    rest.publish("persistent://public/default/t", &["a"]).await;
+    rest.expect("POST", &format!("{expiry}/1000000000"), NONE, 204).await;
+    let stats = rest.get(&format!("{TOPICS}/t/stats")).await;
+    assert_eq!(stats["subscriptions"]["s"]["msgBacklog"], 1);
+    rest.expect("POST", &expiry, json!({ "ledgerId": 99, "entryId": 0 }), 409).await;
+    rest.expect("PUT", &format!("{TOPICS}/t/subscription/caught-up"), NONE, 204).await;
+    rest.expect("POST", &format!("{TOPICS}/t/all_subscription/expireMessages/1000000000"), NONE, 409).await;
+}
+
+#[tokio::test]
+async fn schemas_as_pulsar_answers_them() {
+    let rest = Rest::start().await;
+    let schemas = "/schemas/public/default/t";
+    rest.expect("GET", &format!("{schemas}/metadata"), NONE, 200).await;
+    rest.expect("GET", &format!("{schemas}/schema/-1"), NONE, 404).await;
+    let schema = |kind: &str| json!({ "type": kind, "schema": "", "properties": {} });
+    rest.expect("POST", &format!("{schemas}/schema"), schema("AUTO_CONSUME"), 422).await;
+    rest.expect("POST", &format!("{schemas}/schema"), schema("STRING"), 200).await;
+    let answer = rest.expect("POST", &format!("{schemas}/compatibility"), schema("STRING"), 202).await;
+    assert_eq!(answer["compatibility"], true);
+}
+
+#[tokio::test]
+async fn replication_of_a_subscription_is_kept_and_shown() {
+    let rest = Rest::start().await;
+    let path = |subscription: &str| format!("{TOPICS}/t/subscription/{subscription}");
+    let status = |subscription: &str| format!("{}/replicatedSubscriptionStatus", path(subscription));
+    rest.expect("PUT", &format!("{}?replicated=true", path("a")), NONE, 204).await;
+    rest.expect("PUT", &path("b"), NONE, 204).await;
+    let name = "persistent://public/default/t";
+    assert_eq!(rest.get(&status("a")).await, json!({ name: true }));
+    assert_eq!(rest.get(&status("b")).await, json!({ name: false }));
+    rest.expect("POST", &status("a"), json!(false), 204).await;
+    rest.expect("POST", &status("b"), json!(true), 204).await;
+    rest.expect("POST", &status("none"), json!(true), 404).await;
+    rest.expect("PUT", &format!("{TOPICS}/t/unload"), NONE, 204).await;
+    let stats = rest.get(&format!("{TOPICS}/t/stats")).await;
+    assert_eq!(stats["subscriptions"]["a"]["isReplicated"], false);
+    assert_eq!(stats["subscriptions"]["b"]["isReplicated"], true);
 }

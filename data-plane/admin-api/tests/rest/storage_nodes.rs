@@ -61,7 +61,7 @@ async fn nodes_are_listed_emptied_and_forgotten() {
     assert_eq!(call(&rest, "PUT", "/storage-nodes/a/decommission").await.0, 204);
     assert_eq!(call(&rest, "DELETE", "/storage-nodes/a/decommission").await.0, 204);
     assert_eq!(call(&rest, "GET", "/storage-nodes").await.1[0]["decommission"], Value::Null);
-    assert_eq!(call(&rest, "GET", "/storage-nodes/a").await.0, 501);
+    assert_eq!(call(&rest, "GET", "/storage-nodes/a").await.0, 404);
 }
 
 #[tokio::test]

@@ -94,6 +94,10 @@ impl Broker {
     /// clients of bytes send none, and the Go client, which sends one, looks its version up again to read.
     pub async fn add_schema(&self, name: &TopicName, schema: &proto::Schema) -> Result<Vec<u8>> {
         let allowed = self.policies(name).await?.allow_auto_update_schema();
+        if !is_definition(schema) {
+            let kind = schema_type_name(schema.r#type);
+            return Err(BrokerError::IncompatibleSchema(format!("Invalid schema definition data for {kind} schema")));
+        }
         let version = self.put_schema(name, record(schema), allowed).await?;
         Ok(schema_version_bytes(version))
     }
@@ -206,6 +210,12 @@ fn live(mut versions: Vec<SchemaVersion>) -> Vec<SchemaVersion> {
     let start = versions.iter().rposition(|known| known.schema.deleted).map_or(0, |last| last + 1);
     versions.drain(..start);
     versions
+}
+
+/// Whether a definition that is written in JSON is JSON at all: what it says is looked at when another one is compared with it.
+fn is_definition(schema: &proto::Schema) -> bool {
+    let in_json = [Type::Avro, Type::Json, Type::Protobuf, Type::ProtobufNative].map(|kind| kind as i32);
+    !in_json.contains(&schema.r#type) || serde_json::from_slice::<serde::de::IgnoredAny>(&schema.schema_data).is_ok()
 }
 
 /// A consumer of bytes reads whatever there is.

@@ -395,6 +395,10 @@ impl Topic {
         names
     }
 
+    pub fn has_subscription(&self, name: &str) -> bool {
+        self.state.lock().subscriptions.contains_key(name)
+    }
+
     /// Unacknowledged entries of each subscription.
     pub fn backlogs(&self) -> Vec<(String, u64)> {
         let state = self.state.lock();
@@ -440,29 +444,53 @@ impl Topic {
         subscription: &str,
         properties: BTreeMap<String, String>,
     ) -> Result<()> {
+        self.update_record(subscription, |record| record.properties.clone_from(&properties)).await?;
+        if let Some(sub) = self.state.lock().subscriptions.get_mut(subscription) {
+            sub.properties = properties;
+        }
+        Ok(())
+    }
+
+    /// Whether an operator wants the subscription's position to be replicated.
+    pub fn is_replicated(&self, subscription: &str) -> Result<bool> {
+        let state = self.state.lock();
+        state.subscriptions.get(subscription).map(|sub| sub.replicated).ok_or_else(|| self.not_found(subscription))
+    }
+
+    pub async fn set_replicated(&self, subscription: &str, replicated: bool) -> Result<()> {
+        self.update_record(subscription, |record| record.replicated = replicated).await?;
+        if let Some(sub) = self.state.lock().subscriptions.get_mut(subscription) {
+            sub.replicated = replicated;
+        }
+        Ok(())
+    }
+
+    /// Changes what is stored of a subscription, if anything is.
+    async fn update_record(
+        &self,
+        subscription: &str,
+        change: impl Fn(&mut SubscriptionRecord) + Send + Sync,
+    ) -> Result<()> {
         let durable = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
             sub.cursor_id.is_some()
         };
-        if durable {
-            let mut turn = self.record_turn.lock().await;
-            let metadata = self.begin_commit(&mut turn)?;
-            let change = |record: &mut SubscriptionRecord| {
-                record.properties.clone_from(&properties);
-                Ok(())
-            };
-            let updated = metadata.update_subscription(&self.name, subscription, change).await;
-            self.committed(&mut turn, &updated);
-            match updated {
-                Err(error) if error.is_not_found() => return Err(self.not_found(subscription)),
-                other => drop(other?),
-            }
+        if !durable {
+            return Ok(());
         }
-        if let Some(sub) = self.state.lock().subscriptions.get_mut(subscription) {
-            sub.properties = properties;
+        let mut turn = self.record_turn.lock().await;
+        let metadata = self.begin_commit(&mut turn)?;
+        let change = |record: &mut SubscriptionRecord| {
+            change(record);
+            Ok(())
+        };
+        let updated = metadata.update_subscription(&self.name, subscription, change).await;
+        self.committed(&mut turn, &updated);
+        match updated {
+            Err(error) if error.is_not_found() => Err(self.not_found(subscription)),
+            other => Ok(other.map(drop)?),
         }
-        Ok(())
     }
 }
 

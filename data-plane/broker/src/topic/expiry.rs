@@ -12,6 +12,9 @@ use crate::error::{BrokerError, Result};
 use crate::policies::{EffectivePolicies, QuotaAction};
 use crate::shared::now_ms;
 
+/// Entries of a backlog that expires although consumers are connected.
+const BEHIND_DESPITE_CONSUMERS: u64 = 1000;
+
 impl Topic {
     /// Acknowledges what is older than so many seconds; answers how many entries that were.
     pub async fn expire(&self, subscription: &str, seconds: u64) -> Result<u64> {
@@ -34,6 +37,18 @@ impl Topic {
         Ok(self.count_expired(subscription, expired.await?))
     }
 
+    /// The same when an operator asks. False: Pulsar refuses it, as nothing waits, or so little that connected consumers are about
+    /// to take it.
+    pub async fn expire_if_behind(&self, subscription: &str, seconds: u64) -> Result<bool> {
+        let (behind, connected) = {
+            let state = self.state.lock();
+            let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
+            (sub.core.cursor().unacked_entries(state.ledger.list()), sub.core.has_consumers())
+        };
+        let expired = self.expire(subscription, seconds).await?;
+        Ok(expired > 0 || (behind > 0 && (!connected || behind >= BEHIND_DESPITE_CONSUMERS)))
+    }
+
     fn count_expired(&self, subscription: &str, entries: u64) -> u64 {
         if let Some(sub) = self.state.lock().subscriptions.get_mut(subscription) {
             sub.expired += entries;
@@ -42,10 +57,14 @@ impl Topic {
         entries
     }
 
-    /// Acknowledges everything up to and including a position; answers how many entries that were.
-    pub async fn expire_through(&self, subscription: &str, position: Position) -> Result<u64> {
+    /// Acknowledges everything up to and including a position; answers how many entries that were. None: there is no such
+    /// position yet.
+    pub async fn expire_through(&self, subscription: &str, position: Position) -> Result<Option<u64>> {
+        if position > self.state.lock().ledger.list().last_position() {
+            return Ok(None);
+        }
         let expired = self.advance(subscription, |cursor, list| unacked_through(cursor, list, position)).await?;
-        Ok(self.count_expired(subscription, expired))
+        Ok(Some(self.count_expired(subscription, expired)))
     }
 
     /// Why producers are refused: the backlog is over its quota. As in Pulsar that is looked at when one joins and from time

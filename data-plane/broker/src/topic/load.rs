@@ -136,7 +136,8 @@ impl Topic {
             None => Cursor::new(record.initial),
         };
         let core = Subscription::new(name.clone(), cursor, self.options(state, true));
-        let sub = Sub::durable(core, record.cursor_id, record.initial, record.properties);
+        let replicated = record.replicated;
+        let sub = Sub { replicated, ..Sub::durable(core, record.cursor_id, record.initial, record.properties) };
         state.subscriptions.insert(name, Box::new(sub));
     }
 

@@ -156,6 +156,8 @@ struct Sub {
     /// Mark-delete position it was created with.
     initial: Position,
     properties: std::collections::BTreeMap<String, String>,
+    /// Whether an operator wants its position to be replicated; kept and shown.
+    replicated: bool,
     replay: replaying::Replay,
     /// It can go on when a read of the topic has returned.
     awaits_read: bool,

@@ -113,6 +113,10 @@ impl EntryReader for Reader<'_> {
         self.replay.take(at).or_else(|| self.tail.get(at).or_else(|| self.read_back.cache.get(at)).cloned())
     }
 
+    fn single_reads_fail(&self) -> bool {
+        self.replay.failing
+    }
+
     fn forget(&mut self, at: Position) {
         self.replay.forget(at);
     }

@@ -20,6 +20,8 @@ pub(super) struct Replay {
     /// Bytes dispatched since the budget was last told.
     released: usize,
     reading: bool,
+    /// The last read failed.
+    pub(super) failing: bool,
 }
 
 impl Replay {
@@ -106,6 +108,7 @@ impl Topic {
             }
             failure = failure.or(failed);
         }
+        sub.replay.failing = failure.is_some();
         sub.note_read(&self.name, &failure);
         match failure {
             None => self.dispatch(&mut state, name, &mut flushes),

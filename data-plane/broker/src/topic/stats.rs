@@ -209,6 +209,8 @@ impl Topic {
             } else {
                 known.consumers.into_iter().map(|consumer| self.consumer(consumer)).collect()
             },
+            is_replicated: sub.replicated,
+            replicated: sub.replicated,
             is_durable: known.is_durable,
             durable: known.is_durable,
             allow_out_of_order_delivery: known.allow_out_of_order_delivery,
@@ -248,8 +250,8 @@ impl Topic {
             last_acked_timestamp: known.last_acked_timestamp,
             last_consumed_timestamp: known.last_consumed_timestamp,
             last_consumed_flow_timestamp: known.last_consumed_flow_timestamp,
-            last_acked_time: date_or_empty(known.last_acked_timestamp),
-            last_consumed_time: date_or_empty(known.last_consumed_timestamp),
+            last_acked_time: iso_date(known.last_acked_timestamp),
+            last_consumed_time: iso_date(known.last_consumed_timestamp),
             first_messages_sent_timestamp: known.first_message_sent_timestamp,
             key_hash_ranges: known
                 .key_hash_range_arrays
@@ -365,10 +367,6 @@ pub fn iso_date(ms: u64) -> String {
     let (seconds, millis) = (of_day / 1000, of_day % 1000);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-fn date_or_empty(ms: u64) -> String {
-    if ms == 0 { String::new() } else { iso_date(ms) }
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar: years are taken to begin

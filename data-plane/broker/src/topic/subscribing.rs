@@ -61,6 +61,7 @@ impl Sub {
             cursor_id: None,
             ephemeral,
             properties: BTreeMap::new(),
+            replicated: false,
             replay: Default::default(),
             awaits_read: false,
             read_failure: None,
@@ -413,17 +414,12 @@ impl Topic {
         if let Some(max) = state.policies.max_consumers_per_topic()
             && state.consumers.len() >= max
         {
-            return Err(BrokerError::ConsumerBusy(format!(
-                "topic {} has reached its limit of {max} consumers",
-                self.name
-            )));
+            return Err(BrokerError::ConsumerBusy("Topic reached max consumers limit".into()));
         }
         if let Some(max) = state.policies.max_consumers_per_subscription()
             && state.consumers.values().filter(|consumer| consumer.subscription == *subscription).count() >= max
         {
-            return Err(BrokerError::ConsumerBusy(format!(
-                "subscription {subscription} has reached its limit of {max} consumers"
-            )));
+            return Err(BrokerError::ConsumerBusy("Subscription reached max consumers limit".into()));
         }
         Ok(())
     }

@@ -92,6 +92,10 @@ impl Shared {
         self.turn.end();
         let mut budget = Budget::new(max_bytes, core.max_messages);
         let missing = self.dispatch_replays(core, now, reader, &mut budget, out);
+        if !missing.is_empty() && !reader.single_reads_fail() {
+            self.turn.end();
+            return DispatchWait::NeedEntries(missing);
+        }
         let wait = self.dispatch_new(core, now, reader, &mut budget, out);
         self.turn.end();
         self.reads.choose(missing, wait)
@@ -107,7 +111,8 @@ impl Shared {
         });
     }
 
-    /// Returns the entries that must be read first.
+    /// Hands out what comes again, in order and before anything new, as Pulsar does: who joins gets what another consumer held
+    /// before what nobody had. Returns the entries that must be read first.
     fn dispatch_replays(
         &mut self,
         core: &mut Core,
@@ -117,6 +122,7 @@ impl Shared {
         out: &mut Vec<Delivery>,
     ) -> Vec<Position> {
         let mut missing = Vec::new();
+        let in_order = !reader.single_reads_fail();
         let mut from = Position::EARLIEST;
         while let Some(&position) = self.replay.range(from..).next() {
             if budget.is_spent() || missing.len() >= MAX_MISSING {
@@ -130,6 +136,10 @@ impl Shared {
                 continue;
             }
             let Some(slot) = self.turn.pick(core) else { break };
+            if in_order && !missing.is_empty() {
+                missing.push(position);
+                continue;
+            }
             let Some(entry) = reader.get(position) else {
                 missing.push(position);
                 continue;

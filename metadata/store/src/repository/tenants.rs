@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use geminga_model::check_entity_name;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Metadata, Versioned, namespaces};
 use crate::policies::Extra;
@@ -16,10 +16,16 @@ const PREFIX: &str = "tenants/";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct TenantInfo {
+    #[serde(deserialize_with = "or_none")]
     pub admin_roles: BTreeSet<String>,
     pub allowed_clusters: BTreeSet<String>,
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// A list that may be given as null.
+fn or_none<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<String>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 pub(super) fn key(name: &str) -> String {

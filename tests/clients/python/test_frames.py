@@ -1,0 +1,108 @@
+"""Refusals and orders that a client library would hide: frames by hand."""
+import urllib.parse
+
+import pytest
+
+from conftest import PULSAR_URL
+from harness import frames
+from harness.frames import (ERROR, FLOW, LOOKUP, LOOKUP_RESPONSE, MESSAGE, PONG, PRODUCER, PRODUCER_SUCCESS, SUBSCRIBE, SUCCESS, command,
+                            message)
+
+METADATA_ERROR, TOPIC_NOT_FOUND, PRODUCER_BUSY, INVALID_NAME, INCOMPATIBLE_SCHEMA, NOT_ALLOWED = 1, 11, 16, 17, 18, 22
+WATCH_TOPIC_LIST, GET_TOPICS = 64, 32
+EXCLUSIVE, SHARED = 0, 1
+AVRO = 4
+ALL_DOMAINS = 2
+
+
+@pytest.fixture
+def connection(topic):
+    address = urllib.parse.urlparse(PULSAR_URL)
+    with frames.Connection(address.hostname, address.port) as connection:
+        look_up(connection, topic)
+        yield connection
+
+
+def look_up(connection, topic):
+    """Somebody serves the topic from then on."""
+    connection.call(command(LOOKUP, {1: topic, 2: 1, 3: 0}), LOOKUP_RESPONSE)
+
+
+def subscribe(topic, subscription="s", kind=EXCLUSIVE, consumer=1, more=()):
+    return command(SUBSCRIBE, {1: topic, 2: subscription, 3: kind, 4: consumer, 5: 7, **dict(more)})
+
+
+def refusal(connection, cmd):
+    return connection.call(cmd, ERROR)[2]
+
+
+def test_a_ping_before_the_handshake():
+    address = urllib.parse.urlparse(PULSAR_URL)
+    with frames.Connection(address.hostname, address.port, connect=False) as connection:
+        connection.call(command(frames.PING, {}), PONG)
+
+
+@pytest.mark.parametrize("subscription, code", [("", PRODUCER_BUSY), ("pulsar.dedup", PRODUCER_BUSY), ("pulsar.repl.x", PRODUCER_BUSY)])
+def test_reserved_subscriptions(connection, topic, subscription, code):
+    assert refusal(connection, subscribe(topic, subscription)) == code
+
+
+def test_compacted_reads_need_one_active_consumer(connection, topic):
+    read_compacted = {11: 1}
+    assert refusal(connection, subscribe(topic, kind=SHARED, more=read_compacted)) == NOT_ALLOWED
+    non_persistent = topic.replace("persistent", "non-persistent")
+    assert refusal(connection, subscribe(non_persistent, more=read_compacted)) == NOT_ALLOWED
+    connection.call(subscribe(topic, consumer=2, more=read_compacted), SUCCESS)
+
+
+def test_a_partition_beyond_the_last(connection, admin, topic):
+    admin.put(admin.topic(topic, "/partitions"), 2)
+    look_up(connection, f"{topic}-partition-1")
+    assert refusal(connection, subscribe(f"{topic}-partition-2")) == TOPIC_NOT_FOUND
+    assert refusal(connection, command(PRODUCER, {1: f"{topic}-partition-2", 2: 1, 3: 7})) == TOPIC_NOT_FOUND
+    connection.call(subscribe(f"{topic}-partition-1"), SUCCESS)
+
+
+def test_a_seek_to_nowhere(connection, topic):
+    connection.call(subscribe(topic), SUCCESS)
+    assert refusal(connection, command(frames.SEEK, {1: 1, 2: 8})) == METADATA_ERROR
+
+
+def test_patterns(connection, namespace):
+    assert refusal(connection, command(WATCH_TOPIC_LIST, {1: 7, 2: 1, 3: namespace, 4: f"persistent://{namespace}/(["})) == INVALID_NAME
+    assert refusal(connection, command(GET_TOPICS, {1: 7, 2: f"{namespace}-none", 3: ALL_DOMAINS})) == METADATA_ERROR
+
+
+def test_a_schema_that_is_none(connection, topic):
+    schema = message({1: "s", 3: b"xx", 4: AVRO})
+    assert refusal(connection, command(PRODUCER, {1: topic, 2: 1, 3: 7, 7: schema})) == INCOMPATIBLE_SCHEMA
+
+
+def test_an_initial_subscription_has_what_is_there(connection, admin, topic):
+    producer = connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS)
+    connection.write(frames.send_frame(1, 0, producer[2], b"first"))
+    connection.expect(frames.SEND_RECEIPT)
+    initial_subscription = 13
+    connection.call(command(PRODUCER, {1: topic, 2: 2, 3: 8, initial_subscription: "kept"}), PRODUCER_SUCCESS)
+    assert admin.stats(topic)["subscriptions"]["kept"]["msgBacklog"] == 1
+
+
+def test_an_initial_subscription_follows_the_policy(connection, admin, namespace):
+    admin.post(f"namespaces/{namespace}/autoSubscriptionCreation", {"allowAutoSubscriptionCreation": False})
+    topic = f"persistent://{namespace}/t"
+    look_up(connection, topic)
+    assert refusal(connection, command(PRODUCER, {1: topic, 2: 1, 3: 7, 13: "kept"})) == NOT_ALLOWED
+
+
+def test_what_comes_again_comes_before_what_is_new(connection, topic):
+    connection.call(subscribe(topic, kind=SHARED), SUCCESS)
+    producer = connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS)
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 3})))
+    for i in range(5):
+        connection.write(frames.send_frame(1, i, producer[2], b"m"))
+    got = [connection.read() for _ in range(5 + 3)]
+    assert sum(kind == MESSAGE for kind, _ in got) == 3
+    connection.write(frames.frame(command(frames.REDELIVER, {1: 1})))
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 100})))
+    positions = [frames.parse(connection.expect(MESSAGE)[2])[2] for _ in range(5)]
+    assert positions == [0, 1, 2, 3, 4]
