@@ -344,7 +344,7 @@ mod tests {
     async fn a_connection_on_which_nothing_comes_is_given_up() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
-        let (node, directory) = (NodeId::from("node"), Arc::new(One(Mutex::new(address))));
+        let (node, directory) = (NodeId::from("node"), Arc::new(Told(Mutex::new(vec![("node".to_owned(), address)]))));
         let patience = Duration::from_millis(100);
         let nodes = Nodes::new(directory, Budget::new(1 << 20), patience, ZonePolicy::default(), None);
         let connection = nodes.connect(&node).await.expect("somebody listens");
