@@ -89,7 +89,9 @@ def run_suite(command, environment):
 def test_the_python_suite(shared):
     before = shared.proxy.metric("pulsar_proxy_new_connections")
     environment = {**shared.proxy.environment(tls=False), "PYTHONPATH": "tests"}
-    run_suite([sys.executable, "-m", "pytest", "-n", "4", "tests/clients/python"], environment)
+    # test_frames.py speaks to a broker by itself, without naming one to the proxy.
+    suite = ["tests/clients/python", "--ignore", "tests/clients/python/test_frames.py"]
+    run_suite([sys.executable, "-m", "pytest", "-n", "4", *suite], environment)
     assert shared.proxy.metric("pulsar_proxy_new_connections") - before > 50
 
 

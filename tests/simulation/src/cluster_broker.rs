@@ -66,6 +66,8 @@ pub struct Broker {
     pub new_logs: RefCell<BTreeMap<(BundleRange, u64), BundleLog>>,
     /// Bundles that are being taken over.
     pub moving: RefCell<BTreeSet<BundleRange>>,
+    /// Topics of which a record may still come to be written that was begun here.
+    pub unsettled: RefCell<BTreeSet<usize>>,
     /// Something has changed in these.
     pub touched: RefCell<BTreeSet<BundleRange>>,
     pub connections: RefCell<BTreeMap<u64, Connection>>,
@@ -96,6 +98,7 @@ impl Broker {
             bundles: RefCell::default(),
             new_logs: RefCell::default(),
             moving: RefCell::default(),
+            unsettled: RefCell::default(),
             touched: RefCell::default(),
             connections: RefCell::default(),
             suspects: RefCell::default(),

@@ -82,6 +82,7 @@ impl Broker {
             .await
             .map_err(|error| error.to_string())?;
         let record = found.ok_or("the topic is not in metadata")?;
+        let record = self.settle_record(metadata, number, record).await.map_err(|error| error.to_string())?;
         let ledger = self.recover_last_ledger(&record.value).await?;
         let mut topic = Topic::new(number, metadata.clone(), ledger, record);
         self.load_subscriptions(&mut topic, log).await?;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use geminga_ledger::ledger_list::LedgerSpan;
 use geminga_ledger::managed_ledger::ManagedLedgerRecord;
-use geminga_metadata::{LedgerInfo, Metadata, MetadataError, TopicRecord};
+use geminga_metadata::{LedgerInfo, Metadata, MetadataError, TopicRecord, Versioned};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_ledgers::Part;
@@ -96,14 +96,41 @@ impl Broker {
         let kept = |id| record.ledgers.iter().any(|ledger| ledger.ledger_id == id);
         let dropped: Vec<u64> = before.ledgers.iter().map(|ledger| ledger.ledger_id).filter(|id| !kept(*id)).collect();
         let sim = self.sim.clone();
-        self.ask(metadata, "put topic", move |metadata| async move {
-            let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped, None).await;
-            if saved.is_ok() {
-                sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);
-            }
-            saved
-        })
-        .await
+        let is_first = self.unsettled.borrow_mut().insert(topic);
+        let saved = self
+            .ask(metadata, "put topic", move |metadata| async move {
+                let saved = metadata.replace_topic(&topic_name(topic), &record, version, &dropped, None).await;
+                if saved.is_ok() {
+                    sim.oracle.borrow_mut().ledgers_dropped(topic, &dropped);
+                }
+                saved
+            })
+            .await;
+        // One before it, of which nobody knows, is refused or has come to pass if this one found the record's version, or not.
+        let settles = match &saved {
+            Ok(_) => true,
+            Err(MetadataError::OutcomeUnknown(_)) => false,
+            Err(error) => is_first || error.is_conflict(),
+        };
+        if settles {
+            self.unsettled.borrow_mut().remove(&topic);
+        }
+        saved
+    }
+
+    /// The record of a topic that is about to be loaded, when nothing that an earlier instance began here can change it any more.
+    pub async fn settle_record(
+        self: &Rc<Self>,
+        metadata: &Metadata,
+        topic: usize,
+        record: Versioned<TopicRecord>,
+    ) -> Result<Versioned<TopicRecord>, MetadataError> {
+        if !self.unsettled.borrow().contains(&topic) {
+            return Ok(record);
+        }
+        self.sim.count("topics whose record was settled");
+        let version = self.put_topic(metadata, topic, &record.value, record.value.clone(), record.version).await?;
+        Ok(Versioned { version, ..record })
     }
 
     fn record_saved(

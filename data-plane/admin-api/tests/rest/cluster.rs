@@ -41,6 +41,7 @@ async fn grants_of_a_topic() {
 async fn a_tenant_is_deleted_with_topics_that_others_have() {
     let [other, owner] = two_brokers(&["a", "b", "c", "d", "e", "f"]).await;
     other.expect("DELETE", "/tenants/t", NONE, 409).await;
+    other.expect("POST", "/brokers/configuration/forceDeleteTenantAllowed/true", NONE, 200).await;
     other.expect("DELETE", "/tenants/t?force=true", NONE, 204).await;
     for rest in [&other, &owner] {
         rest.expect("GET", "/tenants/t", NONE, 404).await;
