@@ -51,7 +51,7 @@ class Server(servers.Geminga):
         return procfs.rss_mib(self.pid)
 
     def peak_mib(self):
-        return procfs.rss_peak_mib(self.pid)
+        return procfs.held_peak_mib(self.pid)
 
 
 def finish(load, limit_s=120):
