@@ -107,7 +107,7 @@ fn use_log(engine: &Engine<SimDisk>, found: &Contents) {
     let housekeeping = engine.plan_reclaim(Box::new(|_| ())).expect("the disk is fine");
     queue.extend(housekeeping);
     run(engine, &mut queue);
-    if let Some(plan) = engine.plan_compaction()
+    if let Some(plan) = engine.plan_compaction(|_, _| true)
         && let Ok(Some(request)) = engine.compact(&plan, &mut |_| true, Box::new(|_| ()))
     {
         queue.push_back(request);

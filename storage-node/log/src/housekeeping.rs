@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
+
 use crate::engine::{Request, ZeroFirst, Zeros};
 use crate::log::Shared;
 
@@ -12,8 +14,12 @@ const ZEROING_ROUND: Duration = Duration::from_millis(5);
 /// And while nothing does.
 const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
+/// How often a file that is not needed any more goes.
+const THINNING: Duration = Duration::from_millis(100);
 /// How often a disk that failed is tried.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// A segment of which little goes for this long is compacted, if little of it is live.
+const SETTLED_AFTER: Duration = Duration::from_secs(300);
 /// How often a segment that could not be read is tried: much of it is read each time.
 const READ_AGAIN: Duration = Duration::from_secs(3600);
 /// After this long without a commit, an empty one proves that the last was durable.
@@ -40,37 +46,20 @@ pub(crate) struct State {
 }
 
 pub(crate) fn run(shared: &Shared) {
-    let (mut space_checked, mut tried, mut read_again) = (Instant::now(), Instant::now(), Instant::now());
-    let mut idle_since = Instant::now();
+    let mut house = House::new(shared);
     let mut reclaim = None;
+    let (mut tried, mut read_again) = (Instant::now(), Instant::now());
+    let mut idle_since = Instant::now();
     let mut round = ROUND;
-    let mut zeroing = Zeroing::new();
-    loop {
-        {
-            let mut state = shared.house_state.lock();
-            if !state.closed {
-                shared.house.wait_for(&mut state, round);
-            }
-            if state.closed {
-                return;
-            }
-        }
-        let engine = &shared.engine;
-        report("prepare a segment", engine.prepare_next());
-        report("seal a segment", engine.seal_retired());
-        let zeroed = zeroing.round(shared);
-        let is_busy = reclaim.is_some() || zeroing.rate > 1.0;
-        round = match zeroed {
-            Ok(true) => ZEROING_ROUND,
-            _ if is_busy => ROUND,
-            _ => IDLE_ROUND,
+    while !house.rest(round) {
+        let is_zeroing = house.keep_up();
+        let is_busy = reclaim.is_some() || house.zeroing.rate > 1.0;
+        round = match is_zeroing {
+            true => ZEROING_ROUND,
+            false if is_busy => ROUND,
+            false => IDLE_ROUND,
         };
-        report("write zeros ahead", zeroed.map(drop));
-        if space_checked.elapsed() >= SPACE_CHECK {
-            engine.check_space();
-            engine.trim_read_buffers();
-            space_checked = Instant::now();
-        }
+        let engine = &shared.engine;
         if tried.elapsed() >= TRY_AGAIN {
             // What it answers is in the figures of the log, and was said when it failed.
             let _ = engine.try_again();
@@ -80,7 +69,7 @@ pub(crate) fn run(shared: &Shared) {
             engine.reconsider_damaged();
             read_again = Instant::now();
         }
-        reclaim_round(shared, &mut reclaim);
+        house.reclaim_round(&mut reclaim);
         if !shared.is_idle() {
             idle_since = Instant::now();
         } else if idle_since.elapsed() >= MARK_AFTER && engine.wants_mark() {
@@ -88,6 +77,133 @@ pub(crate) fn run(shared: &Shared) {
         }
     }
 }
+
+/// What goes on all the time, while segments are compacted, too.
+struct House<'a> {
+    shared: &'a Shared,
+    zeroing: Zeroing,
+    settling: Settling,
+    space_checked: Instant,
+    thinned: Instant,
+}
+
+impl<'a> House<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let now = Instant::now();
+        let (zeroing, settling) = (Zeroing::new(), Settling::default());
+        Self { shared, zeroing, settling, space_checked: now, thinned: now }
+    }
+
+    /// Whether the log closes.
+    fn rest(&self, round: Duration) -> bool {
+        let mut state = self.shared.house_state.lock();
+        if !state.closed {
+            self.shared.house.wait_for(&mut state, round);
+        }
+        state.closed
+    }
+
+    /// Has the next segment ready, those that are full sealed, and an eye on space; answers whether zeros were written.
+    fn keep_up(&mut self) -> bool {
+        let engine = &self.shared.engine;
+        report("prepare a segment", engine.prepare_next());
+        report("seal a segment", engine.seal_retired());
+        let zeroed = self.zeroing.round(self.shared);
+        let is_zeroing = matches!(zeroed, Ok(true));
+        report("write zeros ahead", zeroed.map(drop));
+        if self.space_checked.elapsed() >= SPACE_CHECK {
+            engine.check_space();
+            engine.trim_read_buffers();
+            self.space_checked = Instant::now();
+        }
+        if self.thinned.elapsed() >= THINNING {
+            report("remove spare files", engine.thin_spares().map(drop));
+            self.thinned = Instant::now();
+        }
+        is_zeroing
+    }
+
+    /// One change of the log's segments at a time: asked for in one round, followed by the removal of files in a later one.
+    fn reclaim_round(&mut self, under_way: &mut Option<Answer>) {
+        report("remove a segment", self.shared.engine.dispose().map(drop));
+        if let Some(answer) = under_way {
+            match answer.try_recv() {
+                Err(std::sync::mpsc::TryRecvError::Empty) => return,
+                Ok(Ok(())) => (),
+                Ok(Err(error)) => tracing::warn!(%error, "could not record which segments are free"),
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => (),
+            }
+            *under_way = None;
+        }
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let done = |sender: std::sync::mpsc::SyncSender<_>| Box::new(move |result| drop(sender.send(result)));
+        let planned = match self.shared.engine.plan_reclaim(done(sender.clone())) {
+            Ok(None) => self.compact(done(sender)),
+            other => other,
+        };
+        match planned {
+            Ok(Some(request)) => {
+                *under_way = Some(receiver);
+                self.shared.submit(request);
+            }
+            Ok(None) => (),
+            Err(error) => tracing::warn!(%error, "could not free segments"),
+        }
+    }
+
+    /// Works at the rate of the options, and gives up when the log closes.
+    fn compact(&mut self, done: crate::Done) -> std::io::Result<Option<Request>> {
+        let (shared, now) = (self.shared, Instant::now());
+        let engine = &shared.engine;
+        let is_short = engine.is_short_of_space();
+        let planned = {
+            let mut is_settled = self.settling.look(now);
+            engine.plan_compaction(|id, live_bytes| is_settled(id, live_bytes) || is_short)
+        };
+        let Some(plan) = planned else { return Ok(None) };
+        tracing::info!(segments = plan.segments.len(), live_bytes = plan.live_bytes, "compacting the log");
+        let mut worked = 0;
+        let mut pace = |bytes: u64| {
+            worked += bytes;
+            let due = now + Duration::from_secs_f64(worked as f64 / shared.options.compaction_bytes_per_second as f64);
+            // Meanwhile the writer must not run out of segments, nor of zeros.
+            loop {
+                let round = if self.keep_up() { ZEROING_ROUND } else { ROUND };
+                let wait = due.saturating_duration_since(Instant::now());
+                if self.rest(wait.min(round)) {
+                    return false;
+                }
+                if wait <= round {
+                    return true;
+                }
+            }
+        };
+        engine.compact(&plan, &mut pace, done)
+    }
+}
+
+/// Which segments are worth compacting because they lose little any more. What goes in turn, as ledgers that are trimmed do, soon
+/// goes whole segments at a time: to move the rest of them first would only keep the disk busy.
+#[derive(Default)]
+struct Settling {
+    /// Live bytes of those that are less live than compaction asks for, and since when they are about that.
+    since: FxHashMap<u32, (u64, Instant)>,
+}
+
+impl Settling {
+    /// For one look at all segments.
+    fn look(&mut self, now: Instant) -> impl FnMut(u32, u64) -> bool {
+        let before = std::mem::take(&mut self.since);
+        move |segment, live_bytes| {
+            let (was, since) =
+                *before.get(&segment).filter(|(was, _)| live_bytes >= was - was / 8).unwrap_or(&(live_bytes, now));
+            self.since.insert(segment, (was, since));
+            now - since >= SETTLED_AFTER
+        }
+    }
+}
+
+type Answer = std::sync::mpsc::Receiver<Result<(), crate::AppendError>>;
 
 /// How fast blocks are zeroed ahead of the writing: somewhat faster than they are used, not at all at full speed nor in the
 /// pauses between.
@@ -147,58 +263,30 @@ impl Zeroing {
     }
 }
 
-type Answer = std::sync::mpsc::Receiver<Result<(), crate::AppendError>>;
-
-/// One change of the log's segments at a time: asked for in one round, followed by the removal of files in a later one.
-fn reclaim_round(shared: &Shared, under_way: &mut Option<Answer>) {
-    report("remove a segment", shared.engine.dispose().map(drop));
-    if let Some(answer) = under_way {
-        match answer.try_recv() {
-            Err(std::sync::mpsc::TryRecvError::Empty) => return,
-            Ok(Ok(())) => (),
-            Ok(Err(error)) => tracing::warn!(%error, "could not record which segments are free"),
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => (),
-        }
-        *under_way = None;
-    }
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let done = |sender: std::sync::mpsc::SyncSender<_>| Box::new(move |result| drop(sender.send(result)));
-    let planned = match shared.engine.plan_reclaim(done(sender.clone())) {
-        Ok(None) => compact(shared, done(sender)),
-        other => other,
-    };
-    match planned {
-        Ok(Some(request)) => {
-            *under_way = Some(receiver);
-            shared.submit(request);
-        }
-        Ok(None) => (),
-        Err(error) => tracing::warn!(%error, "could not free segments"),
-    }
-}
-
-/// Works at the rate of the options, and gives up when the log closes.
-fn compact(shared: &Shared, done: crate::Done) -> std::io::Result<Option<Request>> {
-    let Some(plan) = shared.engine.plan_compaction() else { return Ok(None) };
-    tracing::info!(segments = plan.segments.len(), live_bytes = plan.live_bytes, "compacting the log");
-    let (begin, mut worked) = (Instant::now(), 0);
-    let mut pace = |bytes: u64| {
-        worked += bytes;
-        let due = Duration::from_secs_f64(worked as f64 / shared.options.compaction_bytes_per_second as f64);
-        // Meanwhile the writer must not run out of segments.
-        report("prepare a segment", shared.engine.prepare_next());
-        report("seal a segment", shared.engine.seal_retired());
-        let mut state = shared.house_state.lock();
-        while !state.closed && begin.elapsed() < due {
-            shared.house.wait_for(&mut state, due.saturating_sub(begin.elapsed()).min(ROUND));
-        }
-        !state.closed
-    };
-    shared.engine.compact(&plan, &mut pace, done)
-}
-
 fn report(action: &str, result: std::io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "could not {action}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_turn_is_left_alone_and_what_stays_is_not() {
+        let (mut settling, begin) = (Settling::default(), Instant::now());
+        let at = |n: u32| begin + n * SETTLED_AFTER / 4;
+        // The first loses a fifth at each look, the second drips, the third is as it was.
+        let live = |n: u32| [1000 * 4_u64.pow(n) / 5_u64.pow(n), 1000 - u64::from(n), 1000];
+        for n in 0..8 {
+            let mut look = settling.look(at(n));
+            let settled: Vec<bool> = (1..=3).zip(live(n)).map(|(id, live)| look(id, live)).collect();
+            assert_eq!(settled, [false, n >= 4, n >= 4], "look {n}");
+        }
+        // One that was more than half live at a look begins anew.
+        settling.look(at(8))(3, 1000);
+        assert!(!settling.look(at(9))(2, 992));
+        assert!(settling.since.len() == 1);
     }
 }

@@ -65,7 +65,7 @@ fn damage(disk: &SimDisk, ledger: u64, entry: u64, in_head: bool) {
 
 fn maintain(engine: &Engine<SimDisk>) {
     engine.seal_retired().unwrap();
-    if let Some(plan) = engine.plan_compaction()
+    if let Some(plan) = engine.plan_compaction(|_, _| true)
         && let Some(request) = engine.compact(&plan, &mut |_| true, Box::new(|result| result.unwrap())).unwrap()
     {
         run(engine, request);
@@ -265,14 +265,14 @@ fn a_segment_without_a_readable_index_keeps_no_other_from_going() {
     assert!(engine.plan_reclaim(Box::new(drop)).unwrap().is_none(), "the other one is not tried again and again");
 
     let compact = |engine: &Engine<SimDisk>| {
-        let plan = engine.plan_compaction()?;
+        let plan = engine.plan_compaction(|_, _| true)?;
         engine.compact(&plan, &mut |_| true, Box::new(|result| result.unwrap())).unwrap()
     };
     assert!(compact(&engine).is_none(), "one of the two cannot be read");
     let moving = compact(&engine).expect("the other one is moved");
     assert!(matches!(&moving, Request::Housekeeping { drop, .. } if *drop == [4]));
     run(&engine, moving);
-    assert!(engine.plan_compaction().is_none());
+    assert!(engine.plan_compaction(|_, _| true).is_none());
     assert!((0..5).all(|entry| engine.read(9, entry) == Ok(body(9, entry))));
 }
 

@@ -44,7 +44,7 @@ fn compaction_keeps_no_commit_waiting() {
     drop(engine);
     let (engine, _) = Engine::open(disk, options).unwrap();
 
-    let plan = engine.plan_compaction().expect("it is worth it");
+    let plan = engine.plan_compaction(|_, _| true).expect("it is worth it");
     let (is_over, begin) = (AtomicBool::new(false), Instant::now());
     let (longest, request) = std::thread::scope(|scope| {
         let appending = scope.spawn(|| {

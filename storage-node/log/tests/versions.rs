@@ -104,7 +104,7 @@ fn a_log_of_version_2_is_read_and_goes_on() {
     check(&engine, &expected);
 
     // Of all of them, one is made.
-    let plan = engine.plan_compaction().expect("it is worth it");
+    let plan = engine.plan_compaction(|_, _| true).expect("it is worth it");
     assert_eq!(plan.segments.len(), 3);
     let done = Box::new(|result: Result<(), _>| result.unwrap());
     let request = engine.compact(&plan, &mut |_| true, done).unwrap().expect("nothing is damaged");

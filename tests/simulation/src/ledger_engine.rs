@@ -135,6 +135,7 @@ impl EngineLedgers {
     fn maintain(&mut self, rng: &mut SmallRng) {
         if std::mem::take(&mut self.housekeeping.lock().dispose) {
             let _ = self.engine.dispose();
+            let _ = self.engine.thin_spares();
         }
         match rng.random_range(0..8) {
             0 => drop(self.engine.prepare_next()),
@@ -145,7 +146,7 @@ impl EngineLedgers {
             4 => self.keep_house(|engine, done| engine.plan_reclaim(done)),
             5 => drop(self.engine.zero_ahead(&Zeros::new(16 << 10), ZeroFirst::Active)),
             6 => self.keep_house(|engine, done| {
-                let Some(plan) = engine.plan_compaction() else { return Ok(None) };
+                let Some(plan) = engine.plan_compaction(|_, _| true) else { return Ok(None) };
                 engine.compact(&plan, &mut |_| true, done)
             }),
             _ => {}

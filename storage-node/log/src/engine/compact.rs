@@ -20,6 +20,9 @@ use crate::format::{BLOCK_BYTES, DATA_AT, SegmentKind};
 use crate::index::footer::{self, Row};
 use crate::index::{OpenIndex, Run};
 
+/// Read and written at once: commits wait for it, on the disk.
+const STEP_BYTES: usize = 128 << 10;
+/// Put together before it is written.
 const CHUNK_BYTES: usize = 1 << 20;
 /// So many small segments, as restarts leave them, are put together.
 const SMALL_MANY: usize = 8;
@@ -44,8 +47,9 @@ struct Output<F> {
 }
 
 impl<D: Disk> Engine<D> {
-    /// `None` if nothing is to be gained, or damage forbids to move anything.
-    pub fn plan_compaction(&self) -> Option<CompactionPlan> {
+    /// `None` if nothing is to be gained, or damage forbids to move anything. Asks of each segment of which little is live, with its
+    /// live bytes, whether it is worth it now.
+    pub fn plan_compaction(&self, mut is_settled: impl FnMut(u32, u64) -> bool) -> Option<CompactionPlan> {
         let catalog = self.catalog.read();
         if catalog.damaged {
             return None;
@@ -62,7 +66,8 @@ impl<D: Disk> Engine<D> {
         let is_small = |entry: &SegmentEntry<D::File>| used(entry) < self.options.segment_bytes / 4;
         let merge_small = sealed.iter().filter(|entry| is_small(entry)).count() >= SMALL_MANY;
         sealed.retain(|entry| {
-            (entry.live_bytes as f64) < used(entry) as f64 * self.options.compact_below
+            let is_little = (entry.live_bytes as f64) < used(entry) as f64 * self.options.compact_below;
+            is_little && is_settled(entry.segment.id, entry.live_bytes)
                 || (merge_small && is_small(entry))
                 || damaged.contains(&entry.segment.id)
         });
@@ -196,7 +201,7 @@ impl<D: Disk> Engine<D> {
             }
             let stretch = Stretch { segment: source.clone(), runs: rest[..rest.len().min(RUNS_TOGETHER)].to_vec() };
             let mut found = Found::default();
-            match read_stretch(&stretch, ledger, next, end - 1, CHUNK_BYTES, &self.read_buffers, &mut found) {
+            match read_stretch(&stretch, ledger, next, end - 1, STEP_BYTES, &self.read_buffers, &mut found) {
                 // One that was repaired is intact elsewhere.
                 Err(error @ ReadError::Corrupt { .. }) => {
                     found.entries.push((next, self.intact_copy(ledger, next).ok_or(error)?));
@@ -220,6 +225,11 @@ impl<D: Disk> Engine<D> {
     }
 }
 
+/// So that nothing else that is to be written waits for all of it.
+pub(super) fn write_in_steps<F: DiskFile>(file: &F, bytes: &[u8], offset: u64) -> io::Result<()> {
+    bytes.chunks(STEP_BYTES).zip(0..).try_for_each(|(step, n)| file.write_at(step, offset + n * STEP_BYTES as u64))
+}
+
 impl<F: DiskFile> Output<F> {
     fn flush_if_full(&mut self) -> io::Result<()> {
         if self.batch.bytes() < CHUNK_BYTES as u64 { Ok(()) } else { self.flush() }
@@ -227,7 +237,7 @@ impl<F: DiskFile> Output<F> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.batch.pad();
-        self.segment.file.write_at(self.batch.buffer.as_slice(), self.batch.offset)?;
+        write_in_steps(&self.segment.file, self.batch.buffer.as_slice(), self.batch.offset)?;
         for added in &self.batch.runs {
             self.index.add_run(added.ledger, added.run, added.bytes);
         }

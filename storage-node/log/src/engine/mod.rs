@@ -49,6 +49,7 @@ pub struct Engine<D: Disk> {
     spares: Mutex<Vec<String>>,
     /// Only the reserve is left.
     full: AtomicBool,
+    short: AtomicBool,
     pending: maintain::Pending<D::File>,
     read_buffers: ReadBuffers,
 }

@@ -100,6 +100,7 @@ impl<D: Disk> Engine<D> {
             spares: parking_lot::Mutex::new(spares),
             zeroed: parking_lot::Condvar::new(),
             full: false.into(),
+            short: false.into(),
             pending: Default::default(),
             read_buffers: Default::default(),
         };

@@ -177,6 +177,7 @@ impl Machine {
             self.note(format_args!("housekeeping: {result:?}"));
             if result.is_ok() {
                 let _ = self.engine.dispose();
+                let _ = self.engine.thin_spares();
             }
         }
     }
@@ -255,7 +256,7 @@ impl Machine {
         if self.housekeeping {
             return Ok(());
         }
-        let Some(plan) = self.engine.plan_compaction() else { return Ok(()) };
+        let Some(plan) = self.engine.plan_compaction(|_, _| true) else { return Ok(()) };
         self.note(format_args!("compact {plan:?}"));
         let mut steps_left = if self.rng.random_bool(0.1) { self.rng.random_range(0..5) } else { u32::MAX };
         let mut pace = |_| {
