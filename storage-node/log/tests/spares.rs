@@ -28,7 +28,7 @@ fn run(engine: &Engine<SimDisk>, request: Request) {
 fn after_dropping(disk: &SimDisk) -> Engine<SimDisk> {
     let (engine, _) = Engine::open(disk.clone(), options(0)).unwrap();
     for entry in 0..SEGMENTS as u64 {
-        let parts = [Bytes::from(vec![1; 200_000]), Bytes::new(), Bytes::new()];
+        let parts = [Bytes::from(vec![1; 236_000]), Bytes::new(), Bytes::new()];
         let entries = vec![Append { ledger: 1, entry, parts, reserve: false }];
         run(
             &engine,
@@ -77,7 +77,7 @@ fn after_a_crash_they_still_go() {
 
 #[test]
 fn on_a_full_disk_they_go_at_once() {
-    let disk = SimDisk::new(1, 40 << 20);
+    let disk = SimDisk::new(1, 39 << 20);
     drop(after_dropping(&disk));
     drop(Engine::open(disk.clone(), options(2 << 20)).unwrap());
     assert_eq!(spares(&disk), 0);
