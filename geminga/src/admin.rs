@@ -87,7 +87,8 @@ pub fn run(command: &AdminCommand) -> anyhow::Result<()> {
                 topic.domain(),
                 topic.namespace(),
                 topic.encoded_local_name(),
-                encode(subscription)
+                // Names of subscriptions are decoded twice, as in Pulsar.
+                encode(&encode(subscription))
             );
             ask("GET", &server.url, &path)?
         }

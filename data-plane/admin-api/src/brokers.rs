@@ -105,7 +105,7 @@ fn runtime_configuration(broker: &Broker) -> BTreeMap<&'static str, String> {
         ("maxUnackedMessagesPerConsumer", config.max_unacked_per_consumer.to_string()),
         ("maxUnackedMessagesPerSubscription", config.max_unacked_per_subscription.to_string()),
         ("acknowledgmentAtBatchIndexLevelEnabled", "true".to_owned()),
-        ("exposeTopicLevelMetricsInPrometheus", config.metrics_per_topic.to_string()),
+        ("exposeTopicLevelMetricsInPrometheus", config.metrics_per_topic.unwrap_or(true).to_string()),
     ])
 }
 

@@ -174,6 +174,11 @@ pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| ApiError::bad_request(format!("'{text}' is not a valid number")))
 }
 
+/// The name of a subscription in a path. Clients encode it like a form value, and then as part of a path once more.
+pub(crate) fn subscription_name(segment: &str) -> String {
+    decode(segment).unwrap_or_else(|_| segment.to_owned())
+}
+
 /// Writes what [`decode`] reads.
 fn encode(segment: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
@@ -215,6 +220,8 @@ mod tests {
     fn segments_decode_as_form_values() {
         assert_eq!(decode("a%2Fb+c%C3%BC").unwrap(), "a/b cü");
         assert_eq!(decode(&encode("a/b c%ü-_.~")).unwrap(), "a/b c%ü-_.~");
+        assert_eq!(subscription_name(&decode("s+x%252Fy%252B").unwrap()), "s x/y+");
+        assert_eq!(subscription_name("100%"), "100%");
         for bad in ["%", "%2", "%zz", "%ff"] {
             assert_eq!(decode(bad).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
         }

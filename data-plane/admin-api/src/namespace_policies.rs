@@ -146,6 +146,8 @@ pub(crate) async fn serve(call: &Call, name: &NamespaceName, path: &[&str]) -> R
         ("POST", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, Some(call.json()?)).await,
         ("DELETE", ["persistence", "bookieAffinity"]) => change(call, name, &BOOKIE_AFFINITY, None).await,
         ("POST", ["replication"]) => set_replication(call, name).await,
+        // Pulsar has no such path, and takes the word for the name of a bundle.
+        ("DELETE", ["replication"]) => Err(ApiError::precondition("Invalid bundle range: replication")),
         ("POST", ["allowedClusters"]) => set_allowed_clusters(call, name).await,
         ("PUT", ["properties"]) => add_properties(call, name).await,
         ("PUT", [path @ "offloadThresholdInSeconds"]) => {

@@ -114,7 +114,8 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
         }
         ("POST", ["expireMessages"]) => {
             single(call, name, "Expire message at position is not supported for partitioned-topic").await?;
-            let position = MessageId::from_call(call)?.position();
+            // With a message that is excluded goes the one behind it, as in Pulsar.
+            let position = MessageId::from_call(call)?.start();
             let expired = existing(call, name).await?.expire_through(subscription, position).await?;
             match expired {
                 Some(_) => Ok(Answer::Nothing),
@@ -146,7 +147,9 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, subscription: &str, pat
                 "Analyze backlog on a partitioned topic is not allowed, please try do it on specific topic partition",
             )
             .await?;
-            Answer::json(existing(call, name).await?.analyze_backlog(subscription).await?)
+            let start: Option<MessageId> = call.json_or_default()?;
+            let start = start.map(|id| id.position());
+            Answer::json(existing(call, name).await?.analyze_backlog(subscription, start).await?)
         }
         ("GET", ["explain"]) => explain(call, name, subscription).await,
         _ => call.unsupported(),

@@ -7,7 +7,7 @@ use geminga_metadata::{Policies, TopicPolicies};
 use geminga_model::TopicName;
 use serde_json::{Map, Value, json};
 
-use crate::call::{Answer, Call};
+use crate::call::{Answer, Call, subscription_name};
 use crate::error::{ApiError, Result};
 use crate::namespace_policies::{note_effect, parse_quota, quota_type};
 use crate::policy_checks::*;
@@ -139,7 +139,7 @@ const FLAGS: &[&str] = &["schemaValidationEnforced", "dispatcherPauseOnAckStateP
 pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer> {
     if let [subscription, "dispatchRate"] = path {
         check_topic(call, name).await?;
-        return dispatch_rate_of(call, name, subscription).await;
+        return dispatch_rate_of(call, name, &subscription_name(subscription)).await;
     }
     let [path] = path else { return call.unsupported() };
     let known = POLICIES.iter().find(|policy| policy.path == *path);
@@ -303,7 +303,7 @@ async fn backlog_quota(call: &Call, name: &TopicName) -> Result<Answer> {
     let wanted = match call.method() {
         "GET" => {
             let mut quotas = call.broker.topic_policies(name).await?.backlog_quota_map;
-            if call.flag("applied") {
+            if call.flag("applied") && quotas.is_empty() {
                 for (kind, quota) in namespace.backlog_quota_map {
                     quotas.entry(kind).or_insert(quota);
                 }

@@ -9,7 +9,7 @@ use geminga_broker::{BrokerError, Topic};
 use geminga_model::{Position, TopicDomain, TopicName};
 use serde_json::{Value, json};
 
-use crate::call::{Answer, Call, number};
+use crate::call::{Answer, Call, number, subscription_name};
 use crate::error::{ApiError, Result};
 use crate::{bundles, messages, namespaces, partitioned, subscriptions, topic_policies};
 
@@ -96,7 +96,9 @@ async fn of_topic(call: &Call, name: &TopicName, path: &[&str]) -> Result<Answer
             Ok(Answer::Json(message_id(position, name.partition_index(), None)))
         }
         ("GET", ["subscriptions"]) => subscriptions::list(call, name).await,
-        (_, ["subscription", subscription, rest @ ..]) => subscriptions::serve(call, name, subscription, rest).await,
+        (_, ["subscription", subscription, rest @ ..]) => {
+            subscriptions::serve(call, name, &subscription_name(subscription), rest).await
+        }
         ("POST", ["all_subscription", "expireMessages", seconds]) => {
             subscriptions::expire_all(call, name, number(seconds)?).await
         }

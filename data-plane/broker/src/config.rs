@@ -64,8 +64,8 @@ pub struct BrokerConfig {
     pub liveness_timeout: Duration,
     /// How load is spread over brokers, when there are several.
     pub balance: BalanceSettings,
-    /// Show metrics of each topic and subscription instead of each namespace.
-    pub metrics_per_topic: bool,
+    /// Show metrics of each topic and subscription instead of each namespace; `None`: as long as they are few.
+    pub metrics_per_topic: Option<bool>,
 }
 
 impl Default for BrokerConfig {
@@ -97,7 +97,7 @@ impl Default for BrokerConfig {
             keep_alive: Duration::from_secs(30),
             liveness_timeout: Duration::from_secs(5),
             balance: BalanceSettings::default(),
-            metrics_per_topic: false,
+            metrics_per_topic: None,
         }
     }
 }
@@ -106,6 +106,6 @@ impl BrokerConfig {
     /// In ms; `None`: they stay, as they do where each has metrics of its own, which would come and go.
     pub(crate) fn unload_idle_topics_after(&self) -> Option<u64> {
         let after_ms = self.idle_topics_unloaded_after.as_millis() as u64;
-        (after_ms > 0 && !self.metrics_per_topic).then_some(after_ms)
+        (after_ms > 0 && self.metrics_per_topic != Some(true)).then_some(after_ms)
     }
 }

@@ -1,7 +1,7 @@
 //! What a broker shows to Prometheus, with the names and labels of Pulsar's dashboards.
 //!
-//! By namespace, or by topic and subscription if the configuration wants that; never both under one name, so that sums
-//! are right. The busiest topics are always shown, under names of our own.
+//! By topic and subscription, as long as they are few or if the configuration wants that, else by namespace; what is not in memory is
+//! then without a topic's name, so that sums are right. The busiest topics are always shown, under names of our own.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,8 @@ use crate::topic::writes::{LATENCIES, SIZES};
 
 /// Topics that are shown whatever the configuration says.
 const TOP_TOPICS: usize = 10;
+/// Topics and subscriptions that are shown one by one where the configuration says nothing: some megabytes of text.
+const SHOWN_MAX: u64 = 2000;
 
 /// Times of a message's stages in the broker.
 #[derive(Debug, Default)]
@@ -53,6 +55,9 @@ static FIGURES: &[Figure] = &[
     gauge("pulsar_rate_out", "Messages per second going out", |f| f.rate_out),
     gauge("pulsar_throughput_in", "Bytes per second coming in", |f| f.throughput_in),
     gauge("pulsar_throughput_out", "Bytes per second going out", |f| f.throughput_out),
+    gauge("pulsar_average_msg_size", "Bytes of a message coming in", |f| {
+        if f.rate_in > 0.0 { f.throughput_in / f.rate_in } else { 0.0 }
+    }),
     counter("pulsar_in_messages_total", "Messages that came in", |f| f.messages_in as f64),
     counter("pulsar_in_bytes_total", "Bytes that came in", |f| f.bytes_in as f64),
     counter("pulsar_out_messages_total", "Messages that went out", |f| f.messages_out as f64),
@@ -65,7 +70,7 @@ static FIGURES: &[Figure] = &[
     gauge("pulsar_storage_offloaded_size", "Bytes in tiered storage", |_| 0.0),
 ];
 
-static SUBSCRIPTION_FIGURES: &[(&str, &str)] = &[
+static SUBSCRIPTION_FIGURES: [(&str, &str); SUBSCRIPTION_GAUGES] = [
     ("pulsar_subscription_back_log", "Entries that are not acknowledged"),
     ("pulsar_subscription_delayed", "Messages whose time has not come"),
     ("pulsar_subscription_unacked_messages", "Messages that consumers hold"),
@@ -73,7 +78,33 @@ static SUBSCRIPTION_FIGURES: &[(&str, &str)] = &[
     ("pulsar_subscription_msg_rate_out", "Messages per second going out"),
     ("pulsar_subscription_msg_throughput_out", "Bytes per second going out"),
     ("pulsar_subscription_msg_rate_redeliver", "Messages per second delivered again"),
+    ("pulsar_subscription_back_log_no_delayed", "Entries that are not acknowledged and whose time has come"),
+    ("pulsar_subscription_blocked_on_unacked_messages", "1 while consumers hold too many messages"),
+    ("pulsar_subscription_in_replay", "Entries that wait to be delivered again"),
+    ("pulsar_subscription_msg_ack_rate", "Messages acknowledged per second"),
+    ("pulsar_subscription_msg_drop_rate", "Messages per second that no consumer could take"),
+    ("pulsar_subscription_total_msg_expired", "Entries that expired"),
+    ("pulsar_subscription_last_expire_timestamp", "When messages were last expired"),
+    ("pulsar_subscription_last_acked_timestamp", "When a message was last acknowledged"),
+    ("pulsar_subscription_last_consumed_timestamp", "When a message was last delivered"),
+    ("pulsar_subscription_last_consumed_flow_timestamp", "When a consumer last asked for messages"),
+    (
+        "pulsar_subscription_last_mark_delete_advanced_timestamp",
+        "When the first unacknowledged entry was last another one",
+    ),
 ];
+
+/// Figures of topics that are shown by subscription, where these are shown: as in Pulsar one by one, and nowhere else.
+type OfSubscription = (&'static str, &'static str, fn(&TopicFigures) -> u64);
+
+static BY_SUBSCRIPTION: [OfSubscription; 2] = [
+    ("pulsar_out_messages_total", "Messages that went out", |f| f.messages_out),
+    ("pulsar_out_bytes_total", "Bytes that went out", |f| f.bytes_out),
+];
+
+/// How many figures a subscription has: gauges, and then counters.
+pub(crate) const SUBSCRIPTION_FIGURES_LEN: usize = SUBSCRIPTION_GAUGES + BY_SUBSCRIPTION.len();
+const SUBSCRIPTION_GAUGES: usize = 18;
 
 /// Appends the broker's metrics in Prometheus' text format.
 pub fn render(broker: &Broker, page: &mut String) {
@@ -94,17 +125,22 @@ pub fn render(broker: &Broker, page: &mut String) {
     let build = if cfg!(debug_assertions) { "development" } else { "release" };
     sample(page, "geminga_build_info", &[("version", version), ("build", build)], 1);
     topics_count(page, cluster, &figures, &resting);
-    if broker.config().metrics_per_topic {
-        for figure in FIGURES {
+    let shown = figures.iter().map(|(_, _, of)| 1 + of.subscriptions).sum::<u64>();
+    if broker.config().metrics_per_topic.unwrap_or(shown <= SHOWN_MAX) {
+        let of_topics = figures.iter().map(|(namespace, topic, of)| (namespace.as_str(), Some(topic.as_str()), of));
+        let of_resting = resting.iter().map(|(namespace, (_, of))| (namespace.as_str(), Some(""), of));
+        let all: Vec<_> = of_topics.chain(of_resting).collect();
+        let by_topic = |figure: &&Figure| BY_SUBSCRIPTION.iter().all(|(name, ..)| *name != figure.name);
+        for figure in FIGURES.iter().filter(by_topic) {
             family(page, figure.name, figure.kind, figure.help);
-            for (namespace, topic, of_topic) in &figures {
+            for (namespace, topic, of) in &all {
+                let topic = topic.unwrap_or_default();
                 let labels: Labels = &[("cluster", cluster), ("namespace", namespace), ("topic", topic)];
-                sample(page, figure.name, labels, (figure.of)(of_topic));
+                sample(page, figure.name, labels, (figure.of)(of));
             }
         }
-        let writes = figures.iter().map(|(namespace, topic, of)| (namespace.as_str(), Some(topic.as_str()), of));
-        write_figures(page, cluster, &writes.collect::<Vec<_>>());
-        subscriptions(page, cluster, &topics);
+        write_figures(page, cluster, &all);
+        subscriptions(page, cluster, &topics, &resting);
     } else {
         let mut namespaces: BTreeMap<&str, TopicFigures> = BTreeMap::new();
         for (namespace, _, of_topic) in &figures {
@@ -183,10 +219,14 @@ fn topics_count(page: &mut String, cluster: &str, figures: &[(String, String, To
     }
 }
 
-fn subscriptions(page: &mut String, cluster: &str, topics: &[std::sync::Arc<crate::topic::Topic>]) {
+fn subscriptions(
+    page: &mut String,
+    cluster: &str,
+    topics: &[std::sync::Arc<crate::topic::Topic>],
+    resting: &OfResting,
+) {
     let all: Vec<_> = topics.iter().map(|topic| (topic.name().clone(), topic.subscription_figures())).collect();
-    for (index, (name, help)) in SUBSCRIPTION_FIGURES.iter().enumerate() {
-        family(page, name, "gauge", help);
+    let each = |page: &mut String, name: &str, index: usize| {
         for (topic, subscriptions) in &all {
             for (subscription, figures) in subscriptions {
                 let labels: Labels = &[
@@ -197,6 +237,18 @@ fn subscriptions(page: &mut String, cluster: &str, topics: &[std::sync::Arc<crat
                 ];
                 sample(page, name, labels, figures[index]);
             }
+        }
+    };
+    for (index, (name, help)) in SUBSCRIPTION_FIGURES.iter().enumerate() {
+        family(page, name, "gauge", help);
+        each(page, name, index);
+    }
+    for (index, (name, help, of)) in BY_SUBSCRIPTION.iter().enumerate() {
+        family(page, name, "counter", help);
+        each(page, name, SUBSCRIPTION_GAUGES + index);
+        for (namespace, (_, figures)) in resting {
+            let labels: Labels = &[("cluster", cluster), ("namespace", namespace), ("topic", ""), ("subscription", "")];
+            sample(page, name, labels, of(figures));
         }
     }
 }

@@ -122,6 +122,7 @@ impl Connection {
             rollback_ms: command.start_message_rollback_duration_sec.unwrap_or(0).saturating_mul(1000),
             properties: pairs(&command.subscription_properties),
             may_create: self.broker.may_create_subscription(&topic)?,
+            replicated: command.replicate_subscription_state.unwrap_or(false),
         };
         topic.subscribe(request, self.clone()).await
     }
@@ -269,6 +270,11 @@ impl Connection {
     pub(crate) fn last_message_id(self: &Arc<Self>, command: &proto::CommandGetLastMessageId) {
         let request_id = command.request_id;
         self.with_consumer(command.consumer_id, request_id, move |_, consumer| async move {
+            if !consumer.topic.name().is_persistent() {
+                let message = "GetLastMessageId on a non-persistent topic is not allowed".into();
+                let error = proto::ServerError::UnknownError as i32;
+                return Ok(Command::from(proto::CommandError { request_id, error, message }));
+            }
             let last = consumer.topic.last_message(&consumer).await?;
             let partition = consumer.topic.name().partition_index().map_or(-1, |index| index as i32);
             let batch_index = match &last.meta {

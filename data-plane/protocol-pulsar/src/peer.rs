@@ -7,8 +7,8 @@ use geminga_wire_pulsar::{Command, MessageHeader, proto};
 use crate::connection::{Connection, ConsumerSlot, ProducerSlot};
 use crate::error::server_error;
 
-/// How the version of the Go client begins, today and before 0.9.
-const GO_CLIENT: [&str; 2] = ["Pulsar-Go-", "Pulsar Go "];
+/// How the versions of clients begin that do not know REACHED_END_OF_TOPIC: Go's, today and before 0.9, and C++'s, with those on top of it.
+const UNAWARE_OF_THE_END: [&str; 3] = ["Pulsar-Go-", "Pulsar Go ", "Pulsar-CPP-"];
 
 impl Peer for Connection {
     fn connection_id(&self) -> u64 {
@@ -108,8 +108,12 @@ impl Peer for Connection {
     }
 
     fn end_of_topic(&self, consumer_id: u64) {
-        // The Go client does not know this command and would close the connection again and again.
-        if self.client.get().is_some_and(|client| GO_CLIENT.iter().any(|name| client.version.starts_with(name))) {
+        // They would close the connection again and again, and so disturb whoever else is on it.
+        if self
+            .client
+            .get()
+            .is_some_and(|client| UNAWARE_OF_THE_END.iter().any(|name| client.version.starts_with(name)))
+        {
             return;
         }
         self.queue(&Command::from(proto::CommandReachedEndOfTopic { consumer_id }));

@@ -107,7 +107,7 @@ pub struct ServingArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_ledger_age: Option<Duration>,
 
-    /// How long a topic that nobody uses stays in memory; 0s, or --metrics-per-topic: for good. Whoever asks for it loads it [default: 10m]
+    /// How long a topic that nobody uses stays in memory; 0s, or --metrics-per-topic true: for good. Whoever asks for it loads it [default: 10m]
     #[arg(long, value_name = "TIME", env = "GEMINGA_UNLOAD_IDLE_TOPICS_AFTER", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     unload_idle_topics_after: Option<Duration>,
@@ -122,7 +122,7 @@ pub struct ServingArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     liveness_timeout: Option<Duration>,
 
-    /// Show metrics of each topic and subscription instead of each namespace [default: false]
+    /// Show metrics of each topic and subscription instead of each namespace [default: as long as they are few]
     #[arg(long, value_name = "BOOL", env = "GEMINGA_METRICS_PER_TOPIC", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics_per_topic: Option<bool>,

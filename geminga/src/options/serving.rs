@@ -34,7 +34,7 @@ pub struct ServingOptions {
     pub unload_idle_topics_after: Duration,
     pub housekeeping_interval: Duration,
     pub liveness_timeout: Duration,
-    pub metrics_per_topic: bool,
+    pub metrics_per_topic: Option<bool>,
 }
 
 impl Default for ServingOptions {
@@ -63,7 +63,7 @@ impl Default for ServingOptions {
             unload_idle_topics_after: Duration::from_secs(600),
             housekeeping_interval: Duration::from_secs(10),
             liveness_timeout: Duration::from_secs(5),
-            metrics_per_topic: false,
+            metrics_per_topic: None,
         }
     }
 }

@@ -3,10 +3,13 @@ import http.client
 import json
 import urllib.error
 import urllib.parse
+import urllib.request
 
+import pulsar
 import pytest
 
 from conftest import ADMIN_URL
+from helpers import produce, receive, until
 
 
 def status(method, path, body=None):
@@ -82,3 +85,98 @@ def test_schemas(admin, topic):
 
 def test_pulsar_has_a_namespace_of_its_own(admin):
     assert "pulsar" in admin.get("tenants") and "pulsar/system" in admin.get("namespaces/pulsar")
+
+
+def test_expiry_behind_an_excluded_message(client, admin, topic):
+    admin.put(admin.topic(topic, "/subscription/s"))
+    ids = produce(client.create_producer(topic, batching_enabled=False), 6)
+    position = {"ledgerId": ids[2].ledger_id(), "entryId": ids[2].entry_id(), "partitionIndex": -1}
+
+    def backlog():
+        return admin.stats(topic)["subscriptions"]["s"]["msgBacklog"]
+
+    admin.post(admin.topic(topic, "/subscription/s/expireMessages"), position)
+    until(lambda: backlog() == 3)
+    admin.post(admin.topic(topic, "/subscription/s/resetcursor/0"))
+    until(lambda: backlog() == 6)
+    admin.post(admin.topic(topic, "/subscription/s/expireMessages"), {**position, "excluded": True})
+    until(lambda: backlog() == 2)
+
+
+def test_replication_of_a_namespace_stays(admin, namespace):
+    assert status("DELETE", f"namespaces/{namespace}/replication") == 412
+    assert admin.get(f"namespaces/{namespace}/replication") == ["standalone"]
+
+
+def test_a_quota_of_a_topic_stands_for_all_that_apply(admin, topic):
+    admin.put(admin.topic(topic))
+    path = admin.topic(topic, "/backlogQuotaMap?applied=true")
+    assert set(admin.get(path)) == {"destination_storage", "message_age"}
+    admin.post(admin.topic(topic, "/backlogQuota"), {"limitSize": 1000, "policy": "producer_exception"})
+    until(lambda: set(admin.get(path)) == {"destination_storage"})
+
+
+def test_positions_in_internal_stats(client, admin, topic):
+    consumer = client.subscribe(topic, "s", consumer_type=pulsar.ConsumerType.Shared)
+    produce(client.create_producer(topic, batching_enabled=False), 5)
+    receive(consumer, 2)
+
+    def cursor():
+        return admin.get(admin.topic(topic, "/internalStats"))["cursors"]["s"]
+
+    until(lambda: cursor()["markDeletePosition"].endswith(":1"))
+    assert cursor()["numberOfEntriesSinceFirstNotAckedMessage"] == 4, "the one that is read next counts"
+    assert cursor()["subscriptionHavePendingRead"] is True
+    assert cursor()["messagesConsumedCounter"] == 2 and cursor()["readPosition"].endswith(":5")
+    consumer.close()
+    admin.put(admin.topic(topic, "/unload"))
+    assert cursor()["readPosition"].endswith(":2")
+
+
+def test_metrics_of_topics_and_subscriptions(client, admin, topic):
+    consumer = client.subscribe(topic, "s", consumer_type=pulsar.ConsumerType.Shared)
+    produce(client.create_producer(topic, batching_enabled=False), 5)
+    receive(consumer, 2)
+    receive(consumer, 1, ack=False)
+    until(lambda: admin.stats(topic)["subscriptions"]["s"]["msgBacklog"] == 3)
+
+    def shown(name, subscription=None):
+        text = urllib.request.urlopen(f"{ADMIN_URL}/metrics/").read().decode()
+        lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and f'topic="{topic}"' in line]
+        lines = [line for line in lines if subscription is None or f'subscription="{subscription}"' in line]
+        return [float(line.split("}")[1].split()[0]) for line in lines]
+
+    for name in ("pulsar_rate_in", "pulsar_throughput_in", "pulsar_msg_backlog", "pulsar_storage_size", "pulsar_average_msg_size"):
+        assert len(shown(name)) == 1, name
+    until(lambda: shown("pulsar_in_messages_total") == [5.0])
+    expected = {"back_log": 3, "back_log_no_delayed": 3, "delayed": 0, "unacked_messages": 3, "consumers_count": 1,
+                "blocked_on_unacked_messages": 0, "in_replay": 0, "total_msg_expired": 0}
+    assert {name: shown(f"pulsar_subscription_{name}", "s") for name in expected} == {name: [n] for name, n in expected.items()}
+    assert shown("pulsar_out_messages_total", "s") == [5.0] and shown("pulsar_out_messages_total") == [5.0]
+    for name in ("msg_rate_out", "msg_throughput_out", "msg_rate_redeliver", "msg_ack_rate", "last_acked_timestamp",
+                 "last_consumed_timestamp", "last_consumed_flow_timestamp", "last_expire_timestamp", "last_mark_delete_advanced_timestamp"):
+        assert len(shown(f"pulsar_subscription_{name}", "s")) == 1, name
+
+
+def test_names_of_subscriptions_are_encoded_twice(client, admin, topic):
+    name = "s a/b+ü%"
+    path = admin.topic(topic, "/subscription/" + urllib.parse.quote(urllib.parse.quote_plus(name), safe="+"))
+    admin.put(path)
+    assert admin.get(admin.topic(topic, "/subscriptions")) == [name]
+    client.create_producer(topic).send(b"m")
+    client.subscribe(topic, name).close()
+    admin.post(f"{path}/skip_all")
+    until(lambda: admin.stats(topic)["subscriptions"][name]["msgBacklog"] == 0)
+    assert admin.get(admin.topic(topic, "/internalStats"))["cursors"].keys() == {urllib.parse.quote_plus(name)}
+    admin.delete(path)
+    assert admin.get(admin.topic(topic, "/subscriptions")) == []
+
+
+def test_analysis_from_a_position(client, admin, topic):
+    consumer = client.subscribe(topic, "s")
+    ids = produce(client.create_producer(topic, batching_enabled=False), 5)
+    receive(consumer, 2)
+    until(lambda: admin.stats(topic)["subscriptions"]["s"]["msgBacklog"] == 3)
+    path = admin.topic(topic, "/subscription/s/analyzeBacklog")
+    start = {"ledgerId": ids[1].ledger_id(), "entryId": ids[1].entry_id(), "partitionIndex": -1}
+    assert [admin.post(path)["entries"], admin.post(path, start)["entries"]] == [3, 4]

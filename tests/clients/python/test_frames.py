@@ -106,3 +106,11 @@ def test_what_comes_again_comes_before_what_is_new(connection, topic):
     connection.write(frames.frame(command(FLOW, {1: 1, 2: 100})))
     positions = [frames.parse(connection.expect(MESSAGE)[2])[2] for _ in range(5)]
     assert positions == [0, 1, 2, 3, 4]
+
+
+def test_a_non_persistent_topic_has_no_last_message(connection, topic):
+    get_last_message_id, unknown_error = 29, 0
+    non_persistent = topic.replace("persistent", "non-persistent")
+    look_up(connection, non_persistent)
+    connection.call(subscribe(non_persistent), SUCCESS)
+    assert refusal(connection, command(get_last_message_id, {1: 1, 2: 9})) == unknown_error

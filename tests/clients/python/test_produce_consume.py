@@ -247,3 +247,12 @@ def test_non_persistent_topics_deliver_to_who_is_there(client, topic):
     consumer.close()
     producer.send(b"lost")
     nothing_more(client.subscribe(topic, "s", consumer_type=ConsumerType.Shared))
+
+
+def test_stats_say_that_there_were_chunks(client, admin, topic):
+    """Pulsar notices with its next look at rates, once a minute."""
+    producer = client.create_producer(topic, chunking_enabled=True)
+    producer.send(b"small")
+    assert admin.stats(topic)["msgChunkPublished"] is False
+    producer.send(bytes(6_000_000))
+    until(lambda: admin.stats(topic)["msgChunkPublished"], limit_s=70)

@@ -114,3 +114,15 @@ def test_delayed_messages_survive_their_consumer(client, topic):
     consumer.close()
     consumer = client.subscribe(topic, "s", consumer_type=ConsumerType.Shared)
     assert receive_data(consumer, 1) == [b"x"]
+
+
+@pytest.mark.parametrize("kind", [ConsumerType.Shared, ConsumerType.KeyShared])
+def test_what_a_leaver_held_was_not_refused(client, topic, kind):
+    first = client.subscribe(topic, "s", consumer_type=kind)
+    produce(client.create_producer(topic), 5)
+    receive(first, 5, ack=False)
+    second = client.subscribe(topic, "s", consumer_type=kind)
+    first.close()
+    messages = receive(second, 5)
+    assert sorted(m.data() for m in messages) == contents(5)
+    assert {m.redelivery_count() for m in messages} == {0}

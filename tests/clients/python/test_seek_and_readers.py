@@ -148,3 +148,32 @@ def test_table_view(client, topic):
 
 def read(reader, count):
     return [reader.read_next(10_000).data() for _ in range(count)]
+
+
+def test_who_comes_after_the_end_of_a_topic_finds_it(client, admin, topic):
+    consumer = client.subscribe(topic, "s")
+    produce(client.create_producer(topic), 5)
+    receive(consumer, 5)
+    until(lambda: admin.stats(topic)["subscriptions"]["s"]["msgBacklog"] == 0)
+    admin.post(admin.topic(topic, "/terminate"))
+    time.sleep(0.5)
+    admin.post(admin.topic(topic, "/trim"))
+    late = client.subscribe(topic, "late", initial_position=InitialPosition.Earliest)
+    assert receive_data(late, 5) == contents(5)
+
+
+def test_the_end_of_a_topic_does_not_keep_consumers_coming_back(client, admin, topic):
+    """C++ clients take what they are told of it for an error, and connect again."""
+    consumer = client.subscribe(topic, "s")
+    client.create_producer(topic).send(b"x")
+    receive(consumer, 1)
+    until(lambda: admin.stats(topic)["subscriptions"]["s"]["msgBacklog"] == 0)
+    admin.post(admin.topic(topic, "/terminate"))
+    time.sleep(2)
+
+    def connected():
+        return [c["connectedSince"] for c in admin.stats(topic)["subscriptions"]["s"]["consumers"]]
+
+    before = connected()
+    time.sleep(1)
+    assert before and connected() == before

@@ -245,3 +245,19 @@ def subscribes(client, topic):
         return True
     except pulsar.ConsumerBusy:
         return False
+
+
+def test_a_client_may_want_its_subscription_replicated(client, admin, topic):
+    client.subscribe(topic, "s", consumer_type=ConsumerType.Shared)
+    assert admin.stats(topic)["subscriptions"]["s"]["isReplicated"] is False
+    client.subscribe(topic, "s", consumer_type=ConsumerType.Shared, replicate_subscription_state_enabled=True)
+    client.subscribe(topic, "new", replicate_subscription_state_enabled=True)
+    assert {s["isReplicated"] for s in admin.stats(topic)["subscriptions"].values()} == {True}
+    admin.put(admin.topic(topic, "/unload"))
+    assert admin.stats(topic)["subscriptions"]["s"]["isReplicated"] is True
+
+
+def test_failover_stats_have_the_order_of_choice(client, admin, topic):
+    for name in "bca":
+        client.subscribe(topic, "s", consumer_type=ConsumerType.Failover, consumer_name=name)
+    assert [c["consumerName"] for c in admin.stats(topic)["subscriptions"]["s"]["consumers"]] == ["a", "b", "c"]

@@ -1,5 +1,6 @@
 """Partitioned topics, several topics at once, regex subscriptions, creation policies, topic admin."""
 import re
+import time
 import urllib.error
 
 import pulsar
@@ -203,3 +204,13 @@ def test_messages_under_way_while_a_topic_is_unloaded_are_sent_again(client, adm
     # What has lost its receipt is there twice.
     received = dict.fromkeys(m.data() for m in receive_all(consumer, quiet_ms=2000))
     assert list(received) == contents(6000)
+
+
+def test_readers_count_as_subscriptions(client, admin, topic):
+    admin.put(admin.topic(topic))
+    admin.post(admin.topic(topic, "/maxSubscriptionsPerTopic"), 1)
+    until(lambda: admin.get(admin.topic(topic, "/maxSubscriptionsPerTopic")) == 1)
+    time.sleep(1)
+    client.subscribe(topic, "s")
+    with pytest.raises(pulsar.NotAllowedError):
+        client.create_reader(topic, MessageId.earliest)

@@ -62,8 +62,7 @@ impl Oracle {
     }
 
     pub fn removed(&mut self, key: ConsumerKey) {
-        let held = self.consumers.remove(&key).map(|consumer| consumer.held).unwrap_or_default();
-        self.gave_back(held);
+        self.consumers.remove(&key);
         if self.consumers.is_empty() {
             self.started_over();
         }

@@ -1,7 +1,7 @@
 //! Key_Shared with 100 consumers of which one joins or leaves all the time and some never acknowledge: everybody else's keys
 //! flow as if nothing happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use geminga_ledger::Cursor;
@@ -25,6 +25,8 @@ struct Run {
     sub: Subscription,
     /// Entries to acknowledge in the next tick, by consumer.
     held: BTreeMap<ConsumerKey, Vec<Position>>,
+    /// Entries that a leaver held: they come again.
+    left: BTreeSet<Position>,
     published_to_others: u64,
     delivered_to_others: u64,
     last_slot: BTreeMap<u16, Position>,
@@ -40,6 +42,7 @@ impl Run {
             sub: Subscription::new("churn", cursor, options),
             topic,
             held: BTreeMap::new(),
+            left: BTreeSet::new(),
             published_to_others: 0,
             delivered_to_others: 0,
             last_slot: BTreeMap::new(),
@@ -57,7 +60,7 @@ impl Run {
 
     fn leave(&mut self, key: ConsumerKey) {
         self.sub.remove_consumer(key, self.topic.list(), self.now);
-        self.held.remove(&key);
+        self.left.extend(self.held.remove(&key).unwrap_or_default());
     }
 
     /// Publishes, dispatches, and acknowledges what came in the tick before.
@@ -102,11 +105,12 @@ impl Run {
         for delivery in out {
             let slot = auto_split_slot(delivery.entry.meta.sticky_key_hash);
             let position = delivery.entry.position;
-            if delivery.redelivery_count == 0 {
+            let comes_again = self.left.remove(&position);
+            if !comes_again {
                 let last = self.last_slot.insert(slot, position);
                 assert!(last.is_none_or(|last| last < position), "{position} is out of order");
             }
-            self.delivered_to_others += u64::from(uninvolved[slot as usize] && delivery.redelivery_count == 0);
+            self.delivered_to_others += u64::from(uninvolved[slot as usize] && !comes_again);
             self.held.get_mut(&delivery.consumer).expect("a connected consumer").push(position);
         }
     }

@@ -289,13 +289,17 @@ impl Topic {
         list.size_between(position, list.last_position())
     }
 
-    /// Reads a subscription's backlog, up to a bound, and counts what is in it.
-    pub async fn analyze_backlog(&self, subscription: &str) -> Result<BacklogAnalysis> {
+    /// Reads a subscription's backlog, up to a bound, and counts what is in it; from `start` on it counts what is acknowledged too.
+    pub async fn analyze_backlog(&self, subscription: &str, start: Option<Position>) -> Result<BacklogAnalysis> {
         self.needs_storage("Analyze backlog")?;
         let (cursor, list) = {
             let state = self.state.lock();
             let sub = state.subscriptions.get(subscription).ok_or_else(|| self.not_found(subscription))?;
-            (Cursor::from_snapshot(sub.core.cursor().snapshot()), state.ledger.list().clone())
+            let cursor = match start {
+                Some(start) => Cursor::new(start.previous()),
+                None => Cursor::from_snapshot(sub.core.cursor().snapshot()),
+            };
+            (cursor, state.ledger.list().clone())
         };
         let mut analysis = BacklogAnalysis::default();
         let mut looked_at = 0;

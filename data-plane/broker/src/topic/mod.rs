@@ -93,6 +93,8 @@ struct Counters {
     bytes_in: AtomicU64,
     messages_out: AtomicU64,
     bytes_out: AtomicU64,
+    /// Whether a part of a message that is too large for one was published.
+    chunked: AtomicBool,
 }
 
 struct TopicState {
@@ -156,7 +158,7 @@ struct Sub {
     /// Mark-delete position it was created with.
     initial: Position,
     properties: std::collections::BTreeMap<String, String>,
-    /// Whether an operator wants its position to be replicated; kept and shown.
+    /// Whether an operator or a client wants its position to be replicated; kept and shown.
     replicated: bool,
     replay: replaying::Replay,
     /// It can go on when a read of the topic has returned.
@@ -232,6 +234,8 @@ pub struct ProducerHandle {
     failed: AtomicBool,
     messages: AtomicU64,
     bytes: AtomicU64,
+    /// Parts of messages that were too large for one.
+    chunks: AtomicU64,
 }
 
 /// A consumer as its connection and its topic know it.

@@ -194,6 +194,7 @@ impl Topic {
             drained: Default::default(),
             messages: Default::default(),
             bytes: Default::default(),
+            chunks: Default::default(),
         }
     }
 

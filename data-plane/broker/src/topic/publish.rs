@@ -85,12 +85,14 @@ impl Topic {
     ) {
         let mut bytes = 0u64;
         let mut messages = 0u64;
+        let mut chunks = 0u64;
         let mut entries = Vec::with_capacity(batch.len());
         for publish in batch.drain(..) {
             if !admit(state, producer, &publish, flushes) {
                 continue;
             }
             messages += u64::from(publish.meta.num_messages);
+            chunks += u64::from(publish.meta.num_chunks > 1);
             bytes += publish.payload.len() as u64;
             entries.push(PendingEntry {
                 payload: publish.payload,
@@ -108,6 +110,10 @@ impl Topic {
             producer.in_flight.fetch_add(entries.len(), Ordering::Relaxed);
             producer.messages.fetch_add(messages, Ordering::Relaxed);
             producer.bytes.fetch_add(bytes, Ordering::Relaxed);
+            if chunks > 0 {
+                producer.chunks.fetch_add(chunks, Ordering::Relaxed);
+                self.counters.chunked.store(true, Ordering::Relaxed);
+            }
             self.shared.memory.publishing.take(bytes);
             producer.peer.published(bytes);
             state.ledger.append(now_ms(), entries);

@@ -23,6 +23,7 @@ use super::admin::backlog_size;
 use super::writes::{Latencies, Sizes};
 use super::{ConsumerHandle, ProducerHandle, Sub, Topic, TopicState};
 use crate::error::Result;
+use crate::metrics::SUBSCRIPTION_FIGURES_LEN;
 use crate::shared::now_ms;
 
 /// What a request for statistics wants beside the usual.
@@ -113,6 +114,7 @@ impl Topic {
             msg_out_counter: messages_out,
             bytes_out_counter: bytes_out,
             average_msg_size: if rates[0] > 0.0 { rates[1] / rates[0] } else { 0.0 },
+            msg_chunk_published: self.counters.chunked.load(Ordering::Relaxed),
             storage_size: list.total_size(),
             backlog_size: backlog_size(state),
             backlog_quota_limit_size: if persistent { quota_bytes(state) } else { 0 },
@@ -165,6 +167,7 @@ impl Topic {
             msg_rate_in: rates[0],
             msg_throughput_in: rates[1],
             average_msg_size: if rates[0] > 0.0 { rates[1] / rates[0] } else { 0.0 },
+            chunked_message_rate: rates[2],
             producer_id: producer.producer_id,
             producer_name: producer.name.to_string(),
             address: format!("/{}", producer.peer.address()),
@@ -187,6 +190,7 @@ impl Topic {
             msg_throughput_out: rates[1],
             msg_rate_redeliver: rates[2],
             message_ack_rate: rates[3],
+            chunked_message_rate: rates[5],
             msg_out_counter: known.msg_out_counter,
             bytes_out_counter: known.bytes_out_counter,
             msg_backlog: known.msg_backlog,
@@ -233,6 +237,7 @@ impl Topic {
             msg_throughput_out: rates[1],
             msg_rate_redeliver: rates[2],
             message_ack_rate: rates[3],
+            chunked_message_rate: rates[5],
             msg_out_counter: known.msg_out_counter,
             bytes_out_counter: known.bytes_out_counter,
             consumer_name: known.consumer_name,
@@ -314,16 +319,36 @@ impl Topic {
         }
     }
 
-    /// Per subscription: name, backlog, delayed, unacknowledged, consumers, rate out, throughput out, redelivery rate.
-    pub(crate) fn subscription_figures(&self) -> Vec<(std::sync::Arc<str>, [f64; 7])> {
+    /// Per subscription its name, and figures in the order of those that metrics.rs names.
+    pub(crate) fn subscription_figures(&self) -> Vec<(std::sync::Arc<str>, [f64; SUBSCRIPTION_FIGURES_LEN])> {
         let state = self.state.lock();
         let list = state.ledger.list();
         let figures = |name: &std::sync::Arc<str>, sub: &Sub| {
             let stats = sub.core.stats(list);
             let rates = self.rates.subscription(name);
-            let gauges = [stats.msg_backlog, stats.msg_delayed, stats.unacked_messages].map(|gauge| gauge as f64);
-            let consumers = stats.consumers.len() as f64;
-            (name.clone(), [gauges[0], gauges[1], gauges[2], consumers, rates[0], rates[1], rates[2]])
+            let figures = [
+                stats.msg_backlog as f64,
+                stats.msg_delayed as f64,
+                stats.unacked_messages as f64,
+                stats.consumers.len() as f64,
+                rates[0],
+                rates[1],
+                rates[2],
+                stats.msg_backlog.saturating_sub(stats.msg_delayed) as f64,
+                f64::from(u8::from(stats.blocked_subscription_on_unacked_msgs)),
+                stats.msg_in_replay as f64,
+                rates[3],
+                rates[4],
+                sub.expired as f64,
+                sub.expired_at as f64,
+                stats.last_acked_timestamp as f64,
+                stats.last_consumed_timestamp as f64,
+                stats.last_consumed_flow_timestamp as f64,
+                stats.last_mark_delete_advanced_timestamp as f64,
+                stats.msg_out_counter as f64,
+                stats.bytes_out_counter as f64,
+            ];
+            (name.clone(), figures)
         };
         state.subscriptions.iter().map(|(name, sub)| figures(name, sub)).collect()
     }
@@ -338,13 +363,21 @@ fn sample(state: &TopicState) -> Sample {
     let list = state.ledger.list();
     let mut sample = Sample::default();
     for producer in state.producer_handles.values() {
-        let totals: Published = [producer.messages.load(Ordering::Relaxed), producer.bytes.load(Ordering::Relaxed)];
+        let totals: Published =
+            [&producer.messages, &producer.bytes, &producer.chunks].map(|total| total.load(Ordering::Relaxed));
         sample.producers.push((producer.key, totals));
     }
     for (name, sub) in &state.subscriptions {
         let stats = sub.core.stats(list);
-        let totals: Consumed =
-            [stats.msg_out_counter, stats.bytes_out_counter, stats.redelivered_counter, stats.ack_counter, sub.dropped];
+        let chunks = stats.consumers.iter().map(|consumer| consumer.chunked_message_counter).sum();
+        let totals: Consumed = [
+            stats.msg_out_counter,
+            stats.bytes_out_counter,
+            stats.redelivered_counter,
+            stats.ack_counter,
+            sub.dropped,
+            chunks,
+        ];
         sample.subscriptions.push((name.clone(), totals));
         for consumer in &stats.consumers {
             let totals: Consumed = [
@@ -353,6 +386,7 @@ fn sample(state: &TopicState) -> Sample {
                 consumer.redelivered_counter,
                 consumer.ack_counter,
                 0,
+                consumer.chunked_message_counter,
             ];
             sample.consumers.push((consumer.key, totals));
         }

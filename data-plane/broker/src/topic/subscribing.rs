@@ -40,6 +40,8 @@ pub struct SubscribeRequest {
     pub properties: BTreeMap<String, String>,
     /// Whether a durable subscription that does not exist may be created.
     pub may_create: bool,
+    /// A durable subscription is marked as one to be replicated, if it is not yet.
+    pub replicated: bool,
 }
 
 impl Sub {
@@ -100,8 +102,7 @@ impl InitialPosition {
 impl Topic {
     /// Adds a consumer. The caller answers the client first and then calls [`Topic::consumer_ready`].
     pub async fn subscribe(&self, request: SubscribeRequest, peer: Arc<dyn Peer>) -> Result<Arc<ConsumerHandle>> {
-        let SubscribeRequest { subscription, consumer, durable, mut initial, rollback_ms, properties, may_create } =
-            request;
+        let SubscribeRequest { subscription, consumer, durable, mut initial, rollback_ms, properties, .. } = request;
         let is_new = {
             let mut state = self.state.lock();
             self.check_may_subscribe(&mut state, &consumer)?;
@@ -113,12 +114,15 @@ impl Topic {
             initial = self.initial_at_time(now_ms().saturating_sub(rollback_ms)).await?;
         }
         if is_new && durable {
-            if !may_create {
+            if !request.may_create {
                 return Err(self.not_found(&subscription));
             }
             self.create_subscription(&subscription, initial, properties.clone(), false).await?;
         } else if durable && self.name.is_persistent() {
             self.bundle.confirm().await?;
+        }
+        if request.replicated && durable && self.name.is_persistent() && !self.is_replicated(&subscription)? {
+            self.set_replicated(&subscription, true).await?;
         }
         let join = || self.join_subscription(&subscription, consumer.clone(), durable, initial, &properties, &peer);
         match join() {
@@ -169,15 +173,15 @@ impl Topic {
         self.check_consumer_limits(&state, subscription)?;
         let is_new = !durable && !state.subscriptions.contains_key(subscription);
         if is_new {
+            self.check_subscription_limit(&state)?;
             self.insert_unstored(&mut state, subscription, initial, properties.clone(), true);
         }
         let sub = state.subscriptions.get_mut(subscription).ok_or_else(|| self.not_found(subscription))?;
         if sub.ephemeral == durable {
-            return Err(BrokerError::NotAllowed(format!(
-                "subscription {subscription} of topic {} exists with other durability",
-                self.name
-            ))
-            .into());
+            let other = if durable { "NonDurable" } else { "Durable" };
+            return Err(
+                BrokerError::NotAllowed(format!("{other} subscription with the same name already exists.")).into()
+            );
         }
         if let Err(error) = sub.core.add_consumer(consumer, now_ms()) {
             if is_new {
@@ -400,9 +404,8 @@ impl Topic {
     }
 
     fn check_subscription_limit(&self, state: &TopicState) -> Result<()> {
-        let lasting = state.subscriptions.values().filter(|sub| !sub.ephemeral).count();
         match state.policies.max_subscriptions_per_topic() {
-            Some(max) if lasting >= max => Err(BrokerError::NotAllowed(format!(
+            Some(max) if state.subscriptions.len() >= max => Err(BrokerError::NotAllowed(format!(
                 "Exceed the maximum number of subscriptions of the topic: {}",
                 self.name
             ))),

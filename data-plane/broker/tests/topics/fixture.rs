@@ -451,6 +451,7 @@ pub fn request(subscription: &str, sub_type: SubscriptionType) -> SubscribeReque
         rollback_ms: 0,
         properties: Default::default(),
         may_create: true,
+        replicated: false,
     }
 }
 

@@ -163,7 +163,8 @@ impl Subscription {
         Ok(())
     }
 
-    /// A consumer is gone; what it held is delivered to others. Unknown keys are ignored.
+    /// A consumer is gone; what it held is delivered to others. As in Pulsar that counts as no redelivery: nobody refused it. Unknown
+    /// keys are ignored.
     pub fn remove_consumer(&mut self, key: ConsumerKey, list: &LedgerList, now: u64) {
         let Some(slot) = self.core.consumers.slot(key) else { return };
         let held = self.held_by(slot);
@@ -190,15 +191,13 @@ impl Subscription {
             Some(Dispatcher::SingleActive(single)) => single.removed(core, slot, now),
             Some(Dispatcher::Shared(shared)) => {
                 shared.removed(slot);
-                for (position, pending) in released {
-                    core.count_redelivery(position, &pending);
+                for (position, _) in released {
                     shared.put_back(position);
                 }
             }
             Some(Dispatcher::KeyShared(keyed)) => {
                 keyed.reassign(now, |selector| selector.remove(slot, &consumer.spec.name));
                 for (position, pending) in released {
-                    core.count_redelivery(position, &pending);
                     keyed.put_aside(position, pending.hash);
                 }
             }

@@ -115,6 +115,8 @@ impl Subscription {
         match &self.dispatcher {
             Some(Dispatcher::SingleActive(single)) => {
                 stats.active_consumer_name = single.active.map(|slot| core.consumers[slot].spec.name.clone());
+                // In the order in which they are chosen.
+                stats.consumers.sort_by(|a, b| (a.priority, &a.consumer_name).cmp(&(b.priority, &b.consumer_name)));
             }
             Some(Dispatcher::Shared(shared)) => stats.msg_in_replay = shared.waiting() as u64,
             Some(Dispatcher::KeyShared(keyed)) => {

@@ -459,11 +459,13 @@ impl<E: EntryBytes> ManagedLedger<E> {
     }
 
     /// Removes ledgers from the front that lie completely at or below `slowest` (the lowest *durable* mark-delete position of all durable
-    /// subscriptions; `None` if there are none) and outside of the retention; never the open one. Returns how many.
+    /// subscriptions; `None` if there are none) and outside of the retention; never the open one, nor the last one of a topic that was
+    /// terminated, so that whoever comes later finds its end. Returns how many.
     /// Not to be called when the retention, or a cursor, could not be read.
     pub fn trim(&mut self, now_ms: u64, slowest: Option<Position>, retention: Retention) -> usize {
         self.now_ms = self.now_ms.max(now_ms);
-        let closed = self.list.len() - usize::from(self.open.is_some());
+        let kept = usize::from(self.open.is_some() || self.terminating);
+        let closed = self.list.len().saturating_sub(kept);
         if self.recovering.is_some() {
             return 0;
         }

@@ -251,6 +251,19 @@ fn termination_and_truncation_wait_for_the_writes_under_way() {
 }
 
 #[test]
+fn a_terminated_topic_keeps_its_last_ledger() {
+    let mut ml = opened(small());
+    ml.append(1, entries(2));
+    actions(&mut ml);
+    ml.terminate();
+    ml.written(7, 1, 2, Ok(()));
+    actions(&mut ml);
+    ml.record_saved();
+    assert_eq!(ml.terminated(), Some(pos(7, 2)));
+    assert_eq!(ml.trim(9999, Some(pos(7, 2)), Retention::NONE), 0);
+}
+
+#[test]
 fn closes_by_time_without_a_successor() {
     let mut ml = opened(small());
     ml.tick(999);

@@ -156,20 +156,25 @@ impl Topic {
 fn cursor_stats(sub: &Sub, list: &LedgerList) -> CursorStats {
     let cursor = sub.core.cursor();
     let stats = sub.core.stats(list);
-    let read = sub.core.read_position();
+    // Without consumers nothing is read: the next would begin behind what is acknowledged.
+    let read = sub.core.read_position().max(cursor.mark_delete().next());
+    let waits = stats.consumers.iter().any(|consumer| consumer.available_permits > 0);
     CursorStats {
         mark_delete_position: cursor.mark_delete().to_string(),
         read_position: read.to_string(),
-        waiting_read_op: stats.consumers.iter().any(|consumer| consumer.available_permits > 0),
+        waiting_read_op: waits,
+        subscription_have_pending_read: waits,
         pending_read_ops: 0,
-        messages_consumed_counter: stats.ack_counter,
+        messages_consumed_counter: list.total_entries().saturating_sub(cursor.unacked_entries(list)),
         cursor_ledger: -1,
         cursor_ledger_last_entry: -1,
         individually_deleted_messages: acked_ranges(cursor, list),
         last_ledger_switch_timestamp: iso_date(0),
         state: if sub.cursor_id.is_some() { "Open" } else { "NoLedger" }.to_owned(),
         active: sub.core.has_consumers(),
-        number_of_entries_since_first_not_acked_message: list.entries_between(cursor.mark_delete(), read.previous()),
+        // Pulsar counts the one that is read next too.
+        number_of_entries_since_first_not_acked_message: list.entries_between(cursor.mark_delete(), read.previous())
+            + 1,
         total_non_contiguous_deleted_messages_range: cursor.holes(),
         ..CursorStats::default()
     }

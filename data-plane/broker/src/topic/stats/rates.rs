@@ -10,10 +10,10 @@ use rustc_hash::FxHashMap;
 /// Two samples are at least so far apart: a shorter time says nothing about a rate.
 const WINDOW_MS_MIN: u64 = 1000;
 
-/// Messages and bytes.
-pub type Published = [u64; 2];
-/// Messages, bytes, redeliveries, acknowledgements, and messages dropped.
-pub type Consumed = [u64; 5];
+/// Messages, bytes and chunks.
+pub type Published = [u64; 3];
+/// Messages, bytes, redeliveries, acknowledgements, messages dropped, and chunks.
+pub type Consumed = [u64; 6];
 
 /// Everybody's totals at one time.
 #[derive(Default)]
@@ -30,9 +30,9 @@ pub struct Rates(Mutex<Option<Box<Known>>>);
 struct Known {
     at_ms: u64,
     topic: Rate<4>,
-    producers: FxHashMap<u64, Rate<2>>,
-    consumers: FxHashMap<ConsumerKey, Rate<5>>,
-    subscriptions: FxHashMap<Arc<str>, Rate<5>>,
+    producers: FxHashMap<u64, Rate<3>>,
+    consumers: FxHashMap<ConsumerKey, Rate<6>>,
+    subscriptions: FxHashMap<Arc<str>, Rate<6>>,
 }
 
 #[derive(Clone, Copy)]
@@ -93,19 +93,19 @@ impl Rates {
         self.0.lock().as_ref().map_or([0.0; 4], |known| known.topic.per_second)
     }
 
-    pub fn producer(&self, key: u64) -> [f64; 2] {
+    pub fn producer(&self, key: u64) -> [f64; 3] {
         let known = self.0.lock();
-        known.as_ref().and_then(|known| known.producers.get(&key)).map_or([0.0; 2], |rate| rate.per_second)
+        known.as_ref().and_then(|known| known.producers.get(&key)).map_or([0.0; 3], |rate| rate.per_second)
     }
 
-    pub fn consumer(&self, key: ConsumerKey) -> [f64; 5] {
+    pub fn consumer(&self, key: ConsumerKey) -> [f64; 6] {
         let known = self.0.lock();
-        known.as_ref().and_then(|known| known.consumers.get(&key)).map_or([0.0; 5], |rate| rate.per_second)
+        known.as_ref().and_then(|known| known.consumers.get(&key)).map_or([0.0; 6], |rate| rate.per_second)
     }
 
-    pub fn subscription(&self, name: &str) -> [f64; 5] {
+    pub fn subscription(&self, name: &str) -> [f64; 6] {
         let known = self.0.lock();
-        known.as_ref().and_then(|known| known.subscriptions.get(name)).map_or([0.0; 5], |rate| rate.per_second)
+        known.as_ref().and_then(|known| known.subscriptions.get(name)).map_or([0.0; 6], |rate| rate.per_second)
     }
 }
 
@@ -140,16 +140,16 @@ mod tests {
     #[test]
     fn rates_are_differences_over_time() {
         let rates = Rates::default();
-        let everybody = |messages| move || Sample { producers: vec![(7, [messages, 10])], ..Sample::default() };
+        let everybody = |messages| move || Sample { producers: vec![(7, [messages, 10, 0])], ..Sample::default() };
         rates.sample(1_000, [0; 4], || panic!("an idle topic is not looked at"));
         rates.sample(10_000, [100, 1000, 0, 0], everybody(100));
         assert_eq!(rates.topic(), [0.0; 4]);
         rates.sample(10_500, [200, 2000, 0, 0], || panic!("too early"));
         rates.sample(12_000, [300, 3000, 40, 0], everybody(300));
         assert_eq!(rates.topic(), [100.0, 1000.0, 20.0, 0.0]);
-        assert_eq!(rates.producer(7), [100.0, 0.0]);
+        assert_eq!(rates.producer(7), [100.0, 0.0, 0.0]);
         rates.sample(14_000, [300, 3000, 40, 0], Sample::default);
-        assert_eq!((rates.topic(), rates.producer(7)), ([0.0; 4], [0.0; 2]));
+        assert_eq!((rates.topic(), rates.producer(7)), ([0.0; 4], [0.0; 3]));
         rates.sample(16_000, [300, 3000, 40, 0], || panic!("nothing has changed"));
         rates.sample(18_000, [302, 3000, 40, 0], Sample::default);
         assert_eq!(rates.topic()[0], 1.0);

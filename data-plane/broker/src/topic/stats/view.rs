@@ -231,6 +231,7 @@ impl TopicStats {
         self.msg_out_counter += other.msg_out_counter;
         add_rate(&mut self.msg_drop_rate, other.msg_drop_rate);
         self.storage_size += other.storage_size;
+        self.publish_rate_limited_times += other.publish_rate_limited_times;
         self.backlog_size += other.backlog_size;
         self.waiting_publishers += other.waiting_publishers;
         self.backlog_quota_limit_size = other.backlog_quota_limit_size;
@@ -299,6 +300,8 @@ impl SubscriptionStats {
         self.msg_rate_redeliver += other.msg_rate_redeliver;
         self.message_ack_rate += other.message_ack_rate;
         add_rate(&mut self.msg_drop_rate, other.msg_drop_rate);
+        self.chunked_message_rate += other.chunked_message_rate;
+        self.total_msg_expired += other.total_msg_expired;
         self.msg_backlog += other.msg_backlog;
         self.backlog_size += other.backlog_size;
         self.msg_backlog_no_delayed += other.msg_backlog_no_delayed;
@@ -310,6 +313,8 @@ impl SubscriptionStats {
             self.sub_type.clone_from(&other.sub_type);
         }
         self.is_durable |= other.is_durable;
+        self.is_replicated |= other.is_replicated;
+        self.replicated |= other.replicated;
         self.durable |= other.durable;
         self.allow_out_of_order_delivery |= other.allow_out_of_order_delivery;
         self.non_contiguous_deleted_messages_ranges += other.non_contiguous_deleted_messages_ranges;
