@@ -205,6 +205,8 @@ impl Oracle {
             "{origin:?} is confirmed, and the topic was deleted before it was taken in"
         );
         if topic.gone.contains(&position.ledger_id) {
+            // Of a topic that was deleted when it had been taken in: its producer knows it as stored.
+            topic.was_stored.insert((origin.producer, origin.sequence));
             return;
         }
         if ownership < topic.ownership {
