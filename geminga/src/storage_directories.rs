@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use geminga_log::{Log, LogOptions, OpenError};
-use geminga_storage_node::{Assembly, Directories, Directory, Found, Identity, IdentityError, assemble};
+use geminga_storage_node::{
+    Assembly, Directories, Directory, Found, Identity, IdentityError, assemble, witnessed_ledger_ids_end,
+};
 
 use crate::data_dir::{DataDir, InUse};
 
@@ -40,6 +42,10 @@ pub fn open(
         let directories = Directories::new(vec![directory], 0)?;
         return Ok(OpenDirectories { node: None, revision: 0, directories, is_incomplete: false, locks: vec![lock] });
     }
+    // Metadata may be an older dump, which knows less of the ids that were given.
+    let marked = paths.iter().zip(&found).filter(|(_, found)| matches!(found, Found::Marked(_)));
+    let witnessed = witnessed_ledger_ids_end(&marked.map(|(path, _)| path.to_path_buf()).collect::<Vec<_>>())?;
+    let give_up = give_up.map(|horizon| horizon.max(witnessed));
     let Assembly { node, used, refused, missing, limbo_below, settled_below } =
         assemble(&names, found, give_up, Identity::new_name)?;
     for (at, reason) in refused {
@@ -76,10 +82,12 @@ pub fn open(
     // What holes may hide is in limbo until metadata settle it; without metadata, what is new is believed to be.
     let has_holes = open.iter().any(|(directory, _)| directory.log.stats().holes > 0);
     let is_unsure = is_incomplete || (has_holes && !strangers);
+    let least = if is_unsure { limbo_below.max(witnessed) } else { limbo_below };
     let (limbo_below, settled_below) = if is_unsure { (u64::MAX, 0) } else { (limbo_below, settled_below) };
     let revision = open[0].1.revision;
     let directories = Directories::new(open.into_iter().map(|(directory, _)| directory).collect(), limbo_below)?;
-    let directories = directories.recall(settled_below).context("cannot read which ledgers lack entries")?;
+    let directories =
+        directories.with_least_limbo(least).recall(settled_below).context("cannot read which ledgers lack entries")?;
     if !directories.is_settled() || directories.unfinished_count() > 0 {
         tracing::warn!(
             below = limbo_below,
@@ -155,4 +163,39 @@ fn mark(open: &[(Directory, Identity)]) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMORY: u64 = 64 << 20;
+
+    /// Two directories of a node that remembers metadata which had given ids up to 900; then the second one is gone.
+    fn with_one_missing(folder: &Path) -> [PathBuf; 2] {
+        let paths = [folder.join("a"), folder.join("b")];
+        drop(open(&[&paths[0], &paths[1]], None, false, MEMORY).expect("a new node"));
+        std::fs::write(paths[0].join("witness"), br#"{"count":3,"version":7,"ledger_ids_end":900}"#).expect("written");
+        std::fs::remove_dir_all(&paths[1]).expect("it was there");
+        paths
+    }
+
+    #[test]
+    fn what_metadata_from_a_dump_say_is_no_bound_of_what_a_missing_directory_had() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = with_one_missing(folder.path());
+        let opened = open(&[&paths[0]], None, false, MEMORY).expect("the rest of it");
+        assert!(opened.is_incomplete);
+        opened.directories.set_limbo_below(100);
+        assert_eq!(opened.directories.limbo_below(), 900);
+        opened.directories.set_limbo_below(1000);
+        assert_eq!(opened.directories.limbo_below(), 1000);
+        drop(opened);
+
+        let opened = open(&[&paths[0]], Some(100), false, MEMORY).expect("what is missing is given up");
+        assert_eq!((opened.is_incomplete, opened.directories.limbo_below()), (false, 900));
+        drop(opened);
+        let opened = open(&[&paths[0]], None, false, MEMORY).expect("it is kept");
+        assert_eq!(opened.directories.limbo_below(), 900);
+    }
 }

@@ -48,15 +48,16 @@ impl Replicas for OtherNodes {
 impl Ledgers for OtherNodes {
     fn horizon(&self) -> Asking<u64> {
         let metadata = self.metadata.clone();
-        Box::pin(async move { metadata.fresh_ledger_id().await.map_err(|error| error.to_string()) })
+        Box::pin(async move {
+            are_current(&metadata).await?;
+            metadata.fresh_ledger_id().await.map_err(|error| error.to_string())
+        })
     }
 
     fn duties(&self, from: u64, limit: usize) -> Asking<Duties> {
         let (id, reader, metadata) = (self.id.clone(), self.reader.clone(), self.metadata.clone());
         Box::pin(async move {
-            if metadata.is_restored().await.map_err(|error| error.to_string())? {
-                return Err("metadata were restored from an older dump".to_owned());
-            }
+            are_current(&metadata).await?;
             let (shares, next) = reader.shares_of(&id, from, limit).await.map_err(|error| error.to_string())?;
             let duty = |(ledger, share): (u64, geminga_replicated_ledgers::Share)| Duty {
                 ledger,
@@ -80,9 +81,18 @@ impl Ledgers for OtherNodes {
     }
 }
 
+/// Nothing is settled by metadata that are older than what some node remembers.
+async fn are_current(metadata: &Metadata) -> Result<(), String> {
+    match metadata.is_restored().await {
+        Ok(false) => Ok(()),
+        Ok(true) => Err("metadata were restored from an older dump".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use geminga_metadata::MemoryStore;
+    use geminga_metadata::{MemoryStore, RestoredRecord, Witness};
 
     use super::*;
 
@@ -93,5 +103,18 @@ mod tests {
         let nodes = OtherNodes::of("node", metadata.clone(), membership, None);
         assert_eq!(nodes.close(7).await, Ok(()));
         assert!(metadata.get_ledger::<serde_json::Value>(7).await.expect("metadata").is_none());
+    }
+
+    #[tokio::test]
+    async fn metadata_from_a_dump_bound_nothing_until_the_doctor_has_settled_them() {
+        let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+        let membership = Membership::open(metadata.clone()).await.expect("metadata");
+        let nodes = OtherNodes::of("node", metadata.clone(), membership, None);
+        let remembered = Witness { count: 9, ..Witness::default() };
+        metadata.note_restored("other", &RestoredRecord { since_ms: 1, remembered }, None).await.expect("noted");
+        assert!(nodes.horizon().await.is_err() && nodes.duties(0, 9).await.is_err());
+        let (name, noted) = metadata.restored().await.expect("metadata").remove(0);
+        metadata.settle_restored(&name, &noted).await.expect("settled");
+        assert!(nodes.horizon().await.is_ok() && nodes.duties(0, 9).await.is_ok());
     }
 }

@@ -138,6 +138,7 @@ impl Broker {
     /// Forgets a topic that has closed, unless it was loaded again since.
     pub(crate) fn forget(&self, topic: &Arc<Topic>) {
         topic.depart();
+        topic.bundle().forget(topic);
         self.topics.forget(topic.name(), topic);
     }
 
@@ -149,6 +150,12 @@ impl Broker {
     /// All loaded topics, in no order.
     pub fn loaded_topics(&self) -> Vec<Arc<Topic>> {
         self.topics.all()
+    }
+
+    /// How many topics lists of all of them have had so far.
+    #[cfg(test)]
+    pub fn topics_copied(&self) -> usize {
+        self.topics.copied()
     }
 
     async fn load(&self, name: &TopicName, may_create: bool) -> Result<Arc<Topic>> {

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::broker::Broker;
 use crate::cursors::Cursors;
 use crate::error::{BrokerError, Result};
+use crate::loaded::Loaded;
 use crate::ownership::{Change, Located, Owner, Ownership, Target, Tenure, not_served_here};
 use crate::policies::EffectivePolicies;
 use crate::resting::Resting;
@@ -30,6 +31,8 @@ pub(crate) struct Bundle {
     is_over: AtomicBool,
     /// Held for reading while a topic of it is loaded.
     loading: RwLock<()>,
+    /// Its topics that are in memory.
+    loaded: Mutex<Loaded<Topic>>,
     /// Its topics that are not in memory, as nobody uses them.
     pub resting: Mutex<Resting>,
 }
@@ -52,12 +55,19 @@ impl Bundle {
     }
 
     /// Loads a topic of the bundle, unless the bundle goes.
-    pub async fn load<T>(&self, load: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn load(&self, load: impl Future<Output = Result<Arc<Topic>>>) -> Result<Arc<Topic>> {
         let _loading = self.loading.read().await;
-        match self.is_over() {
-            true => Err(not_served_here(&self.name)),
-            false => load.await,
+        if self.is_over() {
+            return Err(not_served_here(&self.name));
         }
+        let topic = load.await?;
+        self.loaded.lock().add(&topic);
+        Ok(topic)
+    }
+
+    /// The topic is not in memory any more.
+    pub fn forget(&self, topic: &Arc<Topic>) {
+        self.loaded.lock().remove(topic);
     }
 }
 
@@ -122,14 +132,9 @@ impl Broker {
             cursors,
             is_over: AtomicBool::new(false),
             loading: RwLock::default(),
+            loaded: Mutex::default(),
             resting: Mutex::default(),
         }))
-    }
-
-    fn topics_of(&self, bundle: &Arc<Bundle>) -> Vec<Arc<Topic>> {
-        let mut topics = self.loaded_topics();
-        topics.retain(|topic| Arc::ptr_eq(topic.bundle(), bundle));
-        topics
     }
 
     /// Hands a bundle over to another broker, or unloads it where there is no other: its topics finish what is in flight, and
@@ -148,7 +153,7 @@ impl Broker {
             return None;
         }
         drop(bundle.loading.write().await);
-        let topics = self.topics_of(bundle);
+        let topics = bundle.loaded.lock().all();
         let mut closing: JoinSet<()> = topics.iter().cloned().map(|topic| async move { topic.close().await }).collect();
         while closing.join_next().await.is_some() {}
         bundle.cursors.settled().await;
@@ -170,7 +175,7 @@ impl Broker {
     /// A bundle has another owner: its topics are dropped at once.
     fn drop_bundle(&self, bundle: &Arc<Bundle>, to: Option<&Located>) {
         bundle.is_over.store(true, Ordering::Release);
-        let topics = self.topics_of(bundle);
+        let topics = bundle.loaded.lock().all();
         tokio::spawn(self.finish_ledgers(bundle, &topics));
         self.dismiss(bundle, topics, to);
     }
@@ -286,5 +291,60 @@ impl Broker {
             });
         }
         while leaving.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_ledger_client::MemoryLedgers;
+    use geminga_metadata::{ClusterData, MemoryStore, Policies, TenantInfo};
+
+    use super::*;
+    use crate::config::BrokerConfig;
+
+    const BUNDLES: usize = 50;
+    const TOPICS: usize = 1000;
+
+    async fn broker_with_topics() -> Arc<Broker> {
+        let metadata = Metadata::new(Arc::new(MemoryStore::default()));
+        metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
+        let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
+        metadata.create_tenant("public", &tenant).await.unwrap();
+        let policies = Policies::new_namespace("standalone", BUNDLES as u32);
+        metadata.create_namespace(&"public/default".parse().unwrap(), &policies).await.unwrap();
+        let ledgers = Arc::new(MemoryLedgers::default());
+        let broker = Broker::start(BrokerConfig::default(), metadata, ledgers).await.unwrap();
+        broker.stop_housekeeping().await;
+        for number in 0..TOPICS {
+            broker.topic(&format!("persistent://public/default/t-{number}").parse().unwrap(), true).await.unwrap();
+        }
+        broker
+    }
+
+    /// How many topics are looked at when all bundles go, in one way or the other.
+    async fn looked_at(leave: impl AsyncFn(&Arc<Broker>)) -> usize {
+        let broker = broker_with_topics().await;
+        let bundles = broker.bundles.all();
+        assert_eq!((bundles.len(), broker.loaded_topics().len()), (BUNDLES, TOPICS));
+        let of_bundles: usize = bundles.iter().map(|bundle| bundle.loaded.lock().all().len()).sum();
+        assert_eq!(of_bundles, TOPICS, "each is in one bundle");
+        let before = broker.topics_copied();
+        leave(&broker).await;
+        let copied = broker.topics_copied() - before;
+        assert!(broker.bundles.all().is_empty() && broker.loaded_topics().is_empty());
+        assert!(
+            bundles.iter().all(|bundle| bundle.loaded.lock().all().is_empty()),
+            "what is forgotten is held no more"
+        );
+        copied
+    }
+
+    #[tokio::test]
+    async fn bundles_that_go_look_at_no_topics_but_their_own() {
+        assert_eq!(looked_at(async |broker| broker.give_up_all().await).await, 0);
+        let lose = async |broker: &Arc<Broker>| {
+            broker.bundles.all().iter().for_each(|bundle| broker.drop_bundle(bundle, None));
+        };
+        assert_eq!(looked_at(lose).await, 0);
     }
 }

@@ -15,6 +15,7 @@ mod entry_meta;
 mod error;
 mod following;
 mod health;
+mod loaded;
 mod memory;
 pub mod metrics;
 mod migration;

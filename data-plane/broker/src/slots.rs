@@ -13,11 +13,18 @@ type Slot<V> = Arc<OnceCell<Arc<V>>>;
 /// begin beside it. (Two of the same topic, or of the same cursor log, would each believe that it is the only one.)
 pub(crate) struct Slots<K, V> {
     slots: Mutex<FxHashMap<K, Slot<V>>>,
+    /// Values that lists of all of them have had.
+    #[cfg(test)]
+    copied: std::sync::atomic::AtomicUsize,
 }
 
 impl<K, V> Default for Slots<K, V> {
     fn default() -> Self {
-        Self { slots: Mutex::default() }
+        Self {
+            slots: Mutex::default(),
+            #[cfg(test)]
+            copied: Default::default(),
+        }
     }
 }
 
@@ -40,7 +47,15 @@ impl<K: Clone + Eq + Hash, V> Slots<K, V> {
 
     /// All that are loaded, in no order.
     pub fn all(&self) -> Vec<Arc<V>> {
-        self.slots.lock().values().filter_map(|slot| slot.get().cloned()).collect()
+        let all: Vec<Arc<V>> = self.slots.lock().values().filter_map(|slot| slot.get().cloned()).collect();
+        #[cfg(test)]
+        self.copied.fetch_add(all.len(), std::sync::atomic::Ordering::Relaxed);
+        all
+    }
+
+    #[cfg(test)]
+    pub fn copied(&self) -> usize {
+        self.copied.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Forgets this value, unless another has taken its place.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use geminga_broker::{Broker, BrokerConfig, Peer};
 use geminga_flow::HARD_LIMIT;
-use geminga_wire_pulsar::{Command, proto};
+use geminga_wire_pulsar::{Command, encode_simple, proto};
 
 use client::Client;
 use fixture::{broker, broker_with, eventually, name};
@@ -132,6 +132,45 @@ async fn a_client_that_reads_no_answers_is_cut_off() {
     }
     client.send_queued().await;
     tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
+}
+
+/// What comes within a moment.
+async fn soon<T>(what: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_millis(200), what).await.ok()
+}
+
+#[tokio::test]
+async fn large_answers_take_turns_and_have_theirs_once_there_was_room() {
+    const MESSAGES: usize = 32;
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    let connection = client.connection.clone();
+    let first = soon(connection.turn_to_answer()).await.expect("there is room").expect("the connection is there");
+    assert!(soon(connection.turn_to_answer()).await.is_none(), "one at a time");
+    drop(first);
+
+    // Messages to consumers fill the outbox, and whenever there is room again they are faster.
+    let message = Command::from(proto::CommandError { request_id: 0, error: 0, message: "m".repeat(1 << 20) });
+    connection.outbox.push(|frames| (0..MESSAGES).for_each(|_| frames.head(|out| encode_simple(&message, out))));
+    connection.outbox.flush();
+    let turn = connection.turn_to_answer();
+    tokio::pin!(turn);
+    assert!(soon(turn.as_mut()).await.is_none(), "the client reads nothing");
+    connection.room.notify_waiters();
+    let second = soon(turn).await.expect("there was room").expect("the connection is there");
+    assert!(!connection.outbox.writable(), "others have taken it");
+    drop(second);
+    assert!(soon(connection.turn_to_answer()).await.is_none(), "for the next there is none");
+
+    let (next, ()) = tokio::join!(connection.turn_to_answer(), async {
+        for _ in 0..MESSAGES {
+            client.hears("ERROR").await;
+        }
+    });
+    drop(next.expect("the client has read"));
+    connection.shut_down();
+    client.served.await.unwrap();
+    assert!(connection.turn_to_answer().await.is_none(), "nobody is there to be answered");
 }
 
 #[tokio::test]

@@ -101,6 +101,9 @@ pub trait EntryReader {
     /// One entry that is to be delivered again; `None` if it must be read first. The reader may forget what it returns.
     fn get(&mut self, at: Position) -> Option<Entry>;
 
+    /// Whether [`EntryReader::get`] would have it now.
+    fn has(&self, at: Position) -> bool;
+
     /// Whether what [`DispatchWait::NeedEntries`] asked for could not be read: others are not kept waiting for it.
     fn single_reads_fail(&self) -> bool {
         false

@@ -95,6 +95,11 @@ impl Catalog {
         self.metadata.skip_ledger_ids();
     }
 
+    /// A node may have lost what it had of ledgers with ids up to a bound that is above this one.
+    pub fn skip_ids_with(&self, refused: u64) {
+        self.metadata.skip_ledger_ids_with(refused);
+    }
+
     /// The same; tries for as long as metadata cannot be reached.
     pub async fn delete_at_last(&self, ledger: u64) {
         while let Err(error) = self.delete(ledger).await {

@@ -126,6 +126,9 @@ impl OpenLedger {
                 let result = result.map_err(|failure| match failure {
                     Failure::Code(Code::Fenced) => AddFailure::Fenced,
                     failure => {
+                        if failure == Failure::Code(Code::UnknownLedgerState) {
+                            self.shared.catalog.skip_ids_with(self.id);
+                        }
                         tracing::info!(ledger = self.id, entry, node, ?failure, "a storage node did not add an entry");
                         AddFailure::Failed
                     }

@@ -22,6 +22,7 @@ struct Node {
     address: String,
     stop: watch::Sender<bool>,
     log: Log,
+    node: Arc<StorageNode>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -33,8 +34,8 @@ impl Node {
         let (log, _) = Log::open(&folder.join("log"), options).expect("an empty or recovered log");
         let (stop, stopped) = watch::channel(false);
         let node = StorageNode::new(log.clone(), NodeOptions::new(256 << 20));
-        let serving = tokio::spawn(serve(listener, node, stopped));
-        Node { folder, address, stop, log, serving }
+        let serving = tokio::spawn(serve(listener, node.clone(), stopped));
+        Node { folder, address, stop, log, node, serving }
     }
 
     /// Ends its connections and its log.
@@ -309,6 +310,36 @@ async fn ids_that_nodes_may_take_for_deleted_are_given_up() {
     let second = cluster.metadata.next_ledger_id(0).await.unwrap();
     assert!(second > first + 100, "{second} is refused like {first}");
     assert!(matches!(append(&client, second, 0, 1).await[..], [Ok(())]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_a_node_may_have_lost_are_given_up() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    let before = cluster.metadata.next_ledger_id(0).await.unwrap();
+    // A node has lost a directory, or finds holes in its log; this broker has a block of ids from before that.
+    let lossy = &cluster.nodes["node-0"];
+    let bound = Metadata::new(cluster.metadata.store().clone()).fresh_ledger_id().await.unwrap();
+    lossy.node.directories().set_limbo_below(bound);
+    assert!(matches!(append(&client, before, 0, 1).await[..], [Ok(())]), "the other two have it");
+    // The two may be faster than the refusal.
+    let mut next = before;
+    for _ in 0..50 {
+        if next < bound {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            next = cluster.metadata.next_ledger_id(0).await.unwrap();
+        }
+    }
+    assert!(next > bound, "{next} is refused like {before}");
+    assert!(matches!(append(&client, next, 0, 1).await[..], [Ok(())]));
+    client.recover(next).await.expect("it is closed");
+    let has_it = async {
+        while !lossy.log.knows(next) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), has_it).await.expect("the node takes it");
+    assert!(!lossy.log.knows(before) && lossy.node.directories().is_in_limbo(before), "what it may have lost stays so");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -304,7 +304,13 @@ pub async fn repositories(store: Store) {
     assert!(after > elsewhere, "also after another's ledger");
     let above = metadata.ledger_ids_end().await.unwrap();
     metadata.skip_ledger_ids();
-    assert!(metadata.next_ledger_id(0).await.unwrap() >= above, "none of a block that was given up");
+    let next = metadata.next_ledger_id(0).await.unwrap();
+    assert!(next >= above, "none of a block that was given up");
+    metadata.skip_ledger_ids_with(first);
+    assert_eq!(metadata.next_ledger_id(0).await.unwrap(), next + 1, "it is of another block");
+    let above = metadata.ledger_ids_end().await.unwrap();
+    metadata.skip_ledger_ids_with(next);
+    assert!(metadata.next_ledger_id(0).await.unwrap() >= above, "none of the block that it is of");
 }
 
 async fn topics_and_subscriptions(metadata: &Metadata, topic: &TopicName) {

@@ -127,16 +127,8 @@ impl Connection {
         let mut gathered: Option<Adds> = None;
         let mut unfinished = UnfinishedFrame::new(self.node.receiving.clone());
         loop {
-            self.adding.room().await;
-            if self.adding.used() > 0 {
-                self.node.adding.room().await;
-            }
-            self.make_room_for(&mut unfinished, &buffer).await?;
-            if self.outbox.queued() > HARD_LIMIT {
-                return Err(ConnectionError::NotReading);
-            }
             tokio::select! {
-                ready = socket.readable() => ready?,
+                ready = self.ready_to_read(socket, &mut unfinished, &buffer) => ready?,
                 () = self.stop.notified() => return Ok(End::Closed),
             }
             if buffer.capacity() - buffer.len() < chunk / 4 {
@@ -170,6 +162,24 @@ impl Connection {
                 return Ok(End::Closed);
             }
         }
+    }
+
+    /// Waits until there is room for more, and there is more.
+    async fn ready_to_read(
+        &self,
+        socket: &Socket,
+        unfinished: &mut UnfinishedFrame,
+        buffer: &[u8],
+    ) -> Result<(), ConnectionError> {
+        self.adding.room().await;
+        if self.adding.used() > 0 {
+            self.node.adding.room().await;
+        }
+        self.make_room_for(unfinished, buffer).await?;
+        if self.outbox.queued() > HARD_LIMIT {
+            return Err(ConnectionError::NotReading);
+        }
+        Ok(socket.readable().await?)
     }
 
     async fn make_room_for(&self, unfinished: &mut UnfinishedFrame, buffer: &[u8]) -> Result<(), ConnectionError> {

@@ -96,6 +96,13 @@ impl Directories {
         Ok(Self { all, homes: RwLock::new(homes), limbo: Limbo::new(limbo_below), room: Mutex::default() })
     }
 
+    /// Ledgers below `least` may have been here, also when metadata say that they have not given so many ids.
+    #[must_use]
+    pub fn with_least_limbo(mut self, least: u64) -> Self {
+        self.limbo.set_least(least);
+        self
+    }
+
     /// What the directories have noted of ledgers in limbo, `settled_below` in their identities among it.
     ///
     /// # Errors
@@ -612,6 +619,18 @@ mod tests {
         // Another directory is given up.
         let node = open(90, 50);
         assert!(is_unknown(node.stretches(70).map(drop)) && node.stretches(7) == Ok(vec![(0, 3)]));
+    }
+
+    #[tokio::test]
+    async fn a_bound_from_older_metadata_is_not_believed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let node =
+            Directories::new(vec![directory(folder.path())], u64::MAX).expect("one of them").with_least_limbo(90);
+        node.set_limbo_below(50);
+        assert_eq!(node.limbo_below(), 90);
+        assert!(matches!(node.read(70, 0), Err(ReadError::Corrupt { .. })), "it may have been here");
+        node.set_limbo_below(100);
+        assert_eq!((node.limbo_below(), add(&node, 100, 0).await), (100, Ok(())));
     }
 
     #[tokio::test]

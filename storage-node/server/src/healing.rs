@@ -119,7 +119,7 @@ async fn horizon(node: &StorageNode, ledgers: &dyn Ledgers, pause: Duration) -> 
             Ok(horizon) => {
                 // Instead of all of them.
                 node.log.set_limbo_below(horizon);
-                return horizon;
+                return node.log.limbo_below();
             }
             Err(error) => tracing::warn!(error, "could not find out which ledgers damage may hide"),
         }

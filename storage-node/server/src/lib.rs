@@ -52,4 +52,4 @@ pub use repair::{Fetched, Fetching, Replicas, repair};
 pub use scrub::{ScrubOptions, Scrubber};
 pub use serving::serve;
 pub use tls::TlsOptions;
-pub use witness::{MetadataWitness, Standing, WitnessError};
+pub use witness::{MetadataWitness, Standing, WitnessError, witnessed_ledger_ids_end};

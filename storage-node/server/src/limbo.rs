@@ -1,5 +1,6 @@
 //! Which ledgers this node may have had and does not find: those of a data directory that is missing or was given up, and those
-//! that damage hides. Their ids are below a bound, the next id of the metadata when that was noticed.
+//! that damage hides. Their ids are below a bound, the next id of the metadata when that was noticed; as metadata may be an older dump,
+//! it is at least what the node remembers of newer ones (witness.rs).
 //!
 //! The node goes through these states:
 //! * **Unsettled**, from the start that finds a directory missing, is told to give one up, or finds holes in a log. Of a ledger
@@ -17,6 +18,12 @@
 //!   the ledger is as any other. Ledgers of which copies come without that say "not here" as ever of the rest: when it was settled,
 //!   metadata named other nodes for what this one may have acknowledged, and no writer was let in since.
 //!
+//! **Ids that brokers took before the bound, and use after it**, are of ledgers that were never here, and the node cannot know that: what
+//! metadata say of a ledger looks the same if it was here, was fenced, and was lost. So their entries are refused, as those of a
+//! writer that slept; the writer goes on with another node in its place, or with the two that it has until auto-recovery brings a
+//! copy. That ends with the first such ledger: its process gives up the rest of the block of ids (ledger/replicated's writing.rs), and what it
+//! takes then is above the bound.
+//!
 //! A directory that is given up later begins all of it anew, with a greater bound.
 
 use std::collections::BTreeSet;
@@ -32,6 +39,8 @@ use crate::noted::{Noted, UNFINISHED};
 #[derive(Default)]
 pub(crate) struct Limbo {
     below: AtomicU64,
+    /// The bound is never less.
+    least: u64,
     settled_below: AtomicU64,
     unfinished: Mutex<Noted>,
     /// How many there are, so that nobody waits for the lock where there are none.
@@ -41,6 +50,12 @@ pub(crate) struct Limbo {
 impl Limbo {
     pub fn new(below: u64) -> Self {
         Self { below: AtomicU64::new(below), ..Self::default() }
+    }
+
+    /// Ledgers below `least` may have been here, whatever metadata say of the ids that they gave.
+    pub fn set_least(&mut self, least: u64) {
+        self.least = least;
+        self.below.fetch_max(least, Ordering::AcqRel);
     }
 
     /// What was written down before: how far the node was settled, and in these folders, which ledgers are unfinished.
@@ -60,7 +75,7 @@ impl Limbo {
     }
 
     pub fn set_below(&self, bound: u64) {
-        self.below.store(bound, Ordering::Release);
+        self.below.store(bound.max(self.least), Ordering::Release);
     }
 
     pub fn settled_below(&self) -> u64 {

@@ -117,3 +117,33 @@ async fn serve_connection(
         ciphering.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use geminga_log::{Log, LogOptions};
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::node::NodeOptions;
+
+    #[tokio::test]
+    async fn a_shutdown_waits_for_no_room() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+        let (log, _) = Log::open(folder.path(), options).expect("it opens");
+        let node = StorageNode::new(log, NodeOptions::new(64 << 20));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(serve(listener, node.clone(), stopped));
+        // Others have all the room that there is for large frames, and keep it.
+        node.receiving.take(node.receiving.limit());
+        let mut client = TcpStream::connect(address).await.expect("a connection");
+        client.write_all(&(1u32 << 20).to_be_bytes()).await.expect("the beginning of a frame");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stop.send_replace(true);
+        tokio::time::timeout(Duration::from_secs(5), serving).await.expect("it ends").expect("in good order");
+        node.receiving.give_back(node.receiving.limit());
+        node.close();
+    }
+}

@@ -57,18 +57,7 @@ impl MetadataWitness {
     }
 
     fn of_folders(node: &str, folders: Arc<[PathBuf]>) -> Result<Self, WitnessError> {
-        let mut remembered = Witness::default();
-        for folder in folders.iter() {
-            let failed = |source| WitnessError::Io { folder: folder.display().to_string(), source };
-            let found: Witness = match std::fs::read(folder.join(FILE)) {
-                Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed(error)),
-            };
-            if found.count > remembered.count {
-                remembered = found;
-            }
-        }
+        let remembered = remembered(&folders)?;
         let memory = Memory { remembered, standing: Standing::Current, has_failed: false };
         Ok(Self { node: node.to_owned(), folders, memory: Arc::new(Mutex::new(memory)) })
     }
@@ -172,6 +161,31 @@ impl MetadataWitness {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+}
+
+/// A bound that every ledger id is below that metadata had given when a node last remembered them in one of these folders. Metadata
+/// may be older than that.
+///
+/// # Errors
+/// A file is there and cannot be read.
+pub fn witnessed_ledger_ids_end(folders: &[PathBuf]) -> Result<u64, WitnessError> {
+    remembered(folders).map(|remembered| remembered.ledger_ids_end)
+}
+
+fn remembered(folders: &[PathBuf]) -> Result<Witness, WitnessError> {
+    let mut remembered = Witness::default();
+    for folder in folders {
+        let failed = |source| WitnessError::Io { folder: folder.display().to_string(), source };
+        let found: Witness = match std::fs::read(folder.join(FILE)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        if found.count > remembered.count {
+            remembered = found;
+        }
+    }
+    Ok(remembered)
 }
 
 #[cfg(test)]

@@ -55,7 +55,6 @@ pub struct Broker {
     pub tasks: Tasks,
     pub quorum: Quorum,
     /// Whether deduplication is on, by topic.
-    pub deduplicates: Rc<Vec<bool>>,
     pub metadata: Metadata,
     pub ledgers: RefCell<Ledgers>,
     pub done: RefCell<VecDeque<WriteDone>>,
@@ -83,7 +82,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn new(id: usize, life: Life, sim: Rc<Sim>, quorum: Quorum, deduplicates: Rc<Vec<bool>>) -> Rc<Broker> {
+    pub fn new(id: usize, life: Life, sim: Rc<Sim>, quorum: Quorum) -> Rc<Broker> {
         let skew_ms = sim.random(0..20_000);
         let broker = Rc::new(Broker {
             id,
@@ -91,7 +90,6 @@ impl Broker {
             metadata: sim.metadata.client(),
             tasks: Tasks::default(),
             quorum,
-            deduplicates,
             ledgers: RefCell::default(),
             done: RefCell::default(),
             ranges: RefCell::default(),
@@ -113,6 +111,11 @@ impl Broker {
         broker.sim.after(TICK, Event::BrokerTick { broker: id, life });
         broker.take_part();
         broker
+    }
+
+    /// How many topics there are.
+    pub fn topics(&self) -> usize {
+        self.sim.policies.borrow().len()
     }
 
     /// Its own clock, in milliseconds.

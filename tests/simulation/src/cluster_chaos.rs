@@ -21,6 +21,8 @@ pub enum Fault {
     SlowDisk(usize),
     FullDisk(usize),
     FailingSyncs(usize),
+    /// A node starts again without one of its data directories, which comes back at the end.
+    DirectoryAway(usize),
     Partition,
     Clogged,
     /// Messages get lost and repeated.
@@ -41,10 +43,15 @@ pub enum Happening {
     /// The index forgets entries, or (true) a file is cut off.
     ForgetEntries(usize, bool),
     LoseDisk(usize),
+    /// A node starts again without one of its data directories, for good.
+    GiveUpDirectory(usize),
     /// One more, where all that was on the last one has been repaired.
     LoseAnotherDisk,
     /// A broker's clock is ahead by so many milliseconds from now on.
     SetClock(usize, u64),
+    /// What the policies of a topic say changes.
+    SetPolicies(usize),
+    DeleteTopic(usize),
     /// The bundle of a topic.
     Transfer {
         topic: usize,
@@ -85,12 +92,16 @@ enum Kind {
     FlipBits,
     ForgetEntries,
     LoseDisk,
+    DirectoryAway,
+    GiveUpDirectory,
     SetClock,
+    SetPolicies,
+    DeleteTopic,
     Transfer,
     Split,
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 23] = [
     Kind::NodeDown,
     Kind::BrokerDown,
     Kind::MetadataAway,
@@ -107,7 +118,11 @@ const KINDS: [Kind; 19] = [
     Kind::FlipBits,
     Kind::ForgetEntries,
     Kind::LoseDisk,
+    Kind::DirectoryAway,
+    Kind::GiveUpDirectory,
     Kind::SetClock,
+    Kind::SetPolicies,
+    Kind::DeleteTopic,
     Kind::Transfer,
     Kind::Split,
 ];
@@ -182,7 +197,13 @@ impl Chaos {
             }
             Kind::LoseDisk if self.disk_is_lost => Happening::LoseAnotherDisk,
             Kind::LoseDisk => return None,
+            Kind::DirectoryAway => Happening::Begin(Fault::DirectoryAway(node), self.duration(60 * SECOND)),
+            Kind::GiveUpDirectory => Happening::GiveUpDirectory(victim?),
             Kind::SetClock => Happening::SetClock(broker, self.rng.random_range(0..60_000)),
+            Kind::SetPolicies => Happening::SetPolicies(self.rng.random_range(0..self.topics)),
+            // Rarely, as what is tested grows old with a topic.
+            Kind::DeleteTopic if self.rng.random_bool(0.7) => return None,
+            Kind::DeleteTopic => Happening::DeleteTopic(self.rng.random_range(0..self.topics)),
             Kind::Transfer => {
                 Happening::Transfer { topic: self.rng.random_range(0..self.topics), to: broker, way: self.way() }
             }

@@ -44,6 +44,8 @@ struct Consumer {
     /// A place to go back to.
     seen: Option<Position>,
     next_request: u64,
+    /// Of the topic when it connected last.
+    incarnation: Option<u64>,
 }
 
 enum Role {
@@ -99,6 +101,7 @@ impl Client {
             kept: Vec::new(),
             seen: None,
             next_request: 0,
+            incarnation: None,
         };
         Client::new(sim, id, topic, brokers, rng, Role::Consumer(consumer))
     }
@@ -164,6 +167,11 @@ impl Client {
                 (consumer.granted, consumer.delivered) = (0, 0);
                 (consumer.last, consumer.in_order) = (None, true);
                 consumer.kept.clear();
+                let incarnation = self.sim.oracle.borrow().incarnation(self.topic);
+                if consumer.incarnation != incarnation {
+                    // What it has seen is gone.
+                    (consumer.incarnation, consumer.seen) = (incarnation, None);
+                }
                 Some(consumer.subscription)
             }
         };

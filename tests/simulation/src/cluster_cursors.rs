@@ -41,6 +41,7 @@ pub enum Durable {
     /// A snapshot of deduplication.
     Snapshot {
         topic: usize,
+        key: u64,
         position: Position,
     },
 }
@@ -118,8 +119,10 @@ impl Broker {
                     }
                 }
                 Durable::Confirmed(admission) => self.admit(bundle, admission),
-                Durable::Snapshot { topic, position } => {
-                    if let Some(dedup) = bundle.topics.get_mut(&topic).and_then(|topic| topic.dedup.as_mut()) {
+                Durable::Snapshot { topic, key, position } => {
+                    let topic = bundle.topics.get_mut(&topic);
+                    let same = topic.filter(|topic| topic.dedup_stored.is_some_and(|stored| stored.key == key));
+                    if let Some(dedup) = same.and_then(|topic| topic.dedup.as_mut()) {
                         dedup.durable = dedup.durable.max(position);
                     }
                 }
@@ -127,7 +130,7 @@ impl Broker {
         }
     }
 
-    fn with_log(&self, part: Part, change: impl FnOnce(&mut BundleLog)) {
+    pub fn with_log(&self, part: Part, change: impl FnOnce(&mut BundleLog)) {
         self.touch(part.bundle);
         if let Some(log) = self.new_logs.borrow_mut().get_mut(&(part.bundle, part.ownership)) {
             return change(log);

@@ -14,6 +14,7 @@ use crate::cluster_membership::broker_name;
 use crate::cluster_node::Node;
 use crate::cluster_sim::{Event, MS, Machine};
 use crate::cluster_simulation::{NODES_MAX, SWEEP, World};
+use crate::cluster_tasks::at_once;
 
 impl World {
     pub fn happen(&mut self, happening: Happening) {
@@ -49,6 +50,12 @@ impl World {
                 self.sim.count_many(what, u64::from(nodes[node].forget_entries(is_cut)));
                 self.is_hurt = true;
             }
+            Happening::GiveUpDirectory(_) if self.lost_another || !self.sim.metadata.is_up.get() => (),
+            Happening::GiveUpDirectory(node) => {
+                let horizon = self.horizon().expect("metadata are there");
+                let is_given_up = nodes[node].give_up_directory(horizon);
+                self.sim.count_many("fault: directory given up", u64::from(is_given_up));
+            }
             Happening::LoseDisk(node) => {
                 self.sim.count("fault: disk lost");
                 drop(nodes);
@@ -70,6 +77,18 @@ impl World {
                 self.sim.count("fault: clock changed");
                 if let Some(broker) = &self.brokers[broker] {
                     broker.skew_ms.set(skew_ms);
+                }
+            }
+            Happening::SetPolicies(topic) => {
+                self.sim.count("policies changed");
+                let policies = &mut self.sim.policies.borrow_mut()[topic];
+                *policies = policies.changed(&mut self.rng, self.may_deduplicate[topic]);
+            }
+            Happening::DeleteTopic(topic) => {
+                drop(nodes);
+                if let Some((owner, bundle)) = self.running_owner(topic) {
+                    owner.delete_topic(bundle, topic);
+                    owner.drive();
                 }
             }
             Happening::Transfer { topic, to, way: Way::AskedBy(broker) } => {
@@ -107,6 +126,12 @@ impl World {
         self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
     }
 
+    /// A ledger id that is greater than all that anybody was given, if metadata can be asked.
+    pub fn horizon(&self) -> Option<u64> {
+        let metadata = self.sim.metadata.client();
+        self.sim.metadata.is_up.get().then(|| at_once(metadata.fresh_ledger_id()).expect("it is in memory"))
+    }
+
     /// A broker that has a topic, and is not paused, with the bundle that the topic is in.
     fn running_owner(&self, topic: usize) -> Option<(Rc<Broker>, BundleRange)> {
         let is_running = |broker: &&Rc<Broker>| !self.paused.contains_key(&Machine::Broker(broker.id));
@@ -127,6 +152,7 @@ impl World {
     }
 
     fn begin(&mut self, fault: Fault) {
+        let horizon = self.horizon();
         let mut nodes = self.sim.nodes.borrow_mut();
         let mut network = self.sim.network.borrow_mut();
         let what = match fault {
@@ -148,6 +174,10 @@ impl World {
                 nodes[node].sync_failures = self.rng.random_range(0.01..0.5);
                 "fault: syncs fail"
             }
+            Fault::DirectoryAway(node) => match nodes[node].miss_directory(horizon) {
+                true => "fault: directory missing",
+                false => "nodes with one directory",
+            },
             Fault::MetadataAway => {
                 self.sim.metadata.is_up.set(false);
                 "fault: metadata away"
@@ -187,6 +217,7 @@ impl World {
             Fault::SlowDisk(node) => nodes[node].slowness = 1,
             Fault::FullDisk(node) => nodes[node].is_full = false,
             Fault::FailingSyncs(node) => nodes[node].sync_failures = 0.0,
+            Fault::DirectoryAway(node) => nodes[node].find_directory(),
             Fault::MetadataAway => self.sim.metadata.is_up.set(true),
             Fault::SlowMetadata => self.sim.metadata.lateness.set(0.0),
             Fault::Partition => network.reunite(),
@@ -216,6 +247,7 @@ impl World {
     pub fn heal(&mut self) {
         self.sim.note(format_args!("nothing fails from now on"));
         for node in self.sim.nodes.borrow_mut().iter_mut() {
+            node.find_directory();
             (node.is_up, node.is_full, node.slowness, node.sync_failures) = (!node.is_lost, false, 1, 0.0);
         }
         self.sim.metadata.is_up.set(true);

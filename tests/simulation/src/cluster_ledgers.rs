@@ -267,6 +267,9 @@ impl Broker {
             Answer::Added => Ok(()),
             Answer::Fenced => Err(AddFailure::Fenced),
             _ => {
+                if *answer == Answer::Unknown {
+                    self.metadata.skip_ledger_ids_with(ledger);
+                }
                 self.suspect(node);
                 Err(AddFailure::Failed)
             }

@@ -11,21 +11,20 @@ use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::{CursorLog, LogLedger};
 use geminga_ledger::managed_ledger::ManagedLedger;
 use geminga_metadata::{Metadata, TopicRecord, Versioned};
-use geminga_model::{BundleRange, Position};
-use geminga_topic::dedup::Deduplication;
+use geminga_model::BundleRange;
 use geminga_topic::{Subscription, SubscriptionOptions};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_bundles::{log_name, topics_in};
 use crate::cluster_cursors::{BundleLog, LOG, replay};
+use crate::cluster_deduplication::{DEDUP_CURSOR, Stored};
 use crate::cluster_ownership::{Bundle, Tenure};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::{Failure, entries_of};
 use crate::cluster_subscriptions::Sub;
-use crate::cluster_topic::{Dedup, LEDGER, Topic, snapshot_key, topic_name};
+use crate::cluster_topic::{LEDGER, Topic, topic_name};
 use crate::cluster_topic_record::managed_record;
-use crate::ledger_oracle::{Entry, positions};
-use crate::ledger_producers;
+use crate::ledger_oracle::Entry;
 
 impl Broker {
     pub async fn load(self: &Rc<Self>, bundle: BundleRange, tenure: Tenure) -> Result<Bundle, Failure> {
@@ -36,7 +35,7 @@ impl Broker {
         let log = self.load_log(bundle, &metadata).await?;
         self.check_tenure(bundle, tenure).await?;
         let mut topics = BTreeMap::new();
-        for number in topics_in(bundle, self.deduplicates.len()) {
+        for number in topics_in(bundle, self.topics()) {
             topics.insert(number, self.load_topic(number, &tenure, &metadata, &log.log).await?);
         }
         Ok(Bundle { range: bundle, tenure, log, topics, is_closing: false, is_sealed: false })
@@ -81,7 +80,10 @@ impl Broker {
             .ask(metadata, "get topic", move |metadata| async move { metadata.get_topic(&topic_name(number)).await })
             .await
             .map_err(|error| error.to_string())?;
-        let record = found.ok_or("the topic is not in metadata")?;
+        let record = match found {
+            Some(record) => record,
+            None => self.create_topic(metadata, number).await.map_err(|error| error.to_string())?,
+        };
         let record = self.settle_record(metadata, number, record).await.map_err(|error| error.to_string())?;
         let ledger = self.recover_last_ledger(&record.value).await?;
         let mut topic = Topic::new(number, metadata.clone(), ledger, record);
@@ -116,6 +118,10 @@ impl Broker {
             .await
             .map_err(|error| error.to_string())?;
         for (name, record) in records {
+            if name == DEDUP_CURSOR {
+                topic.dedup_stored = Some(Stored::of(&record.value));
+                continue;
+            }
             let (cursor_id, initial) = (record.value.cursor_id, record.value.initial);
             let cursor = match log.state(cursor_id) {
                 Some(state) => Cursor::from_snapshot(state.clone()),
@@ -130,25 +136,6 @@ impl Broker {
     fn check_loaded(&self, topic: &Topic, ownership: u64) {
         let cursors: Vec<&Cursor> = topic.subscriptions.iter().map(|sub| sub.core.cursor()).collect();
         let mut oracle = self.sim.oracle.borrow_mut();
-        oracle.loaded(topic.number, ownership, topic.ledger.list(), &cursors, self.deduplicates[topic.number]);
-    }
-
-    async fn load_deduplication(self: &Rc<Self>, topic: &mut Topic, log: &CursorLog) -> Result<(), Failure> {
-        if !self.deduplicates[topic.number] {
-            return Ok(());
-        }
-        let (mut state, durable) = match log.blob(snapshot_key(topic.number)) {
-            Some(bytes) => Deduplication::decode(bytes, self.now_ms()).map_err(|error| error.to_string())?,
-            None => (Deduplication::new(), Position::EARLIEST),
-        };
-        let since: Vec<Position> = positions(topic.ledger.list()).filter(|position| *position > durable).collect();
-        let entries_since = since.len() as u64;
-        for position in since.into_iter().filter(|_| self.sim.plant != Plant::NoReplay) {
-            let payload = self.read_entry(position.ledger_id, position.entry_id as u64).await?;
-            ledger_producers::replay(&mut state, &Entry::from_bytes(&payload), position, self.now_ms());
-            self.sim.count("entries replayed for deduplication");
-        }
-        topic.dedup = Some(Dedup { state, entries_since, durable });
-        Ok(())
+        oracle.loaded(topic.number, ownership, topic.ledger.list(), &cursors);
     }
 }

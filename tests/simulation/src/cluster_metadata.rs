@@ -55,6 +55,11 @@ impl MetadataService {
     /// A request arrives.
     pub fn answer(&self, sim: &Sim, broker: usize, life: u32, number: u64, ask: &Ask) {
         if !self.is_up.get() {
+            self.set_time(sim.now());
+            // As when they go away in the middle of a COMMIT: nobody is told what became of it.
+            if sim.likely(0.05) && ask.carry_out() {
+                return sim.count("requests carried out by metadata that went away");
+            }
             return sim.count("requests that found metadata away");
         }
         if self.lateness.get() > 0.0 && sim.likely(self.lateness.get()) {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::cluster_directories::Limbo;
 use crate::cluster_messages::{Answer, Call};
 use crate::cluster_plant::Plant;
 use crate::cluster_sim::{Life, MS, Micros};
@@ -22,14 +23,28 @@ struct Stored {
 }
 
 #[derive(Default)]
-struct Replica {
+pub struct Replica {
     entries: BTreeMap<u64, Stored>,
     /// Durably.
-    fenced: bool,
+    pub fenced: bool,
     /// Asked for; no entry of the ledger's writer is taken from then on.
-    fencing: bool,
+    pub fencing: bool,
     /// Something is missing that was there: whatever is not here may have been.
-    has_holes: bool,
+    pub has_holes: bool,
+}
+
+impl Replica {
+    pub fn join(&mut self, other: Replica) {
+        self.entries.extend(other.entries);
+        self.fenced |= other.fenced;
+        self.fencing |= other.fencing;
+        self.has_holes |= other.has_holes;
+    }
+
+    /// Durably, and whole as far as the node knows.
+    pub fn has(&self, entry: u64) -> bool {
+        self.entries.get(&entry).is_some_and(|stored| stored.durable && !stored.damaged)
+    }
 }
 
 /// A request that is answered when it is synced.
@@ -63,19 +78,26 @@ pub struct Node {
     /// Syncs take so many times longer.
     pub slowness: u64,
     pub sync_failures: f64,
-    replicas: BTreeMap<u64, Replica>,
-    deleted: BTreeSet<u64>,
+    pub replicas: BTreeMap<u64, Replica>,
+    pub deleted: BTreeSet<u64>,
+    /// How many, and what decides in which a ledger is.
+    pub directories: u64,
+    pub salt: u64,
+    pub limbo: Limbo,
     /// Not in metadata when it looked last.
     missing: BTreeSet<u64>,
     waiting: Vec<Queued>,
     syncing: Vec<Queued>,
-    plant: Plant,
-    rng: SmallRng,
+    pub plant: Plant,
+    pub rng: SmallRng,
 }
 
 impl Node {
-    pub fn new(plant: Plant, rng: SmallRng) -> Node {
+    pub fn new(plant: Plant, mut rng: SmallRng) -> Node {
         Node {
+            directories: rng.random_range(1..4),
+            salt: rng.random(),
+            limbo: Limbo::default(),
             life: 0,
             is_up: true,
             is_lost: false,
@@ -100,6 +122,7 @@ impl Node {
                 None if self.plant == Plant::AckBeforeSync => Some(Answer::Added),
                 None => None,
             },
+            Call::Last { ledger, .. } | Call::Read { ledger, .. } if self.is_in_limbo(*ledger) => Some(Answer::Unknown),
             Call::Last { ledger, fences } => self.begin_fence(*ledger, *fences).then(|| self.last(*ledger)),
             Call::Read { ledger, entry, fences } => {
                 self.begin_fence(*ledger, *fences).then(|| self.read(*ledger, *entry))
@@ -116,6 +139,12 @@ impl Node {
     fn refusal(&self, ledger: u64, recovery: bool) -> Option<Answer> {
         if self.deleted.contains(&ledger) && self.plant != Plant::DeletedIsForgotten {
             return Some(Answer::Fenced);
+        }
+        let is_refused_in_limbo = !recovery || !self.limbo.is_settled();
+        let may_be_lost =
+            self.is_in_limbo(ledger) && is_refused_in_limbo || self.limbo.is_unfinished(ledger) && !recovery;
+        if may_be_lost {
+            return Some(Answer::Unknown);
         }
         match self.replicas.get(&ledger) {
             Some(replica) if replica.fencing && !recovery => Some(Answer::Fenced),
@@ -192,7 +221,12 @@ impl Node {
         if self.deleted.contains(&ledger) && self.plant != Plant::DeletedIsForgotten {
             return;
         }
+        let was_in_limbo = self.is_in_limbo(ledger);
         let replica = self.replicas.entry(ledger).or_default();
+        if was_in_limbo {
+            // It may have been fenced where nothing can be read.
+            (replica.fenced, replica.fencing) = (true, true);
+        }
         let stored = Stored { body: body.clone(), durable, damaged: false };
         match replica.entries.get(&entry) {
             Some(there) if there.durable && !there.damaged => (),
@@ -201,6 +235,9 @@ impl Node {
     }
 
     fn last(&self, ledger: u64) -> Answer {
+        if self.limbo.is_unfinished(ledger) {
+            return Answer::Unknown;
+        }
         let last = self.replicas.get(&ledger).and_then(|replica| replica.entries.last_key_value());
         match last {
             Some((entry, _)) => self.read(ledger, *entry),
@@ -210,16 +247,22 @@ impl Node {
 
     fn read(&self, ledger: u64, entry: u64) -> Answer {
         let denies = self.plant == Plant::DamagedIsAbsent;
-        let Some(replica) = self.replicas.get(&ledger) else { return Answer::Absent };
+        let may_be_lost = self.is_in_limbo(ledger) || self.limbo.is_unfinished(ledger);
+        let Some(replica) = self.replicas.get(&ledger) else {
+            return if may_be_lost { Answer::Unknown } else { Answer::Absent };
+        };
         match replica.entries.get(&entry) {
             Some(stored) if !stored.damaged => Answer::Here(stored.body.clone()),
             Some(_) if denies => Answer::Absent,
-            None if !replica.has_holes || denies => Answer::Absent,
+            None if !may_be_lost && !replica.has_holes || denies => Answer::Absent,
             _ => Answer::Unknown,
         }
     }
 
     fn list(&self, ledger: u64) -> Answer {
+        if self.is_in_limbo(ledger) && !self.limbo.is_settled() {
+            return Answer::Unknown;
+        }
         let entries = self.replicas.get(&ledger).into_iter().flat_map(|replica| &replica.entries);
         Answer::Listed(
             entries.filter(|(_, stored)| stored.durable && !stored.damaged).map(|(entry, _)| *entry).collect(),
@@ -228,7 +271,8 @@ impl Node {
 
     /// Whether the entry would be there after a crash, as it was written.
     pub fn holds(&self, ledger: u64, entry: u64, body: impl Fn(&Bytes) -> bool) -> bool {
-        let stored = self.replicas.get(&ledger).and_then(|replica| replica.entries.get(&entry));
+        let mut there = std::iter::once(&self.replicas).chain(self.limbo.away());
+        let stored = there.find_map(|replicas| replicas.get(&ledger)).and_then(|replica| replica.entries.get(&entry));
         !self.is_lost && stored.is_some_and(|stored| stored.durable && !stored.damaged && body(&stored.body))
     }
 
@@ -246,12 +290,14 @@ impl Node {
             replica.entries.retain(|_, stored| stored.durable);
             replica.fencing = replica.fenced;
         }
+        self.replicas.retain(|_, replica| replica.fenced || replica.has_holes || !replica.entries.is_empty());
     }
 
     pub fn lose_disk(&mut self) {
         self.crash();
         self.is_lost = true;
         self.replicas.clear();
+        self.limbo.clear();
     }
 
     fn any_replica(&mut self) -> Option<&mut Replica> {

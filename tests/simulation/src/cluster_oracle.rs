@@ -10,7 +10,7 @@ use geminga_ensemble::{LedgerMetadata, LedgerState, distribution};
 use geminga_ledger::cursor::Cursor;
 use geminga_ledger::cursor_log::LogLedger;
 use geminga_ledger::ledger_list::LedgerList;
-use geminga_metadata::Metadata;
+use geminga_metadata::{Metadata, TopicRecord};
 use geminga_model::Position;
 
 use crate::cluster_ledgers::node_number;
@@ -28,7 +28,7 @@ struct LedgerTruth {
     confirmed: u64,
     closed: Option<LedgerState>,
     is_deleted: bool,
-    /// The log of a bundle that was split: it was sealed, and what its writer still gets confirmed is nobody's.
+    /// Of a topic that was deleted, or the log of a bundle that was split: what its writer still gets confirmed is nobody's.
     is_done_with: bool,
     /// Somebody has created it after that.
     is_undead: bool,
@@ -46,8 +46,18 @@ pub struct Existing {
 pub struct TopicTruth {
     /// What its producers have receipts for, or an owner found when it took over, and was not trimmed.
     pub entries: BTreeMap<Position, Existing>,
-    /// By producer and sequence id, with the place.
-    stored: BTreeMap<(u64, u64), Position>,
+    /// By producer and sequence id, with the place, and the key of the deduplication that has looked at it.
+    stored: BTreeMap<(u64, u64), (Position, Option<u64>)>,
+    /// What was stored in topics of that name that were deleted.
+    was_stored: BTreeSet<(u64, u64)>,
+    /// Which of the topics of that name there is now, if there is one, by what its record says.
+    incarnation: Option<u64>,
+    /// Messages that were taken in for one that was deleted already, by connection and sequence id.
+    late: BTreeSet<(u64, u64)>,
+    /// One of that name was deleted.
+    was_deleted: bool,
+    /// Its messages are deduplicated all the time.
+    deduplicates: bool,
     /// Ledgers that its record no longer names.
     gone: BTreeSet<u64>,
     /// Of each producer the highest sequence id in these.
@@ -66,9 +76,16 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn begin(&mut self, topics: usize, subscriptions: usize) {
+    /// `deduplicated`: of each topic whether its messages are deduplicated all the time.
+    pub fn begin(&mut self, deduplicated: &[bool], subscriptions: usize) {
         let subs = || (0..subscriptions).map(|_| SubTruth::default()).collect();
-        self.topics = (0..topics).map(|_| TopicTruth { subscriptions: subs(), ..TopicTruth::default() }).collect();
+        let topic = |&deduplicates| TopicTruth {
+            subscriptions: subs(),
+            deduplicates,
+            incarnation: Some(0),
+            ..TopicTruth::default()
+        };
+        self.topics = deduplicated.iter().map(topic).collect();
     }
 
     /// Its writer has numbered an entry.
@@ -131,16 +148,16 @@ impl Oracle {
         truth.metadata = Some(metadata.clone());
     }
 
-    /// A bundle was split, whose log had these.
-    pub fn log_is_done_with(&mut self, ledgers: &[u64]) {
+    /// A topic was deleted that had these, or a bundle was split whose log had them.
+    pub fn are_done_with(&mut self, ledgers: &[u64]) {
         ledgers.iter().for_each(|ledger| self.ledgers.entry(*ledger).or_default().is_done_with = true);
     }
 
     /// Somebody deletes a ledger: no record may name it.
     pub fn ledger_deleted(&mut self, ledger: u64, metadata: &Metadata) {
         for topic in 0..self.topics.len() {
-            let record = at_once(metadata.get_topic(&topic_name(topic))).expect("it is in memory").expect("it exists");
-            let named = record.value.ledgers.iter().any(|named| named.ledger_id == ledger);
+            let record = at_once(metadata.get_topic(&topic_name(topic))).expect("it is in memory");
+            let named = record.iter().flat_map(|record| &record.value.ledgers).any(|named| named.ledger_id == ledger);
             assert!(!named, "ledger {ledger} is deleted, and the record of topic {topic} names it");
         }
         for log in at_once(metadata.list_cursor_logs()).expect("they are in memory") {
@@ -179,23 +196,61 @@ impl Oracle {
         })
     }
 
-    /// A producer of the topic gets a receipt from this owner.
-    pub fn confirmed(&mut self, topic: usize, ownership: u64, position: Position, entry: &Entry, deduplicates: bool) {
+    /// A producer of the topic gets a receipt from this owner. `seen_by`: the key of the deduplication that has looked at it.
+    pub fn confirmed(&mut self, topic: usize, ownership: u64, position: Position, entry: &Entry, seen_by: Option<u64>) {
         let topic = &mut self.topics[topic];
+        let origin = entry.origin.expect("every message has a producer");
+        assert!(
+            !topic.late.contains(&(origin.connection, origin.sequence)),
+            "{origin:?} is confirmed, and the topic was deleted before it was taken in"
+        );
         if topic.gone.contains(&position.ledger_id) {
+            // Of a topic that was deleted when it had been taken in: its producer knows it as stored.
+            topic.was_stored.insert((origin.producer, origin.sequence));
             return;
         }
         if ownership < topic.ownership {
             let found = topic.entries.contains_key(&position);
             assert!(found, "{position} is confirmed by a deposed owner, and the next one has not found it");
         }
-        topic.exists(position, entry, deduplicates);
+        topic.exists(position, entry, seen_by);
     }
 
     /// The message is taken for a duplicate.
     pub fn is_stored(&self, topic: usize, origin: Origin) {
-        let stored = self.topics[topic].stored.contains_key(&(origin.producer, origin.sequence));
+        let message = (origin.producer, origin.sequence);
+        let topic = &self.topics[topic];
+        let stored = topic.stored.contains_key(&message) || topic.was_stored.contains(&message);
         assert!(stored, "it is taken for a duplicate and is not stored: {origin:?}");
+    }
+
+    /// An owner takes a message in, for the topic of this incarnation.
+    pub fn taken_in(&mut self, topic: usize, incarnation: u64, origin: Origin) {
+        let topic = &mut self.topics[topic];
+        if topic.incarnation != Some(incarnation) {
+            topic.late.insert((origin.connection, origin.sequence));
+        }
+    }
+
+    /// What was in it is gone, with its subscriptions.
+    pub fn topic_deleted(&mut self, topic: usize, record: &TopicRecord) {
+        let ledgers: Vec<u64> = record.ledgers.iter().map(|ledger| ledger.ledger_id).collect();
+        self.are_done_with(&ledgers);
+        let topic = &mut self.topics[topic];
+        topic.gone.extend(ledgers);
+        topic.was_stored.extend(std::mem::take(&mut topic.stored).into_keys());
+        topic.entries.clear();
+        topic.gone_up_to.clear();
+        topic.subscriptions.iter_mut().for_each(|sub| *sub = SubTruth::default());
+        (topic.incarnation, topic.was_deleted) = (None, true);
+    }
+
+    pub fn topic_created(&mut self, topic: usize, incarnation: u64) {
+        self.topics[topic].incarnation = Some(incarnation);
+    }
+
+    pub fn incarnation(&self, topic: usize) -> Option<u64> {
+        self.topics[topic].incarnation
     }
 
     /// The topic's record no longer names these ledgers: every subscription has acknowledged what was in them, durably.
@@ -218,13 +273,14 @@ impl Oracle {
     }
 
     /// A new owner has taken the topic over and knows this.
-    pub fn loaded(&mut self, topic: usize, ownership: u64, list: &LedgerList, cursors: &[&Cursor], deduplicates: bool) {
+    pub fn loaded(&mut self, topic: usize, ownership: u64, list: &LedgerList, cursors: &[&Cursor]) {
         let order = self.order;
         let truth = &mut self.topics[topic];
         if ownership < truth.ownership {
             return;
         }
         truth.ownership = ownership;
+        let (deduplicates, was_deleted) = (truth.deduplicates, truth.was_deleted);
         let missing = truth.entries.keys().find(|position| !list.contains(**position));
         assert_eq!(missing, None, "it was acknowledged, and is not in the list of topic {topic}");
         let mut last = truth.gone_up_to.clone();
@@ -235,11 +291,16 @@ impl Oracle {
             let origin = entry.origin.expect("every message has a producer");
             if let Some(last) = last.get(&origin.producer) {
                 let in_order = if deduplicates { origin.sequence > *last } else { origin.sequence <= *last + 1 };
-                assert!(in_order, "{position} is out of its producer's order: {origin:?} after {last}");
+                // Its producers may send again by mistake what is gone with the topic.
+                let may_have_gaps = was_deleted && !deduplicates;
+                assert!(
+                    in_order || may_have_gaps,
+                    "{position} is out of its producer's order: {origin:?} after {last}"
+                );
             }
             let highest = last.entry(origin.producer).or_default();
             *highest = entry.highest_sequence().max(*highest);
-            truth.exists(position, &entry, deduplicates);
+            truth.exists(position, &entry, None);
         }
         for (sub, cursor) in truth.subscriptions.iter_mut().zip(cursors) {
             sub.loaded(list, cursor, ownership, order);
@@ -305,12 +366,17 @@ impl Oracle {
 }
 
 impl TopicTruth {
-    fn exists(&mut self, position: Position, entry: &Entry, deduplicates: bool) {
+    fn exists(&mut self, position: Position, entry: &Entry, seen_by: Option<u64>) {
         let origin = entry.origin.expect("every message has a producer");
         let existing = Existing { producer: origin.producer, highest_sequence: entry.highest_sequence() };
         self.entries.insert(position, existing);
-        let first = *self.stored.entry((origin.producer, origin.sequence)).or_insert(position);
-        assert!(!deduplicates || first == position, "{position} is a duplicate of {first}: {origin:?}");
+        let stored = self.stored.entry((origin.producer, origin.sequence)).or_insert((position, seen_by));
+        let (first, first_seen_by) = *stored;
+        let may_come_again = !self.deduplicates && (seen_by.is_none() || seen_by != first_seen_by);
+        assert!(may_come_again || first == position, "{position} is a duplicate of {first}: {origin:?}");
+        if first != position || seen_by.is_some() {
+            *stored = (position, seen_by);
+        }
     }
 }
 

@@ -13,6 +13,10 @@ pub enum Plant {
     IgnoreSyncError,
     /// A node says of what it finds damaged, or misses behind damage, that it does not exist.
     DamagedIsAbsent,
+    /// A node takes a data directory that is missing or was given up for an empty one.
+    LostDirectoryIsEmpty,
+    /// A node that gave a directory up counts as settled while writers may still count on what is gone.
+    OpenIsSettled,
     /// Readers do not check digests.
     NoDigestCheck,
     /// A broker whose predecessor's lease has expired does not fence: nobody writes any more, it believes.
@@ -51,6 +55,8 @@ pub enum Plant {
     LapsedSessionsGoOn,
     /// An owner whose session has run out takes consumers as if it knew of all acknowledgements.
     LapsedOwnersAdmit,
+    /// An owner that does not know what became of a topic's deletion serves on (was so).
+    UnsureDeletionsServeOn,
     /// An owner that was deposed finishes its split.
     DeposedSplits,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.

@@ -18,6 +18,7 @@ use crate::cluster_network::{Fate, Network};
 use crate::cluster_node::Node;
 use crate::cluster_oracle::Oracle;
 use crate::cluster_plant::Plant;
+use crate::cluster_policies::TopicPolicies;
 
 /// Simulated time since the beginning, in microseconds.
 pub type Micros = u64;
@@ -145,6 +146,8 @@ pub struct Sim {
     pub network: RefCell<Network>,
     pub metadata: MetadataService,
     pub oracle: RefCell<Oracle>,
+    /// Of each topic.
+    pub policies: RefCell<Vec<TopicPolicies>>,
     pub chance: RefCell<SmallRng>,
     now: Cell<Micros>,
     schedule: RefCell<Schedule>,
@@ -160,6 +163,7 @@ impl Sim {
             network: RefCell::new(network),
             metadata: MetadataService::new(),
             oracle: RefCell::default(),
+            policies: RefCell::default(),
             chance: RefCell::new(SmallRng::seed_from_u64(seed)),
             now: Cell::new(0),
             schedule: RefCell::default(),

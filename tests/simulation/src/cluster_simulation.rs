@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use geminga_ensemble::{Quorum, plant};
+use geminga_ensemble::{LedgerMetadata, Quorum, Share, plant};
 use geminga_metadata::policies::BundlesData;
-use geminga_metadata::{Metadata, Policies, SubscriptionRecord, TenantInfo, TopicRecord};
+use geminga_metadata::{Metadata, Policies, TenantInfo, TopicRecord, Versioned};
 use geminga_model::Position;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -19,9 +19,12 @@ use crate::cluster_broker::Broker;
 use crate::cluster_bundles::{check_bundles, namespace};
 use crate::cluster_chaos::Chaos;
 use crate::cluster_clients::{Client, Mood};
+use crate::cluster_deduplication::create_subscriptions;
+use crate::cluster_ledgers::node_name;
 use crate::cluster_network::{Layout, Network};
 use crate::cluster_node::{Node, Outcome, ReplyTo};
 use crate::cluster_plant::Plant;
+use crate::cluster_policies::TopicPolicies;
 use crate::cluster_sim::{Event, Life, MS, Machine, Micros, SECOND, Seen, Sim};
 use crate::cluster_tasks::at_once;
 use crate::cluster_topic::topic_name;
@@ -30,7 +33,7 @@ use crate::ledger_oracle::positions;
 const NODES: usize = 6;
 /// With those that come in the place of lost ones.
 pub const NODES_MAX: usize = 12;
-const SUBSCRIPTIONS: usize = 2;
+pub const SUBSCRIPTIONS: usize = 2;
 /// Within which everything comes to rest once nothing fails any more.
 const REST: Micros = 90 * SECOND;
 /// How often a storage node looks for ledgers that nobody knows any more.
@@ -59,7 +62,8 @@ pub struct World {
     pub sim: Rc<Sim>,
     pub rng: SmallRng,
     quorum: Quorum,
-    deduplicates: Rc<Vec<bool>>,
+    /// Topics whose deduplication may be switched on and off.
+    pub may_deduplicate: Vec<bool>,
     pub brokers: Vec<Option<Rc<Broker>>>,
     lives: Vec<Life>,
     clients: Vec<Client>,
@@ -118,8 +122,12 @@ impl World {
             sim.nodes.borrow_mut().push(state);
             sim.after(rng.random_range(0..SWEEP), Event::Sweep { node });
         }
-        sim.oracle.borrow_mut().begin(topics, SUBSCRIPTIONS);
-        at_once(create_records(&sim.metadata.client(), topics, bundles));
+        let may_deduplicate: Vec<bool> = (0..topics).map(|_| rng.random_bool(0.3)).collect();
+        let policies: Vec<TopicPolicies> = (0..topics).map(|_| TopicPolicies::first(&mut rng)).collect();
+        let always = policies.iter().zip(&may_deduplicate).map(|(policies, may)| policies.deduplicates && !may);
+        sim.oracle.borrow_mut().begin(&always.collect::<Vec<_>>(), SUBSCRIPTIONS);
+        at_once(create_records(&sim.metadata.client(), &policies, bundles));
+        *sim.policies.borrow_mut() = policies;
         let mut clients = Vec::new();
         for topic in producers {
             let (id, rng) = (clients.len(), SmallRng::from_rng(&mut rng));
@@ -131,7 +139,7 @@ impl World {
         }
         let mut world = World {
             quorum: Quorum { ensemble, write, ack },
-            deduplicates: Rc::new((0..topics).map(|_| rng.random_bool(0.7)).collect()),
+            may_deduplicate,
             brokers: vec![None; layout.brokers],
             lives: vec![0; layout.brokers],
             clients,
@@ -196,7 +204,7 @@ impl World {
     /// What is waited for.
     fn wait(&self) -> String {
         let mut waits = Vec::new();
-        for topic in 0..self.deduplicates.len() {
+        for topic in 0..self.may_deduplicate.len() {
             let mut owners = 0;
             for broker in self.brokers.iter().flatten() {
                 let bundles = broker.bundles.borrow();
@@ -227,7 +235,7 @@ impl World {
 
     /// A last reader finds every entry that is not trimmed before it comes to it.
     fn read_everything(&mut self) {
-        for topic in 0..self.deduplicates.len() {
+        for topic in 0..self.may_deduplicate.len() {
             let owner = self.brokers.iter().flatten().find(|broker| broker.bundle_with(topic).is_some());
             let owner = owner.expect("every topic has an owner").clone();
             let bundle = owner.bundle_with(topic).expect("it has the topic");
@@ -333,9 +341,18 @@ impl World {
         if !nodes[node].is_up || !self.sim.metadata.is_up.get() {
             return;
         }
-        let known = at_once(self.sim.metadata.client().list_ledgers(0, usize::MAX)).expect("it is in memory");
+        let metadata = self.sim.metadata.client();
+        let known = at_once(metadata.list_ledgers(0, usize::MAX)).expect("it is in memory");
         let gone = nodes[node].sweep(|ledger| known.binary_search(&ledger).is_ok());
         self.sim.count_many("replicas of deleted ledgers swept", gone);
+        let share = |ledger: u64| {
+            let found: Versioned<LedgerMetadata> = at_once(metadata.get_ledger(ledger)).expect("it is in memory")?;
+            Some((ledger, found.value.share_of(&node_name(node))?))
+        };
+        let shares: BTreeMap<u64, Share> = known.into_iter().filter_map(share).collect();
+        let horizon = self.horizon().expect("metadata are there");
+        let settled = nodes[node].settle(self.sim.now(), horizon, &shares);
+        self.sim.count_many("losses of storage nodes settled", settled);
     }
 
     fn inspect(&self) {
@@ -352,8 +369,7 @@ impl World {
     pub fn start_broker(&mut self, broker: usize) {
         if self.brokers[broker].is_none() {
             let life = self.lives[broker];
-            let (sim, deduplicates) = (self.sim.clone(), self.deduplicates.clone());
-            self.brokers[broker] = Some(Broker::new(broker, life, sim, self.quorum, deduplicates));
+            self.brokers[broker] = Some(Broker::new(broker, life, self.sim.clone(), self.quorum));
         }
     }
 
@@ -366,22 +382,12 @@ impl World {
     }
 }
 
-async fn create_records(metadata: &Metadata, topics: usize, bundles: u32) {
+async fn create_records(metadata: &Metadata, topics: &[TopicPolicies], bundles: u32) {
     let tenant = TenantInfo::default();
     let policies = Policies { bundles: Some(BundlesData::even(bundles)), ..Policies::default() };
     metadata.create_tenant_with_namespace(&tenant, &namespace(), &policies).await.expect("it is new");
-    for topic in 0..topics {
-        let name = topic_name(topic);
-        metadata.create_topic(&name, TopicRecord::default()).await.expect("it is new");
-        for subscription in 0..SUBSCRIPTIONS {
-            let record = SubscriptionRecord {
-                cursor_id: metadata.next_cursor_id().await.expect("it is in memory"),
-                initial: Position::EARLIEST,
-                properties: BTreeMap::new(),
-                created_at: 0,
-                replicated: false,
-            };
-            metadata.create_subscription(&name, &format!("s{subscription}"), record).await.expect("it is new");
-        }
+    for (topic, policies) in topics.iter().enumerate() {
+        metadata.create_topic(&topic_name(topic), TopicRecord::default()).await.expect("it is new");
+        create_subscriptions(metadata, topic, policies.deduplicates).await.expect("they are new");
     }
 }

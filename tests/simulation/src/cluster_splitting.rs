@@ -13,12 +13,13 @@ use geminga_ownership::{SplitAt, with_parts};
 
 use crate::cluster_broker::Broker;
 use crate::cluster_bundles::{bundle_name, check_bundles, hash_of, log_name, namespace, topics_in};
+use crate::cluster_deduplication::blobs_of;
 use crate::cluster_membership::broker_name;
 use crate::cluster_ownership::{Bundle, Tenure};
 use crate::cluster_plant::Plant;
 use crate::cluster_recovery::Failure;
 use crate::cluster_sim::MS;
-use crate::cluster_topic::{snapshot_key, topic_name};
+use crate::cluster_topic::topic_name;
 
 /// What a bundle's log had in the end.
 struct Sealed {
@@ -44,11 +45,7 @@ impl Sealed {
             tenure: owned.tenure,
             metadata,
             cursors: subscriptions.filter_map(|sub| Some((sub.cursor_id, log.state(sub.cursor_id)?.clone()))).collect(),
-            blobs: owned
-                .topics
-                .keys()
-                .filter_map(|topic| Some((snapshot_key(*topic), log.blob(snapshot_key(*topic))?.clone())))
-                .collect(),
+            blobs: blobs_of(owned.topics.values(), log),
             ledgers: log.record().iter().map(|ledger| ledger.ledger_id).collect(),
             log_version: owned.log.version,
         }
@@ -58,7 +55,7 @@ impl Sealed {
 impl Broker {
     /// Begins to cut a bundle, if it is this broker's and can be cut like that.
     pub fn split(self: &Rc<Self>, bundle: BundleRange, at: &SplitAt) {
-        let parts = at.cut(bundle, topics_in(bundle, self.deduplicates.len()).map(hash_of).collect());
+        let parts = at.cut(bundle, topics_in(bundle, self.topics()).map(hash_of).collect());
         if parts.len() < 2 {
             return;
         }
@@ -82,7 +79,7 @@ impl Broker {
             Ok(()) => {
                 self.sim.count("bundles split");
                 self.sim.note(format_args!("broker {} has split {bundle} into {parts:?}", self.id));
-                self.sim.oracle.borrow_mut().log_is_done_with(&sealed.ledgers);
+                self.sim.oracle.borrow_mut().are_done_with(&sealed.ledgers);
                 self.delete_ledgers(sealed.ledgers);
             }
             Err(failure) => {
@@ -119,16 +116,16 @@ impl Broker {
     /// What a sealed log has of the topics of one part.
     async fn kept_for(self: &Rc<Self>, sealed: &Sealed, part: BundleRange) -> Result<Vec<Record>, Failure> {
         let mut kept = Vec::new();
-        for topic in topics_in(part, self.deduplicates.len()) {
+        for topic in topics_in(part, self.topics()) {
             let ask = move |metadata: Metadata| async move { metadata.list_subscriptions(&topic_name(topic)).await };
             let subscriptions = self.ask(&self.metadata, "list subscriptions", ask).await;
             for (_, record) in subscriptions.map_err(|error| error.to_string())? {
                 let cursor_id = record.value.cursor_id;
                 let snapshot = sealed.cursors.get(&cursor_id).cloned();
                 kept.extend(snapshot.map(|snapshot| Record::Snapshot { cursor_id, snapshot }));
+                let blob = sealed.blobs.get(&cursor_id).cloned();
+                kept.extend(blob.map(|bytes| Record::Blob { key: cursor_id, bytes }));
             }
-            let key = snapshot_key(topic);
-            kept.extend(sealed.blobs.get(&key).cloned().map(|bytes| Record::Blob { key, bytes }));
         }
         Ok(kept)
     }

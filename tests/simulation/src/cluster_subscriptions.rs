@@ -78,6 +78,10 @@ impl EntryReader for Reader<'_> {
         self.entry(at)
     }
 
+    fn has(&self, at: Position) -> bool {
+        self.cache.contains_key(&at) || self.read.contains_key(&at)
+    }
+
     fn ledgers(&self) -> &LedgerList {
         self.list
     }
@@ -289,7 +293,7 @@ impl Broker {
 }
 
 /// Existing entries that an ack adds to what the cursor has.
-fn newly_acked(cursor: &Cursor, list: &LedgerList, acked: &[Position], cumulative: bool) -> Vec<Position> {
+pub fn newly_acked(cursor: &Cursor, list: &LedgerList, acked: &[Position], cumulative: bool) -> Vec<Position> {
     if !cumulative {
         let is_new = |position: &&Position| list.contains(**position) && !cursor.is_acked(**position);
         return acked.iter().filter(is_new).copied().collect();

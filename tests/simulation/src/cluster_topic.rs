@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use geminga_ledger::cursor::Cursor;
-use geminga_ledger::cursor_log::Record;
-use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig, Retention};
+use geminga_ledger::managed_ledger::{Action, ManagedLedger, ManagedLedgerConfig};
 use geminga_metadata::{Metadata, TopicRecord, Versioned};
 use geminga_model::{Position, TopicName};
-use geminga_topic::dedup::{Deduplication, Verdict, snapshot_holds_up_trimming};
+use geminga_topic::dedup::{Verdict, snapshot_holds_up_trimming};
 
 use crate::cluster_broker::Broker;
-use crate::cluster_cursors::{BundleLog, Durable};
+use crate::cluster_cursors::BundleLog;
+use crate::cluster_deduplication::{Dedup, Stored};
 use crate::cluster_ledgers::{Part, WriteDone};
 use crate::cluster_messages::{ToBroker, ToClient};
 use crate::cluster_ownership::Bundle;
@@ -24,10 +24,6 @@ use crate::ledger_producers::name;
 /// Small enough that a topic goes through its ledgers within minutes.
 pub const LEDGER: ManagedLedgerConfig =
     ManagedLedgerConfig { max_ledger_bytes: 8000, max_ledger_entries: 60, max_ledger_age_ms: 60_000 };
-/// Keys of deduplication's snapshots in the log; above those of cursors.
-const SNAPSHOT_KEYS: u64 = 1 << 32;
-/// Confirmed entries between snapshots of deduplication.
-const SNAPSHOT_ENTRIES: u64 = 30;
 /// Entries that consumers find without a read.
 const CACHED: usize = 40;
 
@@ -47,24 +43,18 @@ pub struct Topic {
     pub is_reading: bool,
     pub subscriptions: Vec<Sub>,
     pub dedup: Option<Dedup>,
+    pub dedup_stored: Option<Stored>,
+    /// It is being switched on or off.
+    pub is_switching: bool,
+    /// Of messages that deduplication has looked at, by connection and sequence id: its key then.
+    pub seen_by: BTreeMap<(u64, u64), u64>,
     /// Connections on which a message has failed: nothing more is taken from them.
     broken: BTreeSet<u64>,
     pub dispatch_due: bool,
 }
 
-/// What deduplication knows, and from where it would replay after a crash.
-pub struct Dedup {
-    pub state: Deduplication,
-    pub entries_since: u64,
-    pub durable: Position,
-}
-
 pub fn topic_name(topic: usize) -> TopicName {
     TopicName::parse(&format!("persistent://public/default/t{topic}")).expect("it is a name")
-}
-
-pub fn snapshot_key(topic: usize) -> u64 {
-    SNAPSHOT_KEYS + topic as u64
 }
 
 impl Topic {
@@ -86,6 +76,9 @@ impl Topic {
             is_reading: false,
             subscriptions: Vec::new(),
             dedup: None,
+            dedup_stored: None,
+            is_switching: false,
+            seen_by: BTreeMap::new(),
             broken: BTreeSet::new(),
             dispatch_due: true,
         }
@@ -104,14 +97,6 @@ impl Topic {
         let void: Vec<Position> = self.in_flight.range(range).map(|(position, _)| *position).collect();
         void.iter().for_each(|position| drop(self.cache.remove(position)));
         void.iter().filter_map(|position| self.in_flight.remove(position)).collect()
-    }
-
-    fn snapshot(&mut self, log: &mut BundleLog) {
-        let position = self.ledger.last_confirmed();
-        let Some(dedup) = &mut self.dedup else { return };
-        dedup.entries_since = 0;
-        let record = Record::Blob { key: snapshot_key(self.number), bytes: dedup.state.encode(position).into() };
-        log.append(record, [Durable::Snapshot { topic: self.number, position }]);
     }
 }
 
@@ -145,7 +130,13 @@ impl Broker {
                 }
             };
             match verdict {
-                Verdict::New => taken.push(entry),
+                Verdict::New => {
+                    self.sim.oracle.borrow_mut().taken_in(at, topic.record.created_at, origin);
+                    if let (Some(_), Some(stored)) = (&topic.dedup, topic.dedup_stored) {
+                        topic.seen_by.insert((connection, origin.sequence), stored.key);
+                    }
+                    taken.push(entry);
+                }
                 Verdict::Unknown if plant != Plant::UnknownIsDuplicate || is_broken => {
                     topic.broken.insert(connection);
                     refused.push(origin.sequence);
@@ -177,9 +168,7 @@ impl Broker {
     fn failed(&self, topic: &mut Topic, entries: &[Entry]) {
         for entry in entries {
             let origin = entry.origin.expect("every message has a producer");
-            if let Some(dedup) = &mut topic.dedup {
-                dedup.state.failed(&name(origin.producer));
-            }
+            topic.forget(entry);
             topic.broken.insert(origin.connection);
             self.say_all(origin.connection, Vec::new(), vec![origin.sequence]);
         }
@@ -197,10 +186,8 @@ impl Broker {
         while let Some(first) = topic.in_flight.first_entry().filter(|first| Some(*first.key()) <= written.lac) {
             let (position, entry) = first.remove_entry();
             let origin = entry.origin.expect("every message has a producer");
-            self.sim.oracle.borrow_mut().confirmed(at, ownership, position, &entry, topic.dedup.is_some());
-            if let Some(dedup) = &mut topic.dedup {
-                dedup.state.persisted(&name(origin.producer), entry.highest_sequence(), position);
-            }
+            let seen_by = topic.persisted(&entry, position, self.now_ms());
+            self.sim.oracle.borrow_mut().confirmed(at, ownership, position, &entry, seen_by);
             receipts.entry(origin.connection).or_default().push(origin.sequence);
         }
         self.sim.count_many("messages confirmed", written.confirmed);
@@ -208,12 +195,7 @@ impl Broker {
         for (connection, sequences) in receipts {
             self.say_all(connection, sequences, Vec::new());
         }
-        if let Some(dedup) = &mut topic.dedup {
-            dedup.entries_since += written.confirmed;
-            if dedup.entries_since >= SNAPSHOT_ENTRIES {
-                topic.snapshot(&mut bundle.log);
-            }
-        }
+        topic.count_persisted(written.confirmed, &mut bundle.log);
     }
 
     pub fn pump_topics(self: &Rc<Self>, bundle: &mut Bundle) {
@@ -265,13 +247,18 @@ impl Broker {
     }
 
     /// Time passes: what failed is tried again, old ledgers are closed, and sometimes acknowledged ones freed.
-    pub fn time_passes(&self, trims: bool) {
+    pub fn time_passes(self: &Rc<Self>, trims: bool) {
         for bundle in self.bundles.borrow_mut().values_mut() {
             bundle.log.log.tick();
+            let (range, ownership) = (bundle.range, bundle.ownership());
             for topic in bundle.topics.values_mut() {
                 topic.ledger.tick(self.now_ms());
                 topic.dispatch_due = true;
+                if !bundle.is_closing {
+                    self.follow_deduplication(Part { bundle: range, ownership, topic: Some(topic.number) }, topic);
+                }
                 if trims {
+                    self.expire(topic, &mut bundle.log, ownership);
                     self.trim(topic, &mut bundle.log);
                 }
             }
@@ -298,7 +285,7 @@ impl Broker {
         if held_up {
             topic.snapshot(log);
         }
-        let trimmed = topic.ledger.trim(self.now_ms(), slowest, Retention::NONE);
+        let trimmed = topic.ledger.trim(self.now_ms(), slowest, self.policies(topic.number).retention);
         if trimmed > 0 {
             self.sim.count_many("ledgers trimmed", trimmed as u64);
             let list = topic.ledger.list();

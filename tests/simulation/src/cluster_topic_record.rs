@@ -57,16 +57,13 @@ impl Broker {
         });
     }
 
-    fn with_topic(self: &Rc<Self>, part: Part, change: impl FnOnce(&Rc<Self>, &mut Topic)) {
+    /// `None`: it is not this owner's any more.
+    pub fn with_topic<T>(self: &Rc<Self>, part: Part, change: impl FnOnce(&Rc<Self>, &mut Topic) -> T) -> Option<T> {
         let mut bundles = self.bundles.borrow_mut();
-        let Some(bundle) = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership) else {
-            return;
-        };
-        let topic = part.topic.and_then(|topic| bundle.topics.get_mut(&topic));
-        if let Some(topic) = topic {
-            change(self, topic);
-            self.touch(part.bundle);
-        }
+        let bundle = bundles.get_mut(&part.bundle).filter(|bundle| bundle.ownership() == part.ownership)?;
+        let changed = change(self, bundle.topics.get_mut(&part.topic?)?);
+        self.touch(part.bundle);
+        Some(changed)
     }
 
     /// Saves what the managed ledger says, with a new ledger if one is `created`.

@@ -113,6 +113,10 @@ impl EntryReader for Reader<'_> {
         self.replay.take(at).or_else(|| self.tail.get(at).or_else(|| self.read_back.cache.get(at)).cloned())
     }
 
+    fn has(&self, at: Position) -> bool {
+        self.replay.has(at) || self.tail.get(at).is_some() || self.read_back.cache.get(at).is_some()
+    }
+
     fn single_reads_fail(&self) -> bool {
         self.replay.failing
     }

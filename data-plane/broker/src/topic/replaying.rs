@@ -33,6 +33,10 @@ impl Replay {
         Some(entry)
     }
 
+    pub(super) fn has(&self, at: Position) -> bool {
+        self.entries.contains_key(&at)
+    }
+
     /// The entry is not to be dispatched any more.
     pub(super) fn forget(&mut self, at: Position) {
         self.take(at);

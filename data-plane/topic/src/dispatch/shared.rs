@@ -123,6 +123,8 @@ impl Shared {
     ) -> Vec<Position> {
         let mut missing = Vec::new();
         let in_order = !reader.single_reads_fail();
+        // Looked at behind one that is missing: they wait for it, whether they have to be read or not.
+        let mut behind = 0;
         let mut from = Position::EARLIEST;
         while let Some(&position) = self.replay.range(from..).next() {
             if budget.is_spent() || missing.len() >= MAX_MISSING {
@@ -137,7 +139,13 @@ impl Shared {
             }
             let Some(slot) = self.turn.pick(core) else { break };
             if in_order && !missing.is_empty() {
-                missing.push(position);
+                behind += 1;
+                if behind >= MAX_MISSING {
+                    break;
+                }
+                if !reader.has(position) {
+                    missing.push(position);
+                }
                 continue;
             }
             let Some(entry) = reader.get(position) else {

@@ -80,6 +80,14 @@ impl IdBlock {
         range.0 = range.1;
     }
 
+    /// Gives up what is left of the block that this id is of.
+    fn skip_with(&self, id: u64) {
+        let mut range = self.range.lock();
+        if (range.1.saturating_sub(ID_BLOCK)..range.1).contains(&id) {
+            range.0 = range.1;
+        }
+    }
+
     fn refill(&self, first: u64, count: u64) -> u64 {
         let mut range = self.range.lock();
         if first > range.0 {
@@ -114,6 +122,12 @@ impl Metadata {
     /// just created: nodes fill the gaps between deleted ledgers, and the others of the block may be in one.
     pub fn skip_ledger_ids(&self) {
         self.ledger_ids.skip();
+    }
+
+    /// Gives out no more of the ids that were taken together with this one. To be called when a storage node cannot tell a new ledger
+    /// from one that it may have lost: the bound of those is above it, and may be above the others.
+    pub fn skip_ledger_ids_with(&self, refused: u64) {
+        self.ledger_ids.skip_with(refused);
     }
 
     /// A ledger id that is greater than every one that anybody was given before.
