@@ -26,6 +26,8 @@ pub struct Balancer {
 }
 
 const TIDY_EVERY_MS: u64 = 60_000;
+/// How long it mostly takes at the most to carry a decision out.
+const CARRIED_OUT_MS: u64 = 10_000;
 const LONGEST_RETRY_DOUBLING: u32 = 6;
 
 impl Balancer {
@@ -84,7 +86,8 @@ impl Balancer {
     /// What is to be done now. To be called every few seconds. Each decision is for whoever owns the bundle, and is remembered
     /// until [`moved`](Self::moved) is called or reports show it done, [`failed`](Self::failed) is called or its time is over.
     pub fn decide(&mut self, now_ms: u64) -> Vec<Decision> {
-        for (bundle, pending) in self.in_flight.take_late(now_ms, self.config.moves.timeout_ms) {
+        let late = self.in_flight.take_late(|it| is_late(now_ms, it, &self.fleet, &self.config));
+        for (bundle, pending) in late {
             self.note_failure(now_ms, &bundle, &pending);
         }
         if now_ms.saturating_sub(self.tidied_ms) >= TIDY_EVERY_MS {
@@ -202,21 +205,26 @@ impl Balancer {
     /// The bundle is left alone for a while, and after some such failures the broker that was to take it too.
     fn note_failure(&mut self, now_ms: u64, id: &BundleId, pending: &Pending) {
         let Some(bundle) = self.fleet.bundles.find_mut(id) else { return };
-        let to = match &pending.change {
-            Change::Split => None,
-            Change::Move { to, .. } => Some(to),
-            // Somebody may have asked without the bundle being wanted.
-            Change::Place { to } if bundle.asked.is_some() => Some(to),
-            Change::Place { .. } => return,
-        };
+        // Somebody may have asked without the bundle being wanted.
+        if matches!(pending.change, Change::Place { .. }) && bundle.asked.is_none() {
+            return;
+        }
         let doublings = bundle.failures.min(LONGEST_RETRY_DOUBLING);
         bundle.retry_after_ms = now_ms + (self.config.moves.retry_ms << doublings);
         bundle.failures = bundle.failures.saturating_add(1);
         // Who has taken something meanwhile refuses nothing.
-        let taker = to.and_then(|to| self.fleet.brokers.get_mut(to));
+        let taker = pending.taker().and_then(|to| self.fleet.brokers.get_mut(to));
         if let Some(broker) = taker.filter(|it| it.took_ms < pending.since_ms) {
             broker.refusals = broker.refusals.saturating_add(1);
             broker.refused_ms = now_ms;
         }
     }
+}
+
+/// Whether what was decided should have been seen done by now. A broker that was not heard since may have done it all the same.
+fn is_late(now_ms: u64, pending: &Pending, fleet: &Fleet, config: &BalanceConfig) -> bool {
+    let age_ms = now_ms.saturating_sub(pending.since_ms);
+    let taker = pending.taker().and_then(|to| fleet.brokers.get(to));
+    let has_told = taker.is_none_or(|it| it.heard_ms >= pending.since_ms + CARRIED_OUT_MS);
+    age_ms >= config.moves.timeout_ms && (has_told || age_ms >= config.hearing.silent_after_ms)
 }

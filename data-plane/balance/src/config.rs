@@ -55,11 +55,13 @@ pub struct Smoothing {
     pub jump_ratio: f64,
     /// … for so long. Then the slow one follows at once.
     pub jump_after_ms: u64,
+    /// Where the quick one is so many times the slow one, which noise does not make it, that follows sooner.
+    pub leap_ratio: f64,
 }
 
 impl Default for Smoothing {
     fn default() -> Self {
-        Self { slow_ms: 10 * MINUTE, fast_ms: MINUTE, jump_ratio: 1.5, jump_after_ms: MINUTE }
+        Self { slow_ms: 10 * MINUTE, fast_ms: MINUTE, jump_ratio: 1.5, jump_after_ms: MINUTE, leap_ratio: 2.3 }
     }
 }
 
@@ -100,6 +102,8 @@ pub struct Level {
     pub least: f64,
     /// … for how long.
     pub confirm_ms: u64,
+    /// So far above the mean it does not wait, if it has been known for that long.
+    pub at_once: f64,
     /// So far above the mean it gives bundles with a short rest too, if others do not do.
     pub urgent: f64,
     /// It gives down to so far above the mean, and nobody takes above that, unless only larger bundles are left.
@@ -113,12 +117,13 @@ pub struct Level {
 impl Default for Level {
     fn default() -> Self {
         Self {
-            trigger: 0.07,
+            trigger: 0.05,
             least: 0.01,
             confirm_ms: 2 * MINUTE,
+            at_once: 0.08,
             urgent: 0.09,
-            goal: 0.02,
-            handy: 0.01,
+            goal: 0.01,
+            handy: 0.02,
             least_gain: 0.2,
         }
     }
@@ -186,7 +191,7 @@ impl Default for SplitLimits {
             sessions: 1_000,
             messages: 30_000.0,
             bytes: 100.0 * 1024.0 * 1024.0,
-            share: 0.1,
+            share: 0.05,
             share_least: 0.1,
             confirm_ms: 3 * MINUTE,
             in_flight: 16,
@@ -199,7 +204,7 @@ impl Default for SplitLimits {
 pub struct MoveLimits {
     /// A bundle that was moved rests for so long, unless its broker leaves …
     pub rest_ms: u64,
-    /// … or is so busy that this has to do. Then it moves for the third time after two rests at the earliest.
+    /// … or is so busy that this, in which loads become known, has to do. Then it moves for the third time after two rests at the earliest.
     pub short_rest_ms: u64,
     /// Moves for levelling, per broker and hour. Three hours' can be saved up.
     pub per_broker_hour: f64,
@@ -207,7 +212,7 @@ pub struct MoveLimits {
     pub in_flight_per_broker: usize,
     /// At once, in the cluster.
     pub in_flight: usize,
-    /// A decision that no report has shown to be done by then has failed.
+    /// A decision that no report has shown to be done by then has failed, if there was a report.
     pub timeout_ms: u64,
     /// How long a bundle is left alone after a failure; twice as long after each further one.
     pub retry_ms: u64,
@@ -221,7 +226,7 @@ impl Default for MoveLimits {
     fn default() -> Self {
         Self {
             rest_ms: 24 * HOUR,
-            short_rest_ms: 2 * HOUR,
+            short_rest_ms: 15 * MINUTE,
             per_broker_hour: 6.0,
             in_flight_per_broker: 64,
             in_flight: 256,

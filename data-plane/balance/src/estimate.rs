@@ -46,7 +46,8 @@ impl Estimate {
             return;
         }
         let since = *self.apart_since_ms.get_or_insert(now_ms);
-        if now_ms.saturating_sub(since) >= smoothing.jump_after_ms {
+        let has_leapt = self.fast > smoothing.leap_ratio * self.slow;
+        if has_leapt || now_ms.saturating_sub(since) >= smoothing.jump_after_ms {
             self.slow = self.fast;
             // It weighs no more than the values that went into the quick one, so that those to come count.
             self.values = (1.0 / gains.fast.max(first)).ceil() as u32;
@@ -84,6 +85,12 @@ mod tests {
         let values = observed((0..180).map(|step| if (60..120).contains(&step) { 300.0 } else { 100.0 }));
         assert!(values[59] < 101.0 && values[60 + 12] > 250.0, "{} {}", values[59], values[72]);
         assert!(values[120 + 15] < 125.0, "{}", values[135]);
+    }
+
+    #[test]
+    fn a_leap_is_followed_in_half_a_minute() {
+        let values = observed((0..80).map(|step| if step < 60 { 100.0 } else { 600.0 }));
+        assert!(values[60 + 2] > 250.0, "{}", values[62]);
     }
 
     #[test]

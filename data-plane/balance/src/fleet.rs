@@ -16,6 +16,8 @@ pub(crate) struct Broker {
     pub cores: f64,
     pub accepts: bool,
     pub heard_ms: u64,
+    /// When it was first heard since its start.
+    pub known_since_ms: u64,
     /// What its last report names, in that order. Some of it may belong to others by now.
     pub claims: Vec<Slot>,
     /// Estimated work of what it owns, in the weights' cores.
@@ -44,6 +46,7 @@ impl Broker {
             cores: report.cores,
             accepts: report.accepts,
             heard_ms: now_ms,
+            known_since_ms: now_ms,
             claims,
             work: 0.0,
             bundles: 0,

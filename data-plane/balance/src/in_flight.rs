@@ -26,6 +26,16 @@ pub(crate) struct Pending {
     pub since_ms: u64,
 }
 
+impl Pending {
+    /// The broker that will have the bundle.
+    pub fn taker(&self) -> Option<&BrokerId> {
+        match &self.change {
+            Change::Move { to, .. } | Change::Place { to } => Some(to),
+            Change::Split => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     pending: BTreeMap<BundleId, Pending>,
@@ -61,8 +71,8 @@ impl InFlight {
     }
 
     /// Takes out what has been under way for too long.
-    pub fn take_late(&mut self, now_ms: u64, timeout_ms: u64) -> Vec<(BundleId, Pending)> {
-        self.pending.extract_if(.., |_, it| now_ms.saturating_sub(it.since_ms) >= timeout_ms).collect()
+    pub fn take_late(&mut self, is_late: impl Fn(&Pending) -> bool) -> Vec<(BundleId, Pending)> {
+        self.pending.extract_if(.., |_, it| is_late(it)).collect()
     }
 }
 

@@ -8,14 +8,14 @@
 //! A move costs clients a reconnect, so that most of what is here is about not moving:
 //!
 //! * **One number per bundle.** Rates, weighted by what they cost and calibrated by the brokers' CPU, smoothed over ten minutes;
-//!   real jumps are followed in two. CPU that a broker's bundles do not explain counts as its load as well, so that a machine
+//!   real jumps are followed in two, and those that noise cannot be at once. CPU that a broker's bundles do not explain counts as its load as well, so that a machine
 //!   that is slow or busy with something else is given less.
-//! * **A gap between cause and goal.** A broker gives when it has had 7 % more than its share for two minutes, down to 2 % more,
-//!   and nobody is lifted above that, unless all that is left to give is too large for it; then the gap between the two all but
+//! * **A gap between cause and goal.** A broker gives when it has had 5 % more than its share for two minutes, or as soon as it
+//!   has 8 % more, down to 1 % more, and nobody is lifted above that, unless all that is left to give is too large for it; then the gap between the two all but
 //!   closes. So no move makes its own reverse worth while. The bundles that move the most load per client that has to reconnect
 //!   go first. A plan that would not help noticeably is dropped.
 //! * **Rest.** A bundle that was moved for balance stays for a day, also under a new leader, as owners report when it was moved. A
-//!   broker 9 % above its share that has only such bundles to give may pass them on after two hours, each once in two days. A bundle
+//!   broker 9 % above its share that has only such bundles to give may pass them on after a quarter of an hour, each once in two days. A bundle
 //!   that has just come, or come out of a split, is not judged by the rates of the first two minutes.
 //! * **Bounds.** Moves per hour for levelling, moves and splits at once, per broker and in all; what fails is tried again later
 //!   and later.

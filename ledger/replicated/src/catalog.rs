@@ -115,57 +115,25 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-    use async_trait::async_trait;
     use geminga_ensemble::Quorum;
-    use geminga_metadata::{MemoryStore, MetadataStore, Op, Record, Watch};
+    use geminga_metadata::{Disturbance, DisturbedStore, MemoryStore, MetadataStore, Op};
 
     use super::*;
 
     /// Metadata that can be read, and written at times.
     #[derive(Default)]
     struct FullDisk {
-        stored: MemoryStore,
         is_full: AtomicBool,
         refused: AtomicUsize,
     }
 
-    #[async_trait]
-    impl MetadataStore for FullDisk {
-        async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
-            self.stored.get(key).await
-        }
-
-        async fn scan(
-            &self,
-            prefix: &str,
-            after: Option<&str>,
-            limit: usize,
-        ) -> Result<Vec<(String, Record)>, MetadataError> {
-            self.stored.scan(prefix, after, limit).await
-        }
-
-        async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+    impl Disturbance for FullDisk {
+        async fn commit(&self, stored: &MemoryStore, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
             if self.is_full.load(Ordering::Relaxed) {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 return Err(MetadataError::Unavailable("the disk is full".into()));
             }
-            self.stored.commit(ops).await
-        }
-
-        async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
-            self.stored.allocate(sequence, count).await
-        }
-
-        async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
-            self.stored.next_of(sequence).await
-        }
-
-        async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
-            self.stored.watch(prefix).await
-        }
-
-        fn now_ms(&self) -> u64 {
-            self.stored.now_ms()
+            stored.commit(ops).await
         }
     }
 
@@ -176,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn metadata_that_cannot_be_written_are_tried_again_after_a_pause() {
-        let store = Arc::new(FullDisk::default());
+        let store = Arc::new(DisturbedStore::<FullDisk>::default());
         let catalog = Catalog::new(Metadata::new(store.clone()));
         let created = catalog.create(7, &metadata_of(&["a", "b"])).await.expect("it is new");
         store.is_full.store(true, Ordering::Relaxed);

@@ -1,11 +1,12 @@
 //! Metadata: a narrow store of versioned records, and the typed repositories of Geminga on top of it.
 //!
 //! Start at [`MetadataStore`] for what a backend promises, and at [`Metadata`] for what the rest of Geminga uses.
-//! [`MemoryStore`] is the deterministic backend of tests and simulations; [`conformance`] is the suite that every
+//! [`MemoryStore`] is the deterministic backend of tests and simulations, [`DisturbedStore`] that with a test in between; [`conformance`] is the suite that every
 //! backend passes. Metadata is touched when a topic loads, a ledger rolls over or an owner changes, never per message.
 
 mod codec;
 pub mod conformance;
+mod disturbed;
 mod error;
 mod feed;
 mod guarded;
@@ -15,6 +16,7 @@ pub mod policies;
 mod repository;
 mod store;
 
+pub use disturbed::{Disturbance, DisturbedStore};
 pub use error::MetadataError;
 pub use feed::{ChangeFeed, Watch, WatchEvent};
 pub use lease::{Lease, LeaseOutcome};

@@ -36,8 +36,10 @@ impl Round<'_> {
     fn level_one(&mut self, place: usize) -> Verdict {
         let level = &self.config.level;
         let standing = &self.standings.all[place];
-        let since_ms = self.fleet.brokers[&standing.broker].over_since_ms.unwrap_or(self.now_ms);
-        let acts_ms = since_ms + level.confirm_ms;
+        let broker = &self.fleet.brokers[&standing.broker];
+        let since_ms = broker.over_since_ms.unwrap_or(self.now_ms);
+        let is_far_above = standing.utilization() > self.standings.mean * (1.0 + level.at_once);
+        let acts_ms = level.confirm_ms + if is_far_above { broker.known_since_ms } else { since_ms };
         if self.now_ms < acts_ms {
             return Verdict::Over { since_ms, acts_ms };
         }

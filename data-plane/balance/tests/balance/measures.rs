@@ -26,7 +26,7 @@ impl Default for Measures {
     fn default() -> Self {
         Self {
             rest_ms: DAY_MS,
-            short_rest_ms: DAY_MS / 12,
+            short_rest_ms: DAY_MS / 96,
             decisions: 0,
             refused: 0,
             stale_reports: 0,

@@ -1,6 +1,6 @@
 //! Clusters of a few brokers, where one bundle more or less matters.
 
-use geminga_balance::{BalanceConfig, MoveLimits, Obstacle, Pause, Verdict};
+use geminga_balance::{BalanceConfig, Hearing, MoveLimits, Obstacle, Pause, Verdict};
 
 use crate::{
     cluster::{Cluster, Faults},
@@ -94,6 +94,24 @@ fn a_report_that_was_on_its_way_takes_nothing_away_that_has_come_since() {
     assert_eq!(explanation.brokers[started].bundles, filled, "{explanation}");
 }
 
+/// Or it would be given its share once more when nobody has told for a minute that it came.
+#[test]
+fn what_a_broker_was_given_that_is_not_heard_counts() {
+    let hearing = Hearing { silent_after_ms: 150_000, ..Hearing::default() };
+    let mut cluster = Cluster::new(3, 2, BalanceConfig { hearing, ..BalanceConfig::default() }, 60_000);
+    for number in 0..200 {
+        cluster.add_bundle(BundleLoad::steady(0.02), 1, Some(number % 2));
+    }
+    cluster.run_for(5 * MINUTE_MS);
+    cluster.faults.answer_lost = 1.0;
+    let started = cluster.add_broker(4.0);
+    cluster.run_for(15_000);
+    cluster.brokers[started].is_mute = true;
+    cluster.run_for(90_000);
+    let filled = cluster.brokers[started].owned.len();
+    assert!((50..=67).contains(&filled), "{filled}");
+}
+
 /// Bundles grow that a broker was filled with.
 #[test]
 fn a_broker_that_was_filled_and_is_far_too_busy_gives_some_back() {
@@ -104,11 +122,23 @@ fn a_broker_that_was_filled_and_is_far_too_busy_gives_some_back() {
     for bundle in &filled {
         cluster.bundles[*bundle].load.base *= 1.5;
     }
-    cluster.run_for(HOUR_MS);
+    cluster.run_for(10 * MINUTE_MS);
     assert_eq!(cluster.brokers[1].owned, filled, "they have not had their short rest");
     cluster.run_for(90 * MINUTE_MS);
     assert!(cluster.imbalance() < 0.12, "{}", cluster.balancer.explain());
     assert!(cluster.measures.moved_early > 0 && cluster.measures.moved_again == 0, "{:?}", cluster.measures);
+}
+
+#[test]
+fn a_broker_that_is_suddenly_far_too_busy_gives_within_a_minute() {
+    let mut cluster = cluster(1, &[&[0.1; 20], &[0.1; 20]]);
+    cluster.run_for(10 * MINUTE_MS);
+    assert_eq!(cluster.measures.decisions, 0);
+    cluster.bundles[0].load.base = 0.9;
+    assert!(cluster.imbalance() > 0.15);
+    cluster.run_for(MINUTE_MS);
+    assert!(cluster.imbalance() < 0.1, "{}", cluster.balancer.explain());
+    assert!(cluster.measures.decisions <= 6 && cluster.bundles[0].owner == Some(0), "{:?}", cluster.measures);
 }
 
 #[test]
@@ -186,7 +216,7 @@ fn hot_bundles_are_split_until_they_are_not_and_single_topics_never() {
     assert!(largest < 0.4, "{largest} {}", cluster.balancer.explain());
     let splits = cluster.measures.splits;
     cluster.run_for(12 * HOUR_MS);
-    assert!(cluster.measures.splits <= splits + 2 && cluster.imbalance() < 0.1, "{:?}", cluster.measures);
+    assert!(cluster.measures.splits <= splits + 6 && cluster.imbalance() < 0.1, "{:?}", cluster.measures);
 }
 
 #[test]

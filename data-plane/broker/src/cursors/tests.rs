@@ -1,8 +1,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
-use async_trait::async_trait;
 use geminga_ledger_client::{AppendDone, EntryParts, MemoryLedgers, Pending, StoredEntry};
-use geminga_metadata::{MemoryStore, MetadataStore, Op, Watch};
+use geminga_metadata::{Disturbance, DisturbedStore, MemoryStore, MetadataStore, Op};
 
 use super::*;
 
@@ -13,28 +12,13 @@ const A_LEDGER: usize = 64 << 20;
 /// Metadata in memory that refuse to save the records of cursor logs so many times.
 #[derive(Default)]
 struct Refusing {
-    stored: MemoryStore,
     refusals: AtomicU32,
     /// A record was saved together with a note of garbage.
     noted: AtomicBool,
 }
 
-#[async_trait]
-impl MetadataStore for Refusing {
-    async fn get(&self, key: &str) -> std::result::Result<Option<geminga_metadata::Record>, MetadataError> {
-        self.stored.get(key).await
-    }
-
-    async fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> std::result::Result<Vec<(String, geminga_metadata::Record)>, MetadataError> {
-        self.stored.scan(prefix, after, limit).await
-    }
-
-    async fn commit(&self, ops: Vec<Op>) -> std::result::Result<Vec<u64>, MetadataError> {
+impl Disturbance for Refusing {
+    async fn commit(&self, stored: &MemoryStore, ops: Vec<Op>) -> std::result::Result<Vec<u64>, MetadataError> {
         let puts = |prefix: &str| ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with(prefix)));
         if puts("cursor-logs/") {
             let less = |left: u32| left.checked_sub(1);
@@ -43,23 +27,7 @@ impl MetadataStore for Refusing {
             }
             self.noted.fetch_or(puts("garbage/"), Ordering::Relaxed);
         }
-        self.stored.commit(ops).await
-    }
-
-    async fn allocate(&self, sequence: &str, count: u64) -> std::result::Result<u64, MetadataError> {
-        self.stored.allocate(sequence, count).await
-    }
-
-    async fn next_of(&self, sequence: &str) -> std::result::Result<u64, MetadataError> {
-        self.stored.next_of(sequence).await
-    }
-
-    async fn watch(&self, prefix: &str) -> std::result::Result<Watch, MetadataError> {
-        self.stored.watch(prefix).await
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.stored.now_ms()
+        stored.commit(ops).await
     }
 }
 
@@ -94,7 +62,7 @@ impl LedgerClient for Kept {
     }
 }
 
-async fn open(store: &Arc<Refusing>, deletes: bool) -> (Metadata, Arc<Cursors>) {
+async fn open(store: &Arc<DisturbedStore<Refusing>>, deletes: bool) -> (Metadata, Arc<Cursors>) {
     let metadata = Metadata::new(store.clone());
     let ledgers = Arc::new(Kept { stored: MemoryLedgers::default(), deletes });
     let opened = Cursors::open("t/n/b".into(), metadata.clone(), ledgers, PendingAcks::new(u64::MAX)).await;
@@ -119,7 +87,7 @@ async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
 /// Nothing waits when the record is refused, so that nobody but the log itself tries it again.
 #[tokio::test]
 async fn the_log_goes_on_when_the_record_of_its_next_ledger_could_not_be_saved() {
-    let store = Arc::new(Refusing::default());
+    let store = Arc::new(DisturbedStore::<Refusing>::default());
     let (_, cursors) = open(&store, true).await;
     put(&cursors, 1, 10).await;
     let first = cursors.ledger_ids();
@@ -134,7 +102,7 @@ async fn the_log_goes_on_when_the_record_of_its_next_ledger_could_not_be_saved()
 #[tokio::test]
 async fn a_ledger_that_goes_is_noted_with_the_record_that_drops_it() {
     for deletes in [true, false] {
-        let store = Arc::new(Refusing::default());
+        let store = Arc::new(DisturbedStore::<Refusing>::default());
         let (metadata, cursors) = open(&store, deletes).await;
         put(&cursors, 1, 10).await;
         let first = cursors.ledger_ids()[0];

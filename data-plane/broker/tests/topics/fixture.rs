@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use geminga_broker::{
     Alive, Broker, BrokerConfig, BrokerError, ConsumerHandle, InitialPosition, Peer, ProducerGrant, ProducerHandle,
     ProducerRequest, Publish, Receipt, SubscribeRequest, Topic,
@@ -13,7 +12,8 @@ use geminga_ledger_client::{
     AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, MemoryLedgers, Pending, StoredEntry,
 };
 use geminga_metadata::{
-    ClusterData, MemoryStore, Metadata, MetadataError, MetadataStore, Op, Policies, Record, TenantInfo, Watch,
+    ClusterData, Disturbance, DisturbedStore, MemoryStore, Metadata, MetadataError, MetadataStore, Op, Policies,
+    TenantInfo,
 };
 use geminga_model::{Position, TopicName};
 use geminga_topic::producers::AccessMode;
@@ -48,9 +48,10 @@ pub async fn broker_with(config: BrokerConfig) -> Arc<Broker> {
 }
 
 /// Metadata in memory, of which one commit comes late, or reads, some reads fail, or that cannot be written.
+pub type LateStore = DisturbedStore<Lateness>;
+
 #[derive(Default)]
-pub struct LateStore {
-    stored: Arc<MemoryStore>,
+pub struct Lateness {
     /// Whoever writes it keeps the records of cursor logs from being read.
     pub cursor_logs: tokio::sync::RwLock<()>,
     /// Reads of them that were begun.
@@ -73,11 +74,15 @@ enum Late {
     None,
     /// The next commit that writes below this prefix.
     Next { prefix: &'static str, is_awaited: bool },
-    /// Somebody may wait for what becomes of it.
-    Held(Vec<Op>, Option<oneshot::Sender<Result<Vec<u64>, MetadataError>>>),
+    Held {
+        stored: MemoryStore,
+        ops: Vec<Op>,
+        /// Somebody may wait for what becomes of it.
+        waiting: Option<oneshot::Sender<Result<Vec<u64>, MetadataError>>>,
+    },
 }
 
-impl LateStore {
+impl Lateness {
     /// Nobody learns what becomes of the next commit that writes below a prefix.
     pub fn hold(&self, prefix: &'static str) {
         *self.late.lock() = Late::Next { prefix, is_awaited: false };
@@ -88,22 +93,15 @@ impl LateStore {
         *self.late.lock() = Late::Next { prefix, is_awaited: true };
     }
 
-    async fn reading(&self) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        let read_ms = self.read_ms.load(Ordering::Relaxed);
-        if read_ms > 0 {
-            tokio::time::sleep(Duration::from_millis(read_ms)).await;
-        }
-    }
-
     pub fn is_held(&self) -> bool {
-        matches!(*self.late.lock(), Late::Held(..))
+        matches!(*self.late.lock(), Late::Held { .. })
     }
 
     /// It is applied now, if its conditions still hold.
     pub async fn release(&self) -> Result<Vec<u64>, MetadataError> {
-        let Late::Held(ops, waiting) = std::mem::take(&mut *self.late.lock()) else { panic!("nothing is held") };
-        let applied = self.stored.commit(ops).await;
+        let held = std::mem::take(&mut *self.late.lock());
+        let Late::Held { stored, ops, waiting } = held else { panic!("nothing is held") };
+        let applied = stored.commit(ops).await;
         // Whoever asked for it may be gone.
         waiting.map(|waiting| waiting.send(applied.clone()));
         applied
@@ -121,47 +119,36 @@ impl LateStore {
         *self.unreadable.lock() = None;
     }
 
-    /// The same metadata, of which all can be read.
-    pub fn undisturbed(&self) -> Metadata {
-        Metadata::new(self.stored.clone())
-    }
-
-    fn check_readable(&self, key: &str) -> Result<(), MetadataError> {
-        if !self.unreadable.lock().is_some_and(|prefix| key.starts_with(prefix)) {
-            return Ok(());
+    /// Of a record, or of those below a prefix.
+    async fn before_read(&self, key: &str) -> Result<(), MetadataError> {
+        if self.unreadable.lock().is_some_and(|prefix| key.starts_with(prefix)) {
+            self.failed_reads.fetch_add(1, Ordering::Relaxed);
+            return Err(MetadataError::Unavailable("it cannot be read".into()));
         }
-        self.failed_reads.fetch_add(1, Ordering::Relaxed);
-        Err(MetadataError::Unavailable("it cannot be read".into()))
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let read_ms = self.read_ms.load(Ordering::Relaxed);
+        if read_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(read_ms)).await;
+        }
+        Ok(())
     }
 }
 
-#[async_trait]
-impl MetadataStore for LateStore {
-    async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
-        self.check_readable(key)?;
-        self.reading().await;
-        let _may_read = match key.starts_with("cursor-logs/") {
-            true => {
-                self.cursor_log_reads.fetch_add(1, Ordering::Relaxed);
-                Some(self.cursor_logs.read().await)
-            }
-            false => None,
-        };
-        self.stored.get(key).await
+impl Disturbance for Lateness {
+    async fn before_get(&self, key: &str) -> Result<(), MetadataError> {
+        self.before_read(key).await?;
+        if key.starts_with("cursor-logs/") {
+            self.cursor_log_reads.fetch_add(1, Ordering::Relaxed);
+            drop(self.cursor_logs.read().await);
+        }
+        Ok(())
     }
 
-    async fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Record)>, MetadataError> {
-        self.check_readable(prefix)?;
-        self.reading().await;
-        self.stored.scan(prefix, after, limit).await
+    async fn before_scan(&self, prefix: &str, _after: Option<&str>) -> Result<(), MetadataError> {
+        self.before_read(prefix).await
     }
 
-    async fn commit(&self, mut ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
+    async fn commit(&self, stored: &MemoryStore, mut ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
         if self.is_full.load(Ordering::Relaxed) {
             return Err(MetadataError::Unavailable("the disk is full".into()));
         }
@@ -171,7 +158,8 @@ impl MetadataStore for LateStore {
             match *late {
                 Late::Next { prefix, is_awaited } if is_below(prefix) => {
                     let (waiting, waits) = oneshot::channel();
-                    *late = Late::Held(std::mem::take(&mut ops), is_awaited.then_some(waiting));
+                    let (stored, ops) = (stored.clone(), std::mem::take(&mut ops));
+                    *late = Late::Held { stored, ops, waiting: is_awaited.then_some(waiting) };
                     Some(waits)
                 }
                 _ => None,
@@ -179,24 +167,8 @@ impl MetadataStore for LateStore {
         };
         match held {
             Some(waits) => waits.await.unwrap_or_else(|_| Err(MetadataError::OutcomeUnknown("it is held".into()))),
-            None => self.stored.commit(ops).await,
+            None => stored.commit(ops).await,
         }
-    }
-
-    async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
-        self.stored.allocate(sequence, count).await
-    }
-
-    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
-        self.stored.next_of(sequence).await
-    }
-
-    async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
-        self.stored.watch(prefix).await
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.stored.now_ms()
     }
 }
 

@@ -4,71 +4,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_ledger_client::MemoryLedgers;
-use geminga_metadata::{
-    ClusterData, MemoryStore, Metadata, MetadataError, MetadataStore, Op, Policies, Record, TenantInfo, Watch,
-};
+use geminga_metadata::{ClusterData, Disturbance, DisturbedStore, Metadata, MetadataError, Policies, TenantInfo};
 use geminga_model::TopicName;
 
 /// Longest time that something may take that happens by itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Metadata in memory that count how often topics are listed.
+/// Counts how often topics are listed.
 #[derive(Default)]
-pub struct CountingStore {
-    stored: MemoryStore,
-    listings: AtomicU64,
-}
+pub struct Listings(AtomicU64);
 
-impl CountingStore {
+impl Listings {
     pub fn listings(&self) -> u64 {
-        self.listings.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed)
     }
 }
 
-#[async_trait]
-impl MetadataStore for CountingStore {
-    async fn get(&self, key: &str) -> Result<Option<Record>, MetadataError> {
-        self.stored.get(key).await
-    }
-
-    async fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Record)>, MetadataError> {
+impl Disturbance for Listings {
+    async fn before_scan(&self, prefix: &str, after: Option<&str>) -> Result<(), MetadataError> {
         if after.is_none() && prefix.starts_with("topics/") {
-            self.listings.fetch_add(1, Ordering::Relaxed);
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
-        self.stored.scan(prefix, after, limit).await
-    }
-
-    async fn commit(&self, ops: Vec<Op>) -> Result<Vec<u64>, MetadataError> {
-        self.stored.commit(ops).await
-    }
-
-    async fn allocate(&self, sequence: &str, count: u64) -> Result<u64, MetadataError> {
-        self.stored.allocate(sequence, count).await
-    }
-
-    async fn next_of(&self, sequence: &str) -> Result<u64, MetadataError> {
-        self.stored.next_of(sequence).await
-    }
-
-    async fn watch(&self, prefix: &str) -> Result<Watch, MetadataError> {
-        self.stored.watch(prefix).await
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.stored.now_ms()
+        Ok(())
     }
 }
 
-pub async fn broker_and_store(config: BrokerConfig) -> (Arc<Broker>, Arc<CountingStore>) {
-    let store = Arc::new(CountingStore::default());
+pub async fn broker_and_store(config: BrokerConfig) -> (Arc<Broker>, Arc<DisturbedStore<Listings>>) {
+    let store = Arc::new(DisturbedStore::<Listings>::default());
     let metadata = Metadata::new(store.clone());
     metadata.create_cluster("standalone", &ClusterData::default()).await.unwrap();
     let tenant = TenantInfo { allowed_clusters: ["standalone".to_owned()].into(), ..Default::default() };
