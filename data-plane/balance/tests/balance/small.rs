@@ -103,7 +103,7 @@ fn what_a_broker_was_given_that_is_not_heard_counts() {
         cluster.add_bundle(BundleLoad::steady(0.02), 1, Some(number % 2));
     }
     cluster.run_for(5 * MINUTE_MS);
-    cluster.faults.answer_lost = 1.0;
+    cluster.faults.answer_lost = 0.5;
     let started = cluster.add_broker(4.0);
     cluster.run_for(15_000);
     cluster.brokers[started].is_mute = true;
