@@ -176,7 +176,6 @@ impl Topic {
             supports_partial_producer: producer.supports_partial,
             metadata: Some(producer.metadata.clone()),
             msg_drop_rate: self.drop_rate(0.0),
-            ..PublisherStats::default()
         }
     }
 

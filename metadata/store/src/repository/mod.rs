@@ -90,7 +90,8 @@ impl IdBlock {
 
     fn refill(&self, first: u64, count: u64) -> u64 {
         let mut range = self.range.lock();
-        if first > range.0 {
+        // The next block begins where one ended that was given up.
+        if first >= range.0 {
             *range = (first + 1, first + count);
         }
         first
