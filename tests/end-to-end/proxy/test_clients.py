@@ -91,7 +91,7 @@ def test_the_python_suite(shared):
     environment = {**shared.proxy.environment(tls=False), "PYTHONPATH": "tests"}
     # test_frames.py speaks to a broker by itself, without naming one to the proxy; /metrics here are the proxy's own.
     suite = ["tests/clients/python", "--ignore", "tests/clients/python/test_frames.py",
-             "--deselect", "tests/clients/python/test_admin.py::test_metrics_of_topics_and_subscriptions"]
+             "--deselect", "test_admin.py::test_metrics_of_topics_and_subscriptions"]
     run_suite([sys.executable, "-m", "pytest", "-n", "4", *suite], environment)
     assert shared.proxy.metric("pulsar_proxy_new_connections") - before > 50
 
