@@ -56,7 +56,8 @@ class Postgres:
                        stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
 
     def start(self):
-        settings = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        # Its shared memory is in the folder, where a kill leaves nothing behind.
+        settings = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c dynamic_shared_memory_type=mmap"
         self.run("pg_ctl", "-w", "-l", f"{self.folder}/log", "-o", settings, "start")
 
     def stop(self, mode="fast"):

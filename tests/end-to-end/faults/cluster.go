@@ -116,7 +116,9 @@ func (c *cluster) addPostgres() (string, error) {
 		return "", err
 	}
 	p.command = []string{filepath.Join(bin, "postgres"), "-D", data, "-p", fmt.Sprint(port), "-c", "listen_addresses=" + p.host.ip,
-		"-c", "unix_socket_directories=" + p.folder, "-c", "max_connections=200"}
+		"-c", "unix_socket_directories=" + p.folder, "-c", "max_connections=200",
+		// In its folder, where a kill leaves nothing behind.
+		"-c", "dynamic_shared_memory_type=mmap"}
 	isReady := filepath.Join(bin, "pg_isready")
 	p.ready = func() bool {
 		return exec.Command(isReady, "-q", "-h", p.folder, "-p", fmt.Sprint(port), "-U", "geminga", "-d", "postgres").Run() == nil

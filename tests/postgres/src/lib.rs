@@ -24,8 +24,14 @@ const POLL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the server is told on top of its defaults. It must not need `synchronous_commit` to be on by itself: that is
 /// for those who commit to ask for.
-const SETTINGS: [&str; 4] =
-    ["listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=32MB", "synchronous_commit=off"];
+const SETTINGS: [&str; 5] = [
+    "listen_addresses=127.0.0.1",
+    "max_connections=300",
+    "shared_buffers=32MB",
+    "synchronous_commit=off",
+    // In its folder, where a kill leaves nothing behind.
+    "dynamic_shared_memory_type=mmap",
+];
 
 /// A running server with a user `postgres` who needs no password. Ends with the value.
 pub struct Server {
