@@ -72,3 +72,19 @@ func TestWhatHasAReceiptMustArriveAtItsPosition(t *testing.T) {
 		t.Errorf("missing are %v", missing)
 	}
 }
+
+func TestNoCallAcknowledgesTwoDeliveriesOfAnEntry(t *testing.T) {
+	for _, one := range []struct {
+		positions []Position
+		together  int
+	}{
+		{nil, 0},
+		{[]Position{{1, 0, 0}, {1, 1, 0}, {1, 1, 1}, {1, 0, 2}}, 4},
+		{[]Position{{1, 0, 1}, {1, 1, 0}, {1, 0, 0}}, 2}, // from the beginning again
+		{[]Position{{1, 0, 1}, {2, 0, 1}, {1, 0, 1}}, 2}, // the last that was not acknowledged
+	} {
+		if together := untilOneComesAgain(one.positions); together != one.together {
+			t.Errorf("%v: %d", one.positions, together)
+		}
+	}
+}

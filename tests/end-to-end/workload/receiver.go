@@ -85,10 +85,29 @@ func (r *Receiver) Run(ctx context.Context, random *rand.Rand) {
 				r.Consumer.Nack(m)
 			}
 		}
-		if len(ids) > 0 && r.Consumer.AckIDList(ids) == nil {
-			r.History.acknowledged(r.Now(), positionsOf(ids))
+		for len(ids) > 0 {
+			together := ids[:untilOneComesAgain(positionsOf(ids))]
+			ids = ids[len(together):]
+			if r.Consumer.AckIDList(together) == nil {
+				r.History.acknowledged(r.Now(), positionsOf(together))
+			}
 		}
 	}
+}
+
+// untilOneComesAgain is how many of these positions, in the order they came, are before the first entry that was delivered anew.
+// The client sends one set of batch indexes for each entry of a call, that of the last delivery named (`pendingAcks` in AckIDList of
+// consumer_partition.go): what the call names of an earlier delivery is not sent, and reported as acknowledged.
+func untilOneComesAgain(positions []Position) int {
+	newest := map[Position]int32{}
+	for i, at := range positions {
+		entry := Position{at.Ledger, at.Entry, 0}
+		if batch, seen := newest[entry]; seen && batch >= at.Batch {
+			return i
+		}
+		newest[entry] = at.Batch
+	}
+	return len(positions)
 }
 
 // batch waits for a message and takes what is there already behind it.
