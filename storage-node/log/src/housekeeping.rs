@@ -14,8 +14,8 @@ const ZEROING_ROUND: Duration = Duration::from_millis(5);
 /// And while nothing does.
 const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
-/// How often a file that is not needed any more goes.
-const THINNING: Duration = Duration::from_millis(100);
+/// How often a piece of the files that are not needed any more goes.
+const THINNING: Duration = Duration::from_millis(25);
 /// How often a disk that failed is tried.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// A segment of which little goes for this long is compacted, if little of it is live.
@@ -52,13 +52,9 @@ pub(crate) fn run(shared: &Shared) {
     let mut idle_since = Instant::now();
     let mut round = ROUND;
     while !house.rest(round) {
-        let is_zeroing = house.keep_up();
+        let soon = house.keep_up();
         let is_busy = reclaim.is_some() || house.zeroing.rate > 1.0;
-        round = match is_zeroing {
-            true => ZEROING_ROUND,
-            false if is_busy => ROUND,
-            false => IDLE_ROUND,
-        };
+        round = soon.unwrap_or(IDLE_ROUND).min(if is_busy { ROUND } else { IDLE_ROUND });
         let engine = &shared.engine;
         if tried.elapsed() >= TRY_AGAIN {
             // What it answers is in the figures of the log, and was said when it failed.
@@ -85,13 +81,14 @@ struct House<'a> {
     settling: Settling,
     space_checked: Instant,
     thinned: Instant,
+    is_thinning: bool,
 }
 
 impl<'a> House<'a> {
     fn new(shared: &'a Shared) -> Self {
         let now = Instant::now();
         let (zeroing, settling) = (Zeroing::new(), Settling::default());
-        Self { shared, zeroing, settling, space_checked: now, thinned: now }
+        Self { shared, zeroing, settling, space_checked: now, thinned: now, is_thinning: false }
     }
 
     /// Whether the log closes.
@@ -103,8 +100,8 @@ impl<'a> House<'a> {
         state.closed
     }
 
-    /// Has the next segment ready, those that are full sealed, and an eye on space; answers whether zeros were written.
-    fn keep_up(&mut self) -> bool {
+    /// Has the next segment ready, those that are full sealed, and an eye on space; answers after how long at most it wants to go on.
+    fn keep_up(&mut self) -> Option<Duration> {
         let engine = &self.shared.engine;
         report("prepare a segment", engine.prepare_next());
         report("seal a segment", engine.seal_retired());
@@ -117,10 +114,15 @@ impl<'a> House<'a> {
             self.space_checked = Instant::now();
         }
         if self.thinned.elapsed() >= THINNING {
-            report("remove spare files", engine.thin_spares().map(drop));
+            let thinned = engine.thin_spares();
+            self.is_thinning = *thinned.as_ref().unwrap_or(&true);
+            report("remove spare files", thinned.map(drop));
             self.thinned = Instant::now();
         }
-        is_zeroing
+        match is_zeroing {
+            true => Some(ZEROING_ROUND),
+            false => self.is_thinning.then_some(THINNING),
+        }
     }
 
     /// One change of the log's segments at a time: asked for in one round, followed by the removal of files in a later one.
@@ -168,7 +170,7 @@ impl<'a> House<'a> {
             let due = now + Duration::from_secs_f64(worked as f64 / shared.options.compaction_bytes_per_second as f64);
             // Meanwhile the writer must not run out of segments, nor of zeros.
             loop {
-                let round = if self.keep_up() { ZEROING_ROUND } else { ROUND };
+                let round = self.keep_up().unwrap_or(ROUND).min(ROUND);
                 let wait = due.saturating_duration_since(Instant::now());
                 if self.rest(wait.min(round)) {
                     return false;

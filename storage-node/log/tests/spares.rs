@@ -3,17 +3,18 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use geminga_log::disk::Disk;
 use geminga_log::disk::sim::SimDisk;
+use geminga_log::disk::{Disk, DiskFile};
 use geminga_log::engine::{Begin, Engine, Request};
 use geminga_log::{Admission, Append, LogOptions};
 
 const SEGMENTS: usize = 150;
 /// Beside those that are kept to be used again.
 const KEPT: usize = 2;
+const SEGMENT_BYTES: u64 = 256 << 10;
 
 fn options(reserve_bytes: u64) -> LogOptions {
-    LogOptions { segment_bytes: 256 << 10, reserve_bytes, ..LogOptions::default() }
+    LogOptions { segment_bytes: SEGMENT_BYTES, reserve_bytes, ..LogOptions::default() }
 }
 
 fn run(engine: &Engine<SimDisk>, request: Request) {
@@ -62,6 +63,51 @@ fn files_that_are_not_needed_go_a_few_at_a_time() {
     }
     assert!(!engine.thin_spares().unwrap());
     assert_eq!(spares(&disk), KEPT);
+}
+
+/// Lengths of the spare files.
+fn lengths(disk: &SimDisk) -> Vec<u64> {
+    let names = disk.list().unwrap().into_iter().filter(|name| name.starts_with("spare-"));
+    let mut lengths: Vec<u64> = names.map(|name| disk.open(&name).unwrap().length().unwrap()).collect();
+    lengths.sort();
+    lengths
+}
+
+#[test]
+fn a_large_file_goes_in_pieces_and_is_used_again_in_the_middle_of_that() {
+    const LARGE: u64 = 5 << 20;
+    let disk = SimDisk::new(1, 256 << 20);
+    drop(after_dropping(&disk));
+    let large = LogOptions { segment_bytes: LARGE, ..options(0) };
+    let (engine, _) = Engine::open(disk.clone(), large.clone()).unwrap();
+    while engine.thin_spares().unwrap() {}
+    // As if they were of a log with larger segments.
+    for name in disk.list().unwrap().into_iter().filter(|name| name.starts_with("spare-")) {
+        disk.open(&name).unwrap().allocate(LARGE).unwrap();
+    }
+    let extra = disk.create("spare-00000001").unwrap();
+    extra.allocate(LARGE).unwrap();
+    drop(engine);
+    let (engine, _) = Engine::open(disk.clone(), large.clone()).unwrap();
+    let before = lengths(&disk);
+    assert_eq!(before.len(), KEPT + 1);
+    for left in [3 << 20, 1 << 20] {
+        assert!(engine.thin_spares().unwrap());
+        assert_eq!(lengths(&disk), [left, LARGE, LARGE]);
+    }
+    // Those that are kept are used first, then the one that was on its way out, after a restart.
+    drop(engine);
+    let (engine, _) = Engine::open(disk.clone(), large).unwrap();
+    for left in [[1 << 20, LARGE].as_slice(), &[1 << 20], &[]] {
+        let parts = [Bytes::from(vec![1; 4 << 20]), Bytes::new(), Bytes::new()];
+        let entries = vec![Append { ledger: 2, entry: left.len() as u64, parts, reserve: false }];
+        run(
+            &engine,
+            Request::Append { entries, admission: Admission::Whole, done: Box::new(|result| result.unwrap()) },
+        );
+        assert_eq!(lengths(&disk), left);
+    }
+    assert!(!engine.thin_spares().unwrap());
 }
 
 #[test]

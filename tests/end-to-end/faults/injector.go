@@ -53,9 +53,9 @@ func newInjector(c *cluster, random *rand.Rand, most int, only string) (*injecto
 	return i, nil
 }
 
-// run injects until the time is over, and returns when everything is healed.
-func (i *injector) run(until time.Time) error {
-	for time.Now().Before(until) && i.err() == nil {
+// run injects until the time is over or a promise is broken, and returns when everything is healed.
+func (i *injector) run(until time.Time, broken func() error) error {
+	for time.Now().Before(until) && i.err() == nil && broken() == nil {
 		time.Sleep(between(i.random, 100, 2500))
 		i.next()
 	}
@@ -119,6 +119,11 @@ func (i *injector) play(f *fault) {
 	for _, target := range f.targets {
 		delete(i.busy, target)
 	}
+}
+
+// recent is the end of the log, for a reader who has nothing else of this run.
+func (i *injector) recent() string {
+	return tail(i.log.Name(), 6000)
 }
 
 func (i *injector) note(format string, args ...any) {

@@ -105,7 +105,7 @@ func play(c config) (passed int, err error) {
 		begin := time.Now()
 		k, err := newCampaign(c, cluster, random, passed)
 		if err == nil {
-			err = injector.run(time.Now().Add(min(left, c.campaign)))
+			err = injector.run(time.Now().Add(min(left, c.campaign)), k.problems.Err)
 		}
 		if err == nil {
 			err = k.problems.Err()
@@ -117,6 +117,7 @@ func play(c config) (passed int, err error) {
 		fmt.Printf("campaign %d, %.0f s: %d messages with receipt, %d deliveries, %d repeated; so far %s; %s\n", passed+1, time.Since(begin).Seconds(),
 			messages, deliveries, repeated, injector.summary(), k.mover.summary())
 		if err != nil {
+			fmt.Printf("the last faults:\n%s\n", injector.recent())
 			k.keep(c.work)
 			k.close()
 			return passed, err

@@ -529,10 +529,10 @@ impl<D: Disk> Engine<D> {
             None => {
                 let bytes = self.affordable_segment(class)?;
                 let id = writer.take_segment_id();
-                let segment = self
+                let (segment, written_to) = self
                     .create_segment(SegmentKind::Log, id, bytes)
                     .map_err(|error| self.creation_failed(id, &error))?;
-                Prepared { segment, allocated: bytes, zeroed_to: DATA_AT }
+                Prepared { segment, allocated: bytes, zeroed_to: written_to.min(bytes) }
             }
         };
         let mut catalog = self.catalog.write();

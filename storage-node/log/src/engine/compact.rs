@@ -104,7 +104,8 @@ impl<D: Disk> Engine<D> {
         }
         self.save_deleted();
         let id = self.writer.lock().take_segment_id();
-        let segment = self.create_segment(SegmentKind::Compacted, id, needed.next_multiple_of(BLOCK_BYTES as u64))?;
+        let (segment, _) =
+            self.create_segment(SegmentKind::Compacted, id, needed.next_multiple_of(BLOCK_BYTES as u64))?;
         match self.move_ledgers(segment, &dropping, pace) {
             Ok(Some((entry, rows))) => {
                 *self.pending.adopting.lock() = Some((entry, rows));
