@@ -1,5 +1,5 @@
 //! Buffers whose first byte lies on a block boundary in memory, as direct I/O wants it: one that grows, and one for large
-//! reads, of a fixed size and used again.
+//! reads, of two sizes and used again.
 
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use crate::format::BLOCK_BYTES;
 
 /// Size of a buffer for large reads: a piece of 1 MiB, what comes with it at both ends included.
 pub const READ_BUFFER_BYTES: usize = (1 << 20) + (256 << 10);
-/// Buffers that are kept for the next reads.
+/// The same for a piece of 512 KiB, as whoever keeps a part of it keeps all of it.
+const SMALLER_BYTES: usize = (512 << 10) + (192 << 10);
+/// Buffers of each size that are kept for the next reads.
 const KEPT: usize = 8;
 
 /// Keeps its memory when cleared.
@@ -85,10 +87,11 @@ impl AlignedBuffer {
 }
 
 /// Read buffers that are free. Memory that is used again needs neither be zeroed nor mapped by the kernel anew. Clones share
-/// the pool.
+/// the pools.
 #[derive(Clone, Default)]
 pub struct ReadBuffers {
-    pool: Arc<Mutex<Pool>>,
+    smaller: Arc<Mutex<Pool>>,
+    large: Arc<Mutex<Pool>>,
 }
 
 #[derive(Default)]
@@ -99,26 +102,32 @@ struct Pool {
 }
 
 impl ReadBuffers {
-    /// [`READ_BUFFER_BYTES`] of whatever was there before.
-    pub fn take(&self) -> ReadBuffer {
-        let mut pool = self.pool.lock();
+    /// Room for so many bytes, [`READ_BUFFER_BYTES`] at most, with whatever was there before.
+    pub fn take(&self, bytes: usize) -> ReadBuffer {
+        let (home, size) = match bytes <= SMALLER_BYTES {
+            true => (&self.smaller, SMALLER_BYTES),
+            false => (&self.large, READ_BUFFER_BYTES),
+        };
+        let mut pool = home.lock();
         let buffer = pool.free.pop();
         pool.spare = pool.spare.min(pool.free.len());
         drop(pool);
         let buffer = buffer.unwrap_or_else(|| {
-            let mut buffer = AlignedBuffer::with_capacity(READ_BUFFER_BYTES);
-            buffer.extend_zeros(READ_BUFFER_BYTES);
+            let mut buffer = AlignedBuffer::with_capacity(size);
+            buffer.extend_zeros(size);
             buffer
         });
-        ReadBuffer { buffer, start: 0, end: 0, home: self.clone() }
+        ReadBuffer { buffer, start: 0, end: 0, home: home.clone() }
     }
 
     /// Frees what nobody has used since the last call.
     pub fn trim(&self) {
-        let mut pool = self.pool.lock();
-        let left = pool.free.len() - pool.spare;
-        pool.free.truncate(left);
-        pool.spare = left;
+        for pool in [&self.smaller, &self.large] {
+            let mut pool = pool.lock();
+            let left = pool.free.len() - pool.spare;
+            pool.free.truncate(left);
+            pool.spare = left;
+        }
     }
 }
 
@@ -127,7 +136,7 @@ pub struct ReadBuffer {
     buffer: AlignedBuffer,
     start: usize,
     end: usize,
-    home: ReadBuffers,
+    home: Arc<Mutex<Pool>>,
 }
 
 impl ReadBuffer {
@@ -150,7 +159,7 @@ impl AsRef<[u8]> for ReadBuffer {
 
 impl Drop for ReadBuffer {
     fn drop(&mut self) {
-        let mut pool = self.home.pool.lock();
+        let mut pool = self.home.lock();
         if pool.free.len() < KEPT {
             pool.free.push(std::mem::take(&mut self.buffer));
         }
@@ -178,19 +187,20 @@ mod tests {
     #[test]
     fn a_read_buffer_comes_back_with_its_last_slice() {
         let pool = ReadBuffers::default();
-        let mut buffer = pool.take();
+        let mut buffer = pool.take(SMALLER_BYTES + 1);
         assert_eq!(buffer.as_mut_slice().len(), READ_BUFFER_BYTES);
         buffer.as_mut_slice()[5000] = 7;
         let all = buffer.freeze(4096..8192);
         let slice = all.slice(904..905);
         drop(all);
-        assert!(pool.pool.lock().free.is_empty());
+        assert!(pool.large.lock().free.is_empty());
         assert_eq!(&slice[..], [7]);
         drop(slice);
-        assert_eq!(pool.take().as_mut_slice()[5000], 7, "the same memory");
+        assert_eq!(pool.take(SMALLER_BYTES).as_mut_slice().len(), SMALLER_BYTES, "not that one");
+        assert_eq!(pool.take(READ_BUFFER_BYTES).as_mut_slice()[5000], 7, "the same memory");
         pool.trim();
-        assert_eq!(pool.pool.lock().free.len(), 1, "it was in use meanwhile");
+        assert_eq!(pool.large.lock().free.len(), 1, "it was in use meanwhile");
         pool.trim();
-        assert!(pool.pool.lock().free.is_empty());
+        assert!(pool.large.lock().free.is_empty());
     }
 }

@@ -95,7 +95,8 @@ impl StorageNode {
             tls: options.tls.as_ref().map(Tls::open).transpose()?,
             log: log.into(),
             confirmed: Confirmed::default(),
-            cache: ReadCache::new((limit / 8) as usize),
+            // Of what was read ahead, and seldom asked for twice; with the buffers that its entries are parts of, half as much again.
+            cache: ReadCache::new((limit / 16) as usize),
             adding: Budget::new(limit / 8),
             receiving: Budget::new(limit / 8),
             outbound: Budget::new(limit / 8),

@@ -317,7 +317,7 @@ fn read_piece<F: DiskFile>(file: &F, range: Range<u64>, buffers: &ReadBuffers) -
         buffer.truncate(count);
         return Ok(Bytes::from(buffer));
     }
-    let mut buffer = buffers.take();
+    let mut buffer = buffers.take(whole);
     let read = |piece: &mut [u8], offset| file.read_blocks_at(piece, offset);
     let count = read_around(&mut buffer.as_mut_slice()[..whole], from, read)?;
     let start = (range.start - from) as usize;
