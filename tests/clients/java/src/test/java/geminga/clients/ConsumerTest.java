@@ -22,6 +22,7 @@ import org.apache.pulsar.client.api.PulsarClientException;
 import org.apache.pulsar.client.api.Range;
 import org.apache.pulsar.client.api.SubscriptionInitialPosition;
 import org.apache.pulsar.client.api.SubscriptionType;
+import org.apache.pulsar.common.policies.data.AutoSubscriptionCreationOverride;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -193,6 +194,22 @@ class ConsumerTest extends Server {
         }
     }
 
+    /** What was on its way when all is asked for again has an earlier epoch, and is dropped. */
+    @ParameterizedTest
+    @EnumSource(value = SubscriptionType.class, names = {"Exclusive", "Failover"})
+    void redeliveryOfAllKeepsOrder(SubscriptionType type) throws Exception {
+        var consumer = consumer(type).receiverQueueSize(50).subscribe();
+        produce(producer().enableBatching(false).create(), 0, 300);
+        for (int turn = 0; turn < 3; turn++) {
+            assertEquals(series(turn * 10, turn * 10 + 30), texts(receive(consumer, 30)));
+            consumer.redeliverUnacknowledgedMessages();
+            consumer.acknowledgeCumulative(receive(consumer, 10).get(9));
+            consumer.redeliverUnacknowledgedMessages();
+        }
+        assertEquals(series(30, 300), texts(receiveAndAck(consumer, 270)));
+        nothingMore(consumer);
+    }
+
     @Test
     void acknowledgementTimeout() throws Exception {
         var consumer = consumer(SubscriptionType.Shared).ackTimeout(1, TimeUnit.SECONDS).ackTimeoutTickTime(200, TimeUnit.MILLISECONDS).subscribe();
@@ -316,10 +333,18 @@ class ConsumerTest extends Server {
 
     @Test
     void forcedUnsubscribe() throws Exception {
+        var namespace = newNamespace();
+        var off = AutoSubscriptionCreationOverride.builder().allowAutoSubscriptionCreation(false).build();
+        admin.namespaces().setAutoSubscriptionCreation(namespace, off);
+        topic = "persistent://" + namespace + "/t";
+        admin.topics().createNonPartitionedTopic(topic);
+        admin.topics().createSubscription(topic, "s", MessageId.earliest);
         var first = consumer(SubscriptionType.Shared).subscribe();
-        consumer(SubscriptionType.Shared).subscribe();
+        var second = consumer(SubscriptionType.Shared).subscribe();
         first.unsubscribe(true);
-        until("the subscription is gone", () -> !admin.topics().getSubscriptions(topic).contains("s") || !first.isConnected());
+        assertEquals(List.of(), admin.topics().getSubscriptions(topic));
+        until("the other consumer is sent away", () -> !second.isConnected());
+        second.close();
     }
 
     @Test
