@@ -194,19 +194,22 @@ class ConsumerTest extends Server {
         }
     }
 
-    /** What was on its way when all is asked for again has an earlier epoch, and is dropped. */
+    /** By epochs: what has that of an earlier redelivery is dropped by the client. */
     @ParameterizedTest
     @EnumSource(value = SubscriptionType.class, names = {"Exclusive", "Failover"})
     void redeliveryOfAllKeepsOrder(SubscriptionType type) throws Exception {
-        var consumer = consumer(type).receiverQueueSize(50).subscribe();
-        produce(producer().enableBatching(false).create(), 0, 300);
-        for (int turn = 0; turn < 3; turn++) {
-            assertEquals(series(turn * 10, turn * 10 + 30), texts(receive(consumer, 30)));
-            consumer.redeliverUnacknowledgedMessages();
-            consumer.acknowledgeCumulative(receive(consumer, 10).get(9));
+        var consumer = consumer(type).subscribe();
+        produce(producer().enableBatching(false).create(), 0, 100);
+        for (int begin = 0; begin < 30; begin += 10) {
+            int queued = 100 - begin - 30;
+            var messages = receive(consumer, 30);
+            assertEquals(series(begin, begin + 30), texts(messages));
+            consumer.acknowledgeCumulative(messages.get(9));
+            // A client that asks for all while it takes a message in may keep that one.
+            until("all have come", () -> consumer.getStats().getMsgNumInReceiverQueue() == queued);
             consumer.redeliverUnacknowledgedMessages();
         }
-        assertEquals(series(30, 300), texts(receiveAndAck(consumer, 270)));
+        assertEquals(series(30, 100), texts(receiveAndAck(consumer, 70)));
         nothingMore(consumer);
     }
 
