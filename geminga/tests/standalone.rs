@@ -182,6 +182,35 @@ impl Client {
     }
 }
 
+#[test]
+fn a_subscription_is_explained() {
+    let folder = folder();
+    let server = Server::start(&mut standalone(folder.path()));
+    let mut consumer = Client::connect(&server);
+    consumer.ask(proto::CommandSubscribe {
+        topic: "persistent://public/default/t".into(),
+        subscription: "s/1".into(),
+        consumer_name: Some("c".into()),
+        consumer_id: 1,
+        request_id: 1,
+        ..Default::default()
+    });
+    consumer.send(&proto::CommandFlow { consumer_id: 1, message_permits: 7 }.into());
+    consumer.ask(proto::CommandPing {});
+    let url = format!("http://{}", server.http);
+    let explain =
+        |subscription| geminga().args(["admin", "explain", "t", subscription, "--url", &url]).output().unwrap();
+    let answer = explain("s/1");
+    assert!(answer.status.success(), "{answer:?}");
+    let explanation: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(explanation["summary"], "everything is acknowledged");
+    assert_eq!(
+        (&explanation["consumers"][0]["name"], &explanation["consumers"][0]["permits"]),
+        (&"c".into(), &7.into())
+    );
+    assert!(complaint(&explain("none")).contains("none"));
+}
+
 /// Sends a request without a body; what comes back.
 fn http(server: &Server, request: &str) -> String {
     let mut stream = TcpStream::connect(server.http).unwrap();

@@ -10,6 +10,7 @@ import time
 CONNECT, CONNECTED, SUBSCRIBE, PRODUCER, SEND, SEND_RECEIPT, SEND_ERROR, MESSAGE, ACK, FLOW = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 SUCCESS, ERROR, CLOSE_PRODUCER, CLOSE_CONSUMER, PRODUCER_SUCCESS, PING, PONG = 13, 14, 15, 16, 17, 18, 19
 REDELIVER, PARTITIONED_METADATA, LOOKUP, LOOKUP_RESPONSE, SEEK, GET_LAST_MESSAGE_ID = 20, 21, 23, 24, 28, 29
+ACK_RESPONSE = 38
 
 PROTOCOL_VERSION = 19
 MAGIC_CRC32C = b"\x0e\x01"
@@ -106,12 +107,13 @@ class Connection:
         self.socket.sendall(data)
 
     def read(self):
-        """The next command as (type, body fields), pings answered on the way; OSError when the server closed."""
+        """The next command as (type, body fields), pings answered on the way; OSError when the server closed. What stood
+        behind the command is in `payload`."""
         while True:
             size, = struct.unpack(">I", self.exactly(4))
             content = self.exactly(size)
             length, = struct.unpack(">I", content[:4])
-            got = parse(content[4:4 + length])
+            got, self.payload = parse(content[4:4 + length]), content[4 + length:]
             if got[1] == PING:
                 self.write(frame(command(PONG, {})))
                 continue

@@ -367,7 +367,7 @@ impl Connection {
             Command::WatchTopicListClose(close) => self.close_watch(&close),
             Command::GetSchema(get) => self.get_schema(*get),
             Command::GetOrCreateSchema(get) => self.get_or_create_schema(*get),
-            other => self.unsupported(other),
+            other => self.unsupported(&other),
         }
         Ok(())
     }

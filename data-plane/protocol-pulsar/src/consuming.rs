@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use geminga_broker::{BrokerError, ConsumerHandle, InitialPosition, SubscribeRequest};
 use geminga_model::{Position, TopicName};
 use geminga_topic::{AckRequest, ConsumerSpec, IndividualAck, KeySharedMode, KeySharedSpec, SubscriptionType};
+use geminga_wire_pulsar::proto::ServerError;
 use geminga_wire_pulsar::{Command, proto};
 
 use crate::connection::{Connection, ConsumerSlot};
@@ -293,11 +294,13 @@ impl Connection {
 
     pub(crate) fn consumer_stats(self: &Arc<Self>, command: &proto::CommandConsumerStats) {
         let request_id = command.request_id;
-        let response = match self.consumer(command.consumer_id) {
-            Some(consumer) => consumer.topic.consumer_stats(&consumer),
-            None => Err(BrokerError::NotAllowed(format!("no consumer {}", command.consumer_id))),
+        let stats = match self.consumer(command.consumer_id) {
+            Some(consumer) => {
+                consumer.topic.consumer_stats(&consumer).map_err(|error| (server_error(&error), error.to_string()))
+            }
+            None => Err((ServerError::ConsumerNotFound, format!("Consumer {} not found", command.consumer_id))),
         };
-        let response = match response {
+        let response = match stats {
             Ok(stats) => proto::CommandConsumerStatsResponse {
                 request_id,
                 msg_rate_out: Some(stats.msg_rate_out),
@@ -313,10 +316,10 @@ impl Connection {
                 msg_backlog: Some(stats.backlog),
                 ..Default::default()
             },
-            Err(error) => proto::CommandConsumerStatsResponse {
+            Err((code, message)) => proto::CommandConsumerStatsResponse {
                 request_id,
-                error_code: Some(server_error(&error) as i32),
-                error_message: Some(error.to_string()),
+                error_code: Some(code as i32),
+                error_message: Some(message),
                 ..Default::default()
             },
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use geminga_broker::{BrokerError, Owner};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
-use geminga_wire_pulsar::{Command, proto};
+use geminga_wire_pulsar::{Command, NO_REQUEST, proto};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
@@ -255,14 +255,9 @@ impl Connection {
     }
 
     /// A command that this broker does not serve: an error that names it, never silence.
-    pub(crate) fn unsupported(&self, command: Command) {
-        let name = command.name();
-        match command.request_id() {
-            Some(request_id) => {
-                self.send(&error_command(request_id, &BrokerError::Unsupported(format!("command {name}"))));
-            }
-            None => tracing::warn!(address = %self.address, command = name, "ignored a command that is not supported"),
-        }
+    pub(crate) fn unsupported(&self, command: &Command) {
+        let error = BrokerError::Unsupported(format!("command {}", command.label()));
+        self.send(&error_command(command.request_id().unwrap_or(NO_REQUEST), &error));
     }
 }
 
@@ -295,11 +290,11 @@ impl TopicPattern {
     }
 }
 
-/// Pulsar's hash of a topic list: CRC32C over the sorted names joined by commas, in hex.
+/// Pulsar's hash of a topic list: CRC32C over the sorted names joined by commas, its bytes in hex from the lowest one on.
 fn topics_hash(topics: &[String]) -> String {
     let mut sorted: Vec<&str> = topics.iter().map(String::as_str).collect();
     sorted.sort_unstable();
-    format!("{:x}", geminga_wire_pulsar::crc32c(sorted.join(",").as_bytes()))
+    format!("{:08x}", geminga_wire_pulsar::crc32c(sorted.join(",").as_bytes()).swap_bytes())
 }
 
 #[cfg(test)]
@@ -307,6 +302,14 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    /// As Pulsar 4.0.8's `TopicList.calculateHash` answers.
+    #[test]
+    fn topics_have_pulsars_hash() {
+        assert_eq!(topics_hash(&["b".into(), "a".into()]), "3ae8eccf");
+        assert_eq!(topics_hash(&["persistent://public/default/t".into()]), "977bd9c6");
+        assert_eq!(topics_hash(&[]), "00000000");
+    }
 
     #[test]
     fn many_topics_are_compared_at_once() {

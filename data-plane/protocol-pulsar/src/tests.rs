@@ -77,6 +77,18 @@ async fn a_client_that_is_held_back_hears_of_us() {
     receiving.give_back(receiving.limit());
 }
 
+#[tokio::test]
+async fn a_quiet_client_is_asked_and_a_silent_one_let_go() {
+    let config = BrokerConfig { keep_alive: Duration::from_millis(400), ..BrokerConfig::default() };
+    let mut client = Client::connect(&broker_with(config).await).await;
+    for _ in 0..3 {
+        client.hears("PING").await;
+        client.send(&proto::CommandPong {}.into()).await;
+    }
+    client.hears("PING").await;
+    assert!(client.has_ended().await);
+}
+
 #[test]
 fn the_beginning_of_a_frame_takes_a_small_buffer() {
     let mut buffer = bytes::BytesMut::with_capacity(1 << 20);

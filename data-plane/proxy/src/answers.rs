@@ -1,12 +1,9 @@
 //! Answers that the proxy gives by itself: to requests that no broker answers, and to a CONNECT that leads nowhere.
 
 use geminga_wire_pulsar::proto::{self, ServerError};
-use geminga_wire_pulsar::{Command, proto::command_lookup_topic_response as lookup};
+use geminga_wire_pulsar::{Command, NO_REQUEST, proto::command_lookup_topic_response as lookup};
 
 use crate::frame::Frame;
-
-/// Pulsar's request id of errors that answer no request.
-const NO_REQUEST: u64 = u64::MAX;
 
 /// Why something was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +32,7 @@ impl Refusal {
         self.error(NO_REQUEST)
     }
 
-    fn error(&self, request_id: u64) -> Frame {
+    pub fn error(&self, request_id: u64) -> Frame {
         let (error, message) = (self.code as i32, self.message.clone());
         Frame::new(proto::CommandError { request_id, error, message })
     }

@@ -1,24 +1,30 @@
 """Refusals and orders that a client library would hide: frames by hand."""
+import time
 import urllib.parse
 
 import pytest
 
 from conftest import PULSAR_URL
 from harness import frames
-from harness.frames import (ERROR, FLOW, LOOKUP, LOOKUP_RESPONSE, MESSAGE, PONG, PRODUCER, PRODUCER_SUCCESS, SUBSCRIBE, SUCCESS, command,
-                            message)
+from harness.frames import (ACK, ACK_RESPONSE, CLOSE_CONSUMER, CONNECT, CONNECTED, ERROR, FLOW, LOOKUP, LOOKUP_RESPONSE, MESSAGE, PING, PONG,
+                            PRODUCER, PRODUCER_SUCCESS, REDELIVER, SEND_RECEIPT, SUBSCRIBE, SUCCESS, command, message)
 
-METADATA_ERROR, TOPIC_NOT_FOUND, PRODUCER_BUSY, INVALID_NAME, INCOMPATIBLE_SCHEMA, NOT_ALLOWED = 1, 11, 16, 17, 18, 22
-WATCH_TOPIC_LIST, GET_TOPICS = 64, 32
+METADATA_ERROR, TOPIC_NOT_FOUND, CONSUMER_NOT_FOUND, PRODUCER_BUSY, INVALID_NAME, INCOMPATIBLE_SCHEMA, NOT_ALLOWED = 1, 11, 13, 16, 17, 18, 22
+GET_TOPICS, WATCH_TOPIC_LIST, WATCH_TOPIC_LIST_SUCCESS, WATCH_TOPIC_UPDATE, WATCH_TOPIC_LIST_CLOSE = 32, 64, 65, 66, 67
+UNSUBSCRIBE, CONSUMER_STATS, CONSUMER_STATS_RESPONSE = 12, 25, 26
 EXCLUSIVE, SHARED = 0, 1
 AVRO = 4
 ALL_DOMAINS = 2
 
 
+def connect(**options):
+    address = urllib.parse.urlparse(PULSAR_URL)
+    return frames.Connection(address.hostname, address.port, **options)
+
+
 @pytest.fixture
 def connection(topic):
-    address = urllib.parse.urlparse(PULSAR_URL)
-    with frames.Connection(address.hostname, address.port) as connection:
+    with connect() as connection:
         look_up(connection, topic)
         yield connection
 
@@ -36,10 +42,44 @@ def refusal(connection, cmd):
     return connection.call(cmd, ERROR)[2]
 
 
+def publish(connection, producer, *payloads):
+    """On producer 1, with receipts, when no messages come in between."""
+    for sequence, payload in enumerate(payloads):
+        connection.write(frames.send_frame(1, sequence, producer[2], payload))
+        connection.expect(SEND_RECEIPT)
+
+
 def test_a_ping_before_the_handshake():
-    address = urllib.parse.urlparse(PULSAR_URL)
-    with frames.Connection(address.hostname, address.port, connect=False) as connection:
-        connection.call(command(frames.PING, {}), PONG)
+    with connect(connect=False) as connection:
+        connection.call(command(PING, {}), PONG)
+
+
+@pytest.mark.parametrize("entry_metadata", [False, True])
+@pytest.mark.parametrize("version", range(12, 23))
+def test_versions_and_features(topic, version, entry_metadata):
+    """Of those from 12 to 21 the client's is spoken, and the broker's entry metadata go only to those that understand them."""
+    with connect(connect=False) as connection:
+        features = message({2: int(entry_metadata)})
+        connected = connection.call(command(CONNECT, {1: "frames", 4: version, 10: features}), CONNECTED)
+        assert connected[2] == min(version, 21) and connected[3] == 5 << 20
+        watchers, partitions_without_creation = 4, 5
+        ours = {number for number, on in frames.parse(connected[4]).items() if on}
+        assert ours >= {watchers, partitions_without_creation}
+        look_up(connection, topic)
+        connection.call(subscribe(topic), SUCCESS)
+        publish(connection, connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS), b"text")
+        connection.write(frames.frame(command(FLOW, {1: 1, 2: 1})))
+        received = connection.expect(MESSAGE)
+        assert connection.payload.startswith(b"\x0e\x02") == entry_metadata and connection.payload.endswith(b"text")
+        acknowledged = connection.call(command(ACK, {1: 1, 2: 0, 3: received[2], 8: 9}), ACK_RESPONSE)
+        assert acknowledged[6] == 9 and 4 not in acknowledged
+
+
+@pytest.mark.parametrize("kind, name", [(50, "NEW_TXN"), (56, "END_TXN"), (62, "TC_CLIENT_CONNECT_REQUEST")])
+def test_what_is_not_supported_is_named(connection, kind, name):
+    refused = connection.call(command(kind, {1: 42, 2: 1}), ERROR)
+    assert (refused[1], refused[2]) == (42, NOT_ALLOWED) and f" {name} " in refused[3].decode()
+    connection.call(command(PING, {}), PONG)
 
 
 @pytest.mark.parametrize("subscription, code", [("", PRODUCER_BUSY), ("pulsar.dedup", PRODUCER_BUSY), ("pulsar.repl.x", PRODUCER_BUSY)])
@@ -71,6 +111,94 @@ def test_a_seek_to_nowhere(connection, topic):
 def test_patterns(connection, namespace):
     assert refusal(connection, command(WATCH_TOPIC_LIST, {1: 7, 2: 1, 3: namespace, 4: f"persistent://{namespace}/(["})) == INVALID_NAME
     assert refusal(connection, command(GET_TOPICS, {1: 7, 2: f"{namespace}-none", 3: ALL_DOMAINS})) == METADATA_ERROR
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def test_a_watch_sees_topics_come_and_go(connection, admin, namespace):
+    def topics_hash(*names):
+        return crc32c(",".join(sorted(names)).encode()).to_bytes(4, "little").hex().encode()
+
+    def update(connection):
+        seen = connection.expect(WATCH_TOPIC_UPDATE)
+        return seen[1], seen.get(2), seen.get(3), seen[4]
+
+    first, second, other = (f"persistent://{namespace}/{name}" for name in ("a-1", "a-2", "b"))
+    admin.put(admin.topic(first))
+    watch = {1: 7, 2: 5, 3: namespace, 4: f"persistent://{namespace}/a-.*"}
+    found = connection.call(command(WATCH_TOPIC_LIST, watch), WATCH_TOPIC_LIST_SUCCESS)
+    assert (found[1], found[2], found[3], found[4]) == (7, 5, first.encode(), topics_hash(first))
+    admin.put(admin.topic(other))
+    admin.put(admin.topic(second))
+    assert update(connection) == (5, second.encode(), None, topics_hash(first, second))
+    admin.delete(admin.topic(first))
+    assert update(connection) == (5, None, first.encode(), topics_hash(second))
+    again = connection.call(command(WATCH_TOPIC_LIST, {**watch, 5: topics_hash(second)}), WATCH_TOPIC_LIST_SUCCESS)
+    assert 3 not in again and again[4] == topics_hash(second), "who knows the list is told so"
+    connection.call(command(WATCH_TOPIC_LIST_CLOSE, {1: 8, 2: 5}), SUCCESS)
+    admin.put(admin.topic(first))
+    time.sleep(0.5)
+    connection.call(command(PING, {}), PONG)
+
+
+def test_consumer_stats(connection, topic):
+    connection.call(subscribe(topic, kind=SHARED, more={6: "c"}), SUCCESS)
+    publish(connection, connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS), b"a", b"b", b"c")
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 2})))
+    received = [connection.expect(MESSAGE) for _ in range(2)]
+    connection.call(command(ACK, {1: 1, 2: 0, 3: received[0][2], 8: 9}), ACK_RESPONSE)
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 10})))
+    connection.expect(MESSAGE)
+    stats = connection.call(command(CONSUMER_STATS, {1: 10, 4: 1}), CONSUMER_STATS_RESPONSE)
+    request, name, permits, unacknowledged, kind, backlog = (stats[number] for number in (1, 7, 8, 9, 13, 15))
+    assert (request, name, permits, unacknowledged, kind, backlog) == (10, b"c", 9, 2, b"Shared", 2)
+
+
+def test_consumer_stats_of_none(connection):
+    """Apache Pulsar has the code for it, and closes the connection."""
+    none = connection.call(command(CONSUMER_STATS, {1: 11, 4: 77}), CONSUMER_STATS_RESPONSE)
+    assert (none[1], none[2]) == (11, CONSUMER_NOT_FOUND)
+    connection.call(command(PING, {}), PONG)
+
+
+def test_what_comes_again_has_the_epoch_in_which_it_was_asked_for(connection, topic):
+    connection.call(subscribe(topic), SUCCESS)
+    producer = connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS)
+    publish(connection, producer, *[b"m"] * 3)
+
+    def deliveries(count):
+        """(entry, epoch) of each."""
+        came = [connection.expect(MESSAGE) for _ in range(count)]
+        return [(frames.parse(body[2])[2], body.get(5, 0)) for body in came]
+
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 100})))
+    assert deliveries(3) == [(0, 0), (1, 0), (2, 0)]
+    connection.write(frames.frame(command(REDELIVER, {1: 1, 3: 2})))
+    assert deliveries(3) == [(0, 2), (1, 2), (2, 2)]
+    connection.write(frames.send_frame(1, 3, producer[2], b"new"))
+    answers = dict(connection.read() for _ in range(2))
+    assert answers.keys() == {MESSAGE, SEND_RECEIPT} and answers[MESSAGE][5] == 2
+
+
+def test_a_forced_unsubscribe_sends_everybody_away(connection, admin, topic):
+    force = 3
+    for consumer in (1, 2):
+        connection.call(subscribe(topic, kind=SHARED, consumer=consumer), SUCCESS)
+    assert refusal(connection, command(UNSUBSCRIBE, {1: 1, 2: 8})) == METADATA_ERROR
+    connection.write(frames.frame(command(UNSUBSCRIBE, {1: 1, 2: 9, force: 1})))
+    answers = {}
+    while set(answers) < {SUCCESS, CLOSE_CONSUMER}:
+        kind, body = connection.read()
+        answers.setdefault(kind, []).append(body[1])
+    assert answers[SUCCESS] == [9] and 2 in answers[CLOSE_CONSUMER], answers
+    assert "s" not in admin.get(admin.topic(topic, "/subscriptions"))
 
 
 def test_a_schema_that_is_none(connection, topic):

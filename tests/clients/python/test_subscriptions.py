@@ -84,6 +84,24 @@ def test_batch_index_acknowledgement(client, topic, kind):
     nothing_more(again)
 
 
+@pytest.mark.parametrize("kind", [ConsumerType.Exclusive, ConsumerType.Shared, ConsumerType.KeyShared])
+def test_acknowledgements_inside_a_batch_survive_a_move(client, admin, topic, kind):
+    """Apache Pulsar forgets them when a topic moves."""
+    options = dict(consumer_type=kind, batch_index_ack_enabled=True)
+    consumer = client.subscribe(topic, "s", **options)
+    producer = client.create_producer(topic, batching_enabled=True, batching_max_messages=20, batching_max_publish_delay_ms=5000)
+    ids = produce(producer, 20)
+    assert len({i.entry_id() for i in ids}) == 1
+    for message in receive(consumer, 20, ack=False)[::3]:
+        consumer.acknowledge(message)
+    consumer.close()
+    admin.put(admin.topic(topic, "/unload"))
+    again = client.subscribe(topic, "s", **options)
+    left = [f"m{i}".encode() for i in range(20) if i % 3]
+    assert receive_data(again, len(left)) == left
+    nothing_more(again)
+
+
 def test_shared_spreads_and_loses_nothing(client, topic):
     consumers = [client.subscribe(topic, "s", consumer_type=ConsumerType.Shared, receiver_queue_size=10) for _ in range(4)]
     produce(client.create_producer(topic), 200)
@@ -175,25 +193,61 @@ def test_key_shared_by_ordering_key(client, topic):
     assert total == 60
 
 
-def test_key_shared_order_holds_while_consumers_join(client, topic):
-    """A key may move to a new consumer only when nothing of it is still out."""
-    first = client.subscribe(topic, "s", consumer_type=ConsumerType.KeyShared)
-    producer = client.create_producer(topic)
+def join_while_keys_are_held(client, topic):
+    """Of 20 keys `first` has 5 messages each, when `second` joins and 5 more of each follow: both consumers, what is held, the producer."""
+    def subscribe(name):
+        return client.subscribe(topic, "s", consumer_type=ConsumerType.KeyShared, consumer_name=name)
+
+    first, producer = subscribe("first"), client.create_producer(topic, batching_enabled=False)
     produce(producer, 100, key=lambda i: f"key-{i % 20}")
     held = receive(first, 100, ack=False)
-    second = client.subscribe(topic, "s", consumer_type=ConsumerType.KeyShared)
+    second = subscribe("second")
     produce(producer, 100, key=lambda i: f"key-{i % 20}", first=100)
-    early = receive_all(second, ack=True, quiet_ms=1000)
-    assert not early, "messages of a key overtook unacknowledged ones at another consumer"
+    return first, second, held, producer
+
+
+def test_key_shared_order_holds_while_consumers_join(client, topic):
+    """A key may move to a new consumer only when nothing of it is still out; all other keys flow meanwhile."""
+    first, second, held, producer = join_while_keys_are_held(client, topic)
+    produce(producer, 40, key=lambda i: f"free-{i}", first=200)
+    at_first, at_second = (receive_all(consumer, quiet_ms=1000) for consumer in (first, second))
+    stayed = {m.partition_key() for m in at_first if m.partition_key().startswith("key-")}
+    moved = {f"key-{i}" for i in range(20)} - stayed
+    assert stayed and moved
+    assert {m.partition_key() for m in at_second} < {f"free-{i}" for i in range(200, 240)}, "a key overtook what is out of it"
+    assert len(at_first) + len(at_second) == 5 * len(stayed) + 40, "keys that are not held wait"
     for message in held:
         first.acknowledge(message)
-    order, total = {}, 0
-    for consumer in (first, second):
-        for message in receive_all(consumer, quiet_ms=1500):
-            order.setdefault(message.partition_key(), []).append(int(message.data()[1:]))
-            total += 1
-    assert total == 100
+    late = [(m.partition_key(), int(m.data()[1:])) for consumer in (first, second) for m in receive_all(consumer, quiet_ms=1000)]
+    assert {key for key, _ in late} == moved and len(late) == 5 * len(moved)
+    order = {}
+    for key, number in [(m.partition_key(), int(m.data()[1:])) for m in at_first] + late:
+        order.setdefault(key, []).append(number)
     assert all(numbers == sorted(numbers) for numbers in order.values())
+
+
+def test_explain_says_who_holds_what_from_whom(client, admin, topic):
+    first, _, _, _ = join_while_keys_are_held(client, topic)
+    moved = {f"key-{i}" for i in range(20)} - {m.partition_key() for m in receive_all(first, quiet_ms=1000)}
+
+    def explain():
+        return admin.get(admin.topic(topic, "/subscription/s/explain"))
+
+    until(lambda: explain()["unackedMessages"] == 100)
+    explanation = explain()
+    first, second = explanation["consumers"]
+    assert [(c["name"], c["unackedMessages"], c["waitsFor"]) for c in (first, second)] == [("first", 100, None), ("second", 0, None)]
+    assert first["permits"] > 0 and second["permits"] > 0 and first["ranges"] and second["ranges"]
+    assert sum(r["end"] - r["start"] + 1 for c in (first, second) for r in c["ranges"]) == 65535, "all but slot 0, which no key has"
+    draining = explanation["drainingHashes"]
+    assert len(draining) == explanation["drainingHashesTotal"] == len(moved)
+    assert sum(r["draining"] for r in second["ranges"]) == len(moved) and not any(r["draining"] for r in first["ranges"])
+    for block in draining:
+        assert (block["heldBy"], block["wantedBy"], block["heldEntries"], block["waitingEntries"]) == ("first", "second", 5, 5)
+        assert any(r["start"] <= block["hash"] <= r["end"] for r in second["ranges"])
+        assert 0 < block["forMs"] < 60_000 and abs(block["since"] + block["forMs"] - time.time() * 1000) < 5_000
+        assert block["releasedBy"] == "first acknowledges or gives back 5 entries, or disconnects"
+    assert explanation["summary"] == f"delivering, except {len(moved)} hashes that drain"
 
 
 def test_key_shared_sticky_ranges(client, topic):

@@ -20,8 +20,8 @@ def size(name, default):
 class Server(servers.Geminga):
     """A server with the load generator aimed at it."""
 
-    def __init__(self, folder, memory_mib, **options):
-        super().__init__(BINARY, folder, arguments=["--memory-limit", f"{memory_mib}MiB"], **options)
+    def __init__(self, folder, memory_mib, arguments=(), **options):
+        super().__init__(BINARY, folder, arguments=["--memory-limit", f"{memory_mib}MiB", *arguments], **options)
 
     def kill(self):
         assert self.alive(), f"the server ended by itself ({self.process.returncode})"

@@ -6,7 +6,6 @@ import socket
 
 from harness import frames
 
-ACK_RESPONSE = 38
 EXCLUSIVE, SHARED = 0, 1
 EARLIEST = 1
 ACKS_IN_A_COMMAND = 2000
@@ -70,7 +69,7 @@ class Client(frames.Connection):
                             for ledger, entry in ids[begin:begin + ACKS_IN_A_COMMAND])
             body = frames.message({1: consumer_id, 2: 0}) + some + frames.message({8: self.request()})
             self.write(frames.frame(frames.field(1, frames.ACK) + frames.field(frames.ACK, body)))
-            answer = self.expect_beside_messages(ACK_RESPONSE)
+            answer = self.expect_beside_messages(frames.ACK_RESPONSE)
             if answer.get(4):
                 raise frames.Refused(f"acknowledgement refused: {answer}")
 

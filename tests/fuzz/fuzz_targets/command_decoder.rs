@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     let again = Command::decode(&out).expect("our own command");
     // Compared as text: NaN is not equal to itself.
     assert_eq!(format!("{again:?}"), format!("{command:?}"));
-    if !matches!(command, Command::Unknown(_)) {
+    if !matches!(command, Command::Unknown { .. }) {
         let prosts = proto::BaseCommand::decode(&out[..]).expect("our own command");
         assert_eq!(prosts.r#type, command.type_id());
         assert_eq!(prosts.encode_to_vec(), &out[..]);

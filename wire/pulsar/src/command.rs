@@ -2,6 +2,8 @@
 //!
 //! The type ids are also the field numbers of the bodies, so that a command is `type = id` and one field `id`.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -33,8 +35,9 @@ macro_rules! commands {
         pub enum Command {
             $($iname(proto::$itype),)*
             $($bname(Box<proto::$btype>),)*
-            /// A type that this version doesn't know, by its id; its body is dropped.
-            Unknown(i32),
+            /// A type that this version doesn't know. Of its body only field 1 is kept, if that is a number: a request has
+            /// its id there.
+            Unknown { id: i32, request_id: Option<u64> },
         }
 
         impl Command {
@@ -43,7 +46,7 @@ macro_rules! commands {
                 match self {
                     $(Self::$iname(_) => $iwire,)*
                     $(Self::$bname(_) => $bwire,)*
-                    Self::Unknown(_) => "UNKNOWN",
+                    Self::Unknown { .. } => "UNKNOWN",
                 }
             }
 
@@ -52,7 +55,7 @@ macro_rules! commands {
                 match self {
                     $(Self::$iname(_) => $iid,)*
                     $(Self::$bname(_) => $bid,)*
-                    Self::Unknown(id) => *id,
+                    Self::Unknown { id, .. } => *id,
                 }
             }
 
@@ -60,7 +63,7 @@ macro_rules! commands {
                 match id {
                     $($iid => decode_as(body, $iwire).map(Self::$iname),)*
                     $($bid => decode_as(body, $bwire).map(Self::$bname),)*
-                    unknown => Ok(Self::Unknown(unknown)),
+                    id => Ok(Self::Unknown { id, request_id: body.and_then(find_request_id) }),
                 }
             }
 
@@ -68,7 +71,8 @@ macro_rules! commands {
                 match self {
                     $(Self::$iname(body) => body.encoded_len(),)*
                     $(Self::$bname(body) => body.encoded_len(),)*
-                    Self::Unknown(_) => 0,
+                    Self::Unknown { request_id: Some(id), .. } => key_len(REQUEST_ID_FIELD) + encoded_len_varint(*id),
+                    Self::Unknown { request_id: None, .. } => 0,
                 }
             }
 
@@ -76,7 +80,11 @@ macro_rules! commands {
                 match self {
                     $(Self::$iname(body) => body.encode_raw(out),)*
                     $(Self::$bname(body) => body.encode_raw(out),)*
-                    Self::Unknown(_) => {}
+                    Self::Unknown { request_id: Some(id), .. } => {
+                        encode_key(REQUEST_ID_FIELD, WireType::Varint, out);
+                        encode_varint(*id, out);
+                    }
+                    Self::Unknown { request_id: None, .. } => {}
                 }
             }
         }
@@ -160,6 +168,11 @@ commands! {
 }
 
 const TYPE_FIELD: u32 = 1;
+/// Of the body of a request.
+const REQUEST_ID_FIELD: u32 = 1;
+
+/// Pulsar's request id of errors that answer no request.
+pub const NO_REQUEST: u64 = u64::MAX;
 
 fn decode_as<M: Message + Default>(body: Option<&[u8]>, name: &'static str) -> Result<M, DecodeError> {
     match body {
@@ -190,12 +203,12 @@ impl Command {
         let id = self.type_id();
         let envelope = key_len(TYPE_FIELD) + encoded_len_varint(id as u64);
         match self {
-            Self::Unknown(_) => envelope,
+            Self::Unknown { request_id: None, .. } => envelope,
             _ => envelope + key_len(id as u32) + encoded_len_varint(body_len as u64) + body_len,
         }
     }
 
-    /// Appends the command as a `BaseCommand`, without a frame around it. An unknown one is written as its bare type.
+    /// Appends the command as a `BaseCommand`, without a frame around it. Of an unknown one that is its type, and its request id.
     pub fn encode(&self, out: &mut BytesMut) {
         let body_len = self.body_len();
         out.reserve(self.encoded_len_with(body_len));
@@ -215,10 +228,18 @@ impl Command {
         let id = self.type_id();
         encode_key(TYPE_FIELD, WireType::Varint, out);
         encode_varint(id as u64, out);
-        if !matches!(self, Self::Unknown(_)) {
+        if !matches!(self, Self::Unknown { request_id: None, .. }) {
             encode_key(id as u32, WireType::LengthDelimited, out);
             encode_varint(body_len as u64, out);
             self.encode_body(out);
+        }
+    }
+
+    /// The name for people: of an unknown command, its number.
+    pub fn label(&self) -> Cow<'static, str> {
+        match self {
+            Self::Unknown { id, .. } => id.to_string().into(),
+            known => known.name().into(),
         }
     }
 
@@ -267,6 +288,7 @@ impl Command {
             Self::WatchTopicList(c) => c.request_id,
             Self::WatchTopicListSuccess(c) => c.request_id,
             Self::WatchTopicListClose(c) => c.request_id,
+            Self::Unknown { request_id, .. } => return *request_id,
             _ => return None,
         })
     }
@@ -298,6 +320,16 @@ fn find_body(buf: &[u8], id: i32) -> Result<Option<Span>, DecodeError> {
     Ok(body)
 }
 
+fn find_request_id(body: &[u8]) -> Option<u64> {
+    let mut fields = Fields::new(body, 0, body.len());
+    while let Ok(Some((field, value))) = fields.next() {
+        if field == REQUEST_ID_FIELD {
+            return value.varint(field).ok();
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,7 +345,23 @@ mod tests {
         assert_eq!(Command::decode(&[8, 6]), Err(DecodeError::NoBody("SEND")));
         assert_eq!(Command::decode(&[8, 18]), Ok(Command::Ping(proto::CommandPing {})));
         assert_eq!(Command::decode(&[]), Err(DecodeError::NoType));
-        assert_eq!(Command::decode(&[8, 79]), Ok(Command::Unknown(79)));
+        assert_eq!(Command::decode(&[8, 79]), Ok(Command::Unknown { id: 79, request_id: None }));
+    }
+
+    #[test]
+    fn an_unknown_type_keeps_what_may_be_its_request_id() {
+        // Field 79 is {1: 300}, {2: 5}, {1: "x"}, and ends inside a field.
+        for (body, request_id) in
+            [(&[8, 0xac, 2][..], Some(300)), (&[16, 5], None), (&[10, 1, b'x'], None), (&[8], None)]
+        {
+            let bytes = [&[8, 79, 0xfa, 4, body.len() as u8], body].concat();
+            let command = Command::decode(&bytes).unwrap();
+            assert_eq!(command, Command::Unknown { id: 79, request_id });
+            assert_eq!((command.request_id(), &*command.label()), (request_id, "79"));
+            let mut again = BytesMut::new();
+            command.encode(&mut again);
+            assert_eq!((Command::decode(&again), again.len()), (Ok(command.clone()), command.encoded_len()));
+        }
     }
 
     #[test]

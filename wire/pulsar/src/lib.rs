@@ -26,7 +26,7 @@ mod payload;
 pub mod proto;
 
 pub use batch::{SingleMessage, SingleMessages, append_single_message};
-pub use command::{Command, DecodeError};
+pub use command::{Command, DecodeError, NO_REQUEST};
 pub use fields::{FieldError, Span};
 pub use frame::{
     DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_MESSAGE_SIZE, FRAME_PADDING, Frame, FrameError, FrameRef, decode_frame,

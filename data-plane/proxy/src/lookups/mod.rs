@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use geminga_wire_pulsar::{Command, proto};
+use geminga_wire_pulsar::{Command, NO_REQUEST, proto};
 use rustc_hash::FxHashSet;
 use thiserror::Error;
 
@@ -154,7 +154,10 @@ impl Lookups {
                 self.watches.remove(&close.watcher_id);
                 self.ask(frame, now)?;
             }
-            Command::Unknown(_) => tracing::debug!("ignored a command that this proxy does not know"),
+            Command::Unknown { request_id, .. } => {
+                let refusal = Refusal::not_allowed(format!("command {} is not supported", frame.command.label()));
+                self.tell(refusal.error(request_id.unwrap_or(NO_REQUEST)));
+            }
             other => match other.request_id() {
                 Some(request_id) => {
                     let message = format!("{} needs a connection to a broker", other.name());

@@ -372,6 +372,11 @@ fn what_belongs_to_a_connection_to_a_broker_is_refused() {
     session.client(producer).unwrap();
     let Command::Error(error) = command(&session.actions()[0]) else { panic!("expected ERROR") };
     assert_eq!((error.request_id, error.error()), (4, ServerError::NotAllowedError));
+    for (request_id, answered) in [(Some(6), 6), (None, NO_REQUEST)] {
+        session.client(Command::Unknown { id: 70, request_id }).unwrap();
+        let Command::Error(error) = command(&session.actions()[0]) else { panic!("expected ERROR") };
+        assert_eq!((error.request_id, &*error.message), (answered, "command 70 is not supported"));
+    }
     assert_eq!(session.client(proto::CommandSend::default()), Err(End::Unexpected("SEND")));
     assert_eq!(session.client(proto::CommandConnect::default()), Err(End::Unexpected("CONNECT")));
     session.client(lookup(5)).unwrap();

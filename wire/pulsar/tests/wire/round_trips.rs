@@ -67,7 +67,7 @@ fn every_type_of_the_schema_is_a_variant_with_the_schemas_name() {
         assert_eq!(command.type_id(), id);
         match proto::base_command::Type::try_from(id) {
             Ok(kind) => assert_eq!(command.name(), kind.as_str_name()),
-            Err(_) => assert_eq!(command, Command::Unknown(id)),
+            Err(_) => assert_eq!(command, Command::Unknown { id, request_id: None }),
         }
     }
 }

@@ -22,6 +22,7 @@ import org.apache.pulsar.client.api.PulsarClientException;
 import org.apache.pulsar.client.api.Range;
 import org.apache.pulsar.client.api.SubscriptionInitialPosition;
 import org.apache.pulsar.client.api.SubscriptionType;
+import org.apache.pulsar.common.policies.data.AutoSubscriptionCreationOverride;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -193,6 +194,25 @@ class ConsumerTest extends Server {
         }
     }
 
+    /** By epochs: what has that of an earlier redelivery is dropped by the client. */
+    @ParameterizedTest
+    @EnumSource(value = SubscriptionType.class, names = {"Exclusive", "Failover"})
+    void redeliveryOfAllKeepsOrder(SubscriptionType type) throws Exception {
+        var consumer = consumer(type).subscribe();
+        produce(producer().enableBatching(false).create(), 0, 100);
+        for (int begin = 0; begin < 30; begin += 10) {
+            int queued = 100 - begin - 30;
+            var messages = receive(consumer, 30);
+            assertEquals(series(begin, begin + 30), texts(messages));
+            consumer.acknowledgeCumulative(messages.get(9));
+            // A client that asks for all while it takes a message in may keep that one.
+            until("all have come", () -> consumer.getStats().getMsgNumInReceiverQueue() == queued);
+            consumer.redeliverUnacknowledgedMessages();
+        }
+        assertEquals(series(30, 100), texts(receiveAndAck(consumer, 70)));
+        nothingMore(consumer);
+    }
+
     @Test
     void acknowledgementTimeout() throws Exception {
         var consumer = consumer(SubscriptionType.Shared).ackTimeout(1, TimeUnit.SECONDS).ackTimeoutTickTime(200, TimeUnit.MILLISECONDS).subscribe();
@@ -316,10 +336,18 @@ class ConsumerTest extends Server {
 
     @Test
     void forcedUnsubscribe() throws Exception {
+        var namespace = newNamespace();
+        var off = AutoSubscriptionCreationOverride.builder().allowAutoSubscriptionCreation(false).build();
+        admin.namespaces().setAutoSubscriptionCreation(namespace, off);
+        topic = "persistent://" + namespace + "/t";
+        admin.topics().createNonPartitionedTopic(topic);
+        admin.topics().createSubscription(topic, "s", MessageId.earliest);
         var first = consumer(SubscriptionType.Shared).subscribe();
-        consumer(SubscriptionType.Shared).subscribe();
+        var second = consumer(SubscriptionType.Shared).subscribe();
         first.unsubscribe(true);
-        until("the subscription is gone", () -> !admin.topics().getSubscriptions(topic).contains("s") || !first.isConnected());
+        assertEquals(List.of(), admin.topics().getSubscriptions(topic));
+        until("the other consumer is sent away", () -> !second.isConnected());
+        second.close();
     }
 
     @Test

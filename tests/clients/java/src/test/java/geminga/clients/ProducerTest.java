@@ -217,6 +217,12 @@ class ProducerTest extends Server {
     }
 
     @Test
+    void transactionsAreRefused() {
+        var refused = assertThrows(PulsarClientException.class, () -> clientBuilder().enableTransaction(true).build());
+        assertTrue(refused.getMessage().contains("doesn't enable the transaction coordinator"), refused.getMessage());
+    }
+
+    @Test
     void schemas() throws Exception {
         var consumer = client.newConsumer(Schema.AVRO(Person.class)).topic(topic).subscriptionName("s")
             .subscriptionInitialPosition(SubscriptionInitialPosition.Earliest).subscribe();

@@ -18,6 +18,7 @@ import org.apache.pulsar.client.api.Reader;
 import org.apache.pulsar.client.api.Schema;
 import org.apache.pulsar.client.api.SubscriptionInitialPosition;
 import org.apache.pulsar.client.api.SubscriptionType;
+import org.apache.pulsar.client.impl.MultiTopicsConsumerImpl;
 import org.apache.pulsar.common.policies.data.AutoTopicCreationOverride;
 import org.junit.jupiter.api.Test;
 
@@ -134,17 +135,33 @@ class TopicsTest extends Server {
     }
 
     @Test
-    void patternFindsNewTopicsAndLosesDeletedOnes() throws Exception {
+    void patternFindsNewTopics() throws Exception {
         produce(client.newProducer().topic(topic + "-a").create(), 0, 5);
         produce(client.newProducer().topic(topic.replace("default/", "default/x") + "-a").create(), 100, 5);
         var consumer = client.newConsumer().topicsPattern(Pattern.compile(topic + "-.*")).subscriptionName("s")
-            .subscriptionInitialPosition(SubscriptionInitialPosition.Earliest).patternAutoDiscoveryPeriod(1, TimeUnit.SECONDS).subscribe();
+            .subscriptionInitialPosition(SubscriptionInitialPosition.Earliest).patternAutoDiscoveryPeriod(60, TimeUnit.SECONDS).subscribe();
         assertEquals(series(0, 5), texts(receiveAndAck(consumer, 5)));
         produce(client.newProducer().topic(topic + "-b").create(), 5, 5);
         assertEquals(series(5, 10), texts(receiveAndAck(consumer, 5)));
         admin.topics().createPartitionedTopic(topic + "-c", 2);
         produce(client.newProducer().topic(topic + "-c").create(), 10, 5);
         assertEquals(new HashSet<>(series(10, 15)), new HashSet<>(texts(receiveAndAck(consumer, 5))));
+    }
+
+    @Test
+    void patternLosesDeletedTopics() throws Exception {
+        var namespace = newNamespace();
+        admin.namespaces().setAutoTopicCreation(namespace, AutoTopicCreationOverride.builder().allowAutoTopicCreation(false).build());
+        var topics = List.of("persistent://" + namespace + "/a-1", "persistent://" + namespace + "/a-2");
+        for (var topic : topics) {
+            admin.topics().createNonPartitionedTopic(topic);
+        }
+        var consumer = client.newConsumer().topicsPattern(Pattern.compile("persistent://" + namespace + "/a-.*")).subscriptionName("s")
+            .patternAutoDiscoveryPeriod(60, TimeUnit.SECONDS).subscribe();
+        var pattern = (MultiTopicsConsumerImpl<byte[]>) consumer;
+        assertEquals(new HashSet<>(topics), new HashSet<>(pattern.getPartitions()));
+        admin.topics().delete(topics.get(0), true);
+        until("it is lost", () -> pattern.getPartitions().equals(topics.subList(1, 2)));
     }
 
     @Test
