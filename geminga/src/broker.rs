@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use geminga_broker::Ownership;
 use geminga_metadata::{BrokerSession, Metadata};
+use geminga_observe::Metrics;
 use geminga_replicated_ledgers::{Membership, NodeTls, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
 use tokio::sync::watch;
 
@@ -84,7 +85,8 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
     let member = ports.member(serving_options, options.session_timeout.get())?;
     refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
-    let serving = serving::serve(serving_options, ports, metadata.clone(), Arc::new(ledgers), ownership, shutdown);
+    let (ledgers, metrics) = (Arc::new(ledgers), Metrics::new());
+    let serving = serving::serve(serving_options, ports, metadata.clone(), ledgers, ownership, metrics, shutdown);
     tokio::select! {
         served = serving => served?,
         // Nothing is given up in an orderly way: what would be written then goes by what metadata were.

@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         Command::Perf(command) => geminga_perf::run(command),
         Command::Admin(command) => admin::run(&command),
         Command::Doctor(arguments) => return doctor::run(&arguments),
-        Command::Metadata(command) => metadata::run(&command),
+        Command::Metadata(command) => metadata::run(&command, matches),
         Command::StorageNodeCtl(command) => storage_ctl::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -8,6 +8,7 @@ use anyhow::bail;
 use geminga_broker::{Broker, BrokerConfig, MemberOptions, Ownership};
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{BrokerRecord, Metadata};
+use geminga_observe::Metrics;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -91,13 +92,14 @@ impl Ports {
     }
 }
 
-/// Serves until `shutdown` turns true, then finishes what is in flight.
+/// Serves until `shutdown` turns true, then finishes what is in flight. `metrics` has what the process shows beside its broker.
 pub async fn serve(
     options: &ServingOptions,
     ports: Ports,
     metadata: Metadata,
     ledgers: Arc<dyn LedgerClient>,
     ownership: Arc<Ownership>,
+    metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let Ports { pulsar_listener, http_listener, advertised, pulsar, http } = ports;
@@ -107,7 +109,7 @@ pub async fn serve(
         broker.clone(),
         shutdown.clone(),
     ));
-    let serving_http = serve_http(TcpListener::from_std(http_listener)?, broker.clone(), shutdown.clone());
+    let serving_http = serve_http(TcpListener::from_std(http_listener)?, broker.clone(), metrics, shutdown.clone());
 
     warn_of_wide_listening(&[pulsar, http]);
     let addresses = [("pulsar", pulsar), ("http", http)];
@@ -163,8 +165,13 @@ fn broker_config(options: &ServingOptions, advertised: &Advertised) -> BrokerCon
     }
 }
 
-fn serve_http(listener: TcpListener, broker: Arc<Broker>, mut shutdown: watch::Receiver<bool>) -> JoinHandle<()> {
-    let router = geminga_admin_api::router(broker);
+fn serve_http(
+    listener: TcpListener,
+    broker: Arc<Broker>,
+    metrics: Metrics,
+    mut shutdown: watch::Receiver<bool>,
+) -> JoinHandle<()> {
+    let router = geminga_admin_api::router(broker, move |page| metrics.render(page));
     tokio::spawn(async move {
         let stop = async move {
             let _ = shutdown.wait_for(|stop| *stop).await;

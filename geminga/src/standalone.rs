@@ -8,6 +8,7 @@ use geminga_ledger_client::EmbeddedLedgers;
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Metadata, MetadataStore};
 use geminga_metadata_sql::SqliteStore;
+use geminga_observe::Metrics;
 use tokio::sync::watch;
 
 use crate::data_dir::DataDir;
@@ -31,8 +32,11 @@ async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> an
     bootstrap::create_missing(&metadata, &serving.cluster).await?;
     ports.announce(&metadata, &serving.cluster).await?;
     let log = open_log(&data_dir, serving.memory_limit.bytes())?;
-    serving::serve(serving, ports, metadata, Arc::new(EmbeddedLedgers::new(log.clone())), Ownership::alone(), shutdown)
-        .await?;
+    let metrics = Metrics::new();
+    let shown = log.clone();
+    metrics.add_source(move |page| geminga_storage_node::show_log(&shown.stats(), page));
+    let ledgers = Arc::new(EmbeddedLedgers::new(log.clone()));
+    serving::serve(serving, ports, metadata, ledgers, Ownership::alone(), metrics, shutdown).await?;
     tokio::task::spawn_blocking(move || log.close()).await?;
     store.close().await;
     tracing::info!("stopped");

@@ -2,6 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -45,10 +48,18 @@ impl Server {
         Server { pulsar: pulsar.1.parse().unwrap(), http: http.1.parse().unwrap(), child }
     }
 
-    /// Ends it with SIGTERM and answers whether it succeeded, with what it wrote to stderr.
-    fn stop(mut self) -> (bool, String) {
+    fn terminate(&self) {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Ends it with SIGTERM and answers whether it succeeded, with what it wrote to stderr.
+    fn stop(self) -> (bool, String) {
+        self.terminate();
+        self.ended()
+    }
+
+    fn ended(mut self) -> (bool, String) {
         let success = self.child.wait().unwrap().success();
         let mut log = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -89,6 +100,10 @@ fn serves_and_stops_and_starts_again() {
         assert_eq!(json["http"], server.http.to_string());
         TcpStream::connect(server.pulsar).unwrap();
         TcpStream::connect(server.http).unwrap();
+        for probe in ["/healthz", "/readyz"] {
+            let answer = http(&server, &format!("GET {probe}"));
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok"), "{probe}: {answer}");
+        }
         let (success, log) = server.stop();
         assert!(success, "{log}");
         assert!(log.contains("stopped") && !log.contains("WARN") && !log.contains("ERROR"), "{log}");
@@ -114,7 +129,7 @@ fn a_request_that_is_never_finished_does_not_hold_up_the_end() {
 fn a_consumer_that_never_reads_does_not_hold_up_the_end() {
     const MESSAGES: u64 = 50;
     let folder = folder();
-    let server = Server::start(&mut standalone(folder.path()));
+    let mut server = Server::start(&mut standalone(folder.path()));
     let topic = "persistent://public/default/t".to_owned();
     let mut consumer = Client::connect(&server);
     consumer.ask(proto::CommandSubscribe {
@@ -127,20 +142,70 @@ fn a_consumer_that_never_reads_does_not_hold_up_the_end() {
     consumer.send(&proto::CommandFlow { consumer_id: 1, message_permits: 1000 }.into());
     let mut producer = Client::connect(&server);
     producer.ask(proto::CommandProducer { topic, producer_id: 1, request_id: 1, ..Default::default() });
-    let metadata = proto::MessageMetadata { producer_name: "p".into(), ..Default::default() };
-    let payload = geminga_wire_pulsar::frame_payload(&metadata, &[7; 1 << 20]);
     for sequence_id in 0..MESSAGES {
-        let mut frame = BytesMut::new();
-        let header = SendHeader { producer_id: 1, sequence_id, num_messages: 1, ..Default::default() };
-        geminga_wire_pulsar::encode_send_header(&header, payload.len(), &mut frame);
-        frame.extend_from_slice(&payload);
-        producer.stream.write_all(&frame).unwrap();
+        producer.stream.write_all(&message(sequence_id, 1 << 20)).unwrap();
         assert!(matches!(producer.answer(), geminga_wire_pulsar::Command::SendReceipt(_)));
     }
     let begin = std::time::Instant::now();
-    let (success, log) = server.stop();
+    server.terminate();
+    // What the consumer does not take keeps it for a second; nobody else is let in meanwhile.
+    for address in [server.pulsar, server.http] {
+        while TcpStream::connect(address).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    let refused_after = begin.elapsed();
+    assert!(server.child.try_wait().unwrap().is_none(), "it was not seen to refuse while it finishes");
+    assert!(refused_after < std::time::Duration::from_millis(900), "it let others in for {refused_after:?}");
+    let (success, log) = server.ended();
     assert!(success && log.contains("stopped") && !log.contains("gave up"), "{log}");
     assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it took {:?}", begin.elapsed());
+}
+
+#[test]
+fn what_is_in_flight_is_finished_before_the_end() {
+    use geminga_wire_pulsar::Command;
+    const MESSAGES: u64 = 1000;
+    let folder = folder();
+    let server = Server::start(&mut standalone(folder.path()));
+    let mut producer = Client::connect(&server);
+    let topic = "persistent://public/default/t".to_owned();
+    producer.ask(proto::CommandProducer { topic, producer_id: 1, request_id: 1, ..Default::default() });
+    let frames: Vec<u8> = (0..MESSAGES).flat_map(|sequence_id| message(sequence_id, 1024)).collect();
+    let mut stream = producer.stream.try_clone().unwrap();
+    // What the server does not take any more cannot be written.
+    let writing = std::thread::spawn(move || drop(stream.write_all(&frames)));
+    let mut receipts = Vec::new();
+    while let Some(answer) = producer.next_answer() {
+        let Command::SendReceipt(receipt) = answer else { continue };
+        if receipts.is_empty() {
+            server.terminate();
+        }
+        let id = receipt.message_id.expect("a receipt has an id");
+        receipts.push((receipt.sequence_id, id.entry_id));
+    }
+    writing.join().unwrap();
+    let (success, log) = server.ended();
+    assert!(success && log.contains("stopped") && !log.contains("gave up"), "{log}");
+    let answered = receipts.len() as u64;
+    assert!(answered > 0 && receipts.into_iter().eq((0..answered).map(|n| (n, n))), "receipts have gaps");
+    let server = Server::start(&mut standalone(folder.path()));
+    let stats = http(&server, "GET /admin/v2/persistent/public/default/t/internalStats");
+    let (_, stats) = stats.split_once("\r\n\r\n").unwrap();
+    let stored = serde_json::from_str::<serde_json::Value>(stats).unwrap()["numberOfEntries"].as_u64().unwrap();
+    println!("{answered} of {MESSAGES} answered, {stored} stored");
+    assert_eq!(stored, answered, "what was taken is answered, and what was answered is stored");
+}
+
+/// A SEND.
+fn message(sequence_id: u64, bytes: usize) -> BytesMut {
+    let metadata = proto::MessageMetadata { producer_name: "p".into(), sequence_id, ..Default::default() };
+    let payload = geminga_wire_pulsar::frame_payload(&metadata, &vec![7; bytes]);
+    let mut frame = BytesMut::new();
+    let header = SendHeader { producer_id: 1, sequence_id, num_messages: 1, ..Default::default() };
+    geminga_wire_pulsar::encode_send_header(&header, payload.len(), &mut frame);
+    frame.extend_from_slice(&payload);
+    frame
 }
 
 /// A client of the Pulsar protocol.
@@ -169,15 +234,23 @@ impl Client {
     }
 
     fn answer(&mut self) -> geminga_wire_pulsar::Command {
+        self.next_answer().expect("the connection goes on")
+    }
+
+    /// None when the connection has ended.
+    fn next_answer(&mut self) -> Option<geminga_wire_pulsar::Command> {
         let mut chunk = [0; 4096];
         loop {
             let max = geminga_wire_pulsar::DEFAULT_MAX_FRAME_SIZE;
             if let Some(frame) = geminga_wire_pulsar::decode_frame(&mut self.received, max).unwrap() {
-                return frame.command;
+                return Some(frame.command);
             }
-            let read = self.stream.read(&mut chunk).unwrap();
-            assert!(read > 0, "the connection has ended");
-            self.received.extend_from_slice(&chunk[..read]);
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(read) => self.received.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 }
@@ -273,6 +346,27 @@ fn folders_that_cannot_be_used_are_named() {
     }
 }
 
+/// As somebody who may not read it; root may read everything.
+#[test]
+fn a_folder_that_may_not_be_read_is_named() {
+    let folder = folder();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0)).unwrap();
+    // By a descriptor, as the path to it may be closed to others, too.
+    let binary = std::fs::File::open(env!("CARGO_BIN_EXE_geminga")).unwrap();
+    let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534).current_dir("/");
+    }
+    command.env_clear().arg("standalone").arg("--data-dir").arg(&data);
+    command.args(["--pulsar-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"]);
+    let complaint = complaint(&command.output().unwrap());
+    assert!(complaint.contains(data.to_str().unwrap()) && complaint.contains("denied"), "{complaint}");
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap(); // to be removed
+}
+
 #[test]
 fn damaged_metadata_is_refused() {
     let folder = folder();
@@ -336,6 +430,62 @@ fn layers_and_their_sources() {
         assert!(shown.lines().any(|have| have == line), "no line '{line}' in\n{shown}");
     }
     assert!(complaints.contains("from_the_future"), "{complaints}");
+}
+
+/// The options that every caller relies on, from each layer, and what they are when nobody says anything.
+#[test]
+fn each_option_of_the_contract_comes_from_each_layer() {
+    let options = [
+        ("data_dir", "x", "data_dir = \"geminga-data\""),
+        ("pulsar_addr", "127.0.0.1:7", "pulsar_addr = \"127.0.0.1:6650\""),
+        ("http_addr", "127.0.0.1:8", "http_addr = \"127.0.0.1:8080\""),
+        ("memory_limit", "99MiB", "memory_limit = \"512MiB\""),
+        ("ready_file", "x.json", "# ready_file is not set"),
+    ];
+    let folder = folder();
+    let config = folder.path().join("geminga.toml");
+    let shown = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    for (key, value, default) in options {
+        let (variable, argument) = (format!("GEMINGA_{}", key.to_uppercase()), format!("--{}", key.replace('_', "-")));
+        std::fs::write(&config, format!("{key} = \"{value}\"\n")).unwrap();
+        let layers = [
+            (shown(geminga().arg("config").env(&variable, value)), format!("environment variable {variable}")),
+            (shown(geminga().arg("config").arg("--config").arg(&config)), format!("config file {}", config.display())),
+            (shown(geminga().arg("config").arg(&argument).arg(value)), format!("argument {argument}")),
+        ];
+        for (shown, source) in layers {
+            let line = format!("{key} = \"{value}\" # {source}");
+            assert!(shown.lines().any(|have| have == line), "no line '{line}' in\n{shown}");
+        }
+        let defaults = shown(geminga().arg("config"));
+        assert!(defaults.lines().any(|have| have.starts_with(default)), "no line '{default}' in\n{defaults}");
+    }
+}
+
+/// The last line is an object with what scripts read, and there is a line for each second on stderr.
+#[test]
+fn perf_prints_progress_and_a_last_line_as_json() {
+    let folder = folder();
+    let server = Server::start(&mut standalone(folder.path()));
+    let perf = |arguments: &[&str]| {
+        let mut command = geminga();
+        command.arg("perf").arg(arguments[0]).args(["--url", &format!("pulsar://{}", server.pulsar)]);
+        command.args(["--topic", "t", "--json"]).args(&arguments[1..]).output().unwrap()
+    };
+    let produced = perf(&["produce", "--rate", "1000", "--duration", "2500ms"]);
+    let consumed = perf(&["consume", "--initial", "earliest", "--idle-timeout", "1500ms"]);
+    for (output, seconds) in [(&produced, 2), (&consumed, 1)] {
+        assert!(output.status.success(), "{output:?}");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let report: serde_json::Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+        for name in ["messages", "msg_s", "mb_s", "p50_ms", "p99_ms", "p999_ms", "max_ms"] {
+            assert!(report[name].as_f64().is_some_and(|value| value > 0.0), "{name} in {report}");
+        }
+        assert_eq!(report["messages"], 2500, "{report}");
+        let progress = String::from_utf8_lossy(&output.stderr);
+        let lines = progress.lines().filter(|line| line.contains("msg/s, ") && line.contains("s ")).count();
+        assert!((seconds..=seconds + 2).contains(&lines), "{progress}");
+    }
 }
 
 #[test]

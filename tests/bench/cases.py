@@ -208,9 +208,9 @@ CASES = {
     "fanout-10": Case("10 subscriptions, producer at full speed", flow(["--subscriptions", 10], [], 10, 10), {"delivered_msg_s": 2}),
     "key-shared-10": Case("Key_Shared, 10 consumers, unbatched, producer at full speed",
                           flow(["--subscription-type", "key_shared", "--consumers", 10], ["--keys", 10_000, *UNBATCHED], 10, 1),
-                          {"delivered_msg_s": 5}),
+                          {"delivered_msg_s": 5}, limits={"catch_up_s": 1}),
     "start": Case("exec on an empty folder to the first acknowledged publish", first_publish, {"first_publish_s": 50}, own_server=True),
-    "kill": Case("SIGKILL under load to the next acknowledged publish", kill, {}, own_server=True),
+    "kill": Case("SIGKILL under load to the next acknowledged publish", kill, {}, own_server=True, limits={"serving_again_s": 1}),
     "beside": Case("10,000 msg/s of 1 KiB, batched, while a backlog is read again and again and a lost node's ledgers are copied", beside(),
                    {"p50_ms": 4, "p99_ms": 5, "p999_ms": 5, "end_to_end_p50_ms": 4, "end_to_end_p99_ms": 4}, own_server=True, nodes=4),
 }

@@ -46,23 +46,24 @@ use error::{ApiError, Result};
 /// Largest request body, in bytes: policies and schemas are small.
 const BODY_BYTES_MAX: usize = 2 << 20;
 
-/// Everything that a broker serves over HTTP.
-pub fn router(broker: Arc<Broker>) -> Router {
+/// Everything that a broker serves over HTTP. `beside` appends to the page of metrics what the process shows beside its broker.
+pub fn router(broker: Arc<Broker>, beside: impl Fn(&mut String) + Send + Sync + 'static) -> Router {
+    let beside = Arc::new(beside);
+    let metrics = get(async move |State(broker): State<Arc<Broker>>| {
+        let mut page = String::new();
+        geminga_broker::metrics::render(&broker, &mut page);
+        beside(&mut page);
+        ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)
+    });
     Router::new()
-        .route("/metrics", get(metrics))
-        .route("/metrics/", get(metrics))
+        .route("/metrics", metrics.clone())
+        .route("/metrics/", metrics)
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .route("/status.html", get(|| async { "OK" }))
         .fallback(admin)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(broker)
-}
-
-async fn metrics(State(broker): State<Arc<Broker>>) -> Response {
-    let mut text = String::new();
-    geminga_broker::metrics::render(&broker, &mut text);
-    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn ready(State(broker): State<Arc<Broker>>) -> Response {

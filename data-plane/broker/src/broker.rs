@@ -15,6 +15,7 @@ use tokio::sync::broadcast;
 use crate::bundle::{Bundle, bundle_of};
 use crate::completions::Completions;
 use crate::config::BrokerConfig;
+use crate::connections::Connections;
 use crate::cursors::PendingAcks;
 use crate::dynamic::DynamicSettings;
 use crate::error::{BrokerError, Result};
@@ -44,6 +45,7 @@ pub struct Broker {
     pub(crate) housekeeping: Mutex<Option<tokio::task::JoinHandle<()>>>,
     pub(crate) housekeeping_rounds: AtomicU64,
     shared_policies: SharedPolicies,
+    pub(crate) connections: Connections,
     names: AtomicU64,
     /// A number that no other broker of the cluster was given, nor this one at another start.
     life: u64,
@@ -88,6 +90,7 @@ impl Broker {
             housekeeping: Mutex::default(),
             housekeeping_rounds: AtomicU64::new(0),
             shared_policies: SharedPolicies::default(),
+            connections: Connections::default(),
             names: AtomicU64::new(0),
             life,
         });
@@ -107,6 +110,11 @@ impl Broker {
 
     pub fn memory(&self) -> &Memory {
         &self.shared.memory
+    }
+
+    /// Told by whoever accepts them.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     pub fn metadata(&self) -> &Metadata {

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use geminga_observe::{Histogram, Labels, family, sample, sample_histogram};
 
 use crate::broker::Broker;
+use crate::connections::{Connections, Counts};
 use crate::topic::TopicFigures;
-use crate::topic::writes::{LATENCIES, SIZES};
+use crate::topic::writes::{Distribution, LATENCIES, SIZES};
 
 /// Topics that are shown whatever the configuration says.
 const TOP_TOPICS: usize = 10;
@@ -68,6 +69,8 @@ static FIGURES: &[Figure] = &[
     gauge("pulsar_storage_backlog_size", "Bytes behind the slowest subscription", |f| f.backlog_bytes as f64),
     gauge("pulsar_storage_backlog_quota_limit", "Backlog quota in bytes, -1 without", |f| f.backlog_quota_bytes as f64),
     gauge("pulsar_storage_offloaded_size", "Bytes in tiered storage", |_| 0.0),
+    gauge("pulsar_storage_write_rate", "Entries per second that became durable", |f| f.write_rate),
+    gauge("pulsar_storage_read_rate", "Entries per second read from storage, and not from the caches", |f| f.read_rate),
 ];
 
 static SUBSCRIPTION_FIGURES: [(&str, &str); SUBSCRIPTION_GAUGES] = [
@@ -160,34 +163,87 @@ pub fn render(broker: &Broker, page: &mut String) {
     }
     broker_level(page, cluster, broker, &figures, &resting);
     top_topics(page, cluster, figures);
+    connections(page, cluster, &broker.connections);
     stages(page, cluster, broker);
+    publish_latency(page, cluster, &broker.shared.stages.append);
 }
 
-/// Entries by size and by the time until they were durable. As in Pulsar each bucket is a gauge of its own, and counts only
-/// what is above the bound before it.
+/// Entries by size and by the time until they were durable, and reads by theirs. As in Pulsar each bucket is a gauge of its own,
+/// and counts only what is above the bound before it.
 fn write_figures(page: &mut String, cluster: &str, all: &[(&str, Option<&str>, &TopicFigures)]) {
-    let mut one = |name: &str, help: &str, of: &dyn Fn(&TopicFigures) -> f64| {
-        family(page, name, "gauge", help);
+    distribution(
+        page,
+        cluster,
+        all,
+        &OfTopics {
+            name: "pulsar_storage_write_latency",
+            help: "Entries by the milliseconds until they were durable",
+            bounds: LATENCIES.map(|(name, _)| name),
+            overflow: "overflow",
+            unit: 1000.0,
+            of: |figures| Some(figures.write_latencies),
+        },
+    );
+    distribution(
+        page,
+        cluster,
+        all,
+        &OfTopics {
+            name: "pulsar_storage_read_latency",
+            help: "Reads from storage by the milliseconds that they took, where there were any",
+            bounds: LATENCIES.map(|(name, _)| name),
+            overflow: "overflow",
+            unit: 1000.0,
+            of: |figures| Some(figures.read_latencies).filter(|reads| reads.count() > 0),
+        },
+    );
+    distribution(
+        page,
+        cluster,
+        all,
+        &OfTopics {
+            name: "pulsar_entry_size",
+            help: "Entries by their size in bytes",
+            bounds: SIZES.map(|(name, _)| name),
+            overflow: "le_overflow",
+            unit: 1.0,
+            of: |figures| Some(figures.entry_sizes),
+        },
+    );
+}
+
+/// What is shown of topics by buckets.
+struct OfTopics<const BOUNDS: usize, const BUCKETS: usize> {
+    name: &'static str,
+    help: &'static str,
+    bounds: [&'static str; BOUNDS],
+    overflow: &'static str,
+    /// In how many of what was measured the sum is shown.
+    unit: f64,
+    of: fn(&TopicFigures) -> Option<Distribution<BUCKETS>>,
+}
+
+fn distribution<const BOUNDS: usize, const BUCKETS: usize>(
+    page: &mut String,
+    cluster: &str,
+    all: &[(&str, Option<&str>, &TopicFigures)],
+    shown: &OfTopics<BOUNDS, BUCKETS>,
+) {
+    let mut one = |suffix: &str, value: &dyn Fn(&Distribution<BUCKETS>) -> f64| {
+        let name = format!("{}_{suffix}", shown.name);
+        family(page, &name, "gauge", shown.help);
         for (namespace, topic, figures) in all {
+            let Some(figures) = (shown.of)(figures) else { continue };
             let labels = [("cluster", cluster), ("namespace", *namespace), ("topic", topic.unwrap_or_default())];
-            let shown = if topic.is_some() { 3 } else { 2 };
-            sample(page, name, &labels[..shown], of(figures));
+            let named = if topic.is_some() { 3 } else { 2 };
+            sample(page, &name, &labels[..named], value(&figures));
         }
     };
-    const LATENCY: &str = "pulsar_storage_write_latency";
-    const LATENCY_HELP: &str = "Entries by the milliseconds until they were durable";
-    for (index, bucket) in LATENCIES.iter().map(|(name, _)| *name).chain(["overflow"]).enumerate() {
-        one(&format!("{LATENCY}_{bucket}"), LATENCY_HELP, &|of| of.write_latencies.buckets[index] as f64);
+    for (index, bucket) in shown.bounds.into_iter().chain([shown.overflow]).enumerate() {
+        one(bucket, &|of| of.buckets[index] as f64);
     }
-    one(&format!("{LATENCY}_count"), LATENCY_HELP, &|of| of.write_latencies.count() as f64);
-    one(&format!("{LATENCY}_sum"), LATENCY_HELP, &|of| of.write_latencies.sum as f64 / 1000.0);
-    const SIZE: &str = "pulsar_entry_size";
-    const SIZE_HELP: &str = "Entries by their size in bytes";
-    for (index, bucket) in SIZES.iter().map(|(name, _)| *name).chain(["le_overflow"]).enumerate() {
-        one(&format!("{SIZE}_{bucket}"), SIZE_HELP, &|of| of.entry_sizes.buckets[index] as f64);
-    }
-    one(&format!("{SIZE}_count"), SIZE_HELP, &|of| of.entry_sizes.count() as f64);
-    one(&format!("{SIZE}_sum"), SIZE_HELP, &|of| of.entry_sizes.sum as f64);
+    one("count", &|of| of.count() as f64);
+    one("sum", &|of| of.sum as f64 / shown.unit);
 }
 
 /// By namespace, of topics that are not in memory: how many rest, and their figures together with what those counted that have left.
@@ -332,6 +388,51 @@ fn stages(page: &mut String, cluster: &str, broker: &Broker) {
     }
 }
 
+/// Under Pulsar's name: quantiles since the start, as the upper bounds of the histogram's buckets.
+fn publish_latency(page: &mut String, cluster: &str, append: &Histogram) {
+    const NAME: &str = "pulsar_broker_publish_latency";
+    family(
+        page,
+        NAME,
+        "summary",
+        "Milliseconds until messages were durable, rounded up to a power of two of microseconds",
+    );
+    let (sum, buckets) = append.snapshot();
+    let count: u64 = buckets.iter().map(|(_, count)| count).sum();
+    for label in ["0.0", "0.5", "0.95", "0.99", "0.999", "0.9999", "1.0"] {
+        let quantile: f64 = label.parse().expect("these are numbers");
+        let rank = (quantile * count as f64).ceil().max(1.0) as u64;
+        let mut below = 0;
+        let bound = buckets.iter().find_map(|(bound, count)| {
+            below += count;
+            (below >= rank).then_some(bound * 1000.0)
+        });
+        sample(page, NAME, &[("cluster", cluster), ("quantile", label)], bound.unwrap_or(f64::NAN));
+    }
+    sample(page, &format!("{NAME}_count"), &[("cluster", cluster)], count);
+    sample(page, &format!("{NAME}_sum"), &[("cluster", cluster)], sum * 1000.0);
+}
+
+fn connections(page: &mut String, cluster: &str, connections: &Connections) {
+    let Counts { created, accepted, refused, closed } = connections.counts();
+    let all = [
+        ("pulsar_active_connections", "gauge", "Connections of clients", created.saturating_sub(closed)),
+        ("pulsar_connection_created_total_count", "counter", "Connections that came", created),
+        ("pulsar_connection_create_success_count", "counter", "Connections whose client said hello", accepted),
+        (
+            "pulsar_connection_create_fail_count",
+            "counter",
+            "Connections that ended before their client said hello",
+            refused,
+        ),
+        ("pulsar_connection_closed_total_count", "counter", "Connections that ended", closed),
+    ];
+    for (name, kind, help, value) in all {
+        family(page, name, kind, help);
+        sample(page, name, &[("cluster", cluster)], value);
+    }
+}
+
 impl TopicFigures {
     pub(crate) fn add(&mut self, other: &TopicFigures) {
         self.producers += other.producers;
@@ -348,7 +449,10 @@ impl TopicFigures {
         self.backlog += other.backlog;
         self.storage_bytes += other.storage_bytes;
         self.backlog_bytes += other.backlog_bytes;
+        self.write_rate += other.write_rate;
+        self.read_rate += other.read_rate;
         self.write_latencies.add(&other.write_latencies);
+        self.read_latencies.add(&other.read_latencies);
         self.entry_sizes.add(&other.entry_sizes);
         self.backlog_quota_bytes = self.backlog_quota_bytes.max(other.backlog_quota_bytes);
     }

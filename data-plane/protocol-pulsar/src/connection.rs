@@ -195,7 +195,9 @@ impl Connection {
                 connection.room.notify_waiters();
             })
         };
+        self.broker.connections().created();
         let ended = self.read(&stream).await;
+        self.broker.connections().closed(self.client.get().is_some());
         match ended {
             Ok(()) => tracing::debug!(address = %self.address, "connection closed"),
             Err(error) => tracing::info!(address = %self.address, %error, "connection ended"),

@@ -32,6 +32,7 @@ impl Connection {
         if self.client.set(info).is_err() {
             return Err(ConnectionError::Refused("second CONNECT on one connection".into()));
         }
+        self.broker.connections().accepted();
         self.send(&Command::from(proto::CommandConnected {
             server_version: SERVER_VERSION.into(),
             protocol_version: Some(version),

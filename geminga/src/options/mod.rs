@@ -4,6 +4,7 @@ mod broker;
 pub mod data_dirs;
 pub mod list;
 pub mod listeners;
+mod metadata;
 mod process;
 mod proxy;
 mod serving;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use broker::{BrokerOptions, TooFewZones};
+pub use metadata::MetadataOptions;
 pub use process::ProcessOptions;
 pub use proxy::ProxyOptions;
 pub use serving::ServingOptions;

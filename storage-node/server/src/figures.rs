@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use geminga_log::LogStats;
+use geminga_observe::{family, sample};
+
 use crate::node::StorageNode;
 
 /// What a node has done since its start.
@@ -28,6 +31,35 @@ pub struct ScrubProgress {
     pub repaired_entries: u64,
     /// Entries that cannot be read and are not repaired.
     pub damaged_entries: u64,
+}
+
+/// Appends what there is to say of a log to a page of metrics.
+pub fn show_log(log: &LogStats, page: &mut String) {
+    let gauges = [
+        ("geminga_log_segments", "Segments of the log.", log.segments as u64),
+        ("geminga_log_live_bytes", "Bytes of records of ledgers that exist.", log.live_bytes),
+        ("geminga_log_data_bytes", "Bytes of all records.", log.data_bytes),
+        ("geminga_log_queued_bytes", "Bytes that wait to be written.", log.queued_bytes as u64),
+        ("geminga_log_holes", "Places where durable records cannot be read.", log.holes as u64),
+        ("geminga_log_free_bytes", "Free space of the disk, in bytes.", log.free_bytes),
+        ("geminga_log_disk_bytes", "Size of the disk, in bytes.", log.total_bytes),
+        ("geminga_log_full", "1: the disk takes no messages.", u64::from(log.full)),
+        (
+            "geminga_log_deleted_ranges",
+            "Ranges of ids of deleted ledgers, which are remembered.",
+            log.deleted_ranges as u64,
+        ),
+    ];
+    let counters = [
+        ("geminga_log_commits", "Group commits that were written and synced.", log.commits),
+        ("geminga_log_committed_bytes", "Bytes that they wrote.", log.committed_bytes),
+        ("geminga_log_failed_commits", "Group commits that failed.", log.failed_commits),
+    ];
+    let gauges = gauges.map(|figure| ("gauge", figure));
+    for (kind, (name, help, value)) in gauges.into_iter().chain(counters.map(|figure| ("counter", figure))) {
+        family(page, name, kind, help);
+        sample(page, name, &[], value);
+    }
 }
 
 fn read(counter: &AtomicU64) -> u64 {

@@ -40,7 +40,7 @@ mod witness;
 
 pub use assembly::{Assembly, Found, assemble};
 pub use directories::{Directories, Directory, LedgerTwice, SettleError};
-pub use figures::{Done, ScrubProgress};
+pub use figures::{Done, ScrubProgress, show_log};
 pub use garbage::collect_garbage;
 pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
 pub use healing::{Asking, Duties, Duty, Ledgers, heal};

@@ -17,6 +17,7 @@ use crate::confirmed::{Confirmation, Confirmed};
 use crate::damage::Damage;
 use crate::directories::Directories;
 use crate::errors;
+use crate::figures::show_log;
 use crate::read_cache::ReadCache;
 use crate::scrub::Asked;
 use crate::tls::{Tls, TlsOptions};
@@ -239,6 +240,7 @@ impl StorageNode {
     fn render(&self, page: &mut String) {
         self.damage.render(page);
         let log = self.log.stats();
+        show_log(&log, page);
         let counters = [
             ("bookie_WRITE_BYTES", "Bytes of entries that were added.", &self.stats.added_bytes),
             ("bookie_READ_BYTES", "Bytes of entries that were read.", &self.stats.read_bytes),
@@ -259,17 +261,7 @@ impl StorageNode {
                 u64::from(!log.full && !log.read_only && !self.is_draining()),
             ),
             ("bookie_ledgers_count", "Ledgers of which there is anything here.", log.ledgers as u64),
-            (
-                "geminga_log_deleted_ranges",
-                "Ranges of ids of deleted ledgers, which are remembered.",
-                log.deleted_ranges as u64,
-            ),
             ("bookie_read_cache_size", "Bytes in the read-ahead cache.", self.cache.bytes() as u64),
-            ("geminga_log_segments", "Segments of the log.", log.segments as u64),
-            ("geminga_log_live_bytes", "Bytes of records of ledgers that exist.", log.live_bytes),
-            ("geminga_log_data_bytes", "Bytes of all records.", log.data_bytes),
-            ("geminga_log_queued_bytes", "Bytes that wait to be written.", log.queued_bytes as u64),
-            ("geminga_log_holes", "Places where durable records cannot be read.", log.holes as u64),
             (
                 "geminga_storage_unsettled",
                 "1: a missing directory or damage leaves open what this node should have of older ledgers.",

@@ -1,13 +1,15 @@
 """Refusals and orders that a client library would hide: frames by hand."""
 import time
 import urllib.parse
+import urllib.request
 
 import pytest
 
-from conftest import PULSAR_URL
+from conftest import ADMIN_URL, PULSAR_URL
 from harness import frames
 from harness.frames import (ACK, ACK_RESPONSE, CLOSE_CONSUMER, CONNECT, CONNECTED, ERROR, FLOW, LOOKUP, LOOKUP_RESPONSE, MESSAGE, PING, PONG,
                             PRODUCER, PRODUCER_SUCCESS, REDELIVER, SEND_RECEIPT, SUBSCRIBE, SUCCESS, command, message)
+from helpers import until
 
 METADATA_ERROR, TOPIC_NOT_FOUND, CONSUMER_NOT_FOUND, PRODUCER_BUSY, INVALID_NAME, INCOMPATIBLE_SCHEMA, NOT_ALLOWED = 1, 11, 13, 16, 17, 18, 22
 GET_TOPICS, WATCH_TOPIC_LIST, WATCH_TOPIC_LIST_SUCCESS, WATCH_TOPIC_UPDATE, WATCH_TOPIC_LIST_CLOSE = 32, 64, 65, 66, 67
@@ -242,3 +244,76 @@ def test_a_non_persistent_topic_has_no_last_message(connection, topic):
     look_up(connection, non_persistent)
     connection.call(subscribe(non_persistent), SUCCESS)
     assert refusal(connection, command(get_last_message_id, {1: 1, 2: 9})) == unknown_error
+
+
+def metrics():
+    """Each line of the page by its name with its labels."""
+    text = urllib.request.urlopen(f"{ADMIN_URL}/metrics/").read().decode()
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+def test_metrics_of_stages_storage_and_the_process(connection, admin, topic):
+    """What dashboards ask for beside the figures of topics (test_admin.py), and that each grows with what it counts."""
+    def of_topic(name):
+        return sum(value for key, value in metrics().items() if key.startswith(f"{name}{{") and f'topic="{topic}"' in key)
+
+    def stages():
+        return {stage: value for key, value in metrics().items() for stage in ("append", "receipt", "dispatch", "read", "ack")
+                if key.startswith("geminga_stage_seconds_count{") and f'stage="{stage}"' in key}
+
+    before, stages_before = metrics(), stages()
+    assert len(stages_before) == 5
+    connection.call(subscribe(topic), SUCCESS)
+    producer = connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS)
+    for i in range(3):
+        connection.write(frames.send_frame(1, i, producer[2], b"m"))
+        connection.expect(frames.SEND_RECEIPT)
+        admin.stats(topic)      # takes a sample for the rates, if the last one is a second old
+        time.sleep(0.6)
+    until(lambda: admin.stats(topic) and of_topic("pulsar_storage_write_rate") > 0)
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 1})))
+    ids = connection.expect(MESSAGE)[2]
+    connection.write(frames.frame(command(frames.ACK, {1: 1, 2: 0, 3: ids, 8: 9})))
+    ack_response = 38
+    connection.expect(ack_response)
+
+    assert of_topic("pulsar_storage_write_latency_count") == of_topic("pulsar_entry_size_count") == 3
+    bounds = ("0_5", "1", "5", "10", "20", "50", "100", "200", "1000")
+    assert sum(of_topic(f"pulsar_storage_write_latency_{name}") for name in [*(f"le_{n}" for n in bounds), "overflow"]) == 3
+    assert of_topic("pulsar_storage_write_latency_sum") > 0
+    assert [of_topic(f"pulsar_entry_size_le_{n}") for n in ("128", "512", "1_kb", "2_kb", "4_kb", "16_kb", "100_kb", "1_mb", "overflow")] \
+        == [3, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert 3 * 20 < of_topic("pulsar_entry_size_sum") < 3 * 128
+
+    # Loaded anew, nothing is in the caches: what a new subscription gets is read from storage.
+    admin.put(admin.topic(topic, "/unload"))
+    address = urllib.parse.urlparse(PULSAR_URL)
+    with frames.Connection(address.hostname, address.port) as again:
+        look_up(again, topic)
+        again.call(subscribe(topic, "from-storage", more={13: 1}), SUCCESS)
+        again.write(frames.frame(command(FLOW, {1: 1, 2: 10})))
+        for _ in range(3):
+            again.expect(MESSAGE)
+        assert of_topic("pulsar_storage_read_latency_count") >= 1 and of_topic("pulsar_storage_read_latency_sum") > 0
+        assert any(key.startswith("pulsar_storage_read_latency_overflow{") for key in metrics())
+        assert any(key.startswith("pulsar_storage_read_rate{") and topic in key for key in metrics())
+
+    after = metrics()
+    assert all(grown > stages_before[stage] for stage, grown in stages().items()), (stages_before, stages())
+    growing = ("pulsar_connection_created_total_count", "pulsar_connection_create_success_count", "pulsar_broker_publish_latency_count",
+               "pulsar_broker_publish_latency_sum", "geminga_log_commits", "geminga_log_committed_bytes")
+    for name in growing:
+        was, now = (sum(value for key, value in page.items() if key.split("{")[0] == name) for page in (before, after))
+        assert now > was, (name, was, now)
+    present = ("pulsar_active_connections", "geminga_log_segments", "geminga_log_data_bytes", "geminga_log_live_bytes",
+               "geminga_log_free_bytes", "process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds",
+               "process_threads", "process_start_time_seconds")
+    for name in present:
+        assert sum(value for key, value in after.items() if key.split("{")[0] == name) > 0, name
+    for name in ("pulsar_connection_create_fail_count", "pulsar_connection_closed_total_count", "geminga_log_queued_bytes",
+                 "geminga_log_failed_commits", "geminga_log_full"):
+        assert any(key.split("{")[0] == name for key in after), name
+    quantiles = {key.split('quantile="')[1].split('"')[0]: value for key, value in after.items() if key.startswith("pulsar_broker_publish_latency{")}
+    assert quantiles.keys() == {"0.0", "0.5", "0.95", "0.99", "0.999", "0.9999", "1.0"}
+    assert 0 < quantiles["0.0"] <= quantiles["0.5"] <= quantiles["0.99"] <= quantiles["1.0"]

@@ -18,8 +18,8 @@ const timeForm = "2006-01-02T15:04:05.000000Z"
 // injector begins faults at random moments, several at a time, and heals each after its time.
 //
 // What may come together: whatever heals, in any number, as storage nodes synced what they answered; that can stop the cluster for a
-// while, but loses nothing. Bits flip on one node only in the whole run, as copies are not repaired yet: with one of an entry's copies
-// damaged, another one must stay good.
+// while, but loses nothing. Bits flip on one node only in the whole run: with one of an entry's copies damaged, another one must stay good
+// until it is repaired.
 type injector struct {
 	cluster *cluster
 	random  *rand.Rand

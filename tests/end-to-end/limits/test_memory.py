@@ -39,18 +39,20 @@ def test_idle_topics_below_100_mib(start):
 
 
 def test_overload_beside_consumers_that_never_read(start):
-    """Eight connections publish as fast as they can, with far more in flight than the server may hold."""
+    """Eight connections have to publish more than ten times what the server gets done, with far more in flight than it may hold."""
     server, limit, topics = start(memory_mib=256), 256, 4
     with contextlib.ExitStack() as stack:
         for i in range(topics):
             stuck = stack.enter_context(raw.Client(server.port, receive_buffer=4096))
             stuck.subscribe(f"{TOPIC}-{i}", "stuck", raw.EXCLUSIVE)
             stuck.flow(MANY_PERMITS)
-        result = server.produce(topic=TOPIC, topics=topics, producers=2, connections=8, size=4096, max_outstanding="512MiB",
-                                duration=f"{size('SECONDS', 8)}s")
+        load = dict(topic=TOPIC, topics=topics, producers=2, connections=8, size=4096, max_outstanding="512MiB")
+        # Sixty times, as a busy machine may be slow just when it is measured. All of what is due is published in the end.
+        rate = 60 * server.produce(**load, warmup="1s", duration="2s")["msg_s"]
+        result = server.produce(**load, rate=rate, duration=f"{size('SECONDS', 8) / 60}s")
         peak = server.peak_mib()
-        print(f"{result['messages']} messages, peak {peak:.0f} MiB")
-        assert result["messages"] > 0
+        print(f"{result['msg_s']:.0f} of {rate:.0f} msg/s, which is {rate / result['msg_s']:.0f} times as many; peak {peak:.0f} MiB")
+        assert 0 < 10 * result["msg_s"] < rate
         assert peak < limit
         # Still alive to whoever is well-behaved.
         with raw.Client(server.port) as c:
@@ -130,10 +132,11 @@ def test_holes_of_a_cursor_survive_sigkill_in_little_memory(start):
         back = c.receive(holes)
         again = server.rss_mib()
         back += c.receive_until_silence(1)
-    print(f"{holes} holes: {growth:.1f} MiB more, {again:.0f} MiB after a restart in {seconds:.1f} s")
+    peak = server.peak_mib()
+    print(f"{holes} holes: {growth:.1f} MiB more, {again:.0f} MiB after a restart in {seconds:.1f} s, at most {peak:.0f} MiB held")
     assert sorted(back) == ids[1::2]
     assert growth < 40 + holes * 64 / 2**20
-    assert again < 256 * 1.25
+    assert peak < 256
 
 
 def test_a_bundle_of_many_subscriptions_with_holes_loads_at_once(start):

@@ -47,7 +47,7 @@ async fn serve(data: &[u8]) {
     metadata.create_namespace(&namespace, &Policies::new_namespace("standalone", 4)).await.expect("it is empty");
     let broker = Broker::start(BrokerConfig::default(), metadata, Arc::new(MemoryLedgers::default())).await;
     let broker = broker.expect("it is empty");
-    let router = geminga_admin_api::router(broker.clone());
+    let router = geminga_admin_api::router(broker.clone(), |_| ());
     // Method, path, body, one request per three lines.
     let mut lines = data.split(|byte| *byte == b'\n');
     while let (Some(head), body) = (lines.next(), lines.next().unwrap_or_default()) {

@@ -39,7 +39,7 @@ impl Rest {
     pub async fn start() -> Self {
         let ledgers = Arc::new(MemoryLedgers::default());
         let broker = Broker::start(BrokerConfig::default(), metadata().await, ledgers).await.unwrap();
-        let router = geminga_admin_api::router(broker.clone());
+        let router = geminga_admin_api::router(broker.clone(), |_| ());
         Self { broker, router }
     }
 
@@ -52,7 +52,7 @@ impl Rest {
         let ownership = Ownership::join(metadata.clone(), member).await.unwrap();
         let ledgers = Arc::new(ledgers.clone());
         let broker = Broker::start_shared(BrokerConfig::default(), metadata.clone(), ledgers, ownership).await.unwrap();
-        let router = geminga_admin_api::router(broker.clone());
+        let router = geminga_admin_api::router(broker.clone(), |_| ());
         tokio::spawn(axum::serve(listener, router.clone()).into_future());
         Self { broker, router }
     }

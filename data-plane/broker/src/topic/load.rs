@@ -72,6 +72,7 @@ impl Topic {
             changed: tokio::sync::Notify::new(),
             counters: Default::default(),
             writes: Default::default(),
+            reads: Default::default(),
             rates: Default::default(),
         });
         topic.refresh_limits(&mut topic.state.lock());

@@ -83,6 +83,7 @@ pub struct Topic {
     changed: tokio::sync::Notify,
     counters: Counters,
     writes: writes::Writes,
+    reads: writes::Reads,
     rates: stats::Rates,
 }
 

@@ -189,7 +189,9 @@ impl Topic {
         tokio::spawn(async move {
             let started = Instant::now();
             let result = read.await;
-            topic.shared.stages.read.record(started.elapsed());
+            let took = started.elapsed();
+            topic.shared.stages.read.record(took);
+            topic.reads.done(took, result.as_ref().map_or(0, Vec::len));
             topic.read_done(from, result);
         });
     }

@@ -1,6 +1,7 @@
 //! Reading single entries that are to be delivered again, or were skipped over.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use geminga_ledger_client::{LedgerError, StoredEntry};
 use geminga_model::Position;
@@ -81,11 +82,13 @@ impl Topic {
             let mut reads = Vec::new();
             for run in consecutive_runs(&positions) {
                 let (first, last) = (run[0], run[run.len() - 1]);
+                let started = Instant::now();
                 let result = topic
                     .shared
                     .ledgers
                     .read(first.ledger_id, first.entry_id as u64, last.entry_id as u64, budget)
                     .await;
+                topic.reads.done(started.elapsed(), result.as_ref().map_or(0, Vec::len));
                 let bytes: usize = result.iter().flatten().map(|entry| entry.data.len()).sum();
                 reads.push((first.ledger_id, result));
                 budget = budget.saturating_sub(bytes);

@@ -18,7 +18,7 @@ use geminga_ledger::ledger_list::LedgerList;
 use geminga_model::Position;
 use geminga_topic::producers::AccessMode;
 
-use self::rates::{Consumed, Published, Sample};
+use self::rates::{Consumed, OfTopic, Published, Sample};
 use super::admin::backlog_size;
 use super::writes::{Latencies, Sizes};
 use super::{ConsumerHandle, ProducerHandle, Sub, Topic, TopicState};
@@ -55,15 +55,22 @@ pub(crate) struct TopicFigures {
     pub backlog_bytes: u64,
     /// -1 without one.
     pub backlog_quota_bytes: i64,
+    /// Entries per second, as the one below.
+    pub write_rate: f64,
+    /// From storage, so not of what the caches had.
+    pub read_rate: f64,
     pub write_latencies: Latencies,
+    pub read_latencies: Latencies,
     pub entry_sizes: Sizes,
 }
 
 impl TopicFigures {
     /// What only grows.
     pub(crate) fn counters(self) -> Self {
-        let Self { messages_in, bytes_in, messages_out, bytes_out, write_latencies, entry_sizes, .. } = self;
-        Self { messages_in, bytes_in, messages_out, bytes_out, write_latencies, entry_sizes, ..Self::default() }
+        let Self { messages_in, bytes_in, messages_out, bytes_out, .. } = self;
+        let Self { write_latencies, read_latencies, entry_sizes, .. } = self;
+        let totals = Self { messages_in, bytes_in, messages_out, bytes_out, ..Self::default() };
+        Self { write_latencies, read_latencies, entry_sizes, ..totals }
     }
 }
 
@@ -71,13 +78,15 @@ impl Topic {
     /// Takes a sample for rates, if something happened since the last.
     pub(crate) fn sample_rates(&self) {
         let state = self.state.lock();
-        self.rates.sample(now_ms(), self.published(), || sample(&state));
+        self.rates.sample(now_ms(), self.totals(), || sample(&state));
     }
 
-    fn published(&self) -> [u64; 4] {
+    fn totals(&self) -> OfTopic {
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
-        [read(&counters.messages_in), read(&counters.bytes_in), read(&counters.messages_out), read(&counters.bytes_out)]
+        let [messages_in, bytes_in] = [read(&counters.messages_in), read(&counters.bytes_in)];
+        let [messages_out, bytes_out] = [read(&counters.messages_out), read(&counters.bytes_out)];
+        [messages_in, bytes_in, messages_out, bytes_out, self.writes.durable_entries(), self.reads.read().1]
     }
 
     pub async fn stats(&self, options: &StatsOptions) -> Result<TopicStats> {
@@ -102,7 +111,7 @@ impl Topic {
     fn collect(&self, state: &TopicState, options: &StatsOptions) -> (TopicStats, Vec<(String, Position)>) {
         let list = state.ledger.list();
         let persistent = self.name.is_persistent();
-        let [messages_in, bytes_in, messages_out, bytes_out] = self.published();
+        let [messages_in, bytes_in, messages_out, bytes_out, ..] = self.totals();
         let rates = self.rates.topic();
         let mut stats = TopicStats {
             msg_rate_in: rates[0],
@@ -294,11 +303,15 @@ impl Topic {
     pub(crate) fn figures(&self) -> TopicFigures {
         let state = self.state.lock();
         let list = state.ledger.list();
-        let [messages_in, bytes_in, messages_out, bytes_out] = self.published();
+        let [messages_in, bytes_in, messages_out, bytes_out, ..] = self.totals();
         let rates = self.rates.topic();
         let (write_latencies, entry_sizes) = self.writes.read();
+        let (read_latencies, _) = self.reads.read();
         TopicFigures {
+            write_rate: rates[4],
+            read_rate: rates[5],
             write_latencies,
+            read_latencies,
             entry_sizes,
             producers: state.producer_handles.len() as u64,
             consumers: state.consumers.len() as u64,

@@ -1,4 +1,5 @@
-//! Counts of a topic's entries by size and by the time until they were durable, in Pulsar's buckets.
+//! Counts of a topic's entries by size and by the time until they were durable, and of what it reads back from storage, in
+//! Pulsar's buckets.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,8 +102,30 @@ impl Writes {
         self.counters().1.record(&SIZES, bytes, 1);
     }
 
+    pub fn durable_entries(&self) -> u64 {
+        self.0.get().map_or(0, |counters| counters.0.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum())
+    }
+
     pub fn read(&self) -> (Latencies, Sizes) {
         self.0.get().map_or_else(Default::default, |counters| (counters.0.read(), counters.1.read()))
+    }
+}
+
+/// Reads from storage by the time that they took, and the entries that they brought. Takes room once something is read.
+#[derive(Debug, Default)]
+pub(super) struct Reads(OnceLock<Box<(Counters<{ LATENCIES.len() + 1 }>, AtomicU64)>>);
+
+impl Reads {
+    /// A read has brought so many entries.
+    pub fn done(&self, latency: Duration, entries: usize) {
+        let (latencies, read) = &**self.0.get_or_init(|| Box::new((Counters::new(), AtomicU64::new(0))));
+        latencies.record(&LATENCIES, latency.as_micros() as u64, 1);
+        read.fetch_add(entries as u64, Ordering::Relaxed);
+    }
+
+    /// The reads by their time, and how many entries they brought.
+    pub fn read(&self) -> (Latencies, u64) {
+        self.0.get().map_or_else(Default::default, |counters| (counters.0.read(), counters.1.load(Ordering::Relaxed)))
     }
 }
 
@@ -123,5 +146,9 @@ mod tests {
         assert_eq!(sizes.buckets, [2, 1, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!(latencies.buckets, [3, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!((latencies.count(), latencies.sum), (4, 2_001_500));
+        let reads = Reads::default();
+        assert_eq!((reads.read().0.count(), reads.read().1), (0, 0));
+        reads.done(Duration::from_millis(3), 7);
+        assert_eq!((reads.read().0.buckets[2], reads.read().1), (1, 7));
     }
 }

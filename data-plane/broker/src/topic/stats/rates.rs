@@ -10,6 +10,8 @@ use rustc_hash::FxHashMap;
 /// Two samples are at least so far apart: a shorter time says nothing about a rate.
 const WINDOW_MS_MIN: u64 = 1000;
 
+/// Messages and bytes in, the same out, and entries written to storage and read back.
+pub type OfTopic = [u64; 6];
 /// Messages, bytes and chunks.
 pub type Published = [u64; 3];
 /// Messages, bytes, redeliveries, acknowledgements, messages dropped, and chunks.
@@ -29,7 +31,7 @@ pub struct Rates(Mutex<Option<Box<Known>>>);
 
 struct Known {
     at_ms: u64,
-    topic: Rate<4>,
+    topic: Rate<6>,
     producers: FxHashMap<u64, Rate<3>>,
     consumers: FxHashMap<ConsumerKey, Rate<6>>,
     subscriptions: FxHashMap<Arc<str>, Rate<6>>,
@@ -56,10 +58,10 @@ impl<const N: usize> Rate<N> {
 
 impl Rates {
     /// Takes a sample if the last is old enough and something has changed since; `totals` gives the topic's own.
-    pub fn sample(&self, now_ms: u64, totals: [u64; 4], everybody: impl FnOnce() -> Sample) {
+    pub fn sample(&self, now_ms: u64, totals: OfTopic, everybody: impl FnOnce() -> Sample) {
         let mut known = self.0.lock();
         let Some(current) = known.as_deref_mut() else {
-            if totals != [0; 4] {
+            if totals != OfTopic::default() {
                 let mut first = Box::new(Known {
                     at_ms: now_ms,
                     topic: Rate { totals, ..Rate::ZERO },
@@ -89,8 +91,8 @@ impl Rates {
         advance(&mut current.subscriptions, subscriptions, seconds);
     }
 
-    pub fn topic(&self) -> [f64; 4] {
-        self.0.lock().as_ref().map_or([0.0; 4], |known| known.topic.per_second)
+    pub fn topic(&self) -> [f64; 6] {
+        self.0.lock().as_ref().map_or([0.0; 6], |known| known.topic.per_second)
     }
 
     pub fn producer(&self, key: u64) -> [f64; 3] {
@@ -141,17 +143,17 @@ mod tests {
     fn rates_are_differences_over_time() {
         let rates = Rates::default();
         let everybody = |messages| move || Sample { producers: vec![(7, [messages, 10, 0])], ..Sample::default() };
-        rates.sample(1_000, [0; 4], || panic!("an idle topic is not looked at"));
-        rates.sample(10_000, [100, 1000, 0, 0], everybody(100));
-        assert_eq!(rates.topic(), [0.0; 4]);
-        rates.sample(10_500, [200, 2000, 0, 0], || panic!("too early"));
-        rates.sample(12_000, [300, 3000, 40, 0], everybody(300));
-        assert_eq!(rates.topic(), [100.0, 1000.0, 20.0, 0.0]);
+        rates.sample(1_000, [0; 6], || panic!("an idle topic is not looked at"));
+        rates.sample(10_000, [100, 1000, 0, 0, 10, 0], everybody(100));
+        assert_eq!(rates.topic(), [0.0; 6]);
+        rates.sample(10_500, [200, 2000, 0, 0, 20, 0], || panic!("too early"));
+        rates.sample(12_000, [300, 3000, 40, 0, 30, 8], everybody(300));
+        assert_eq!(rates.topic(), [100.0, 1000.0, 20.0, 0.0, 10.0, 4.0]);
         assert_eq!(rates.producer(7), [100.0, 0.0, 0.0]);
-        rates.sample(14_000, [300, 3000, 40, 0], Sample::default);
-        assert_eq!((rates.topic(), rates.producer(7)), ([0.0; 4], [0.0; 3]));
-        rates.sample(16_000, [300, 3000, 40, 0], || panic!("nothing has changed"));
-        rates.sample(18_000, [302, 3000, 40, 0], Sample::default);
+        rates.sample(14_000, [300, 3000, 40, 0, 30, 8], Sample::default);
+        assert_eq!((rates.topic(), rates.producer(7)), ([0.0; 6], [0.0; 3]));
+        rates.sample(16_000, [300, 3000, 40, 0, 30, 8], || panic!("nothing has changed"));
+        rates.sample(18_000, [302, 3000, 40, 0, 30, 8], Sample::default);
         assert_eq!(rates.topic()[0], 1.0);
     }
 }
