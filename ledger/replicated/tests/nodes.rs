@@ -596,7 +596,11 @@ async fn an_entry_with_a_wrong_digest_is_taken_from_another_node() {
     // All three have every entry.
     let writer = cluster.client(3, 3, 3);
     for ledger in [7, 8] {
-        assert!(append(&writer, ledger, 0, 100).await.iter().all(Result::is_ok));
+        // Together, so that none of them says that another is confirmed: a recovery has to read them all.
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(move |result| drop(sender.send(result)));
+        writer.append(ledger, 0, (0..100).map(content).collect(), AppendClass::Message, done);
+        receiver.await.expect("an answer").expect("three nodes are there");
     }
     writer.finish(vec![7]).await.expect("never refused");
     // With a bad last entry, a recovery would ask the node for no other.
