@@ -595,7 +595,7 @@ async fn an_entry_with_a_wrong_digest_is_taken_from_another_node() {
     let cluster = Cluster::start(4).await;
     // All three have every entry.
     let writer = cluster.client(3, 3, 3);
-    for ledger in [7, 8] {
+    for ledger in [7, 8, 9] {
         // Together, so that none of them says that another is confirmed: a recovery has to read them all.
         let (sender, receiver) = oneshot::channel();
         let done = Box::new(move |result| drop(sender.send(result)));
@@ -612,6 +612,11 @@ async fn an_entry_with_a_wrong_digest_is_taken_from_another_node() {
 
     assert_eq!(cluster.client(3, 3, 2).recover(8).await.expect("others have it"), Some(99));
     check(&cluster.client(3, 3, 2), 8, 100).await;
+    for id in cluster.ledger(9).await.fragments[0].ensemble.clone() {
+        spoil(&cluster.nodes[&id], 9, 50..51).await;
+    }
+    let nobody_has_it = cluster.client(3, 3, 2).recover(9).await;
+    assert!(matches!(nobody_has_it, Err(LedgerError::Io(_))), "{nobody_has_it:?}");
 
     let before = cluster.ledger(7).await.fragments[0].ensemble.clone();
     let meter = Arc::new(CopyMeter::new(1 << 30));
