@@ -88,7 +88,7 @@ fn apply_plan(arguments: &DoctorArguments, path: &Path) -> anyhow::Result<bool> 
     let plan = Plan::read(&text).with_context(|| format!("cannot carry out {}", path.display()))?;
     let tls = arguments.storage_tls.options().open()?;
     runtime()?.block_on(async {
-        let store = geminga_metadata_sql::open(&arguments.metadata_url)
+        let store = geminga_metadata_sql::open_as_it_is(&arguments.metadata_url)
             .await
             .context("cannot open the metadata (--metadata-url)")?;
         let metadata = Metadata::new(store.clone());
@@ -130,7 +130,7 @@ fn examine_cluster(arguments: &DoctorArguments) -> anyhow::Result<bool> {
 /// Looks once, and again if something was found.
 async fn look(arguments: &DoctorArguments) -> anyhow::Result<(Cluster, BTreeSet<Finding>)> {
     let tls = arguments.storage_tls.options().open()?;
-    let store = geminga_metadata_sql::open(&arguments.metadata_url)
+    let store = geminga_metadata_sql::open_as_it_is(&arguments.metadata_url)
         .await
         .context("cannot open the metadata (--metadata-url)")?;
     let metadata = Metadata::new(store.clone());

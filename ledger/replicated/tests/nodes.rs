@@ -1,18 +1,24 @@
 //! The client against storage nodes in this process, each with a log on a real disk.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use geminga_ensemble::placement::Place;
+use geminga_ensemble::repair::{NodeTable, NodeView, RepairReport, Standing};
 use geminga_ensemble::{LedgerMetadata, LedgerState, Quorum};
 use geminga_ledger_client::{AppendClass, LedgerClient, LedgerError, StoredEntry};
-use geminga_log::{Log, LogOptions};
+use geminga_log::{Append, Log, LogOptions};
 use geminga_metadata::{Balanced, BundleRecord, MemoryStore, Metadata};
-use geminga_replicated_ledgers::{NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
+use geminga_replicated_ledgers::{
+    CopyMeter, NodeDirectory, NodeInfo, ReplicatedLedgers, ReplicationOptions, ZonePolicy,
+};
 use geminga_storage_node::{NodeOptions, StorageNode, serve};
+use geminga_wire_bookkeeper::{Digest, DigestKind};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -106,6 +112,16 @@ impl Cluster {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), left).await.expect("its writer leaves it");
+    }
+
+    /// Has one node of the ledger given up, and another one take its place.
+    async fn repair_without(&self, lost: &String, ledger: u64, meter: &Arc<CopyMeter>) -> RepairReport {
+        let view = |info: NodeInfo| {
+            let standing = if info.id == *lost { Standing::Lost } else { Standing::Writable };
+            (info.id, NodeView { place: info.place, standing, free_bytes: None })
+        };
+        let nodes: NodeTable = self.directory.nodes().into_iter().map(view).collect();
+        self.client(3, 3, 2).repair(ledger, nodes, meter, |_| ()).await.expect("metadata")
     }
 
     async fn ledger(&self, id: u64) -> LedgerMetadata {
@@ -502,4 +518,129 @@ async fn nodes_say_how_much_space_they_have() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(1, 1, 1);
     assert!(client.free_space(&"node-0".to_owned()).await.expect("it says so") > 1 << 20);
+}
+
+/// As when its machine was given another one: the disk is the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_at_another_address_is_written_to_and_read_there() {
+    let mut cluster = Cluster::start(3).await;
+    // Of one it needs all three, of the other any two.
+    let (strict, client) = (cluster.client(3, 3, 3), cluster.client(3, 3, 2));
+    for (ledger, client) in [(7, &strict), (8, &client)] {
+        assert!(append(client, ledger, 0, 100).await.iter().all(Result::is_ok));
+    }
+    strict.finish(vec![7]).await.expect("never refused");
+    let (folder, old) = cluster.nodes.remove("node-1").expect("it is there").end().await;
+    // Nobody else is to have the old address meanwhile.
+    let _old = TcpListener::bind(&old).await.expect("its port is free");
+    let moved = Node::start(folder, "127.0.0.1:0").await;
+    for info in cluster.directory.0.lock().unwrap().iter_mut().filter(|info| info.address == old) {
+        info.address = moved.address.clone();
+    }
+    cluster.nodes.insert("node-1".to_owned(), moved);
+    strict.nodes_changed();
+    client.nodes_changed();
+    for (ledger, client, from) in [(8, &client, 100), (9, &strict, 0)] {
+        let appended = append(client, ledger, from, 200).await;
+        assert!(appended.iter().all(Result::is_ok), "{appended:?}");
+    }
+    strict.finish(vec![9]).await.expect("never refused");
+    assert_eq!(client.recover(8).await.expect("it is closed"), Some(199));
+    check(&client, 8, 200).await;
+    for id in ["node-0", "node-2"] {
+        cluster.nodes.remove(id).expect("it is there").end().await;
+    }
+    for reader in [strict, cluster.client(3, 3, 2)] {
+        check(&reader, 7, 100).await;
+        check(&reader, 9, 200).await;
+    }
+}
+
+/// As one whose disk hangs: it takes connections, and says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_go_round_a_node_that_hangs() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client(3, 3, 2);
+    assert!(append(&client, 7, 0, 100).await.iter().all(Result::is_ok));
+    client.finish(vec![7]).await.expect("never refused");
+    // The one that is asked for entry 0 first.
+    let first = cluster.ledger(7).await.fragments[0].ensemble[0].clone();
+    let (_, address) = cluster.nodes.remove(&first).expect("it is there").end().await;
+    let silent = TcpListener::bind(&address).await.expect("its port is free");
+    let (reader, since) = (cluster.client(3, 3, 2), Instant::now());
+    let read = reader.read(7, 0, 99, 100_000).await.expect("others have it");
+    let took = since.elapsed();
+    assert_eq!(read[0].data, content(0).concat());
+    assert!(took < Duration::from_secs(2), "a call may take two seconds, and this one took {took:?}");
+    let asked = tokio::time::timeout(Duration::from_secs(1), silent.accept()).await;
+    assert!(asked.is_ok(), "it was not asked");
+}
+
+/// Turns a bit of what a node has of entries before it was stored, as on the way to it: the node finds nothing wrong with them.
+async fn spoil(node: &Node, ledger: u64, entries: Range<u64>) {
+    let spoilt = |entry| {
+        let mut body = node.log.read(ledger, entry).expect("it is there").to_vec();
+        *body.last_mut().expect("it has a payload") ^= 1;
+        Append { ledger, entry, parts: [body.into(), Bytes::new(), Bytes::new()], reserve: true }
+    };
+    let (sender, receiver) = oneshot::channel();
+    let key = node.log.key(ledger).expect("it has entries");
+    let done = Box::new(move |result| drop(sender.send(result)));
+    node.log.append_to_replica(entries.map(spoilt).collect(), key, true, done);
+    receiver.await.expect("an answer").expect("a recovery may add again what is there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_with_a_wrong_digest_is_taken_from_another_node() {
+    let cluster = Cluster::start(4).await;
+    // All three have every entry.
+    let writer = cluster.client(3, 3, 3);
+    for ledger in [7, 8, 9] {
+        assert!(append(&writer, ledger, 0, 100).await.iter().all(Result::is_ok));
+    }
+    writer.finish(vec![7]).await.expect("never refused");
+    // With a bad last entry, a recovery would ask the node for no other.
+    for (ledger, entries) in [(7, 0..100), (8, 0..99)] {
+        let bad = cluster.ledger(ledger).await.fragments[0].ensemble[0].clone();
+        spoil(&cluster.nodes[&bad], ledger, entries).await;
+    }
+    check(&cluster.client(3, 3, 2), 7, 100).await;
+
+    assert_eq!(cluster.client(3, 3, 2).recover(8).await.expect("others have it"), Some(99));
+    check(&cluster.client(3, 3, 2), 8, 100).await;
+    for id in cluster.ledger(9).await.fragments[0].ensemble.clone() {
+        spoil(&cluster.nodes[&id], 9, 0..99).await;
+    }
+    let nobody_has_it = cluster.client(3, 3, 2).recover(9).await;
+    assert!(matches!(nobody_has_it, Err(LedgerError::Io(_))), "{nobody_has_it:?}");
+
+    let before = cluster.ledger(7).await.fragments[0].ensemble.clone();
+    let meter = Arc::new(CopyMeter::new(1 << 30));
+    let report = cluster.repair_without(&before[1], 7, &meter).await;
+    assert!(report.blockers.is_empty(), "{report:?}");
+    assert!(meter.failed_reads.load(Ordering::Relaxed) > 0, "it has met none of them");
+    let taker = cluster.ledger(7).await.fragments[0].ensemble[1].clone();
+    assert!(!before.contains(&taker), "{taker}");
+    let digest = Digest::new(7, DigestKind::Crc32c, b"");
+    for entry in 0..100 {
+        let copy = cluster.nodes[&taker].log.read(7, entry).expect("it was copied");
+        let (_, data) = digest.open(entry as i64, copy).expect("a good copy");
+        assert_eq!(data, content(entry).concat());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_copies_no_faster_than_it_may() {
+    let cluster = Cluster::start(4).await;
+    let writer = cluster.client(3, 3, 2);
+    assert!(append(&writer, 7, 0, 100).await.iter().all(Result::is_ok));
+    writer.finish(vec![7]).await.expect("never refused");
+    let lost = cluster.ledger(7).await.fragments[0].ensemble[1].clone();
+    let (meter, since) = (Arc::new(CopyMeter::new(10_000)), Instant::now());
+    let report = cluster.repair_without(&lost, 7, &meter).await;
+    assert!(report.blockers.is_empty(), "{report:?}");
+    let (bytes, took) = (meter.bytes_written.load(Ordering::Relaxed), since.elapsed().as_secs_f64());
+    assert!(bytes > 20_000, "{bytes} bytes were copied");
+    // The last copy need not wait for itself.
+    assert!(took >= (bytes - 500) as f64 / 10_000.0, "{bytes} bytes in {took} s");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use geminga_metadata::{Expect, MetadataError, MetadataStore, Op, conformance};
-use geminga_metadata_sql::SqliteStore;
+use geminga_metadata_sql::{SqliteStore, open_as_it_is};
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
@@ -52,6 +52,20 @@ async fn persistence() {
         open(&folder).await as Arc<dyn MetadataStore>
     })
     .await;
+}
+
+#[tokio::test]
+async fn whoever_only_looks_makes_no_file_and_no_schema() {
+    let folder = folder();
+    let file = folder.path().join("metadata.db");
+    let url = format!("sqlite:{}", file.display());
+    assert!(open_as_it_is(&url).await.is_err() && !file.exists());
+    std::fs::write(&file, b"").unwrap();
+    let error = open_as_it_is(&url).await.err().unwrap();
+    assert!(error.to_string().contains("has no schema"), "{error}");
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 0);
+    open(&folder).await.close().await;
+    open_as_it_is(&url).await.unwrap().close().await;
 }
 
 /// As after a kill: the files are copied while the store is open and has not been told to close.

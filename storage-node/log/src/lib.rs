@@ -29,10 +29,12 @@ mod housekeeping;
 mod index;
 mod log;
 mod options;
+mod planted;
 mod replica;
 
 pub use engine::{Admission, Append, Done, FenceDone, LogStats, RecoveryReport, Scrubbed};
 pub use error::{AppendError, FenceError, OpenError, ReadError};
 pub use log::Log;
 pub use options::LogOptions;
+pub use planted::{Bug, plant};
 pub use replica::{EXPLICIT_LAC_BYTES_MAX, ExplicitLac, MasterKey};

@@ -69,16 +69,21 @@ struct Looking<'n> {
 /// Audits whenever the lease can be had, for ever.
 pub async fn run(shared: Arc<Shared>) {
     loop {
-        match shared.metadata.store().acquire_lease(LEASE, &shared.options.node, LEASE_FOR).await {
-            Ok(LeaseOutcome::Acquired(lease)) => {
-                tracing::info!("this node audits ledgers");
-                let ended = Auditor::new(&shared, lease).hold().await;
-                tracing::info!(error = %ended, "this node does not audit ledgers any more");
-            }
-            Ok(LeaseOutcome::Held(_)) => (),
-            Err(error) => tracing::warn!(%error, "could not ask who audits ledgers"),
-        }
+        audit_in_turn(&shared).await;
         tokio::time::sleep(LEASE_FOR / 2).await;
+    }
+}
+
+/// Audits for as long as this node has the lease, if it can be had now.
+async fn audit_in_turn(shared: &Shared) {
+    match shared.metadata.store().acquire_lease(LEASE, &shared.options.node, LEASE_FOR).await {
+        Ok(LeaseOutcome::Acquired(lease)) => {
+            tracing::info!("this node audits ledgers");
+            let ended = Auditor::new(shared, lease).hold().await;
+            tracing::info!(error = %ended, "this node does not audit ledgers any more");
+        }
+        Ok(LeaseOutcome::Held(_)) => (),
+        Err(error) => tracing::warn!(%error, "could not ask who audits ledgers"),
     }
 }
 
@@ -252,6 +257,38 @@ mod tests {
         }
     }
 
+    fn ledger() -> LedgerMetadata {
+        let members = ["a", "b", "c"].map(str::to_owned).into();
+        LedgerMetadata::new(Quorum { ensemble: 3, write: 3, ack: 2 }, members, BTreeMap::new())
+    }
+
+    #[tokio::test]
+    async fn another_node_audits_once_the_auditor_is_gone() {
+        let clock = ManualClock::starting_at_ms(1);
+        let metadata = Metadata::new(Arc::new(MemoryStore::with_clock(clock.clone())));
+        let store = metadata.store();
+        // Nobody knows its nodes any more.
+        metadata.put_ledger(7, &ledger(), None).await.unwrap();
+        let LeaseOutcome::Acquired(lease) = store.acquire_lease(LEASE, "other", LEASE_FOR).await.unwrap() else {
+            panic!("nobody else is there")
+        };
+        let shared = shared(&metadata).await;
+        audit_in_turn(&shared).await;
+        assert!(metadata.audit().await.unwrap().is_none(), "the other one is there");
+        clock.advance_ms(LEASE_FOR.as_millis() as u64 + 1);
+        let audited = async {
+            while metadata.audit().await.unwrap().is_none_or(|audit| audit.node != "me") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = audit_in_turn(&shared) => panic!("it goes on"),
+            found = tokio::time::timeout(Duration::from_secs(10), audited) => found.expect("it audits"),
+        }
+        assert_eq!(metadata.list_repairs(0, 10).await.unwrap().len(), 1);
+        assert!(store.renew_lease(&lease, LEASE_FOR).await.is_err(), "the other one learns of it");
+    }
+
     #[tokio::test]
     async fn the_lease_is_kept_while_ledgers_are_noted() {
         let clock = ManualClock::starting_at_ms(1);
@@ -264,8 +301,7 @@ mod tests {
         let mut auditor = Auditor::new(&shared, lease);
         let (nodes, mut record) = (nodes::table(&[], &BTreeSet::new(), &BTreeMap::new()), AuditRecord::default());
         let looking = Looking { nodes: &nodes, has_changed: false };
-        let members = ["a", "b", "c"].map(str::to_owned).into();
-        let ledger = LedgerMetadata::new(Quorum { ensemble: 3, write: 3, ack: 2 }, members, BTreeMap::new());
+        let ledger = ledger();
         // A page of them, as slowly as commits may come: all together it takes longer than the lease lasts.
         for noted in 0..5 {
             clock.advance_ms(6000);

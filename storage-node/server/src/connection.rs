@@ -232,6 +232,11 @@ impl Connection {
         let (code, plugin) = match (by_certificate, &plugin[..]) {
             (false, _) => (Code::Ok, NO_AUTHENTICATION.to_owned()),
             (true, BY_CERTIFICATE) => (Code::Ok, plugin),
+            // Version 2 has no code in this answer, so that any is taken for a good one: a bookie ends the connection.
+            (true, _) if matches!(reply_to, ReplyTo::Compact { .. }) => {
+                tracing::info!(address = %self.address, plugin, "a client asks for another authentication");
+                return self.outbox.close();
+            }
             (true, _) => (Code::Unauthorized, plugin),
         };
         self.answer(reply_to, code, &Response::Authenticate { plugin, payload: Bytes::new() });

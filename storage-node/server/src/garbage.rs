@@ -31,29 +31,40 @@ pub async fn collect_garbage(node: Arc<StorageNode>, metadata: Metadata, witness
             return;
         }
     };
-    let mut missing: BTreeSet<u64> = BTreeSet::new();
+    let mut missing = BTreeSet::new();
     loop {
         node.set_doubtful(doubtful.ledgers().clone());
         tokio::time::sleep(interval).await;
-        match look(&node, &metadata, &witness, &mut doubtful).await {
-            Ok(Look { missing: found, free_gaps }) => {
-                for (directory, gaps) in node.log.all().iter().zip(free_gaps) {
-                    directory.log.fill_deleted_gaps(&gaps);
-                }
-                let gone: Vec<u64> = found.intersection(&missing).copied().collect();
-                missing = found;
-                if gone.is_empty() {
-                    continue;
-                }
-                tracing::info!(ledgers = gone.len(), "deleting ledgers that are in no metadata");
-                if let Err(error) = node.delete_ledgers(gone).await {
-                    tracing::warn!(%error, "could not delete ledgers");
-                }
+        round(&node, &metadata, &witness, &mut doubtful, &mut missing).await;
+    }
+}
+
+/// Deletes what is missing and was missing in the round before.
+async fn round(
+    node: &StorageNode,
+    metadata: &Metadata,
+    witness: &MetadataWitness,
+    doubtful: &mut Noted,
+    missing: &mut BTreeSet<u64>,
+) {
+    match look(node, metadata, witness, doubtful).await {
+        Ok(Look { missing: found, free_gaps }) => {
+            for (directory, gaps) in node.log.all().iter().zip(free_gaps) {
+                directory.log.fill_deleted_gaps(&gaps);
             }
-            Err(error) => {
-                missing.clear();
-                tracing::warn!(%error, "could not find out which ledgers are garbage");
+            let gone: Vec<u64> = found.intersection(missing).copied().collect();
+            *missing = found;
+            if gone.is_empty() {
+                return;
             }
+            tracing::info!(ledgers = gone.len(), "deleting ledgers that are in no metadata");
+            if let Err(error) = node.delete_ledgers(gone).await {
+                tracing::warn!(%error, "could not delete ledgers");
+            }
+        }
+        Err(error) => {
+            missing.clear();
+            tracing::warn!(%error, "could not find out which ledgers are garbage");
         }
     }
 }
@@ -149,7 +160,55 @@ impl Gaps {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use geminga_log::{Log, LogOptions};
+    use geminga_metadata::MemoryStore;
+    use geminga_wire_bookkeeper::{Digest, DigestKind};
+
     use super::*;
+    use crate::directories::{Directories, Directory};
+    use crate::node::NodeOptions;
+
+    #[tokio::test]
+    async fn a_ledger_that_is_missing_once_is_kept_and_one_that_is_missing_again_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().to_owned();
+        let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+        let (log, _) = Log::open(&path.join("log"), options).expect("it opens");
+        let directories = Directories::new(vec![Directory { path, log }], 0).expect("there is one");
+        let node = StorageNode::new(directories, NodeOptions::new(64 << 20));
+        let metadata = Metadata::new(Arc::new(MemoryStore::new()));
+        metadata.raise_ledger_ids(100).await.expect("raised");
+        for ledger in [5, 6] {
+            metadata.put_ledger(ledger, &"record", None).await.expect("written");
+            let head = Digest::new(ledger as i64, DigestKind::Crc32c, b"").entry_head(0, -1, 0, &[b"content"]);
+            let body = Bytes::from([&head[..], b"content"].concat());
+            node.write_copy(ledger, 0, body).await.expect("written");
+        }
+        let witness = MetadataWitness::open("n", node.directories()).expect("no file yet");
+        let mut doubtful = Noted::read(DOUBTFUL, Vec::new()).expect("no file yet");
+        let mut missing = BTreeSet::new();
+        // 5 is missing in every other round, 6 from the second one on.
+        for (number, expected) in [vec![5, 6], vec![5, 6], vec![5], vec![5], vec![5]].into_iter().enumerate() {
+            if number % 2 == 0 {
+                let version = metadata.get_ledger::<String>(5).await.expect("read").map(|found| found.version);
+                metadata.put_ledger(5, &"record", version).await.expect("written");
+            } else {
+                metadata.delete_ledger(5).await.expect("deleted");
+            }
+            if number == 1 {
+                metadata.delete_ledger(6).await.expect("deleted");
+            }
+            round(&node, &metadata, &witness, &mut doubtful, &mut missing).await;
+            assert_eq!(node.log.ledgers(), expected, "round {number}");
+        }
+        metadata.delete_ledger(5).await.expect("deleted");
+        round(&node, &metadata, &witness, &mut doubtful, &mut missing).await;
+        assert_eq!(node.log.ledgers(), [5]);
+        round(&node, &metadata, &witness, &mut doubtful, &mut missing).await;
+        assert!(node.log.ledgers().is_empty());
+        node.close();
+    }
 
     #[test]
     fn a_gap_with_a_ledger_is_not_free() {

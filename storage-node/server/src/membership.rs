@@ -56,6 +56,10 @@ impl Registration {
                 }
             }
         };
+        let before = metadata.storage_node_address(id).await?;
+        if let Some(from) = before.filter(|from| *from != record.address) {
+            tracing::warn!(id, "this storage node has moved from {from} to {}", record.address);
+        }
         metadata.put_storage_node(id, &record).await?;
         Ok(Self { metadata, id: id.to_owned(), record, owner: owner.to_owned(), lease })
     }

@@ -1,24 +1,25 @@
 //! A client that begins TLS, with a certificate or without.
 
+mod peer;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use geminga_log::{Log, LogOptions};
 use geminga_storage_node::{NodeOptions, StorageNode, TlsOptions, serve};
-use geminga_wire_bookkeeper::{
-    Answer, Code, DEFAULT_MAX_FRAME_BYTES, Digest, DigestKind, Read, Request, Response, WireVersion, decode_response,
-    encode_add, encode_request, take_frame,
-};
+use geminga_wire_bookkeeper::{Code, Request, Response, WireVersion, encode_request};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use peer::{add, ask, frame, read};
 
 struct Identity {
     certificate: String,
@@ -63,27 +64,8 @@ async fn start(required: bool, clients: Option<&Identity>) -> Fixture {
     Fixture { _folder: folder, address, server, _stop: stop }
 }
 
-fn frame(encode: impl FnOnce(&mut BytesMut)) -> Bytes {
-    let mut bytes = BytesMut::new();
-    encode(&mut bytes);
-    bytes.freeze()
-}
-
 fn start_tls() -> Bytes {
     frame(|sink| encode_request(WireVersion::Protobuf, 7, &Request::StartTls, sink))
-}
-
-async fn ask<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, request: &[u8]) -> std::io::Result<Answer> {
-    stream.write_all(request).await?;
-    let mut buffer = BytesMut::new();
-    loop {
-        if let Some(frame) = take_frame(&mut buffer, DEFAULT_MAX_FRAME_BYTES).expect("a good frame") {
-            return Ok(decode_response(frame).expect("a good answer"));
-        }
-        if stream.read_buf(&mut buffer).await? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-    }
 }
 
 /// Begins TLS on a fresh connection.
@@ -108,18 +90,9 @@ async fn connect(fixture: &Fixture, client: Option<&Identity>) -> std::io::Resul
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
-fn entry(ledger: i64, entry: i64, payload: &[u8]) -> Vec<Bytes> {
-    let digest = Digest::new(ledger, DigestKind::Crc32c, b"");
-    vec![digest.entry_head(entry, entry - 1, 0, &[payload]), Bytes::copy_from_slice(payload)]
-}
-
-fn add(ledger: i64, number: i64, payload: &[u8]) -> Bytes {
-    frame(|sink| encode_add(&[1; 20], false, false, &entry(ledger, number, payload), sink))
-}
-
-fn authenticate(plugin: &str) -> Bytes {
+fn authenticate(version: WireVersion, plugin: &str) -> Bytes {
     let request = Request::Authenticate { plugin: plugin.to_owned(), payload: Bytes::new() };
-    frame(|sink| encode_request(WireVersion::Protobuf, 8, &request, sink))
+    frame(|sink| encode_request(version, 8, &request, sink))
 }
 
 #[tokio::test]
@@ -130,8 +103,7 @@ async fn entries_travel_through_tls_and_in_the_clear() {
     for (number, payload) in [(0, &b"small"[..]), (1, &large)] {
         assert_eq!(ask(&mut tls, &add(5, number, payload)).await.expect("answered").code, Code::Ok);
     }
-    let read = Read { ledger: 5, entry: 1, fence: false, master_key: None, high_priority: false, wait: None };
-    let read = frame(|sink| encode_request(WireVersion::Compact, 0, &Request::Read(read), sink));
+    let read = read(WireVersion::Compact, 5, 1, None);
     let mut plain = TcpStream::connect(&fixture.address).await.expect("it listens");
     for answer in [ask(&mut tls, &read).await, ask(&mut plain, &read).await] {
         let Response::Entry { body: Some(body), .. } = answer.expect("answered").response else { panic!("no entry") };
@@ -139,7 +111,7 @@ async fn entries_travel_through_tls_and_in_the_clear() {
     }
     assert_eq!(ask(&mut tls, &start_tls()).await.expect("answered").code, Code::BadRequest, "it has TLS already");
     assert_eq!(
-        ask(&mut plain, &authenticate("whatever")).await.expect("answered").code,
+        ask(&mut plain, &authenticate(WireVersion::Protobuf, "whatever")).await.expect("answered").code,
         Code::Ok,
         "nobody asks for it"
     );
@@ -159,9 +131,15 @@ async fn clients_are_known_by_their_certificates() {
     let (friend, stranger) = (identity(), identity());
     let fixture = start(true, Some(&friend)).await;
     let mut tls = connect(&fixture, Some(&friend)).await.expect("a handshake");
-    assert_eq!(ask(&mut tls, &authenticate("BookieAuthZFactory")).await.expect("answered").code, Code::Ok);
-    assert_eq!(ask(&mut tls, &authenticate("sasl")).await.expect("answered").code, Code::Unauthorized);
+    for version in [WireVersion::Protobuf, WireVersion::Compact] {
+        let answer = ask(&mut tls, &authenticate(version, "BookieAuthZFactory")).await;
+        assert_eq!(answer.expect("answered").code, Code::Ok);
+    }
+    let refused = ask(&mut tls, &authenticate(WireVersion::Protobuf, "sasl")).await;
+    assert_eq!(refused.expect("answered").code, Code::Unauthorized);
     assert_eq!(ask(&mut tls, &add(5, 0, b"x")).await.expect("answered").code, Code::Ok);
+    let refused = ask(&mut tls, &authenticate(WireVersion::Compact, "sasl")).await;
+    assert!(refused.is_err(), "that answer has no code: {refused:?}");
     for client in [None, Some(&stranger)] {
         // In TLS 1.3 the client learns of it with its first read.
         let served = match connect(&fixture, client).await {
@@ -183,7 +161,6 @@ async fn what_comes_with_the_wish_for_tls_ends_the_connection() {
     // Either way it has ended.
     let _ = stream.read_to_end(&mut rest).await;
     let mut tls = connect(&fixture, None).await.expect("a handshake");
-    let read = Read { ledger: 5, entry: 0, fence: false, master_key: None, high_priority: false, wait: None };
-    let read = frame(|sink| encode_request(WireVersion::Compact, 0, &Request::Read(read), sink));
+    let read = read(WireVersion::Compact, 5, 0, None);
     assert_eq!(ask(&mut tls, &read).await.expect("answered").code, Code::NoLedger);
 }

@@ -3,10 +3,15 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import time
 
-from conftest import BINARY, Process
+import pytest
+
+from conftest import BINARY, Process, run_cluster
 from harness import bookie, servers
 from harness.bookie import Bookie
+from load import Load, check, everything
+from test_recovery import metric
 
 
 def make_node(folder, disks, *more, url="none"):
@@ -137,3 +142,28 @@ def test_a_node_starts_and_serves_while_metadata_are_away(tmp_path, postgres):
         servers.wait_for(lambda: "joined the cluster" in node.log_end(100_000).split("serving without metadata")[1])
     finally:
         node.stop()
+
+
+@pytest.fixture
+def cluster_of_three(postgres):
+    """Three nodes in three zones: each of them is in every ensemble."""
+    yield from run_cluster(postgres.new_database(), 3)
+
+
+def test_a_disk_that_comes_back_at_another_address_is_the_node_that_it_was(cluster_of_three):
+    cluster, topic = cluster_of_three, "persistent://public/default/moved"
+    addresses = lambda: {node["id"]: node["address"] for node in cluster.command("storage-nodes", "list")}
+    load, moved, before = Load(cluster.pulsar_url, topic), cluster.nodes[0], addresses()
+    time.sleep(1)
+    old, new = moved.ready["bookie"], f"127.0.0.1:{servers.free_port()}"
+    moved.kill()
+    moved.arguments[moved.arguments.index("--addr") + 1] = new
+    moved.start()
+    assert addresses() == {node: new if address == old else address for node, address in before.items()}
+    assert moved.log_end(10**9).count(f"this storage node has moved from {old} to {new}") == 1
+    # The next ledger needs all three.
+    cluster.admin("PUT", topic.replace("://", "/") + "/unload")
+    servers.wait_for(lambda: metric(moved, "bookie_WRITE_BYTES") > 0)
+    acknowledged = load.finish()
+    assert len(acknowledged) > 1000 and not load.failed
+    check(acknowledged, everything(cluster.pulsar_url, topic, "all", expected=acknowledged))

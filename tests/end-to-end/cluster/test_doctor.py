@@ -136,6 +136,25 @@ def test_metadata_from_before_are_noticed_and_nothing_is_swept(cluster_with_cont
     assert "restored" in kinds(report), "whatever ids were given out since"
 
 
+def test_looking_changes_nothing(cluster_with_control, postgres):
+    cluster = cluster_with_control
+    produce(cluster, OLD, 0, 20)
+    for process in [cluster.broker, *cluster.nodes]:    # which write, at work
+        process.stop()
+    dump = [postgres.programs / "pg_dump", "--data-only", "--inserts", cluster.url]
+    contents = lambda: [line for line in subprocess.check_output(dump, text=True).splitlines() if line.startswith("INSERT")]
+    before = contents()
+    assert any("geminga.records" in line for line in before)
+    code, report = examine(cluster)
+    assert code == 1 and kinds(report) == {"not_asked"} and len(report["notAsked"]) == 3
+    assert contents() == before
+
+    cluster.url = postgres.new_database()
+    code, complaint = examine(cluster)
+    assert code == 2 and "has no schema" in complaint
+    assert sql(postgres, cluster, "SELECT count(*) FROM pg_namespace WHERE nspname = 'geminga'") == "0"
+
+
 def apply(cluster, plan):
     """Exit code, and what is said of each step: one line each."""
     done = subprocess.run([BINARY, "doctor", "--metadata-url", cluster.url, "--apply", str(plan)], capture_output=True, text=True)

@@ -1,7 +1,9 @@
-"""A storage node whose disk is full: it says so in metadata and refuses entries, serves what it has, and comes back."""
+"""A storage node whose disk is full, or fails: it says so in metadata and refuses entries, serves what it has, and comes back."""
 import itertools
 import json
+import pathlib
 import sqlite3
+import struct
 import subprocess
 
 import pytest
@@ -13,6 +15,7 @@ from harness.small_disk import small_disk
 from test_directories import make_node
 
 PIECE = b"x" * (1 << 20)
+SHIM = pathlib.Path(__file__).parents[1] / "faults" / "shim" / "powerloss.c"
 
 
 def is_read_only(database):
@@ -54,3 +57,38 @@ def test_a_full_node_takes_nothing_until_there_is_room_again(tmp_path, disks):
                 servers.wait_for(lambda: not is_read_only(database))
         finally:
             node.stop()
+
+
+def test_a_node_whose_disk_fails_to_write_takes_nothing_until_it_writes_again(tmp_path, postgres):
+    url, shim, control = postgres.new_database(), tmp_path / "shim.so", tmp_path / "control"
+    subprocess.run([BINARY, "metadata", "init", "--metadata-url", url, "--cluster", "test"], check=True, capture_output=True)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", shim, SHIM, "-ldl", "-lpthread"], check=True)
+    control.write_bytes(bytes(16))
+    node = make_node(tmp_path / "node", [tmp_path / "data"], "--garbage-interval", "1h", url=url)
+    node.binary = "env"
+    node.arguments[:0] = [f"LD_PRELOAD={shim}", f"FAULTS_JOURNAL={tmp_path / 'journal'}", f"FAULTS_CONTROL={control}", BINARY]
+
+    def let_writes_fail(of_thousand):
+        with open(control, "r+b") as numbers:
+            numbers.write(struct.pack("<I", of_thousand))
+
+    def says_read_only():
+        statement = "SELECT convert_from(value, 'UTF8') FROM geminga.records WHERE convert_from(key, 'UTF8') LIKE 'storage-nodes/%'"
+        done = subprocess.run([postgres.programs / "psql", "-qAt", "-c", statement, url], check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)["d"]["read_only"]
+
+    address = node.start()["bookie"]
+    try:
+        with Bookie(address) as client:
+            assert client.add(100, 0, b"content") == bookie.OK and not says_read_only()
+            let_writes_fail(1000)
+            codes = [client.add(ledger, 0, b"content") for ledger in range(200, 220)]
+            assert codes[0] == bookie.IO and codes[-1] == bookie.READ_ONLY and set(codes) == {bookie.IO, bookie.READ_ONLY}
+            servers.wait_for(says_read_only)
+            code, content = client.read(100, 0)
+            assert code == bookie.OK and content.endswith(b"content")
+            let_writes_fail(0)
+            servers.wait_for(lambda: not says_read_only())
+            assert client.add(300, 0, b"content") == bookie.OK
+    finally:
+        node.stop()

@@ -25,6 +25,7 @@ use sqlx::postgres::PgRow;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::Schema;
 use crate::queue::{Queue, queue};
 use clock::ServerClock;
 use pool::Pool;
@@ -57,10 +58,17 @@ impl PostgresStore {
     /// date. The database must exist, and the user must be allowed to create a schema in it, or own the schema
     /// `geminga`. Needs a tokio runtime.
     pub async fn open(url: &str) -> Result<Self, MetadataError> {
+        Self::open_with(url, Schema::UpToDate).await
+    }
+
+    pub(crate) async fn open_with(url: &str, schema: Schema) -> Result<Self, MetadataError> {
         let server = Server::parse(url)?;
         let pool = Arc::new(Pool::new(server.clone()));
         schema::check_server(&server, &pool).await?;
-        schema::prepare(&server).await?;
+        match schema {
+            Schema::UpToDate => schema::prepare(&server).await?,
+            Schema::AsItIs => schema::check(&server).await?,
+        }
         let clock = Arc::new(ServerClock::measure(&pool).await?);
         let rows = pool.rows(|| sqlx::query(statements::NEW_WRITER)).await?;
         let [name, version] = [0, 1];

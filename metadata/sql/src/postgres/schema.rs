@@ -44,6 +44,23 @@ pub(super) async fn prepare(server: &Server) -> Result<(), MetadataError> {
     outcome.map_err(|error| migration::failed(&server.subject, error, from_sqlx))
 }
 
+/// Changes nothing: a schema that [`prepare`] would make or change is an error.
+pub(super) async fn check(server: &Server) -> Result<(), MetadataError> {
+    let failed = |error| from_sqlx(&server.subject, error);
+    let mut connection = server.connect(Role::Migrator).await.map_err(failed)?;
+    let found = last_step(&mut connection).await.map_err(failed)?;
+    connection.close().await.map_err(failed)?;
+    migration::check(&server.subject, found, SCHEMA)
+}
+
+async fn last_step(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
+    let exists = "SELECT to_regclass('geminga._sqlx_migrations') IS NOT NULL";
+    if !sqlx::query_scalar(exists).fetch_one(&mut *connection).await? {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT max(version) FROM geminga._sqlx_migrations WHERE success").fetch_one(connection).await
+}
+
 /// Asks first whether the schema exists: `IF NOT EXISTS` wants the right to create one even when it has nothing to do.
 async fn lock_and_create(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;

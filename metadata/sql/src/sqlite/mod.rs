@@ -18,6 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tokio::task::JoinHandle;
 
+use crate::Schema;
 use crate::migration::{self, Step};
 use crate::queue::{Queue, queue};
 use error::from_sqlx;
@@ -45,23 +46,35 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens the file, creating it and bringing its schema up to date. Its folder must exist. Needs a tokio runtime.
     pub async fn open(path: &Path) -> Result<Self, MetadataError> {
+        Self::open_with(path, Schema::UpToDate).await
+    }
+
+    pub(crate) async fn open_with(path: &Path, schema: Schema) -> Result<Self, MetadataError> {
         let subject: Arc<str> = format!("metadata file {}", path.display()).into();
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("journal_size_limit", "67108864")
             .thread_name(|index| format!("metadata-{index}"))
             .disable_statement_logging();
+        let options = match schema {
+            Schema::UpToDate => options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal),
+            Schema::AsItIs => options,
+        };
         let failed = |error| from_sqlx(&subject, error);
         let mut connection = options.connect().await.map_err(failed)?;
         check_application(&subject, &mut connection).await?;
-        migration::migrator(SCHEMA)
-            .run(&mut connection)
-            .await
-            .map_err(|error| migration::failed(&subject, error, from_sqlx))?;
+        match schema {
+            Schema::UpToDate => migration::migrator(SCHEMA)
+                .run(&mut connection)
+                .await
+                .map_err(|error| migration::failed(&subject, error, from_sqlx))?,
+            Schema::AsItIs => {
+                let found = last_step(&mut connection).await.map_err(failed)?;
+                migration::check(&subject, found, SCHEMA)?;
+            }
+        }
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .test_before_acquire(false)
@@ -76,6 +89,15 @@ impl SqliteStore {
     fn failed(&self, error: sqlx::Error) -> MetadataError {
         from_sqlx(&self.subject, error)
     }
+}
+
+/// Of the schema; `None` if there is none.
+async fn last_step(connection: &mut SqliteConnection) -> Result<Option<i64>, sqlx::Error> {
+    let exists = "SELECT count(*) > 0 FROM sqlite_schema WHERE name = '_sqlx_migrations'";
+    if !sqlx::query_scalar(exists).fetch_one(&mut *connection).await? {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(connection).await
 }
 
 /// Refuses a database that somebody else made.

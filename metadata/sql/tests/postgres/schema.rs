@@ -1,7 +1,7 @@
 //! Opening: by several processes at once, by one that is too old, and where there is nothing to open.
 
 use geminga_metadata::{Expect, MetadataError, MetadataStore, Op};
-use geminga_metadata_sql::PostgresStore;
+use geminga_metadata_sql::{PostgresStore, open_as_it_is};
 
 use crate::{database, open};
 
@@ -59,4 +59,23 @@ async fn the_owner_of_the_schema_need_not_own_the_database() {
         store.commit(vec![Op::put("k", "", Expect::Any)]).await.unwrap();
         store.close().await;
     }
+}
+
+#[tokio::test]
+async fn whoever_only_looks_makes_no_schema_and_changes_none() {
+    let (server, database) = database();
+    let url = server.url(&database);
+    let refused = async || open_as_it_is(&url).await.err().expect("it is refused").to_string();
+    assert!(refused().await.contains("has no schema: 'geminga metadata init' makes it"));
+    assert_eq!(server.query(&database, "SELECT count(*) FROM pg_namespace WHERE nspname = 'geminga'"), "0");
+    open(&url).await.close().await;
+    let store = open_as_it_is(&url).await.expect("it is this version's");
+    assert!(store.get("k").await.expect("it can be read").is_none());
+    store.close().await;
+    server.query(&database, "UPDATE geminga._sqlx_migrations SET version = 0");
+    let error = refused().await;
+    assert!(error.contains("has schema 0, and this version 1"), "{error}");
+    assert_eq!(server.query(&database, "SELECT version FROM geminga._sqlx_migrations"), "0");
+    server.query(&database, "UPDATE geminga._sqlx_migrations SET version = 9999");
+    assert!(matches!(open_as_it_is(&url).await.err(), Some(MetadataError::Newer(_))));
 }

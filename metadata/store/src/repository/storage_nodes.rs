@@ -81,6 +81,12 @@ impl Metadata {
         self.store.commit(vec![put]).await.map(drop)
     }
 
+    /// Where the node was when it registered last.
+    pub async fn storage_node_address(&self, id: &str) -> Result<Option<String>, MetadataError> {
+        let found = self.read::<StorageNodeRecord>(&format!("{PREFIX}{id}")).await?;
+        Ok(found.map(|found| found.value.address))
+    }
+
     pub async fn watch_storage_nodes(&self) -> Result<StorageNodeWatch, MetadataError> {
         Ok(StorageNodeWatch {
             registrations: self.store.watch(PREFIX).await?,

@@ -246,9 +246,48 @@ impl SimDisk {
         self.state.lock().failed_reads
     }
 
+    /// A write of the block at `from` went to `to`, in the same file: it is missing where it belongs.
+    pub fn misdirect(&self, name: &str, from: u64, to: u64) {
+        let mut state = self.state.lock();
+        let Some(file) = state.names.get(name).copied() else { return };
+        let file = state.files.get_mut(&file).expect("named files exist");
+        let block = |at: u64| at as usize / BLOCK_BYTES * BLOCK_BYTES..(at as usize / BLOCK_BYTES + 1) * BLOCK_BYTES;
+        for image in [&mut file.seen, &mut file.durable] {
+            if image.len() >= block(from.max(to)).end {
+                image.copy_within(block(from), block(to).start);
+                image[block(from)].fill(0);
+            }
+        }
+    }
+
+    /// Misdirects a write, as where [`SimDisk::flip_proven_bit`] turns a bit, heads of segments apart. Answers the file, and the
+    /// bytes at which the two blocks begin.
+    pub fn misdirect_proven_write(&self, proven: (u32, u64), rng: &mut SmallRng) -> Option<(String, u64, u64)> {
+        let (name, bytes) = self.proven_file(proven, rng)?;
+        let block = BLOCK_BYTES as u64;
+        let blocks = DATA_AT / block..bytes / block;
+        if blocks.end < blocks.start + 2 {
+            return None;
+        }
+        let (from, to) = (rng.random_range(blocks.clone()) * block, rng.random_range(blocks) * block);
+        if from == to {
+            return None;
+        }
+        self.misdirect(&name, from, to);
+        Some((name, from, to))
+    }
+
     /// Turns a bit at random where the log is known to have been durable: in a segment before the one that `proven` names, or
     /// in so many bytes of that one. Answers the file, the byte and the bit; `None` if no segment holds more than its head there.
     pub fn flip_proven_bit(&self, proven: (u32, u64), rng: &mut SmallRng) -> Option<(String, u64, u8)> {
+        let (name, bytes) = self.proven_file(proven, rng)?;
+        let (byte, bit) = (rng.random_range(0..bytes), rng.random_range(0..8));
+        self.flip_bit(&name, byte, bit);
+        Some((name, byte, bit))
+    }
+
+    /// A segment, and how many of its bytes are known to have been durable: more than its head.
+    fn proven_file(&self, proven: (u32, u64), rng: &mut SmallRng) -> Option<(String, u64)> {
         let mut candidates: Vec<(String, u64)> = {
             let state = self.state.lock();
             let segments = state.names.iter().filter_map(|(name, file)| Some((name, segment_id(name)?, file)));
@@ -266,10 +305,7 @@ impl SimDisk {
         if candidates.is_empty() {
             return None;
         }
-        let (name, bytes) = candidates.swap_remove(rng.random_range(0..candidates.len()));
-        let (byte, bit) = (rng.random_range(0..bytes), rng.random_range(0..8));
-        self.flip_bit(&name, byte, bit);
-        Some((name, byte, bit))
+        Some(candidates.swap_remove(rng.random_range(0..candidates.len())))
     }
 
     /// Every file as a reader sees it.

@@ -19,6 +19,7 @@ use crate::format::{BLOCK_BYTES, DATA_AT, ManifestLine, SEAL_AT, Seal, SegmentHe
 use crate::index::Control;
 use crate::index::footer::{self, Directory, Row};
 use crate::options::LogOptions;
+use crate::planted::{Bug, is_planted};
 
 /// Ledgers that are looked at while commits wait.
 const LEDGERS_TOGETHER: usize = 4096;
@@ -97,7 +98,9 @@ impl<D: Disk> Engine<D> {
             head.extend_zeros(DATA_AT as usize - head.len());
             file.write_at(head.as_slice(), 0)?;
             file.sync_data()?;
-            self.disk.sync_folder()?;
+            if spare.is_none() || !is_planted(Bug::RenameWithoutSync) {
+                self.disk.sync_folder()?;
+            }
             Ok((Arc::new(Segment { id, kind, file }), written_to))
         })();
         if created.is_err() {
@@ -305,7 +308,7 @@ impl<D: Disk> Engine<D> {
             let unreadable = self.pending.unreadable.lock();
             let dead = catalog.segments.values().filter(|entry| {
                 !entry.active
-                    && entry.live_bytes == 0
+                    && (entry.live_bytes == 0 || counts_as_garbage(&entry.segment))
                     && entry.holes.is_empty()
                     && matches!(entry.index, IndexState::Sealed { .. })
                     && !unreadable.contains(&entry.segment.id)
@@ -524,6 +527,13 @@ impl<D: Disk> Engine<D> {
             failed_commits: writer.failed_commits,
         }
     }
+}
+
+/// Only where it is planted.
+fn counts_as_garbage<F: DiskFile>(segment: &Segment<F>) -> bool {
+    let mut head = [0; BLOCK_BYTES];
+    is_planted(Bug::TornHeaderIsGarbage)
+        && (segment.file.read_at(&mut head, 0).is_err() || SegmentHeader::decode(&head).is_err())
 }
 
 pub(super) fn footer_at(data_end: u64) -> u64 {

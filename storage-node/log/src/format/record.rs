@@ -6,6 +6,7 @@ use crc_fast::crc32_iscsi as crc32c;
 
 use super::entries::{ENTRIES_MAX, ROW_BYTES, Table};
 use super::{u32_at, u64_at};
+use crate::planted::{Bug, is_planted};
 
 pub const RECORD_HEADER_BYTES: usize = 32;
 pub const RECORD_ALIGNMENT: usize = 8;
@@ -153,6 +154,7 @@ impl RecordHeader {
 }
 
 fn header_crc(bytes: &[u8; RECORD_HEADER_BYTES], offset: u64) -> u32 {
+    let offset = if is_planted(Bug::ChecksumWithoutPlace) { 0 } else { offset };
     let mut covered = [0; RECORD_HEADER_BYTES + 4];
     covered[..RECORD_HEADER_BYTES - 4].copy_from_slice(&bytes[4..]);
     covered[RECORD_HEADER_BYTES - 4..].copy_from_slice(&offset.to_le_bytes());

@@ -41,6 +41,8 @@ pub struct Machine {
     flips: usize,
     /// Blocks that cannot be read any more.
     lost_blocks: usize,
+    /// Blocks of which a write went to the place of another one.
+    misdirected: usize,
     /// Starts during which the disk failed to read something.
     bad_starts: usize,
     pub trace: String,
@@ -54,6 +56,7 @@ pub struct Machine {
     /// What lies before this was proven durable on disk, so damage to it must be told from a torn tail.
     proven: (u32, u64),
     flips_left: usize,
+    misdirects: bool,
     blocks_left: usize,
     /// At times so many reads fail by chance.
     read_error: f64,
@@ -86,13 +89,15 @@ impl Machine {
             sync_error: if has_faults { rng.random_range(0.0..0.05) } else { 0.0 },
             read_error: 0.0,
         };
-        // Never with bits that are turned: they are told from a torn end by a proof, which must not be lost then.
-        let (flips_left, blocks_left) = match rng.random_range(0..100) {
-            0..25 => (rng.random_range(1..=2), 0),
-            25..55 => (0, rng.random_range(1..=3)),
-            _ => (0, 0),
+        // Never together: what is damaged is told from a torn end by a proof, which must not be lost then.
+        let (flips_left, misdirects, blocks_left) = match rng.random_range(0..100) {
+            0..20 => (rng.random_range(1..=2), false, 0),
+            20..25 => (0, true, 0),
+            25..55 => (0, false, rng.random_range(1..=3)),
+            _ => (0, false, 0),
         };
-        let read_error = if flips_left == 0 && rng.random_bool(0.25) { rng.random_range(0.02..0.3) } else { 0.0 };
+        let read_error =
+            if flips_left == 0 && !misdirects && rng.random_bool(0.25) { rng.random_range(0.02..0.3) } else { 0.0 };
         let (engine, _) = Engine::open(disk.clone(), options.clone()).expect("an empty folder opens");
         let small_disk = rng.random_bool(0.3);
         if small_disk {
@@ -114,8 +119,10 @@ impl Machine {
             proven: (0, 0),
             flips: 0,
             lost_blocks: 0,
+            misdirected: 0,
             bad_starts: 0,
             flips_left,
+            misdirects,
             blocks_left,
             read_error,
             trace: String::new(),
@@ -189,14 +196,14 @@ impl Machine {
 
     /// What may have made entries unreadable, or left other answers open.
     pub fn damages(&self) -> usize {
-        self.flips + self.lost_blocks + self.bad_starts
+        self.flips + self.lost_blocks + self.misdirected + self.bad_starts
     }
 
     /// How many stretches of ledgers may be unreadable: a bit that is turned in the head of a record costs what the record holds,
     /// a block the records that it has a part of. Of several blocks one may be in a segment's index.
     pub fn unreadable_max(&self) -> usize {
         match self.lost_blocks {
-            _ if self.bad_starts > 0 => usize::MAX,
+            _ if self.bad_starts + self.misdirected > 0 => usize::MAX,
             0 => self.flips,
             1 => BLOCK_BYTES as usize / RECORD_BYTES,
             _ => usize::MAX,
@@ -291,6 +298,7 @@ impl Machine {
             Stop::Kill | Stop::Close => self.disk.kill(),
         }
         self.turn_bits();
+        self.misdirect();
         if self.rng.random_bool(0.3) {
             self.lose_block();
         }
@@ -375,6 +383,17 @@ impl Machine {
         self.flips_left -= 1;
         self.flips += 1;
         self.note(format_args!("turned bit {bit} of byte {byte} in {name}"));
+    }
+
+    /// As with bits. What is missing in one place and damaged in the other counts as two blocks.
+    fn misdirect(&mut self) {
+        if !self.misdirects || self.rng.random_bool(0.6) {
+            return;
+        }
+        let Some((name, from, to)) = self.disk.misdirect_proven_write(self.proven, &mut self.rng) else { return };
+        self.misdirects = false;
+        self.misdirected += 2;
+        self.note(format_args!("wrote what belongs at {from} of {name} at {to}"));
     }
 
     /// Until nothing waits and nothing is under way, or the machine has crashed.

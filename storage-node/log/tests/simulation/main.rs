@@ -8,6 +8,8 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use geminga_log::{Bug, plant};
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
@@ -41,6 +43,27 @@ fn many_seeds_keep_every_promise_of_whole_ledgers() {
 #[test]
 fn many_seeds_keep_every_promise_of_replicas() {
     many_seeds(replicas::run);
+}
+
+/// Each within the seeds of an ordinary run; the test says how fast.
+#[test]
+fn planted_bugs_are_found() {
+    let bugs = [Bug::TornHeaderIsGarbage, Bug::RenameWithoutSync, Bug::ChecksumWithoutPlace];
+    let fails = |seed| {
+        let lives: [fn(u64) -> world::Outcome; 2] = [world::run, replicas::run];
+        lives.into_iter().any(|run| catch_unwind(AssertUnwindSafe(|| run(seed))).is_err())
+    };
+    std::panic::set_hook(Box::new(|_| ()));
+    let found = bugs.map(|bug| {
+        plant(Some(bug));
+        (bug, (0..10_000).find(|&seed| fails(seed)))
+    });
+    plant(None);
+    let _ = std::panic::take_hook();
+    for (bug, seed) in &found {
+        println!("{bug:?}: found by seed {seed:?}");
+    }
+    assert!(found.iter().all(|(_, seed)| seed.is_some()), "not all are found: {found:?}");
 }
 
 #[test]
