@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use geminga_broker::Ownership;
+use geminga_broker::{BalanceSettings, Ownership};
 use geminga_ledger_client::EmbeddedLedgers;
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Metadata, MetadataStore};
@@ -31,8 +31,8 @@ async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> an
     bootstrap::create_missing(&metadata, &serving.cluster).await?;
     ports.announce(&metadata, &serving.cluster).await?;
     let log = open_log(&data_dir, serving.memory_limit.bytes())?;
-    serving::serve(serving, ports, metadata, Arc::new(EmbeddedLedgers::new(log.clone())), Ownership::alone(), shutdown)
-        .await?;
+    let (ledgers, balance) = (Arc::new(EmbeddedLedgers::new(log.clone())), BalanceSettings::default());
+    serving::serve(serving, balance, ports, metadata, ledgers, Ownership::alone(), shutdown).await?;
     tokio::task::spawn_blocking(move || log.close()).await?;
     store.close().await;
     tracing::info!("stopped");
