@@ -259,3 +259,16 @@ impl Default for MoveLimits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_another_pace_as_many_reports_are_waited_for() {
+        let [usual, quick] = [BalanceConfig::INTERVAL_MS, SECOND].map(BalanceConfig::with_interval);
+        assert_eq!(format!("{usual:?}"), format!("{:?}", BalanceConfig::default()));
+        assert_eq!(quick.hearing.warm_up_ms, usual.hearing.warm_up_ms / 10);
+        assert_eq!(quick.moves.rest_ms, usual.moves.rest_ms);
+    }
+}
