@@ -121,9 +121,20 @@ type Delivered struct {
 
 type delivery struct {
 	message Identity
-	since   int64     // when its consumer was made
-	when    time.Time // it was delivered first
-	done    int64     // when its acknowledgement got a receipt, 0: not yet
+	arrival
+	again    []arrival
+	done     int64 // when its acknowledgement got a receipt, 0: not yet
+	together int   // acknowledged in the same call
+}
+
+// arrival is one delivery: when, and when its consumer was made.
+type arrival struct {
+	since int64
+	when  time.Time
+}
+
+func (a arrival) String() string {
+	return fmt.Sprintf("%s to a consumer of %d", a.when.UTC().Format("15:04:05.000000"), a.since)
 }
 
 func newDelivered(topic string, kind Kind, deduplicated bool, problems *Violations) *Delivered {
@@ -142,12 +153,13 @@ func (d *Delivered) Received(since int64, m Identity, key string, at Position) {
 			d.problems.Add("%s: position %v held %v and now holds %v", d.Name, at, before.message, m)
 		}
 		if before.done != 0 && before.done < since {
-			d.problems.Add("%s: %v at %v came again to a consumer made at %d though its acknowledgement got a receipt at %d",
-				d.Name, m, at, since, before.done)
+			d.problems.Add("%s: %v at %v came again to a consumer made at %d though its acknowledgement, with those of %d others, got a receipt at %d; it had come at %v, %v",
+				d.Name, m, at, since, before.together-1, before.done, before.arrival, before.again)
 		}
+		before.again = append(before.again, arrival{since, time.Now()})
 		return
 	}
-	d.at[at] = &delivery{message: m, since: since, when: time.Now()}
+	d.at[at] = &delivery{message: m, arrival: arrival{since, time.Now()}}
 	if where, known := d.first[m]; known {
 		if d.deduplicated {
 			d.problems.Add("%s: %v is stored twice, at %v and at %v", d.Name, m, where, at)
@@ -164,8 +176,8 @@ func (d *Delivered) Received(since int64, m Identity, key string, at Position) {
 	}
 }
 
-// Acknowledged is called when the acknowledgement of these positions has its receipt.
-func (d *Delivered) Acknowledged(now int64, positions []Position) {
+// acknowledged is called when the acknowledgement of these positions has its receipt.
+func (d *Delivered) acknowledged(now int64, positions []Position) {
 	if !d.receipts {
 		return
 	}
@@ -173,7 +185,7 @@ func (d *Delivered) Acknowledged(now int64, positions []Position) {
 	defer d.mutex.Unlock()
 	for _, at := range positions {
 		if one := d.at[at]; one != nil && one.done == 0 {
-			one.done = now
+			one.done, one.together = now, len(positions)
 		}
 	}
 }
@@ -223,7 +235,7 @@ func (d *Delivered) Dump(to io.Writer) {
 	sort.Slice(positions, func(i, j int) bool { return positions[i].before(positions[j]) })
 	for _, at := range positions {
 		one := d.at[at]
-		fmt.Fprintf(to, "delivery %s %v %s %d at %s to a consumer of %d, acknowledged %d\n", d.Subscription, at, one.message.Producer, one.message.Number,
-			one.when.UTC().Format("15:04:05.000000"), one.since, one.done)
+		fmt.Fprintf(to, "delivery %s %v %s %d at %v, %v, acknowledged %d\n", d.Subscription, at, one.message.Producer, one.message.Number,
+			one.arrival, one.again, one.done)
 	}
 }
