@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use geminga_broker::Ownership;
+use geminga_broker::{BalanceSettings, Ownership};
 use geminga_metadata::{BrokerSession, Metadata};
 use geminga_observe::Metrics;
 use geminga_replicated_ledgers::{Membership, NodeTls, Quorum, ReplicatedLedgers, ReplicationOptions, ZonePolicy};
@@ -15,6 +15,9 @@ use crate::serving::{self, Ports};
 use crate::{restored, server};
 
 const SESSION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
+
+/// A topic's rates are of a second at least.
+const BALANCE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// A storage node that takes longer for a call is given up.
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +55,9 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
     if options.session_timeout.get() < SESSION_TIMEOUT_MIN {
         bail!("a session of less than {SESSION_TIMEOUT_MIN:?} ends whenever a process is slow (--session-timeout)");
     }
+    if options.balance_interval.get() < BALANCE_INTERVAL_MIN {
+        bail!("load says nothing after less than {BALANCE_INTERVAL_MIN:?} (--balance-interval)");
+    }
     let Some(url) = &options.metadata_url else { bail!("a broker needs the cluster's metadata (--metadata-url)") };
     let ports = Ports::listen(serving_options)?;
     let store = geminga_metadata_sql::open(url).await.context("cannot open the metadata (--metadata-url)")?;
@@ -85,8 +91,10 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
     let member = ports.member(serving_options, options.session_timeout.get())?;
     refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
+    let balance = BalanceSettings::with_interval(options.balance_interval.get());
     let (ledgers, metrics) = (Arc::new(ledgers), Metrics::new());
-    let serving = serving::serve(serving_options, ports, metadata.clone(), ledgers, ownership, metrics, shutdown);
+    let serving =
+        serving::serve(serving_options, balance, ports, metadata.clone(), ledgers, ownership, metrics, shutdown);
     tokio::select! {
         served = serving => served?,
         // Nothing is given up in an orderly way: what would be written then goes by what metadata were.

@@ -294,6 +294,11 @@ pub struct BrokerArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     session_timeout: Option<Duration>,
 
+    /// How often load is reported, and bundles are moved if need be, like 10s [default: 10s]
+    #[arg(long, value_name = "TIME", env = "GEMINGA_BALANCE_INTERVAL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance_interval: Option<Duration>,
+
     #[command(flatten)]
     #[serde(flatten)]
     storage_tls: StorageTlsArguments,

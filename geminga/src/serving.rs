@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
-use geminga_broker::{Broker, BrokerConfig, MemberOptions, Ownership};
+use geminga_broker::{BalanceSettings, Broker, BrokerConfig, MemberOptions, Ownership};
 use geminga_ledger_client::LedgerClient;
 use geminga_metadata::{BrokerRecord, Metadata};
 use geminga_observe::Metrics;
@@ -95,6 +95,7 @@ impl Ports {
 /// Serves until `shutdown` turns true, then finishes what is in flight. `metrics` has what the process shows beside its broker.
 pub async fn serve(
     options: &ServingOptions,
+    balance: BalanceSettings,
     ports: Ports,
     metadata: Metadata,
     ledgers: Arc<dyn LedgerClient>,
@@ -103,7 +104,8 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let Ports { pulsar_listener, http_listener, advertised, pulsar, http } = ports;
-    let broker = Broker::start_shared(broker_config(options, &advertised), metadata, ledgers, ownership).await?;
+    let config = BrokerConfig { balance, ..broker_config(options, &advertised) };
+    let broker = Broker::start_shared(config, metadata, ledgers, ownership).await?;
     let serving_pulsar = tokio::spawn(geminga_protocol_pulsar::serve(
         TcpListener::from_std(pulsar_listener)?,
         broker.clone(),

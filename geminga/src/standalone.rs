@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use geminga_broker::Ownership;
+use geminga_broker::{BalanceSettings, Ownership};
 use geminga_ledger_client::EmbeddedLedgers;
 use geminga_log::{Log, LogOptions};
 use geminga_metadata::{Metadata, MetadataStore};
@@ -32,11 +32,11 @@ async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> an
     bootstrap::create_missing(&metadata, &serving.cluster).await?;
     ports.announce(&metadata, &serving.cluster).await?;
     let log = open_log(&data_dir, serving.memory_limit.bytes())?;
-    let metrics = Metrics::new();
+    let (metrics, balance) = (Metrics::new(), BalanceSettings::default());
     let shown = log.clone();
     metrics.add_source(move |page| geminga_storage_node::show_log(&shown.stats(), page));
     let ledgers = Arc::new(EmbeddedLedgers::new(log.clone()));
-    serving::serve(serving, ports, metadata, ledgers, Ownership::alone(), metrics, shutdown).await?;
+    serving::serve(serving, balance, ports, metadata, ledgers, Ownership::alone(), metrics, shutdown).await?;
     tokio::task::spawn_blocking(move || log.close()).await?;
     store.close().await;
     tracing::info!("stopped");

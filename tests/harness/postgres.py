@@ -10,9 +10,10 @@ from harness import servers
 
 
 class Postgres:
-    """A server of its own, or a standby of `primary`, which from then on waits with every commit until the standby has it on disk."""
+    """A server of its own, or a standby of `primary`, which from then on waits with every commit until the standby has it on disk,
+    unless it is not `synchronous`."""
 
-    def __init__(self, primary=None):
+    def __init__(self, primary=None, synchronous=True):
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
         assert found, "PostgreSQL is not installed (Debian's package postgresql)"
         self.programs = pathlib.Path(found[-1]).parent
@@ -29,9 +30,11 @@ class Postgres:
         self.start()
         self.databases = 0
         if primary is not None:
-            primary.query("alter system set synchronous_standby_names = '*'")
-            primary.query("select pg_reload_conf()")
-            servers.wait_for(lambda: primary.query("select sync_state from pg_stat_replication") == "sync")
+            if synchronous:
+                primary.query("alter system set synchronous_standby_names = '*'")
+                primary.query("select pg_reload_conf()")
+            state = "streaming sync" if synchronous else "streaming async"
+            servers.wait_for(lambda: primary.query("select state || ' ' || sync_state from pg_stat_replication") == state)
 
     def new_database(self):
         """The URL of an empty database."""
@@ -44,6 +47,12 @@ class Postgres:
         done = subprocess.run([self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "geminga", "-Atc", sql, database], check=True,
                               capture_output=True, text=True)
         return done.stdout.strip()
+
+    def fall_behind(self):
+        """A standby that is not waited for gets nothing any more of what is committed."""
+        self.query("alter system set primary_conninfo = ''")
+        self.query("select pg_reload_conf()")
+        servers.wait_for(lambda: self.query("select count(*) from pg_stat_wal_receiver") == "0")
 
     def promote(self):
         """A standby becomes the primary, and waits for nobody."""

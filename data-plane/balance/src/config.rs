@@ -18,6 +18,28 @@ pub struct BalanceConfig {
     pub moves: MoveLimits,
 }
 
+impl BalanceConfig {
+    /// Time between two reports of a broker, and between two rounds, that the defaults are for.
+    pub const INTERVAL_MS: u64 = 10 * SECOND;
+
+    /// The defaults at another pace: what waits for some reports waits for as many. How loads are told from noise, and what moves
+    /// may cost, stays as it is.
+    pub fn with_interval(interval_ms: u64) -> Self {
+        let mut config = Self::default();
+        let Self { hearing, level, fill, .. } = &mut config;
+        for time_ms in [
+            &mut hearing.silent_after_ms,
+            &mut hearing.warm_up_ms,
+            &mut hearing.settle_ms,
+            &mut level.confirm_ms,
+            &mut fill.confirm_ms,
+        ] {
+            *time_ms = *time_ms * interval_ms / Self::INTERVAL_MS;
+        }
+        config
+    }
+}
+
 /// What one unit of each measure costs, in cores. Measured on Geminga: a message of 1 KiB takes 0.7 µs in and out when
 /// batched, 2.1 µs when not. Only their relation matters, since the brokers' CPU calibrates the sum.
 #[derive(Clone, Debug)]
@@ -235,5 +257,18 @@ impl Default for MoveLimits {
             stuck_ms: 30 * SECOND,
             refusals: 3,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_another_pace_as_many_reports_are_waited_for() {
+        let [usual, quick] = [BalanceConfig::INTERVAL_MS, SECOND].map(BalanceConfig::with_interval);
+        assert_eq!(format!("{usual:?}"), format!("{:?}", BalanceConfig::default()));
+        assert_eq!(quick.hearing.warm_up_ms, usual.hearing.warm_up_ms / 10);
+        assert_eq!(quick.moves.rest_ms, usual.moves.rest_ms);
     }
 }

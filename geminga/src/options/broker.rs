@@ -27,6 +27,7 @@ pub struct BrokerOptions {
     pub min_zones_per_ack_quorum: u32,
     pub too_few_zones: TooFewZones,
     pub session_timeout: Duration,
+    pub balance_interval: Duration,
     #[serde(flatten, skip_deserializing)]
     pub storage_tls: StorageTlsOptions,
     #[serde(flatten, skip_deserializing)]
@@ -43,6 +44,7 @@ impl Default for BrokerOptions {
             min_zones_per_ack_quorum: 1,
             too_few_zones: TooFewZones::default(),
             session_timeout: Duration::from_secs(3),
+            balance_interval: Duration::from_secs(10),
             storage_tls: StorageTlsOptions::default(),
             serving: ServingOptions::default(),
         }

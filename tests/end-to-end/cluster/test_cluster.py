@@ -1,7 +1,10 @@
 """A broker on replicated ledgers, driven by the real Python client while its parts are killed."""
+import concurrent.futures
 import random
 import time
 
+import raw
+from harness import frames
 from load import Load, check, everything
 
 NAMESPACE = "persistent://public/default"
@@ -71,6 +74,47 @@ def test_metadata_may_be_away_while_topics_are_loaded(cluster, postgres):
     acknowledged = load.finish()
     assert not load.failed and during > before + 1000 and load.slowest < 5
     assert everything(cluster.pulsar_url, topic, "all") == acknowledged
+
+
+def test_a_bundle_of_many_subscriptions_with_holes_loads_at_once(cluster_on_sqlite):
+    """As in `limits`, on storage nodes: ten thousand subscriptions that have acknowledged every second message."""
+    broker, topic, subscriptions, holes, threads = cluster_on_sqlite.broker, f"{NAMESPACE}/holes", 10_000, 100, 16
+
+    def connect():
+        client = raw.Client(int(broker.address.split(":")[1]), timeout_s=60)
+        client.call(frames.command(frames.LOOKUP, {1: topic, 2: client.request(), 3: 0}), frames.LOOKUP_RESPONSE)
+        return client
+
+    with connect() as c:
+        c.subscribe(topic, "s-0", raw.EXCLUSIVE)
+        name = c.produce_on(topic)
+        for number in range(2 * holes):
+            c.write(frames.send_frame(1, number, name, b"content"))
+            c.expect(frames.SEND_RECEIPT)
+        c.flow(2 * holes)
+        ids = c.receive(2 * holes)
+
+    def acknowledge(first):
+        with connect() as c:
+            for n in range(first, subscriptions, threads):
+                c.subscribe(topic, f"s-{n}", raw.EXCLUSIVE, consumer_id=n)
+                c.ack(ids[::2], consumer_id=n)
+
+    since = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(acknowledge, range(threads)))
+    acknowledged = time.monotonic() - since
+    broker.kill()
+    broker.start()
+    since = time.monotonic()
+    with connect() as c:
+        c.subscribe(topic, f"s-{subscriptions // 2}", raw.EXCLUSIVE)
+        loaded = time.monotonic() - since
+        c.flow(3 * holes)
+        assert sorted(c.receive(holes)) == ids[1::2]
+        assert c.receive_until_silence(0.5) == []
+    print(f"{subscriptions} subscriptions with {holes} holes each: acknowledged in {acknowledged:.1f} s, loaded in {loaded:.2f} s")
+    assert loaded < 1
 
 
 def test_ledgers_of_deleted_topics_leave_the_nodes(cluster):

@@ -112,6 +112,28 @@ def test_a_node_is_lost_for_good_under_load_and_then_one_of_another_zone(cluster
     check_everything(cluster, old, "after-three")
 
 
+def test_a_whole_zone_is_lost_for_good_under_load(cluster_that_repairs):
+    cluster = cluster_that_repairs
+    keep_everything(cluster)
+    old = {topic: produce(cluster, topic, 1) for topic in [f"{NAMESPACE}/old-{n}" for n in range(3)]}
+    lost = [registered(cluster)[n]["id"] for n in (1, 4)]
+    loads = {topic: Load(cluster.pulsar_url, topic, pause_s=0.1) for topic in [f"{NAMESPACE}/busy-{n}" for n in range(2)]}
+    time.sleep(1)
+    for n in (1, 4):
+        cluster.nodes[n].kill()
+    wait_until_repaired(cluster, lost)
+    acknowledged = {topic: load.finish() for topic, load in loads.items()}
+    for topic, load in loads.items():
+        print(f"{topic}: {len(acknowledged[topic])} messages, the slowest took {load.slowest:.2f} s")
+        assert not load.failed and load.slowest < 5
+    check_everything(cluster, old | acknowledged, "without-a-zone")
+    # The nodes that are left, two zones of two, have as many copies as there were: another one may go.
+    wait_until_repaired(cluster, lost)
+    assert copies(cluster) > sum(len(numbers) for numbers in old.values())
+    cluster.nodes[2].kill()
+    check_everything(cluster, old | acknowledged, "without-another-node")
+
+
 def test_a_node_that_returns_is_given_what_it_missed_and_nothing_else(cluster_that_repairs):
     cluster = cluster_that_repairs
     keep_everything(cluster)

@@ -18,7 +18,7 @@ HOLED = f"{NAMESPACE}/holed"
 @pytest.fixture
 def previous(postgres):
     """Three brokers on three nodes of the build before."""
-    assert PREVIOUS, "GEMINGA_PREVIOUS_BINARY has to name the build before"
+    assert PREVIOUS, "there is no build before (GEMINGA_PREVIOUS_BINARY): see what './dev test cluster' says of it at its beginning"
     yield from run_cluster(postgres.new_database(), 3, brokers=3, binary=PREVIOUS)
 
 

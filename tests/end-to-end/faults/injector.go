@@ -25,6 +25,7 @@ type injector struct {
 	random  *rand.Rand
 	kinds   []kind
 	most    int // at a time
+	lateAt  time.Time
 	victim  *node
 	log     *os.File
 
@@ -36,12 +37,13 @@ type injector struct {
 	healing sync.WaitGroup
 }
 
-func newInjector(c *cluster, random *rand.Rand, most int, only string) (*injector, error) {
+// newInjector is for a run of that duration: in its second half, what has not occurred yet comes first.
+func newInjector(c *cluster, random *rand.Rand, most int, only string, duration time.Duration) (*injector, error) {
 	log, err := os.Create(filepath.Join(c.folder, "faults.log"))
 	if err != nil {
 		return nil, err
 	}
-	i := &injector{cluster: c, random: random, most: most, victim: pick(random, c.nodes), log: log, busy: map[string]bool{}, counts: map[string]int{}}
+	i := &injector{cluster: c, random: random, most: most, lateAt: time.Now().Add(duration / 2), victim: pick(random, c.nodes), log: log, busy: map[string]bool{}, counts: map[string]int{}}
 	for _, k := range kindsOf(c) {
 		if only == "" || slices.Contains(strings.Split(only, ","), k.name) {
 			i.kinds = append(i.kinds, k)
@@ -64,7 +66,11 @@ func (i *injector) run(until time.Time, broken func() error) error {
 }
 
 func (i *injector) next() {
-	f := i.draw()
+	kinds := i.kinds
+	if late := i.missing(); time.Now().After(i.lateAt) && len(late) > 0 {
+		kinds = late // nothing else begins, so that its targets become free
+	}
+	f := i.draw(kinds)
 	i.mutex.Lock()
 	defer i.mutex.Unlock()
 	if f == nil || i.active >= i.most {
@@ -83,13 +89,26 @@ func (i *injector) next() {
 	i.healing.Go(func() { i.play(f) })
 }
 
-func (i *injector) draw() *fault {
-	total := 0
+// missing are the kinds that have not occurred.
+func (i *injector) missing() []kind {
+	i.mutex.Lock()
+	defer i.mutex.Unlock()
+	var none []kind
 	for _, k := range i.kinds {
+		if i.counts[k.name] == 0 {
+			none = append(none, k)
+		}
+	}
+	return none
+}
+
+func (i *injector) draw(kinds []kind) *fault {
+	total := 0
+	for _, k := range kinds {
 		total += k.weight
 	}
 	at := i.random.IntN(total)
-	for _, k := range i.kinds {
+	for _, k := range kinds {
 		if at -= k.weight; at < 0 {
 			f := k.draw(i, i.random)
 			if f != nil {

@@ -20,6 +20,9 @@ import (
 	"time"
 )
 
+// wholeRun is how long faults are injected at least for every kind to have its turn.
+const wholeRun = 10 * time.Minute
+
 type config struct {
 	binary, work, only string
 	python, java       string
@@ -97,7 +100,7 @@ func play(c config) (passed int, err error) {
 		cluster.close()
 		os.Exit(130)
 	}()
-	injector, err := newInjector(cluster, random, c.most, c.only)
+	injector, err := newInjector(cluster, random, c.most, c.only, c.duration)
 	if err != nil {
 		return 0, err
 	}
@@ -124,6 +127,9 @@ func play(c config) (passed int, err error) {
 		}
 		k.close()
 		passed++
+	}
+	if missing := injector.missing(); c.duration >= wholeRun && len(missing) > 0 {
+		return passed, fmt.Errorf("%d kinds of faults have not occurred in %v, %s among them", len(missing), c.duration, missing[0].name)
 	}
 	return passed, nil
 }

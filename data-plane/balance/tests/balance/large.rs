@@ -76,12 +76,16 @@ fn days_of_a_large_cluster() {
     println!("{moves:.4} moves of a bundle a day on average; the most moved one {most} in {days} days");
 
     assert_eq!(measures.moved_again, 0, "a bundle was moved twice in two hours, or thrice in two days");
-    assert!(moves < 0.1, "{moves} moves of a bundle a day");
+    // What follows holds for seeds 1 to 3; docs/performance.md has the figures of others.
+    assert!(moves < 0.07, "{moves} moves of a bundle a day");
+    // Without any, the busiest broker has up to half more than its share.
+    let again = measures.moved_early as f64 / (BUNDLES as u64 * days) as f64;
+    assert!(again < 0.005, "{again} moves of a bundle a day that come less than a day after another one");
     // Nobody can know beforehand that a bundle's load multiplies. Such a jump is a tenth of a broker at the most, and soon levelled.
-    assert!(traffic.imbalance.part_above() < 0.002, "{} of the time above", traffic.imbalance.part_above());
-    assert!(traffic.imbalance.longest_above <= 3, "{} minutes above", traffic.imbalance.longest_above);
-    assert!(traffic.imbalance.quantile(0.5) < 0.1 && traffic.imbalance.quantile(0.99) < 0.13);
-    assert!(traffic.imbalance.quantile(1.0) < 0.20, "{} at the most", traffic.imbalance.quantile(1.0));
+    assert!(traffic.imbalance.part_above() < 0.0005, "{} of the time above", traffic.imbalance.part_above());
+    assert!(traffic.imbalance.longest_above <= 1, "{} minutes above", traffic.imbalance.longest_above);
+    assert!(traffic.imbalance.quantile(0.5) < 0.065 && traffic.imbalance.quantile(0.99) < 0.115);
+    assert!(traffic.imbalance.quantile(1.0) < 0.16, "{} at the most", traffic.imbalance.quantile(1.0));
     assert!(traffic.kills > 3 && traffic.drains > 3 && traffic.leaders > 3 && measures.stale_reports > 0);
     // With a report a minute, and at times a new leader just then, some take longer than the two minutes.
     let quick = traffic.filled_after_ms.iter().filter(|ms| **ms <= 120_000).count();

@@ -26,9 +26,15 @@ pub struct BalanceSettings {
     pub config: BalanceConfig,
 }
 
+impl BalanceSettings {
+    pub fn with_interval(interval: Duration) -> Self {
+        Self { interval, config: BalanceConfig::with_interval(interval.as_millis() as u64) }
+    }
+}
+
 impl Default for BalanceSettings {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(10), config: BalanceConfig::default() }
+        Self::with_interval(Duration::from_millis(BalanceConfig::INTERVAL_MS))
     }
 }
 
