@@ -11,7 +11,7 @@ use geminga_replicated_ledgers::{Membership, NodeTls, Quorum, ReplicatedLedgers,
 use tokio::sync::watch;
 
 use crate::options::{BrokerOptions, Resolved, TooFewZones};
-use crate::serving::{self, Ports};
+use crate::serving::{self, Ground, Ports};
 use crate::{restored, server};
 
 const SESSION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
@@ -91,10 +91,14 @@ async fn run(options: &BrokerOptions, mut shutdown: watch::Receiver<bool>) -> an
     let member = ports.member(serving_options, options.session_timeout.get())?;
     refuse_a_second_broker_on_a_file(url, &metadata, &member.id, 2 * options.session_timeout.get()).await?;
     let ownership = Ownership::join(metadata.clone(), member).await?;
-    let balance = BalanceSettings::with_interval(options.balance_interval.get());
-    let (ledgers, metrics) = (Arc::new(ledgers), Metrics::new());
-    let serving =
-        serving::serve(serving_options, balance, ports, metadata.clone(), ledgers, ownership, metrics, shutdown);
+    let ground = Ground {
+        metadata: metadata.clone(),
+        ledgers: Arc::new(ledgers),
+        ownership,
+        balance: BalanceSettings::with_interval(options.balance_interval.get()),
+        metrics: Metrics::new(),
+    };
+    let serving = serving::serve(serving_options, ports, ground, shutdown);
     tokio::select! {
         served = serving => served?,
         // Nothing is given up in an orderly way: what would be written then goes by what metadata were.

@@ -92,18 +92,25 @@ impl Ports {
     }
 }
 
-/// Serves until `shutdown` turns true, then finishes what is in flight. `metrics` has what the process shows beside its broker.
+/// What a broker stands on, which differs between one that is alone and one of a cluster.
+pub struct Ground {
+    pub metadata: Metadata,
+    pub ledgers: Arc<dyn LedgerClient>,
+    pub ownership: Arc<Ownership>,
+    pub balance: BalanceSettings,
+    /// What the process shows beside its broker.
+    pub metrics: Metrics,
+}
+
+/// Serves until `shutdown` turns true, then finishes what is in flight.
 pub async fn serve(
     options: &ServingOptions,
-    balance: BalanceSettings,
     ports: Ports,
-    metadata: Metadata,
-    ledgers: Arc<dyn LedgerClient>,
-    ownership: Arc<Ownership>,
-    metrics: Metrics,
+    ground: Ground,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let Ports { pulsar_listener, http_listener, advertised, pulsar, http } = ports;
+    let Ground { metadata, ledgers, ownership, balance, metrics } = ground;
     let config = BrokerConfig { balance, ..broker_config(options, &advertised) };
     let broker = Broker::start_shared(config, metadata, ledgers, ownership).await?;
     let serving_pulsar = tokio::spawn(geminga_protocol_pulsar::serve(

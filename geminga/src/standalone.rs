@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::data_dir::DataDir;
 use crate::options::{Resolved, StandaloneOptions};
-use crate::serving::{self, Ports};
+use crate::serving::{self, Ground, Ports};
 use crate::{bootstrap, server};
 
 /// Runs until a signal stops it.
@@ -32,11 +32,17 @@ async fn run(options: &StandaloneOptions, shutdown: watch::Receiver<bool>) -> an
     bootstrap::create_missing(&metadata, &serving.cluster).await?;
     ports.announce(&metadata, &serving.cluster).await?;
     let log = open_log(&data_dir, serving.memory_limit.bytes())?;
-    let (metrics, balance) = (Metrics::new(), BalanceSettings::default());
+    let metrics = Metrics::new();
     let shown = log.clone();
     metrics.add_source(move |page| geminga_storage_node::show_log(&shown.stats(), page));
-    let ledgers = Arc::new(EmbeddedLedgers::new(log.clone()));
-    serving::serve(serving, balance, ports, metadata, ledgers, Ownership::alone(), metrics, shutdown).await?;
+    let ground = Ground {
+        metadata,
+        ledgers: Arc::new(EmbeddedLedgers::new(log.clone())),
+        ownership: Ownership::alone(),
+        balance: BalanceSettings::default(),
+        metrics,
+    };
+    serving::serve(serving, ports, ground, shutdown).await?;
     tokio::task::spawn_blocking(move || log.close()).await?;
     store.close().await;
     tracing::info!("stopped");

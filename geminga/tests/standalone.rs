@@ -353,7 +353,7 @@ fn a_folder_that_may_not_be_read_is_named() {
     let data = folder.path().join("data");
     std::fs::create_dir(&data).unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o0)).unwrap();
     // By a descriptor, as the path to it may be closed to others, too.
     let binary = std::fs::File::open(env!("CARGO_BIN_EXE_geminga")).unwrap();
     let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
