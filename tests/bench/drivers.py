@@ -34,7 +34,7 @@ class Meter:
 
     def now(self):
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return children.ru_utime + children.ru_stime, procfs.machine_busy_s(), time.monotonic()
+        return children.ru_utime + children.ru_stime, procfs.machine_busy_s(), procfs.machine_stolen_s(), time.monotonic()
 
     def look(self):
         self.peak_pss_mib = max(self.peak_pss_mib, procfs.sum_over(self.server.pids, procfs.pss_mib))
@@ -47,7 +47,7 @@ class Meter:
             time.sleep(2)
 
     def __exit__(self, *_):
-        drivers, busy, wall = (after - before for before, after in zip(self.before, self.now()))
+        drivers, busy, stolen, wall = (after - before for before, after in zip(self.before, self.now()))
         self.running = False
         self.thread.join()
         self.look()
@@ -56,6 +56,7 @@ class Meter:
             "server_cpu_s": round(server, 2),
             "driver_cpu_s": round(drivers, 2),
             "other_cpu": round(max(0.0, busy - server - drivers) / wall / os.cpu_count(), 3),
+            "stolen_cpu": round(stolen / wall / os.cpu_count(), 3),
             "rss_peak_mib": round(procfs.sum_over(self.server.pids, procfs.rss_peak_mib), 1),
             "pss_peak_mib": round(self.peak_pss_mib, 1),
         }

@@ -14,9 +14,17 @@ def cpu_s(pid):
 
 def machine_busy_s():
     """CPU seconds that the whole machine has been busy, all cores added up, without what the hypervisor took."""
-    ticks = [int(t) for t in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    user, nice, system, _idle, _iowait, irq, softirq = ticks[:7]
+    user, nice, system, _idle, _iowait, irq, softirq, _steal = machine_ticks()
     return (user + nice + system + irq + softirq) / TICKS_PER_S
+
+
+def machine_stolen_s():
+    """Seconds in which the hypervisor let processors wait that had something to do, all cores added up."""
+    return machine_ticks()[7] / TICKS_PER_S
+
+
+def machine_ticks():
+    return [int(t) for t in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
 
 
 def sum_over(pids, figure):

@@ -125,7 +125,7 @@ impl Log {
     }
 
     /// Writes entries, all or none of them. Never blocks. `done` hears once, on a thread of the log, in the order of the
-    /// calls: `Ok` means that everything in the call survives a crash. It must only hand over.
+    /// calls: `Ok` means that everything in the call survives a crash. What it does the next commit waits for.
     pub fn append(&self, entries: Vec<Append>, done: Done) {
         self.shared().submit(Request::Append { entries, admission: Admission::Whole, done });
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use geminga_ledger::managed_ledger::{FailReason, WriteError};
 use geminga_ledger_client::LedgerError;
 use geminga_model::Position;
+use parking_lot::MutexGuard;
 
 use super::{Flushes, ProducerHandle, Topic, TopicState};
 use crate::completions::{Completion, Written};
@@ -13,14 +14,32 @@ use crate::error::BrokerError;
 use crate::peer::Receipt;
 use crate::shared::now_ms;
 
+/// To so many subscriptions at most is an entry given on the thread of the storage, which others wait for.
+const SUBSCRIPTIONS_AT_ONCE: usize = 8;
+
 impl Topic {
     /// Handles finished appends, in the order in which they were made.
     pub(crate) fn written(&self, completions: Vec<Completion>) {
+        self.written_under(self.state.lock(), completions);
+    }
+
+    /// Handles a finished append if that is done at once, and gives it back otherwise. The topic may be busy, perhaps on this very
+    /// thread: an append that is refused at once ends where it began.
+    pub(crate) fn written_at_once(&self, completion: Completion) -> Result<(), Completion> {
+        match self.state.try_lock() {
+            Some(state) if state.subscriptions.len() <= SUBSCRIPTIONS_AT_ONCE => {
+                self.written_under(state, vec![completion]);
+                Ok(())
+            }
+            _ => Err(completion),
+        }
+    }
+
+    fn written_under(&self, mut state: MutexGuard<'_, TopicState>, completions: Vec<Completion>) {
         let mut flushes = Flushes::default();
         let mut receipts = Receipts::default();
         let stages = &self.shared.stages;
         let mut finished = Vec::with_capacity(completions.len());
-        let mut state = self.state.lock();
         for completion in completions {
             let entries = completion.written.len() as u64;
             let latency = completion.finished - completion.started;

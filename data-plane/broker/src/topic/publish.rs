@@ -203,6 +203,7 @@ impl Topic {
         let topic = self.arc();
         let completions = self.shared.completions.clone();
         let started = Instant::now();
+        completions.begin(&topic);
         self.shared.ledgers.append(
             ledger_id,
             first_entry,

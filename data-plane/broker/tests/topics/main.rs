@@ -1,6 +1,7 @@
 //! Topics of a broker on metadata and ledgers in memory, as connections see them.
 
 mod backlog;
+mod completions;
 mod deduplication;
 mod deleting;
 mod deposed;
