@@ -48,9 +48,9 @@ def frame(cmd, headers_and_payload=b""):
     return struct.pack(">II", 4 + len(cmd) + len(headers_and_payload), len(cmd)) + cmd + headers_and_payload
 
 
-def send_frame(producer_id, sequence_id, producer_name, payload, checksum=None):
+def send_frame(producer_id, sequence_id, producer_name, payload, checksum=None, encryption_key=None):
     """A SEND of one message; `checksum`: the CRC32C to claim, none when it is absent."""
-    metadata = message({1: producer_name, 2: sequence_id, 3: int(time.time() * 1000)})
+    metadata = message({1: producer_name, 2: sequence_id, 3: int(time.time() * 1000), **({13: encryption_key} if encryption_key else {})})
     body = struct.pack(">I", len(metadata)) + metadata + payload
     if checksum is not None:
         body = MAGIC_CRC32C + struct.pack(">I", checksum) + body

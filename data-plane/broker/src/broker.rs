@@ -290,14 +290,15 @@ impl Broker {
         if metadata.get_topic(name).await?.is_some() {
             return Ok(0);
         }
+        let auto = self.auto_creation(&policies);
         if let Some(index) = name.partition_index() {
             let base = metadata.get_partitioned_topic(&name.partitioned_base()).await?;
-            return match base {
-                Some(base) if index >= base.value.partitions => Err(BrokerError::TopicNotFound(name.to_string())),
-                _ => Ok(0),
+            let may_be = match base {
+                Some(base) => index < base.value.partitions,
+                None => may_create && auto.allowed,
             };
+            return if may_be { Ok(0) } else { Err(BrokerError::TopicNotFound(name.to_string())) };
         }
-        let auto = self.auto_creation(&policies);
         if !may_create || !auto.allowed {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
@@ -438,7 +439,9 @@ impl Broker {
 
     /// Whether a consumer may create its subscription.
     pub fn may_create_subscription(&self, topic: &Topic) -> Result<bool> {
-        Ok(topic.policies().auto_subscription_creation(self.auto_creates_subscriptions()))
+        let allowed = topic.policies().auto_subscription_creation(self.auto_creates_subscriptions());
+        // Those of a topic that keeps nothing hold nothing back.
+        Ok(allowed || !topic.name().is_persistent())
     }
 
     /// A producer name that no other producer of this cluster has.

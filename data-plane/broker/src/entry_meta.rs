@@ -28,6 +28,7 @@ pub fn entry_meta(view: &PayloadView<'_>) -> EntryMeta {
             has_key: wire.partition_key.is_some() || wire.ordering_key.is_some(),
             is_marker: wire.marker_type.is_some(),
             batch: wire.batched,
+            encrypted: wire.encrypted,
         },
         ..EntryMeta::default()
     };

@@ -1,5 +1,6 @@
 //! CONNECT, lookups, partitions, topics of a namespace, and what is not supported.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,12 +54,12 @@ impl Connection {
         self.spawn(|connection| async move {
             let request_id = lookup.request_id;
             let response = match connection.find(&lookup).await {
-                Ok(url) => proto::CommandLookupTopicResponse {
+                Ok((url, through_service_url)) => proto::CommandLookupTopicResponse {
                     broker_service_url: Some(url),
                     response: Some(proto::command_lookup_topic_response::LookupType::Connect as i32),
                     request_id,
                     authoritative: Some(true),
-                    proxy_through_service_url: Some(false),
+                    proxy_through_service_url: Some(through_service_url),
                     ..Default::default()
                 },
                 Err(error) => proto::CommandLookupTopicResponse {
@@ -73,19 +74,23 @@ impl Connection {
         });
     }
 
-    /// The URL at which the topic is served.
-    async fn find(&self, lookup: &proto::CommandLookupTopic) -> Result<String, BrokerError> {
+    /// The URL at which the topic is served, and whether the client is to stay with the one that it has. It is, as in Pulsar, when
+    /// there is no other broker and the address is of use on this machine only: the client may have come through a forwarded port.
+    async fn find(&self, lookup: &proto::CommandLookupTopic) -> Result<(String, bool), BrokerError> {
         let name = TopicName::parse(&lookup.topic).map_err(|error| BrokerError::InvalidName(error.to_string()))?;
         let owner = self.broker.lookup(&name).await?;
         let listener =
             lookup.advertised_listener_name.as_deref().map(str::trim).filter(|listener| !listener.is_empty());
         let url = match (&owner, listener) {
-            (Owner::Me(_), None) => return Ok(self.service_url()),
-            (Owner::Other(broker), None) => return Ok(broker.record.pulsar_url.clone()),
+            (Owner::Me(tenure), None) => {
+                let advertised = &self.broker.config().advertised_pulsar;
+                return Ok((self.service_url(), tenure.version.is_none() && !is_known_elsewhere(advertised)));
+            }
+            (Owner::Other(broker), None) => return Ok((broker.record.pulsar_url.clone(), false)),
             (Owner::Me(_), Some(listener)) => self.broker.config().advertised_listeners.get(listener).cloned(),
             (Owner::Other(broker), Some(listener)) => broker.record.listeners.get(listener).cloned(),
         };
-        url.ok_or_else(|| {
+        url.map(|url| (url, false)).ok_or_else(|| {
             BrokerError::ServiceNotReady(format!("the broker has no listener {}", listener.unwrap_or_default()))
         })
     }
@@ -259,6 +264,14 @@ impl Connection {
     pub(crate) fn unsupported(&self, command: &Command) {
         let error = BrokerError::Unsupported(format!("command {}", command.label()));
         self.send(&error_command(command.request_id().unwrap_or(NO_REQUEST), &error));
+    }
+}
+
+/// Whether `host:port`, as it is advertised, means this broker on other machines too.
+fn is_known_elsewhere(advertised: &str) -> bool {
+    match advertised.parse::<SocketAddr>() {
+        Ok(address) => !address.ip().is_loopback(),
+        Err(_) => !advertised.is_empty() && !advertised.starts_with("localhost:"),
     }
 }
 

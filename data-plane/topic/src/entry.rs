@@ -61,6 +61,8 @@ pub struct EntryFlags {
     pub is_marker: bool,
     /// `num_messages_in_batch` is set.
     pub batch: bool,
+    /// Somebody has a key to it.
+    pub encrypted: bool,
 }
 
 /// One stored entry. Cloning it copies no payload.

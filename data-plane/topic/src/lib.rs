@@ -26,6 +26,6 @@ pub use dispatch::explain::{ConsumerExplanation, Explanation, HashBlock, RangeEx
 pub use entry::{BlockReason, Delivery, DispatchWait, Entry, EntryFlags, EntryMeta, EntryReader, Ready};
 pub use subscription::{
     AckError, AckRequest, AckSummary, ConsumerKey, ConsumerSpec, ConsumerStats, DrainingHashStats, Event,
-    IndividualAck, KeySharedMode, KeySharedSpec, SubscribeError, Subscription, SubscriptionOptions, SubscriptionStats,
-    SubscriptionType,
+    IndividualAck, KeySharedMode, KeySharedSpec, Mismatch, SubscribeError, Subscription, SubscriptionOptions,
+    SubscriptionStats, SubscriptionType,
 };

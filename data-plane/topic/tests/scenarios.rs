@@ -5,7 +5,7 @@ use geminga_ledger::{Cursor, LedgerList, LedgerSpan};
 use geminga_model::Position;
 use geminga_topic::{
     AckError, AckRequest, BlockReason, ConsumerSpec, DelayedBudget, Delivery, DispatchWait, Entry, EntryMeta,
-    EntryReader, Event, IndividualAck, KeySharedMode, KeySharedSpec, Ready, SubscribeError, Subscription,
+    EntryReader, Event, IndividualAck, KeySharedMode, KeySharedSpec, Mismatch, Ready, SubscribeError, Subscription,
     SubscriptionOptions, SubscriptionType, hash,
 };
 
@@ -156,7 +156,13 @@ fn exclusive_permits_count_messages_and_may_go_below_zero_by_a_batch() {
     assert_eq!(topic.deliver(), [(1, 2)]);
     let other = ConsumerSpec { key: 2, ..Default::default() };
     assert_eq!(topic.try_join(other.clone()), Err(SubscribeError::ExclusiveTaken));
-    assert_eq!(topic.try_join(ConsumerSpec { sub_type: Shared, ..other }), Err(SubscribeError::TypeMismatch));
+    let refused = topic.try_join(ConsumerSpec { sub_type: Shared, ..other }).unwrap_err();
+    assert_eq!(refused, SubscribeError::TypeMismatch(Mismatch::Type { active: Exclusive, joining: Shared }));
+    assert_eq!(
+        refused.to_string(),
+        "Subscription is of different type. Active subscription type of 'Exclusive' is different than the connecting consumer's \
+         type 'Shared'."
+    );
 }
 
 #[test]
@@ -491,7 +497,11 @@ fn sticky_ranges_are_exclusive_and_gaps_wait() {
     assert_eq!(topic.try_join(spec(2, &[(30_000, 40_000)])), Err(SubscribeError::RangeConflict("c1".into())));
     assert!(matches!(topic.try_join(spec(2, &[])), Err(SubscribeError::InvalidRanges(_))));
     let auto = ConsumerSpec { key: 3, sub_type: KeyShared, ..Default::default() };
-    assert_eq!(topic.try_join(auto), Err(SubscribeError::TypeMismatch));
+    let mode = Mismatch::KeySharedMode { active: "STICKY", joining: "AUTO_SPLIT" };
+    assert_eq!(topic.try_join(auto), Err(SubscribeError::TypeMismatch(mode)));
+    let mut unordered = spec(4, &[(40_001, 50_000)]);
+    unordered.key_shared.as_mut().unwrap().allow_out_of_order = true;
+    assert_eq!(topic.try_join(unordered), Err(SubscribeError::TypeMismatch(Mismatch::Ordered)));
     topic.sub.flow(1, 1000);
     topic.append((0..100).map(|i| keyed(&format!("key-{i}"))));
     let mine = topic.deliver().len();

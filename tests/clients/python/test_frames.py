@@ -7,13 +7,13 @@ import pytest
 
 from conftest import ADMIN_URL, PULSAR_URL
 from harness import frames
-from harness.frames import (ACK, ACK_RESPONSE, CLOSE_CONSUMER, CONNECT, CONNECTED, ERROR, FLOW, LOOKUP, LOOKUP_RESPONSE, MESSAGE, PING, PONG,
-                            PRODUCER, PRODUCER_SUCCESS, REDELIVER, SEND_RECEIPT, SUBSCRIBE, SUCCESS, command, message)
+from harness.frames import (ACK, ACK_RESPONSE, CLOSE_CONSUMER, CONNECT, CONNECTED, ERROR, FLOW, LOOKUP, LOOKUP_RESPONSE, MESSAGE,
+                            PARTITIONED_METADATA, PING, PONG, PRODUCER, PRODUCER_SUCCESS, REDELIVER, SEND_ERROR, SEND_RECEIPT, SUBSCRIBE, SUCCESS, command, message)
 from helpers import until
 
-METADATA_ERROR, TOPIC_NOT_FOUND, CONSUMER_NOT_FOUND, PRODUCER_BUSY, INVALID_NAME, INCOMPATIBLE_SCHEMA, NOT_ALLOWED = 1, 11, 13, 16, 17, 18, 22
+METADATA_ERROR, TOPIC_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, CONSUMER_NOT_FOUND, PRODUCER_BUSY, INVALID_NAME, INCOMPATIBLE_SCHEMA, NOT_ALLOWED = 1, 11, 12, 13, 16, 17, 18, 22
 GET_TOPICS, WATCH_TOPIC_LIST, WATCH_TOPIC_LIST_SUCCESS, WATCH_TOPIC_UPDATE, WATCH_TOPIC_LIST_CLOSE = 32, 64, 65, 66, 67
-UNSUBSCRIBE, CONSUMER_STATS, CONSUMER_STATS_RESPONSE = 12, 25, 26
+PARTITIONED_METADATA_RESPONSE, UNSUBSCRIBE, CONSUMER_STATS, CONSUMER_STATS_RESPONSE = 22, 12, 25, 26
 EXCLUSIVE, SHARED = 0, 1
 AVRO = 4
 ALL_DOMAINS = 2
@@ -103,6 +103,37 @@ def test_a_partition_beyond_the_last(connection, admin, topic):
     assert refusal(connection, subscribe(f"{topic}-partition-2")) == TOPIC_NOT_FOUND
     assert refusal(connection, command(PRODUCER, {1: f"{topic}-partition-2", 2: 1, 3: 7})) == TOPIC_NOT_FOUND
     connection.call(subscribe(f"{topic}-partition-1"), SUCCESS)
+
+
+def test_a_partition_of_nothing_comes_into_being_only_where_that_is_asked_for(connection, topic):
+    may_create = 6
+
+    def partitions(flags={}):
+        return connection.call(command(PARTITIONED_METADATA, {1: f"{topic}-partition-0", 2: 7, **flags}), PARTITIONED_METADATA_RESPONSE)
+
+    found = partitions({may_create: 0})
+    assert (found[3], found[4]) == (1, TOPIC_NOT_FOUND)
+    found = partitions()
+    assert (found[1], found[3]) == (0, 0)
+
+
+def test_a_lookup_keeps_clients_at_the_url_that_they_have(connection, topic):
+    """They may have come through a forwarded port: what is advertised means this machine only."""
+    connected, through_service_url = 1, 8
+    found = connection.call(command(LOOKUP, {1: topic, 2: 1}), LOOKUP_RESPONSE)
+    assert (found[3], found[through_service_url]) == (connected, 1)
+
+
+def test_a_cumulative_acknowledgement_beyond_the_end_changes_nothing(connection, admin, topic):
+    connection.call(subscribe(topic), SUCCESS)
+    publish(connection, connection.call(command(PRODUCER, {1: topic, 2: 1, 3: 7}), PRODUCER_SUCCESS), b"a")
+    connection.write(frames.frame(command(FLOW, {1: 1, 2: 1})))
+    ledger = frames.parse(connection.expect(MESSAGE)[2])[1]
+    cumulative, error = 1, 4
+    for beyond in ({1: ledger, 2: 100}, {1: ledger + 1000, 2: 0}):
+        answer = connection.call(command(ACK, {1: 1, 2: cumulative, 3: message(beyond), 8: 9}), ACK_RESPONSE)
+        assert answer[6] == 9 and error not in answer
+    assert admin.stats(topic)["subscriptions"]["s"]["msgBacklog"] == 1
 
 
 def test_a_seek_to_nowhere(connection, topic):
@@ -222,6 +253,29 @@ def test_an_initial_subscription_follows_the_policy(connection, admin, namespace
     topic = f"persistent://{namespace}/t"
     look_up(connection, topic)
     assert refusal(connection, command(PRODUCER, {1: topic, 2: 1, 3: 7, 13: "kept"})) == NOT_ALLOWED
+
+
+def test_plain_messages_where_encryption_is_required(connection, admin, namespace):
+    admin.post(f"namespaces/{namespace}/encryptionRequired", True)
+    topic, encrypted = f"persistent://{namespace}/t", 5
+    look_up(connection, topic)
+    assert refusal(connection, command(PRODUCER, {1: topic, 2: 1, 3: 7})) == METADATA_ERROR
+    producer = connection.call(command(PRODUCER, {1: topic, 2: 2, 3: 7, encrypted: 1}), PRODUCER_SUCCESS)
+    connection.write(frames.send_frame(2, 0, producer[2], b"plain"))
+    refused = connection.expect(SEND_ERROR)
+    assert (refused[2], refused.get(3)) == (0, METADATA_ERROR)
+    connection.write(frames.send_frame(2, 1, producer[2], b"secret", encryption_key=message({1: "key", 2: b"..."})))
+    assert connection.expect(SEND_RECEIPT)[2] == 1
+
+
+def test_a_topic_that_keeps_nothing_has_subscriptions_without_their_being_allowed(connection, admin, namespace):
+    admin.post(f"namespaces/{namespace}/autoSubscriptionCreation", {"allowAutoSubscriptionCreation": False})
+    kept, lost = f"persistent://{namespace}/t", f"non-persistent://{namespace}/t"
+    look_up(connection, kept)
+    assert refusal(connection, subscribe(kept)) == SUBSCRIPTION_NOT_FOUND
+    look_up(connection, lost)
+    connection.call(subscribe(lost), SUCCESS)
+    admin.delete(admin.topic(lost, "?force=true"))
 
 
 def test_what_comes_again_comes_before_what_is_new(connection, topic):

@@ -122,7 +122,12 @@ impl World {
             let mut meta = EntryMeta {
                 num_messages,
                 sticky_key_hash: geminga_topic::hash::sticky_key_hash(&key.to_le_bytes()),
-                flags: EntryFlags { has_key: true, is_marker: self.rng.random_bool(0.02), batch: num_messages > 1 },
+                flags: EntryFlags {
+                    has_key: true,
+                    is_marker: self.rng.random_bool(0.02),
+                    batch: num_messages > 1,
+                    encrypted: false,
+                },
                 ..EntryMeta::default()
             };
             if self.delays && self.rng.random_bool(0.5) {

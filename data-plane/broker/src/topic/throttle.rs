@@ -24,6 +24,7 @@ pub(super) struct Limits {
     subscribers: FxHashMap<String, RateLimit>,
     max_message_bytes: Option<usize>,
     max_delay_ms: Option<u64>,
+    encrypted_only: bool,
 }
 
 impl Limits {
@@ -31,6 +32,9 @@ impl Limits {
         // The chunks of one message may together be of any size.
         if self.max_message_bytes.is_some_and(|max| publish.payload.len() > max) && publish.meta.num_chunks <= 1 {
             return Some(BrokerError::NotAllowed("Exceed maximum message size".into()));
+        }
+        if self.encrypted_only && !publish.meta.flags.encrypted {
+            return Some(BrokerError::PreconditionFailed("Messages must be encrypted".into()));
         }
         let max = self.max_delay_ms?;
         (publish.meta.deliver_at > now.saturating_add(max))
@@ -49,8 +53,10 @@ impl Topic {
         let (publish, subscribe) = (policies.publish_rate(cluster), policies.subscribe_rate(cluster));
         let (max_message_bytes, max_delay_ms) = (policies.max_message_bytes(), policies.max_delay_ms());
         let single_dispatch = policies.single_dispatch_rates([messages_in, bytes_in]);
+        let encrypted_only = policies.encryption_required();
         let limited = [publish, dispatch, subscription_dispatch, subscribe].iter().any(Rate::is_limited);
-        if !limited && single_dispatch.is_empty() && max_message_bytes.is_none() && max_delay_ms.is_none() {
+        let bounded = max_message_bytes.is_some() || max_delay_ms.is_some() || encrypted_only;
+        if !limited && single_dispatch.is_empty() && !bounded {
             state.limits = None;
             return;
         }
@@ -66,6 +72,7 @@ impl Topic {
             subscribers,
             max_message_bytes,
             max_delay_ms,
+            encrypted_only,
         }));
     }
 

@@ -21,6 +21,7 @@ use super::kept::KeptEntries;
 use super::selector::{Assignment, Selector};
 use super::{Budget, MAX_MISSING, ReadTurns};
 use crate::entry::{Delivery, DispatchWait, Entry, EntryReader, Ready};
+use crate::subscription::Mismatch;
 use crate::subscription::consumers::Slot;
 use crate::subscription::core::{Core, Pending};
 
@@ -47,6 +48,11 @@ pub(crate) struct KeyShared {
 
 /// Stands for no consumer in `overflow`.
 const NOBODY: Slot = Slot::MAX;
+
+/// Pulsar's name of how slots are assigned.
+fn mode_name(sticky: bool) -> &'static str {
+    if sticky { "STICKY" } else { "AUTO_SPLIT" }
+}
 
 /// A slot of which a consumer holds entries.
 #[derive(Debug)]
@@ -79,6 +85,22 @@ impl KeyShared {
             overflow: FxHashMap::default(),
             kept: KeptEntries::default(),
             reads: ReadTurns::default(),
+        }
+    }
+
+    pub fn mode(&self) -> &'static str {
+        mode_name(self.selector.is_sticky())
+    }
+
+    /// What sets a consumer apart from those that are here.
+    pub fn mismatch(&self, sticky: bool, allow_out_of_order: bool) -> Option<Mismatch> {
+        match (self.allow_out_of_order, allow_out_of_order) {
+            _ if self.selector.is_sticky() != sticky => {
+                Some(Mismatch::KeySharedMode { active: self.mode(), joining: mode_name(sticky) })
+            }
+            (true, false) => Some(Mismatch::OutOfOrder),
+            (false, true) => Some(Mismatch::Ordered),
+            _ => None,
         }
     }
 

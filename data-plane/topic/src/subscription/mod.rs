@@ -31,7 +31,7 @@ use crate::entry::{Delivery, DispatchWait, Entry, EntryReader};
 
 pub use spec::{
     AckError, AckRequest, AckSummary, ConsumerKey, ConsumerSpec, Event, IndividualAck, KeySharedMode, KeySharedSpec,
-    SubscribeError, SubscriptionOptions, SubscriptionType,
+    Mismatch, SubscribeError, SubscriptionOptions, SubscriptionType,
 };
 pub use stats::{ConsumerStats, DrainingHashStats, SubscriptionStats};
 
@@ -126,8 +126,8 @@ impl Subscription {
     fn check_joinable(&self, spec: &ConsumerSpec) -> Result<(), SubscribeError> {
         let empty = self.core.consumers.is_empty();
         if !empty {
-            if self.sub_type != Some(spec.sub_type) {
-                return Err(SubscribeError::TypeMismatch);
+            if let Some(active) = self.sub_type.filter(|active| *active != spec.sub_type) {
+                return Err(SubscribeError::TypeMismatch(Mismatch::Type { active, joining: spec.sub_type }));
             }
             if spec.sub_type == SubscriptionType::Exclusive {
                 return Err(SubscribeError::ExclusiveTaken);
@@ -147,8 +147,8 @@ impl Subscription {
         let (sticky, out_of_order) = key_shared_policy(spec);
         match &self.dispatcher {
             Some(Dispatcher::KeyShared(keyed)) if !empty => {
-                if keyed.selector.is_sticky() != sticky || keyed.allow_out_of_order != out_of_order {
-                    return Err(SubscribeError::TypeMismatch);
+                if let Some(mismatch) = keyed.mismatch(sticky, out_of_order) {
+                    return Err(SubscribeError::TypeMismatch(mismatch));
                 }
                 if sticky {
                     let name_of = |slot: Slot| self.core.consumers[slot].spec.name.as_str();
@@ -337,7 +337,8 @@ impl Subscription {
         };
         let advance = self.core.cursor.ack_cumulative(list, position, kind);
         if advance.unknown {
-            return Err(AckError::Invalid(position));
+            // Beyond the end: as in Pulsar, nothing is acknowledged, and nobody is told.
+            return Ok(AckSummary { ignored: 1, ..AckSummary::default() });
         }
         Ok(AckSummary {
             messages: advance.entries_acked,

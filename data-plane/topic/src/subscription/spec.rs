@@ -113,6 +113,19 @@ impl Default for SubscriptionOptions {
     }
 }
 
+/// What sets a consumer apart from those of the subscription that it wants to join, in Pulsar's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    #[error("type of '{}' is different than the connecting consumer's type '{}'", .active.name(), .joining.name())]
+    Type { active: SubscriptionType, joining: SubscriptionType },
+    #[error("key_shared mode of '{active}' is different than the connecting consumer's key_shared mode '{joining}'")]
+    KeySharedMode { active: &'static str, joining: &'static str },
+    #[error("allows out of order delivery while the connecting consumer does not allow it")]
+    OutOfOrder,
+    #[error("does not allow out of order delivery while the connecting consumer allows it")]
+    Ordered,
+}
+
 /// Why a consumer may not join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubscribeError {
@@ -120,8 +133,8 @@ pub enum SubscribeError {
     #[error("Exclusive consumer is already connected")]
     ExclusiveTaken,
     /// Pulsar's `ConsumerBusy`.
-    #[error("Subscription is of different type")]
-    TypeMismatch,
+    #[error("Subscription is of different type. Active subscription {0}.")]
+    TypeMismatch(Mismatch),
     /// Pulsar's `ConsumerBusy`.
     #[error("Subscription reached max consumers limit")]
     MaxConsumers,
@@ -155,8 +168,6 @@ pub enum AckRequest {
 pub enum AckError {
     #[error("cumulative acknowledgement is not allowed on a {} subscription", .0.name())]
     CumulativeOnShared(SubscriptionType),
-    #[error("position {0} is beyond the last entry of the topic")]
-    Invalid(Position),
 }
 
 /// What an acknowledgement changed.

@@ -121,7 +121,7 @@ impl Subscription {
             Some(Dispatcher::Shared(shared)) => stats.msg_in_replay = shared.waiting() as u64,
             Some(Dispatcher::KeyShared(keyed)) => {
                 stats.msg_in_replay = keyed.waiting() as u64;
-                stats.key_shared_mode = Some(if keyed.selector.is_sticky() { "STICKY" } else { "AUTO_SPLIT" });
+                stats.key_shared_mode = Some(keyed.mode());
                 stats.allow_out_of_order_delivery = keyed.allow_out_of_order;
                 self.add_hashes(&mut stats);
             }
