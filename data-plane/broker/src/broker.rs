@@ -294,6 +294,7 @@ impl Broker {
             let base = metadata.get_partitioned_topic(&name.partitioned_base()).await?;
             return match base {
                 Some(base) if index >= base.value.partitions => Err(BrokerError::TopicNotFound(name.to_string())),
+                None if !may_create => Err(BrokerError::TopicNotFound(name.to_string())),
                 _ => Ok(0),
             };
         }

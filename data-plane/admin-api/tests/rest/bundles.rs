@@ -20,6 +20,10 @@ async fn a_bundle_is_split_and_names_its_topics() {
     rest.expect("PUT", &format!("{NAMESPACE}/0x00000000_0x40000000/split"), NONE, 204).await;
     assert_eq!(rest.get(&format!("{NAMESPACE}/bundles")).await["numBundles"], 5);
     rest.expect("PUT", &format!("{NAMESPACE}/0x00000000_0x40000000/split"), NONE, 412).await;
+    let empty = format!("{NAMESPACE}/0x00000000_0x20000000/split?splitAlgorithmName=");
+    rest.expect("PUT", &format!("{empty}topic_count_equally_divide"), NONE, 204).await;
+    rest.expect("PUT", &format!("{empty}nonsense"), NONE, 412).await;
+    assert_eq!(rest.get(&format!("{NAMESPACE}/bundles")).await["numBundles"], 5);
     for path in ["0x00000000_0x20000000/clearBacklog", "0x00000000_0x20000000/unsubscribe/s"] {
         rest.expect("POST", &format!("{NAMESPACE}/{path}"), NONE, 204).await;
     }

@@ -10,7 +10,7 @@ const NAMESPACE: &str = "/namespaces/public/default";
 async fn policies_of_namespaces() {
     let rest = Rest::start().await;
     let quota = |size: u64| json!({ "limitSize": size, "policy": "producer_exception" });
-    let refused: [(&str, &str, Value, u16); 11] = [
+    let refused: [(&str, &str, Value, u16); 12] = [
         ("POST", "deduplicationSnapshotInterval", json!(-1), 412),
         (
             "POST",
@@ -20,6 +20,7 @@ async fn policies_of_namespaces() {
         ),
         ("POST", "offloadPolicies", json!({ "managedLedgerOffloadDriver": "bad" }), 412),
         ("POST", "replication", json!([]), 412),
+        ("POST", "replication", json!(["global"]), 412),
         ("POST", "allowedClusters", json!(["nope"]), 403),
         ("POST", "allowedClusters", json!([]), 400),
         ("POST", "resourcegroup/g", NONE, 412),
