@@ -15,12 +15,8 @@ use crate::{bundles, clusters, namespace_policies, policy_checks, routing};
 const FIRST_BOUNDARY: &str = "0x00000000";
 const LAST_BOUNDARY: &str = "0xffffffff";
 
-const SPLIT_ALGORITHMS: &[&str] = &[
-    "range_equally_divide",
-    "topic_count_equally_divide",
-    "specified_positions_divide",
-    "flow_or_qps_equally_divide",
-];
+const SPLIT_ALGORITHMS: &[&str] =
+    &["range_equally_divide", "topic_count_equally_divide", "specified_positions_divide", "flow_or_qps_equally_divide"];
 
 /// Of a namespace's policies.
 const ANTI_AFFINITY: &str = "antiAffinityGroup";
@@ -59,6 +55,10 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
                 ["topics"] if call.method() == "GET" => topics(call, &name).await,
                 ["permissions", rest @ ..] => permissions(call, &name, rest).await,
                 ["bundles"] if call.method() == "GET" => Answer::json(broker.namespace_policies(&name).await?.bundles),
+                [bundle @ bundles::LARGEST, "split"] => {
+                    let bundle = bundles::to_split(call, &name, bundle).await?;
+                    of_bundle(call, &name, Some(bundle), &["split"]).await
+                }
                 [bundle, rest @ ..] if bundles::is_bundle(bundle) => {
                     let policies = broker.namespace_policies(&name).await?;
                     let bundle = bundles::named(&policies, &name, bundle)?;
