@@ -15,6 +15,18 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 /// What stands between a partitioned topic's name and a partition's number.
 pub const PARTITION_SUFFIX: &str = "-partition-";
 
+/// Where Pulsar keeps policies of topics and snapshots of transactions, in each namespace.
+const SYSTEM_TOPICS: &[&str] = &[
+    "__change_events",
+    "__transaction_buffer_snapshot",
+    "__transaction_buffer_snapshot_indexes",
+    "__transaction_buffer_snapshot_segments",
+];
+const PENDING_ACKS_SUFFIX: &str = "__transaction_pending_ack";
+const SYSTEM_NAMESPACE: &str = "pulsar/system";
+/// How the names of its own topics begin there.
+const COORDINATORS: &[&str] = &["transaction_coordinator_assign", "__transaction_log_"];
+
 /// Longest full name that is accepted, in bytes; it bounds keys in metadata.
 const NAME_LENGTH_MAX: usize = 16 * 1024;
 
@@ -210,9 +222,12 @@ impl TopicName {
         }
     }
 
-    /// Whether Pulsar treats the topic as internal (`__change_events`, transaction logs and the like).
+    /// Whether the topic is one that Pulsar keeps for itself. Others may begin with two underscores too.
     pub fn is_system(&self) -> bool {
-        self.local_name().starts_with("__")
+        let base = split_partition(self.local_name()).map_or(self.local_name(), |(base, _)| base);
+        SYSTEM_TOPICS.contains(&base)
+            || base.ends_with(PENDING_ACKS_SUFFIX)
+            || self.namespace.as_str() == SYSTEM_NAMESPACE && COORDINATORS.iter().any(|prefix| base.starts_with(prefix))
     }
 }
 
@@ -330,6 +345,22 @@ mod tests {
         }
         let legacy = TopicName::parse("persistent://prop/cluster/ns/topic").unwrap_err();
         assert!(legacy.to_string().contains("V1"), "{legacy}");
+    }
+
+    #[test]
+    fn topics_of_pulsar_itself() {
+        for name in [
+            "__change_events",
+            "__change_events-partition-3",
+            "__transaction_buffer_snapshot",
+            "s__transaction_pending_ack",
+            "persistent://pulsar/system/__transaction_log_0",
+        ] {
+            assert!(topic(name).is_system(), "{name}");
+        }
+        for name in ["__mine", "change_events", "__transaction_log_0"] {
+            assert!(!topic(name).is_system(), "{name}");
+        }
     }
 
     #[test]

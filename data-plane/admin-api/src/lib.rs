@@ -103,6 +103,10 @@ async fn serve(call: &Call) -> Result<Answer> {
     let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
         ["admin", "v2", "clusters", rest @ ..] => clusters::serve(call, rest).await,
+        // The Java client looks for it here, without a version.
+        ["admin", "namespaces", rest @ ..] if matches!(rest, [_, "antiAffinity", _]) => {
+            namespaces::serve(call, rest).await
+        }
         ["admin", "v2", "tenants", rest @ ..] => tenants::serve(call, rest).await,
         ["admin", "v2", "namespaces", rest @ ..] => namespaces::serve(call, rest).await,
         ["admin", "v2", domain @ ("persistent" | "non-persistent"), rest @ ..] => {

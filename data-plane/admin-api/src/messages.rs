@@ -30,11 +30,8 @@ pub(crate) async fn examine(call: &Call, name: &TopicName) -> Result<Answer> {
              partition",
         ));
     }
-    let from_end = match call.query("initialPosition").unwrap_or("latest") {
-        "latest" => true,
-        "earliest" => false,
-        other => return Err(ApiError::bad_request(format!("unknown initial position '{other}'"))),
-    };
+    // As in Pulsar, whatever is not the one is the other.
+    let from_end = call.query("initialPosition") != Some("earliest");
     let nth = call.number("messagePosition")?.unwrap_or(1);
     answer(existing(call, name).await?.examine(from_end, nth).await?).await
 }

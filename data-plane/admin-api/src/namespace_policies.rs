@@ -242,9 +242,12 @@ fn to_fields(policies: &Policies) -> Result<Map<String, Value>> {
 }
 
 async fn set_replication(call: &Call, name: &NamespaceName) -> Result<Answer> {
-    let clusters: Vec<String> = call.json()?;
+    let clusters: Vec<String> = call.json_or_default()?;
     if clusters.is_empty() {
         return Err(ApiError::precondition("ClusterIds should not be null or empty"));
+    }
+    if clusters.iter().any(|cluster| cluster == "global") {
+        return Err(ApiError::precondition("Cannot specify global in the list of replication clusters"));
     }
     for cluster in &clusters {
         if call.broker.metadata().get_cluster(cluster).await?.is_none() {

@@ -15,6 +15,9 @@ use crate::{bundles, clusters, namespace_policies, policy_checks, routing};
 const FIRST_BOUNDARY: &str = "0x00000000";
 const LAST_BOUNDARY: &str = "0xffffffff";
 
+const SPLIT_ALGORITHMS: &[&str] =
+    &["range_equally_divide", "topic_count_equally_divide", "specified_positions_divide", "flow_or_qps_equally_divide"];
+
 /// Of a namespace's policies.
 const ANTI_AFFINITY: &str = "antiAffinityGroup";
 
@@ -52,6 +55,10 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
                 ["topics"] if call.method() == "GET" => topics(call, &name).await,
                 ["permissions", rest @ ..] => permissions(call, &name, rest).await,
                 ["bundles"] if call.method() == "GET" => Answer::json(broker.namespace_policies(&name).await?.bundles),
+                [bundle @ bundles::LARGEST, "split"] => {
+                    let bundle = bundles::to_split(call, &name, bundle).await?;
+                    of_bundle(call, &name, Some(bundle), &["split"]).await
+                }
                 [bundle, rest @ ..] if bundles::is_bundle(bundle) => {
                     let policies = broker.namespace_policies(&name).await?;
                     let bundle = bundles::named(&policies, &name, bundle)?;
@@ -192,7 +199,7 @@ pub(crate) async fn list(call: &Call, name: &NamespaceName, domains: &[TopicDoma
     let mut topics = call.broker.topics(name, domains).await?;
     topics.retain(|topic| is_in(bundle, topic));
     if !call.flag("includeSystemTopic") {
-        topics.retain(|topic| !topic.rsplit('/').next().is_some_and(|local| local.starts_with("__")));
+        topics.retain(|topic| TopicName::parse(topic).is_ok_and(|topic| !topic.is_system()));
     }
     Answer::json(topics)
 }
@@ -273,7 +280,12 @@ async fn split(call: &Call, bundle: &BundleName) -> Result<Answer> {
             let positions: Vec<i64> = call.json_or_default()?;
             SplitAt::Positions(positions.into_iter().filter_map(|at| u32::try_from(at).ok()).collect())
         }
-        other => return Err(ApiError::precondition(format!("unknown split algorithm '{other}'"))),
+        _ => {
+            return Err(ApiError::precondition(format!(
+                "Unsupported namespace bundle split algorithm, supported algorithms are [{}]",
+                SPLIT_ALGORITHMS.join(", ")
+            )));
+        }
     };
     let parts = call.broker.split_bundle(bundle, &at).await?;
     if call.flag("unload") {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use geminga_broker::{BrokerError, PARTITIONS_AT_ONCE, Topic, TopicStats};
-use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use geminga_model::{NamespaceName, PARTITION_SUFFIX, TopicDomain, TopicName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -90,6 +90,9 @@ pub(crate) async fn serve(call: &Call, name: &TopicName, path: &[&str]) -> Resul
         ("PUT", ["partitions"]) => create(call, name).await,
         ("POST", ["partitions"]) => grow(call, name).await,
         ("DELETE", ["partitions"]) => {
+            if name.is_partition() {
+                check_partitioned_name(name)?;
+            }
             if partitions(call, name).await? == 0 && call.broker.metadata().get_topic(name).await?.is_some() {
                 return Err(ApiError::conflict(format!(
                     "{name} is a non-partitioned topic. Instead of calling delete-partitioned-topic please call delete."
@@ -182,9 +185,7 @@ async fn create(call: &Call, name: &TopicName) -> Result<Answer> {
         Wanted::Number(partitions) => (partitions, BTreeMap::new()),
         Wanted::Described { partitions, properties } => (partitions, properties.unwrap_or_default()),
     };
-    if name.is_partition() {
-        return Err(ApiError::precondition("Partitioned Topic Name should not contain '-partition-'"));
-    }
+    check_partitioned_name(name)?;
     let partitions = checked(partitions)?;
     match call.broker.create_new_partitioned(name, partitions, properties).await {
         Err(BrokerError::NamespaceNotFound(_)) => Err(ApiError::not_found("Namespace not found")),
@@ -195,7 +196,16 @@ async fn create(call: &Call, name: &TopicName) -> Result<Answer> {
     }
 }
 
+/// Refuses a name that the partitions of another topic could have.
+fn check_partitioned_name(name: &TopicName) -> Result<()> {
+    match name.local_name().contains(PARTITION_SUFFIX) {
+        true => Err(ApiError::precondition("Partitioned Topic Name should not contain '-partition-'")),
+        false => Ok(()),
+    }
+}
+
 async fn grow(call: &Call, name: &TopicName) -> Result<Answer> {
+    check_partitioned_name(name)?;
     let wanted: i64 = call.json()?;
     let current = partitions(call, name).await?;
     if current > 0 && wanted < i64::from(current) {
@@ -228,9 +238,7 @@ async fn must_have_partitions(call: &Call, name: &TopicName) -> Result<u32> {
 }
 
 async fn stats(call: &Call, name: &TopicName) -> Result<Answer> {
-    if name.is_partition() {
-        return Err(ApiError::precondition("Partitioned Topic Name should not contain '-partition-'"));
-    }
+    check_partitioned_name(name)?;
     let count = must_have_partitions(call, name).await?;
     let options = stats_options(call);
     let mut total = TopicStats::default();

@@ -60,10 +60,11 @@ pub(crate) async fn elsewhere(call: &Call) -> Result<Option<Answer>> {
             }
             call.broker.lookup(&name).await
         }
-        ["admin", "v2", "namespaces", tenant, local, bundle, "split"] if bundles::is_bundle(bundle) => {
+        ["admin", "v2", "namespaces", tenant, local, bundle, "split"]
+            if *bundle == bundles::LARGEST || bundles::is_bundle(bundle) =>
+        {
             let namespace = namespaces::name(tenant, local)?;
-            let policies = call.broker.namespace_policies(&namespace).await?;
-            let range = bundles::named(&policies, &namespace, bundle)?;
+            let range = bundles::to_split(call, &namespace, bundle).await?;
             call.broker.ownership().find(&BundleName { namespace, range }).await
         }
         _ => return Ok(None),

@@ -55,12 +55,19 @@ pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
             Ok(Answer::Json(json!({ "version": { "version": version } })))
         }
         ("DELETE", ["schema"]) => {
-            let version = call.broker.delete_schema(&name, call.flag("force")).await?;
-            Ok(Answer::Json(json!({ "version": version })))
+            let force = call.flag("force");
+            let version = call.broker.delete_schema(&name, force).await?;
+            // Of what is gone for good there is no version.
+            Ok(Answer::Json(json!({ "version": if force { -1 } else { version as i64 } })))
         }
         ("POST", ["compatibility"]) => {
-            let (compatible, strategy) = call.broker.is_schema_compatible(&name, &payload(call)?).await?;
-            let body = Json(json!({ "compatibility": compatible, "schemaCompatibilityStrategy": strategy }));
+            // One that is not is answered as a failure, as in Pulsar.
+            let strategy =
+                call.broker.check_schema_compatible(&name, &payload(call)?).await.map_err(|error| match error {
+                    BrokerError::IncompatibleSchema(reason) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, reason),
+                    other => other.into(),
+                })?;
+            let body = Json(json!({ "compatibility": true, "schemaCompatibilityStrategy": strategy }));
             Ok(Answer::Response((StatusCode::ACCEPTED, body).into_response()))
         }
         ("POST", ["version"]) => {

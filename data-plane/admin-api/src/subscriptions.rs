@@ -207,7 +207,8 @@ async fn create(call: &Call, name: &TopicName, subscription: &str) -> Result<Ans
 }
 
 async fn delete(call: &Call, name: &TopicName, subscription: &str) -> Result<Answer> {
-    let force = call.flag("force");
+    // As in Pulsar, consumers do not keep a subscription that stores nothing.
+    let force = call.flag("force") || !name.is_persistent();
     let topics = partitioned::each(call, name).await?;
     let mut deleted = 0;
     for topic in &topics {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use geminga_metadata::{MetadataError, Policies, SubscriptionRecord, TopicRecord};
-use geminga_model::{Position, TopicName};
+use geminga_model::{PARTITION_SUFFIX, Position, TopicName};
 
 use crate::broker::Broker;
 use crate::error::{BrokerError, Result};
@@ -20,8 +20,10 @@ impl Broker {
         let policies = self.check_new_topic(name).await?;
         let limit = self.check_topic_limit(&policies, name, 1).await;
         limit.map_err(|error| BrokerError::Conflict(error.to_string()))?;
-        if name.is_partition() && !self.is_known_partition(name).await? {
-            let (topic, base) = (name.local_name(), name.partitioned_base());
+        if let Some(base) = base_of_numbered(name)
+            && !self.is_known_partition(name).await?
+        {
+            let topic = name.local_name();
             let known = self.shared.metadata.get_partitioned_topic(&base).await?.is_some();
             let base = base.local_name();
             return Err(BrokerError::PreconditionFailed(match known {
@@ -228,6 +230,13 @@ impl Broker {
         }
         Ok(ends)
     }
+}
+
+/// The topic whose partition a name seems to mean: any whole number counts here, also those that no partition has.
+fn base_of_numbered(name: &TopicName) -> Option<TopicName> {
+    let (base, number) = name.local_name().rsplit_once(PARTITION_SUFFIX)?;
+    number.parse::<i64>().ok()?;
+    TopicName::new(name.domain(), name.namespace().clone(), base).ok()
 }
 
 fn already_exists() -> BrokerError {

@@ -20,6 +20,10 @@ impl Broker {
         let bundle = self.bundle(name).await?;
         let topics = self.topics_in(name).await?;
         let parts = at.cut(name.range, topics.iter().map(|topic| topic_hash(topic.as_str())).collect());
+        // As in Pulsar, there is nothing to do for topics of which there are none.
+        if parts.len() < 2 && *at == SplitAt::Topics && topics.is_empty() {
+            return Ok(vec![name.clone()]);
+        }
         if parts.len() < 2 {
             return Err(BrokerError::PreconditionFailed(format!("bundle {name} cannot be split")));
         }

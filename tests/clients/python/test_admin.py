@@ -81,6 +81,42 @@ def test_schemas(admin, topic):
     assert status("POST", f"{path}/schema", {**schema, "type": "AUTO_CONSUME"}) == 422
     assert status("POST", f"{path}/schema", schema) == 200
     assert status("POST", f"{path}/compatibility", schema) == 202
+    assert status("POST", f"{path}/compatibility", {**schema, "type": "INT32"}) == 500
+    assert admin.delete(f"{path}/schema?force=true") == {"version": -1}
+
+
+def test_names_that_only_seem_special(admin, topic, namespace):
+    """Of the names with two underscores Pulsar hides its own; a number behind `-partition-` is a partition's, whatever its form."""
+    name = f"persistent://{namespace}/__mine"
+    admin.put(admin.topic(name))
+    assert name in admin.get(f"persistent/{namespace}")
+    for number in ["0", "01", "-1"]:
+        assert status("PUT", admin.topic(topic, f"-partition-{number}")) == 412
+    assert status("GET", admin.topic(topic, "-partition-0/partitions")) == 404
+    assert status("PUT", admin.topic(topic, "-partition-/partitions"), 2) == 412
+
+
+def test_consumers_do_not_keep_a_subscription_that_stores_nothing(client, admin, topic):
+    name = topic.replace("persistent://", "non-persistent://")
+    client.subscribe(name, "s")
+    assert status("DELETE", admin.topic(name, "/subscription/s")) == 204
+
+
+def test_groups_of_anti_affinity_are_found_without_a_version(admin, namespace):
+    """Where the Java client asks for them."""
+    assert status("POST", f"namespaces/{namespace}/antiAffinity", namespace) == 204
+    with urllib.request.urlopen(f"{ADMIN_URL}/admin/namespaces/standalone/antiAffinity/none?property=public") as answer:
+        assert json.load(answer) == []
+
+
+def test_the_largest_bundle_is_split(admin, namespace):
+    assert status("PUT", f"namespaces/{namespace}/LARGEST/split") == 404
+    topic = f"persistent://{namespace}/t"
+    admin.put(admin.topic(topic))
+    admin.stats(topic)
+    before = admin.get(f"namespaces/{namespace}/bundles")["numBundles"]
+    admin.put(f"namespaces/{namespace}/LARGEST/split")
+    assert admin.get(f"namespaces/{namespace}/bundles")["numBundles"] == before + 1
 
 
 def test_pulsar_has_a_namespace_of_its_own(admin):

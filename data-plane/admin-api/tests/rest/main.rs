@@ -108,7 +108,25 @@ async fn topics_and_partitions() {
     rest.expect("PUT", &format!("{TOPICS}/a+b%2Bc"), NONE, 409).await;
     assert_eq!(rest.get(TOPICS).await, json!(["persistent://public/default/a b+c"]));
     rest.expect("PUT", "/persistent/public/nope/a", NONE, 404).await;
-    rest.expect("PUT", &format!("{TOPICS}/x-partition-0"), NONE, 412).await;
+    for number in ["0", "-1", "01"] {
+        rest.expect("PUT", &format!("{TOPICS}/x-partition-{number}"), NONE, 412).await;
+    }
+    rest.expect("GET", &format!("{TOPICS}/x-partition-0/partitions"), NONE, 404).await;
+    for (method, name) in [("PUT", "x-partition-"), ("POST", "x-partition-0"), ("DELETE", "x-partition-0")] {
+        rest.expect(method, &format!("{TOPICS}/{name}/partitions"), json!(2), 412).await;
+    }
+    // Of the names with two underscores only those are hidden that Pulsar uses.
+    for name in ["__mine", "__change_events"] {
+        rest.expect("PUT", &format!("{TOPICS}/{name}"), NONE, 204).await;
+    }
+    assert_eq!(
+        rest.get(TOPICS).await,
+        json!(["persistent://public/default/__mine", "persistent://public/default/a b+c"])
+    );
+    assert_eq!(rest.get(&format!("{TOPICS}?includeSystemTopic=true")).await.as_array().unwrap().len(), 3);
+    for name in ["__mine", "__change_events"] {
+        rest.expect("DELETE", &format!("{TOPICS}/{name}"), NONE, 204).await;
+    }
 
     rest.expect("PUT", &format!("{TOPICS}/p/partitions"), json!(2), 204).await;
     rest.expect("PUT", &format!("{TOPICS}/p/partitions"), json!(2), 409).await;
@@ -205,6 +223,15 @@ async fn subscriptions_move_and_messages_are_seen() {
     rest.expect("GET", &format!("{TOPICS}/a/ledger/{ledger}/entry/3"), NONE, 200).await;
     rest.expect("GET", &format!("{TOPICS}/a/ledger/{ledger}/entry/9"), NONE, 404).await;
     rest.expect("GET", &format!("{TOPICS}/a/examinemessage?initialPosition=latest&messagePosition=2"), NONE, 200).await;
+    rest.expect("GET", &format!("{TOPICS}/a/examinemessage?initialPosition=nonsense"), NONE, 200).await;
+
+    // What deduplication has stored is shown as Pulsar's cursor of it.
+    assert_eq!(internal["cursors"].as_object().unwrap().get("pulsar.dedup"), None);
+    rest.expect("PUT", &format!("{TOPICS}/d"), NONE, 204).await;
+    rest.expect("POST", &format!("{TOPICS}/d/deduplicationEnabled"), json!(true), 204).await;
+    rest.expect("PUT", &format!("{TOPICS}/d/unload"), NONE, 204).await;
+    let internal = rest.get(&format!("{TOPICS}/d/internalStats")).await;
+    assert_eq!(internal["cursors"]["pulsar.dedup"]["markDeletePosition"], internal["lastConfirmedEntry"], "{internal}");
 
     rest.expect("DELETE", &format!("{TOPICS}/a/subscription/nope"), NONE, 404).await;
     rest.expect("DELETE", &sub, NONE, 204).await;

@@ -10,7 +10,7 @@ const NAMESPACE: &str = "/namespaces/public/default";
 async fn policies_of_namespaces() {
     let rest = Rest::start().await;
     let quota = |size: u64| json!({ "limitSize": size, "policy": "producer_exception" });
-    let refused: [(&str, &str, Value, u16); 11] = [
+    let refused: [(&str, &str, Value, u16); 12] = [
         ("POST", "deduplicationSnapshotInterval", json!(-1), 412),
         (
             "POST",
@@ -20,6 +20,7 @@ async fn policies_of_namespaces() {
         ),
         ("POST", "offloadPolicies", json!({ "managedLedgerOffloadDriver": "bad" }), 412),
         ("POST", "replication", json!([]), 412),
+        ("POST", "replication", json!(["global"]), 412),
         ("POST", "allowedClusters", json!(["nope"]), 403),
         ("POST", "allowedClusters", json!([]), 400),
         ("POST", "resourcegroup/g", NONE, 412),
@@ -187,6 +188,23 @@ async fn schemas_as_pulsar_answers_them() {
     rest.expect("POST", &format!("{schemas}/schema"), schema("STRING"), 200).await;
     let answer = rest.expect("POST", &format!("{schemas}/compatibility"), schema("STRING"), 202).await;
     assert_eq!(answer["compatibility"], true);
+    let refused = rest.expect("POST", &format!("{schemas}/compatibility"), schema("INT32"), 500).await;
+    assert!(refused["reason"].as_str().unwrap().contains("exists schema type STRING, new schema type INT32"));
+    rest.expect("PUT", &format!("{NAMESPACE}/schemaCompatibilityStrategy"), json!("ALWAYS_INCOMPATIBLE"), 204).await;
+    rest.expect("POST", &format!("{schemas}/compatibility"), schema("STRING"), 202).await;
+    let forced = rest.expect("DELETE", &format!("{schemas}/schema?force=true"), NONE, 200).await;
+    assert_eq!(forced, json!({ "version": -1 }));
+
+    let of = |kind: &str, fields: Value| {
+        let record = json!({ "type": "record", "name": "R", "fields": fields });
+        json!({ "type": kind, "schema": record.to_string(), "properties": {} })
+    };
+    let field = |name: &str| json!({ "name": name, "type": "int" });
+    for fields in [json!([field("a b")]), json!([field("a"), field("a")])] {
+        rest.expect("POST", &format!("{schemas}/schema"), of("AVRO", fields), 422).await;
+    }
+    rest.expect("POST", &format!("{schemas}/schema"), json!({ "type": "JSON", "schema": "{}" }), 422).await;
+    rest.expect("POST", &format!("{schemas}/schema"), of("JSON", json!([field("a")])), 200).await;
 }
 
 #[tokio::test]

@@ -122,6 +122,9 @@ impl Parser {
 
     fn parse_named(&mut self, object: &Map<String, Value>, kind: &str, outer: &str, depth: usize) -> Option<Type> {
         let name = object.get("name")?.as_str()?;
+        if !is_name(name.rsplit('.').next().unwrap_or(name)) {
+            return None;
+        }
         let namespace = object.get("namespace").and_then(Value::as_str).unwrap_or(outer);
         let full = full_name(name, namespace);
         let namespace = full.rsplit_once('.').map_or("", |(namespace, _)| namespace).to_owned();
@@ -139,10 +142,14 @@ impl Parser {
             }
             "fixed" => Kind::Fixed(object.get("size")?.as_u64()?),
             _ => {
-                let fields = object.get("fields")?.as_array()?;
-                Kind::Record(
-                    fields.iter().map(|field| self.parse_field(field, &namespace, depth)).collect::<Option<_>>()?,
-                )
+                let fields = object.get("fields")?.as_array()?.iter();
+                let fields: Vec<Field> =
+                    fields.map(|field| self.parse_field(field, &namespace, depth)).collect::<Option<_>>()?;
+                let mut names = FxHashSet::default();
+                if !fields.iter().all(|field| names.insert(field.name.as_str())) {
+                    return None;
+                }
+                Kind::Record(fields)
             }
         };
         Some(Type::Named(index))
@@ -151,7 +158,7 @@ impl Parser {
     fn parse_field(&mut self, field: &Value, namespace: &str, depth: usize) -> Option<Field> {
         let object = field.as_object()?;
         Some(Field {
-            name: object.get("name")?.as_str()?.to_owned(),
+            name: object.get("name")?.as_str().filter(|name| is_name(name))?.to_owned(),
             aliases: aliases(object),
             of: self.parse(object.get("type")?, namespace, depth + 1)?,
             has_default: object.contains_key("default"),
@@ -171,6 +178,12 @@ fn primitive(name: &str) -> Option<Primitive> {
         "string" => Primitive::String,
         _ => return None,
     })
+}
+
+/// What Avro allows for a record or a field: a letter or underscore, then also digits.
+fn is_name(name: &str) -> bool {
+    let letter = |c: char| c == '_' || c.is_alphabetic();
+    name.starts_with(letter) && name.chars().all(|c| letter(c) || c.is_numeric())
 }
 
 fn full_name(name: &str, namespace: &str) -> String {

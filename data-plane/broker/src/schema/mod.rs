@@ -162,12 +162,14 @@ impl Broker {
         Err(BrokerError::ServiceNotReady(format!("too many schemas are being added to {base} at once")))
     }
 
-    /// Whether [`Broker::put_schema`] would take it, and the strategy that decides.
-    pub async fn is_schema_compatible(&self, name: &TopicName, wanted: &SchemaRecord) -> Result<(bool, String)> {
+    /// Refuses what [`Broker::put_schema`] would; answers the strategy that decides.
+    pub async fn check_schema_compatible(&self, name: &TopicName, wanted: &SchemaRecord) -> Result<String> {
         let strategy = self.strategy(name).await?;
         let versions = self.schema_versions(name).await?;
-        let compatible = compatibility::check_new(&records(&versions), wanted, &strategy).is_ok();
-        Ok((compatible, strategy))
+        if !versions.iter().any(|known| same(&known.schema, wanted)) {
+            compatibility::check_new(&records(&versions), wanted, &strategy).map_err(incompatible)?;
+        }
+        Ok(strategy)
     }
 
     /// Marks the schema as deleted by a version of its own, which is answered; with `force` every version goes for good.
@@ -259,7 +261,12 @@ pub fn is_valid_schema(schema: &SchemaRecord) -> bool {
     let kind = Type::try_from(schema.schema_type).unwrap_or(Type::None);
     match kind {
         Type::Avro | Type::Protobuf => avro::Schema::parse(&schema.data).is_some(),
-        Type::Json => serde_json::from_slice::<serde_json::Value>(&schema.data).is_ok(),
+        // A JSON Schema will do too.
+        Type::Json => {
+            avro::Schema::parse(&schema.data).is_some()
+                || serde_json::from_slice::<serde_json::Value>(&schema.data)
+                    .is_ok_and(|definition| definition.get("type").is_some_and(serde_json::Value::is_string))
+        }
         Type::ProtobufNative => serde_json::from_slice::<serde_json::Value>(&schema.data)
             .is_ok_and(|definition| definition.get("fileDescriptorSet").is_some_and(serde_json::Value::is_string)),
         Type::KeyValue | Type::External | Type::None => true,

@@ -8,7 +8,8 @@ use geminga_model::Position;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::super::{Sub, Topic};
+use super::super::deduplication::DEDUP_CURSOR;
+use super::super::{Sub, Topic, TopicState};
 use super::{encoded, iso_date};
 
 /// Entries that are looked at for the ranges of one cursor that are acknowledged above its mark-delete position.
@@ -102,7 +103,9 @@ impl Topic {
                     ..LedgerStats::default()
                 })
                 .collect(),
-            cursors: state.subscriptions.iter().map(|(name, sub)| (encoded(name), cursor_stats(sub, list))).collect(),
+            cursors: (state.subscriptions.iter().map(|(name, sub)| (encoded(name), cursor_stats(sub, list))))
+                .chain(deduplication_mark(&state).map(|mark| (DEDUP_CURSOR.to_owned(), snapshot_stats(mark, list))))
+                .collect(),
             schema_ledgers: Vec::new(),
             compacted_ledger: LedgerStats { ledger_id: -1, entries: -1, size: -1, ..LedgerStats::default() },
         }
@@ -150,6 +153,29 @@ impl Topic {
             info["terminatedPosition"] = json!({ "ledgerId": end.ledger_id, "entryId": end.entry_id });
         }
         info
+    }
+}
+
+/// The last entry that the stored state of deduplication knows, which Pulsar keeps as a cursor.
+fn deduplication_mark(state: &TopicState) -> Option<Position> {
+    state.dedup.as_ref()?;
+    let durable = *state.dedup_stored.durable.lock();
+    Some(durable.max(state.ledger.list().before_first()))
+}
+
+fn snapshot_stats(mark: Position, list: &LedgerList) -> CursorStats {
+    let behind = list.entries_between(mark, list.last_position());
+    CursorStats {
+        mark_delete_position: mark.to_string(),
+        read_position: list.last_position().next().to_string(),
+        messages_consumed_counter: list.total_entries().saturating_sub(behind),
+        cursor_ledger: -1,
+        cursor_ledger_last_entry: -1,
+        individually_deleted_messages: "[]".to_owned(),
+        last_ledger_switch_timestamp: iso_date(0),
+        state: "Open".to_owned(),
+        number_of_entries_since_first_not_acked_message: behind + 1,
+        ..CursorStats::default()
     }
 }
 
