@@ -63,7 +63,7 @@ fn days_of_a_large_cluster() {
     for _ in 0..10 {
         traffic.minute(&mut cluster, BOUND);
     }
-    (traffic.imbalance, traffic.after_a_minute) = Default::default();
+    (traffic.imbalance, traffic.most, traffic.above_ms, traffic.longest_above_ms) = Default::default();
     for _ in 0..days * MINUTES_A_DAY {
         traffic.faults(&mut cluster);
         traffic.minute(&mut cluster, BOUND);
@@ -75,9 +75,12 @@ fn days_of_a_large_cluster() {
     println!("{moves:.4} moves of a bundle a day on average, for levelling and filling");
 
     assert_eq!(measures.moved_again, 0, "a bundle was levelled twice in a day, or a broker filled with what had moved");
-    assert!(moves < 0.5, "{moves} moves of a bundle a day");
+    assert!(moves < 0.15, "{moves} moves of a bundle a day");
     let most = traffic.imbalance.quantile(1.0);
     assert!(most < BOUND, "the busiest broker was {most} above the mean");
+    // Nobody can know beforehand that a bundle's load multiplies: such a jump is a tenth of a broker, and more, until brokers report.
+    assert!(traffic.longest_above_ms < 60_000, "{} ms", traffic.longest_above_ms);
+    assert!(traffic.above_ms <= 60_000 * days, "{} ms", traffic.above_ms);
     assert!(traffic.kills > 0 && traffic.drains > 0 && traffic.leaders > 0 && measures.stale_reports > 0);
     assert!(traffic.filled_after_ms.iter().all(|ms| *ms < 120_000), "{:?}", traffic.filled_after_ms);
 }

@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, TICK_MS},
     load::{BundleLoad, DAY_MS, Waves},
     measures::Imbalance,
 };
@@ -19,10 +19,14 @@ struct Starting {
 
 /// Changes of load, and brokers that come and go.
 pub struct Traffic {
-    /// The most in each minute.
+    /// At the end of each minute, when what jumped at its beginning had time.
     pub imbalance: Imbalance,
-    /// At the end of each minute, when what has changed at its beginning had time.
-    pub after_a_minute: Imbalance,
+    /// The most in each minute.
+    pub most: Imbalance,
+    /// How long it was at the bound or above in all.
+    pub above_ms: u64,
+    above_in_a_row_ms: u64,
+    pub longest_above_ms: u64,
     /// From a broker's start until it had 85 % of its share, in milliseconds.
     pub filled_after_ms: Vec<u64>,
     pub kills: u64,
@@ -41,7 +45,10 @@ impl Traffic {
     pub fn new(now_ms: u64, share: f64) -> Self {
         Self {
             imbalance: Imbalance::default(),
-            after_a_minute: Imbalance::default(),
+            most: Imbalance::default(),
+            above_ms: 0,
+            above_in_a_row_ms: 0,
+            longest_above_ms: 0,
             filled_after_ms: Vec::new(),
             kills: 0,
             drains: 0,
@@ -55,27 +62,29 @@ impl Traffic {
         }
     }
 
-    /// A minute in which nothing happens but what the balancer does and load that changes. The most of the imbalance in it is noted,
-    /// of what is seen as soon as loads have changed and every five seconds.
+    /// A minute in which nothing happens but what the balancer does and load that changes, at its beginning. The imbalance is looked at
+    /// then and every five seconds.
     pub fn minute(&mut self, cluster: &mut Cluster, bound: f64) {
         self.change_loads(cluster);
         let end_ms = cluster.now_ms + MINUTE_MS;
         let mut most: f64 = 0.0;
-        loop {
+        while cluster.now_ms < end_ms {
             let imbalance = cluster.imbalance_of(cluster.carried());
+            most = most.max(imbalance);
             if imbalance >= bound {
                 println!("{} ms: imbalance {imbalance:.3}", cluster.now_ms);
                 print_busiest(cluster);
-            }
-            most = most.max(imbalance);
-            if cluster.now_ms >= end_ms {
-                break;
+                self.above_ms += TICK_MS;
+                self.above_in_a_row_ms += TICK_MS;
+                self.longest_above_ms = self.longest_above_ms.max(self.above_in_a_row_ms);
+            } else {
+                self.above_in_a_row_ms = 0;
             }
             cluster.tick();
             self.watch(cluster);
         }
-        self.imbalance.note(most, bound);
-        self.after_a_minute.note(cluster.imbalance(), bound);
+        self.imbalance.note(cluster.imbalance(), bound);
+        self.most.note(most, bound);
     }
 
     /// Every two hours or so a broker is killed, or leaves in order, and comes back; now and then the leader is lost.
@@ -151,12 +160,13 @@ impl Traffic {
     }
 
     pub fn print(&self) {
-        for (of, imbalance) in [("the most in each", &self.imbalance), ("at the end of each", &self.after_a_minute)] {
+        for (of, imbalance) in [("at the end of each", &self.imbalance), ("the most in each", &self.most)] {
             let [middle, high, most] = [0.5, 0.99, 1.0].map(|part| imbalance.quantile(part) * 100.0);
             let (above, longest) = (imbalance.above, imbalance.longest_above);
             println!("imbalance, {of} minute: median {middle:.1} %, p99 {high:.1} %, most {most:.1} %");
             println!("    {above} minutes at the bound or above, {longest} at the longest");
         }
+        println!("at the bound or above for {} ms, {} at the longest", self.above_ms, self.longest_above_ms);
         println!("{} brokers killed, {} drained, {} leaders lost", self.kills, self.drains, self.leaders);
         println!("brokers filled after {:?} ms", self.filled_after_ms);
     }
