@@ -193,9 +193,7 @@ impl Balancer {
             };
             let Some(asked) = bundle.asked.take().filter(|asked| asked.to == owner) else { continue };
             bundle.failures = 0;
-            if !asked.reason.is_forced() {
-                bundle.moved.note(asked.at_ms, now_ms);
-            }
+            bundle.moved.note(asked.reason, now_ms);
             if let Some(broker) = self.fleet.brokers.get_mut(&owner) {
                 (broker.refusals, broker.took_ms) = (0, now_ms);
             }

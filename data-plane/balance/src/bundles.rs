@@ -38,7 +38,6 @@ pub(crate) struct Bundle {
 pub(crate) struct Asked {
     pub to: BrokerId,
     pub reason: Reason,
-    pub at_ms: u64,
 }
 
 impl Bundle {

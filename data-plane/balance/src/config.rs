@@ -66,7 +66,8 @@ impl WorkWeights {
     }
 }
 
-/// How a bundle's load is told from its noise.
+/// How a bundle's load is told from its noise. A bundle that doubles is believed after a minute and a half; sooner is not to be had
+/// where rates over ten seconds are wrong by two thirds, unless one lets noise move bundles.
 #[derive(Clone, Debug)]
 pub struct Smoothing {
     /// Time constant of the estimate that decisions are made on.
@@ -83,7 +84,7 @@ pub struct Smoothing {
 
 impl Default for Smoothing {
     fn default() -> Self {
-        Self { slow_ms: 10 * MINUTE, fast_ms: MINUTE, jump_ratio: 1.5, jump_after_ms: MINUTE, leap_ratio: 2.3 }
+        Self { slow_ms: 10 * MINUTE, fast_ms: MINUTE, jump_ratio: 1.5, jump_after_ms: 50 * SECOND, leap_ratio: 2.1 }
     }
 }
 
@@ -109,13 +110,14 @@ impl Default for Hearing {
             silent_after_ms: 45 * SECOND,
             warm_up_ms: MINUTE,
             least_heard: 0.66,
-            settle_ms: 2 * MINUTE,
+            settle_ms: MINUTE,
             forget_bundle_after_ms: 24 * HOUR,
         }
     }
 }
 
-/// When a broker that has too much gives some away.
+/// When a broker that has too much gives some away. One bundle's load can jump by a tenth of a broker between two reports, so that who is
+/// to stay within 15 % must not be above 5 % for long before.
 #[derive(Clone, Debug)]
 pub struct Level {
     /// How far above the mean it has to be, as a part of the mean …
@@ -126,8 +128,6 @@ pub struct Level {
     pub confirm_ms: u64,
     /// So far above the mean it does not wait, if it has been known for that long.
     pub at_once: f64,
-    /// So far above the mean it gives bundles with a short rest too, if others do not do.
-    pub urgent: f64,
     /// It gives down to so far above the mean, and nobody takes above that, unless only larger bundles are left.
     pub goal: f64,
     /// The load of a bundle that is best to move, as a part of a broker's share.
@@ -139,11 +139,10 @@ pub struct Level {
 impl Default for Level {
     fn default() -> Self {
         Self {
-            trigger: 0.05,
+            trigger: 0.04,
             least: 0.01,
             confirm_ms: 2 * MINUTE,
-            at_once: 0.08,
-            urgent: 0.09,
+            at_once: 0.06,
             goal: 0.01,
             handy: 0.02,
             least_gain: 0.2,
@@ -224,9 +223,10 @@ impl Default for SplitLimits {
 /// What moves may cost.
 #[derive(Clone, Debug)]
 pub struct MoveLimits {
-    /// A bundle that was moved rests for so long, unless its broker leaves …
+    /// A bundle that was moved for levelling rests for so long, unless its broker leaves. So does one that a started broker was
+    /// given, from being given to another …
     pub rest_ms: u64,
-    /// … or is so busy that this, in which loads become known, has to do. Then it moves for the third time after two rests at the earliest.
+    /// … and, if there is nothing else to give, for so long from being levelled: loads become known in that.
     pub short_rest_ms: u64,
     /// Moves for levelling, per broker and hour. Three hours' can be saved up.
     pub per_broker_hour: f64,

@@ -149,15 +149,18 @@ impl Fleet {
             if !self.claim(had_ms, *slot, &id, news, &mut changes) {
                 continue;
             }
-            let [last, before] = [news.since_move_ms, news.since_move_before_ms]
-                .map(|since_ms| since_ms.map(|since| now_ms.saturating_sub(since)));
-            self.bundles[*slot].moved.learn(last, before);
+            let [levelled_ms, filled_ms] =
+                [news.since_move_ms, news.since_fill_ms].map(|it| it.map(|since_ms| now_ms.saturating_sub(since_ms)));
+            self.bundles[*slot].moved.learn(levelled_ms, filled_ms);
             self.observe(now_ms, *slot, news, gains, config);
             self.note_heat(now_ms, *slot, check.reason(news, self.bundles[*slot].work.value()));
             work += self.bundles[*slot].work.value();
             bundles += 1;
         }
-        for slot in std::mem::take(&mut self.brokers.get_mut(&id).expect("greeted").claims) {
+        let before = std::mem::take(&mut self.brokers.get_mut(&id).expect("greeted").claims);
+        // Mostly it names the same as the last time.
+        let to_look_at = if before == slots { Vec::new() } else { before };
+        for slot in to_look_at {
             let bundle = &self.bundles[slot];
             if !bundle.is_owned_by(&id) || bundle.seen_in == self.reports {
                 continue;

@@ -78,11 +78,11 @@ pub struct BundleReport {
     pub consumers: u32,
     /// False where a split is impossible or not allowed, as when the namespace has as many bundles as it may.
     pub can_split: bool,
-    /// Milliseconds since the balancer last moved it, where the owner knows: a new leader has no other memory of it.
+    /// Milliseconds since the balancer last moved it for levelling, where the owner knows: a new leader has no other memory of it.
     pub since_move_ms: Option<u64>,
-    /// The same of the move before that one.
+    /// The same of the last move that filled a broker with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since_move_before_ms: Option<u64>,
+    pub since_fill_ms: Option<u64>,
 }
 
 impl BundleReport {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use geminga_metadata::{Metadata, Wanted};
+use geminga_metadata::{Metadata, MovedFor, Wanted};
 use geminga_model::{BundleName, BundleRange, NamespaceName, TopicName, topic_hash};
 use parking_lot::Mutex;
 use tokio::sync::RwLock;
@@ -211,10 +211,10 @@ impl Broker {
             return Err(BrokerError::PreconditionFailed(format!("broker {to} is not in the list of active brokers")));
         }
         match self.bundles.get(name) {
-            Some(bundle) => self.give_up_bundle(&bundle, Target { broker: to, for_balance: false }).await,
+            Some(bundle) => self.give_up_bundle(&bundle, Target { broker: to, ..Target::default() }).await,
             None => {
                 let to = to.map(str::to_owned);
-                self.ownership.ask(name, Wanted::Handover { to, for_balance: false }).await
+                self.ownership.ask(name, Wanted::Handover { to, reason: MovedFor::default() }).await
             }
         }
     }
@@ -257,10 +257,10 @@ impl Broker {
     }
 
     async fn carry_out(self: &Arc<Self>, name: &BundleName, wanted: &Wanted) -> Result<()> {
-        let Wanted::Handover { to, for_balance } = wanted else {
+        let Wanted::Handover { to, reason } = wanted else {
             return self.split_bundle(name, &SplitAt::Topics).await.map(drop);
         };
-        let target = Target { broker: to.as_deref(), for_balance: *for_balance };
+        let target = Target { broker: to.as_deref(), reason: *reason };
         match self.bundles.get(name) {
             Some(bundle) => self.give_up_bundle(&bundle, target).await,
             // It is this broker's, which has not opened it.

@@ -23,7 +23,7 @@ pub use lease::{Lease, LeaseOutcome};
 pub use memory::{ManualClock, MemoryStore};
 pub use policies::{Policies, TopicPolicies};
 pub use repository::brokers::{BrokerRecord, BrokerSession, OverSession};
-pub use repository::bundles::{Balanced, BundleRecord, BundleRequest, BundleSplit, Wanted};
+pub use repository::bundles::{Balanced, BundleRecord, BundleRequest, BundleSplit, MovedFor, Wanted};
 pub use repository::changes::MetadataChange;
 pub use repository::clusters::ClusterData;
 pub use repository::partitioned::PartitionedTopicRecord;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use geminga_metadata::policies::BundlesData;
 use geminga_metadata::{
-    Balanced, BundleRecord, BundleSplit, MemoryStore, Metadata, MetadataError, Policies, TenantInfo,
+    Balanced, BundleRecord, BundleSplit, MemoryStore, Metadata, MetadataError, MovedFor, Policies, TenantInfo, Wanted,
 };
 use geminga_model::{BundleName, NamespaceName};
 
@@ -66,4 +66,22 @@ async fn a_split_that_comes_late_drops_nothing_that_was_acknowledged_since() {
     assert_eq!(log.map(|log| log.value).as_deref(), Some("more ledgers"));
     split(&metadata, policies_version, Some(since)).await.unwrap();
     assert_eq!(metadata.get_cursor_log::<String>(&name.to_string()).await.unwrap(), None);
+}
+
+/// Brokers of both builds read and write these while a cluster is upgraded.
+#[test]
+fn what_an_earlier_build_wrote_of_moves_is_read() {
+    let record = r#"{"owner":"a","incarnation":1,"epoch":2,"balanced_at_ms":7,"balanced_before_ms":5}"#;
+    let record: BundleRecord = serde_json::from_str(record).unwrap();
+    assert_eq!(record.balanced, Balanced { levelled_ms: Some(7), filled_ms: None });
+    let [filled, moved] = [MovedFor::FILLING, MovedFor::default()].map(|reason| record.balanced.after_move(reason, 9));
+    assert_eq!((filled.levelled_ms, filled.filled_ms), (Some(7), Some(9)));
+    assert_eq!(moved, record.balanced);
+
+    let levelling = Wanted::Handover { to: None, reason: MovedFor::LEVELLING };
+    let written = r#"{"handover":{"to":null,"for_balance":true}}"#;
+    assert_eq!(serde_json::from_str::<Wanted>(written).unwrap(), levelling);
+    assert_eq!(serde_json::to_string(&levelling).unwrap(), written);
+    let unload: Wanted = serde_json::from_str(r#"{"handover":{"to":"b"}}"#).unwrap();
+    assert_eq!(unload, Wanted::Handover { to: Some("b".into()), reason: MovedFor::default() });
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use geminga_metadata::Wanted;
+use geminga_metadata::{MovedFor, Wanted};
 use geminga_model::BundleRange;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -94,7 +94,7 @@ impl World {
             Happening::Transfer { topic, to, way: Way::AskedBy(broker) } => {
                 drop(nodes);
                 let to = Some(broker_name(to));
-                self.ask_owner(broker, topic, Wanted::Handover { to, for_balance: false });
+                self.ask_owner(broker, topic, Wanted::Handover { to, reason: MovedFor::default() });
             }
             Happening::Split { topic, way: Way::AskedBy(broker), .. } => {
                 drop(nodes);

@@ -48,8 +48,7 @@ impl Round<'_> {
         }
         let goal = self.standings.mean * (1.0 + level.goal);
         let surplus = (standing.utilization() - goal) * standing.cores;
-        let is_urgent = standing.utilization() > self.standings.mean * (1.0 + level.urgent);
-        let draft = self.shed(place, goal, surplus, is_urgent);
+        let draft = self.shed(place, goal, surplus);
         let moves = draft.moves.len();
         match draft.obstacle.clone() {
             Some(Obstacle::BudgetSpent | Obstacle::ManyUnderWay) if moves > 0 => {}
@@ -65,7 +64,7 @@ impl Round<'_> {
     }
 
     /// Gives to whoever has least, one bundle after the other.
-    fn shed(&mut self, from: usize, goal: f64, surplus: f64, is_urgent: bool) -> Draft {
+    fn shed(&mut self, from: usize, goal: f64, surplus: f64) -> Draft {
         let mut draft = self.draft();
         let mut rest = Rest::Whole;
         let dust = DUST * surplus;
@@ -77,8 +76,9 @@ impl Round<'_> {
             } else {
                 self.shed_one(&mut draft, from, goal, surplus, rest).err()
             };
-            if is_urgent && rest == Rest::Whole && matches!(draft.obstacle, Some(Obstacle::Resting { .. })) {
-                rest = Rest::Short;
+            // What a started broker was given has not been levelled yet, so that it may be, but only if there is nothing else.
+            if rest == Rest::Whole && matches!(draft.obstacle, Some(Obstacle::Resting { .. })) {
+                rest = Rest::SinceLevelled;
                 continue;
             }
             if draft.obstacle.is_some() {

@@ -109,7 +109,7 @@ impl<'a> Round<'a> {
             self.planned.remove(&slot);
             let [from, to] = [from, to].map(|place| self.standings.all[place].broker.clone());
             let bundle = &mut self.fleet.bundles[slot];
-            bundle.asked = Some(Asked { to: to.clone(), reason, at_ms: self.now_ms });
+            bundle.asked = Some(Asked { to: to.clone(), reason });
             let (id, epoch, work) = (bundle.id.clone(), bundle.epoch, bundle.work.value());
             let change = Change::Move { from: from.clone(), to: to.clone() };
             self.in_flight.start(self.now_ms, id.clone(), change, work);

@@ -8,7 +8,7 @@ use geminga_balance::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::{
-    load::{BundleLoad, Waves, noise},
+    load::{BundleLoad, Span, Waves, noise},
     measures::Measures,
     oracle::Oracle,
 };
@@ -20,11 +20,10 @@ pub struct Bundle {
     pub topics: u32,
     pub owner: Option<usize>,
     pub epoch: u64,
-    /// When it was last moved for balance's sake.
-    pub moved_ms: Option<u64>,
-    /// The move before that.
-    pub moved_before_ms: Option<u64>,
-    pub moves: u32,
+    /// When it was last moved for levelling.
+    pub levelled_ms: Option<u64>,
+    /// When a broker was last filled with it.
+    pub filled_ms: Option<u64>,
     pub is_split: bool,
 }
 
@@ -42,6 +41,12 @@ pub struct Broker {
     report: BrokerReport,
     /// Whether it owns others than that says.
     has_changed: bool,
+    /// What is measured for each report: places in it, and bundles.
+    weighty: Vec<(usize, usize)>,
+    /// The load of the others.
+    dust: f64,
+    /// The load of all at the last report, with what has changed since.
+    carried: f64,
 }
 
 /// What goes wrong, as probabilities.
@@ -66,6 +71,12 @@ enum Event {
 }
 
 pub const TICK_MS: u64 = 5_000;
+/// Between two rounds of decisions.
+const ROUND_MS: u64 = 2 * TICK_MS;
+/// Bundles with less load, of which most are and which have a third of all load together, are measured only for each so-many-th report,
+/// over a minute. Nothing depends on one of them.
+const DUST: f64 = 0.002;
+const DUST_EVERY: u64 = 6;
 const LEASE_MS: u64 = 15_000;
 /// Real cores per core that the weights make of a bundle's rates.
 const REAL_CORES: f64 = 1.4;
@@ -81,6 +92,8 @@ pub struct Cluster {
     pub oracle: Option<Oracle>,
     pub faults: Faults,
     pub is_noisy: bool,
+    /// What rates are averages over, as far as their noise goes. A few large bundles, as in small clusters, have little of it.
+    pub measured_over: Span,
     config: BalanceConfig,
     report_every_ms: u64,
     events: BTreeMap<(u64, u64), Event>,
@@ -103,6 +116,7 @@ impl Cluster {
             oracle: None,
             faults: Faults::default(),
             is_noisy: true,
+            measured_over: Span::Minute,
             config,
             report_every_ms,
             events: BTreeMap::new(),
@@ -139,6 +153,9 @@ impl Cluster {
             is_mute: false,
             report,
             has_changed: false,
+            weighty: Vec::new(),
+            dust: 0.0,
+            carried: 0.0,
         });
         number
     }
@@ -153,9 +170,8 @@ impl Cluster {
             topics,
             owner: None,
             epoch: 0,
-            moved_ms: None,
-            moved_before_ms: None,
-            moves: 0,
+            levelled_ms: None,
+            filled_ms: None,
             is_split: false,
         });
         match owner {
@@ -184,20 +200,19 @@ impl Cluster {
                 self.report(broker);
             }
         }
-        if self.now_ms < self.leaderless_until_ms {
+        if self.now_ms < self.leaderless_until_ms || !self.now_ms.is_multiple_of(ROUND_MS) {
             return;
         }
         for decision in self.balancer.decide(self.now_ms) {
             self.send(decision);
         }
-        if self.now_ms.is_multiple_of(2 * TICK_MS) {
-            self.summaries = self.balancer.summaries(self.now_ms);
-        }
+        self.summaries = self.balancer.summaries(self.now_ms);
     }
 
     pub fn kill(&mut self, broker: usize) {
         self.brokers[broker].is_up = false;
         self.brokers[broker].has_changed = true;
+        self.brokers[broker].carried = 0.0;
         for bundle in std::mem::take(&mut self.brokers[broker].owned) {
             self.bundles[bundle].owner = None;
             let looked_up_ms = LEASE_MS + self.rng.random_range(0..10_000);
@@ -240,9 +255,30 @@ impl Cluster {
 
     /// How far the most loaded broker that serves is above the mean, as a part of the mean.
     pub fn imbalance(&self) -> f64 {
-        let (utilizations, mean) = self.utilizations();
+        self.imbalance_of(self.utilizations())
+    }
+
+    pub fn imbalance_of(&self, (utilizations, mean): (Vec<f64>, f64)) -> f64 {
         let serving = utilizations.iter().zip(&self.brokers).filter(|(_, it)| it.is_up && it.accepts);
         serving.map(|(utilization, _)| utilization / mean - 1.0).fold(0.0, f64::max)
+    }
+
+    /// From now on the bundle has another load.
+    pub fn change_load(&mut self, bundle: usize, change: impl FnOnce(&mut BundleLoad)) {
+        let waves = Waves::at(self.now_ms);
+        let it = &mut self.bundles[bundle];
+        let before = it.load.at(self.now_ms, &waves);
+        change(&mut it.load);
+        if let Some(owner) = it.owner {
+            self.brokers[owner].carried += it.load.at(self.now_ms, &waves) - before;
+        }
+    }
+
+    /// What `utilizations` says, but for what waves have changed since each broker's last report. This takes no walk over all bundles.
+    pub fn carried(&self) -> (Vec<f64>, f64) {
+        let serving: f64 = self.brokers.iter().filter(|it| it.is_up && it.accepts).map(|it| it.cores).sum();
+        let mean = self.brokers.iter().map(|it| it.carried).sum::<f64>() / serving;
+        (self.brokers.iter().map(|it| it.carried / it.cores).collect(), mean)
     }
 
     fn after(&mut self, ms: u64, event: Event) {
@@ -293,34 +329,36 @@ impl Cluster {
         let it = &mut self.bundles[bundle];
         it.owner = Some(broker);
         it.epoch += 1;
-        self.brokers[broker].owned.push(bundle);
-        self.brokers[broker].has_changed = true;
+        let load = it.load.at(self.now_ms, &Waves::at(self.now_ms));
+        let broker = &mut self.brokers[broker];
+        broker.owned.push(bundle);
+        broker.carried += load;
+        broker.has_changed = true;
     }
 
     fn take(&mut self, bundle: usize) {
         if let Some(owner) = self.bundles[bundle].owner.take() {
-            self.brokers[owner].owned.retain(|it| *it != bundle);
-            self.brokers[owner].has_changed = true;
+            let load = self.bundles[bundle].load.at(self.now_ms, &Waves::at(self.now_ms));
+            let owner = &mut self.brokers[owner];
+            owner.owned.retain(|it| *it != bundle);
+            owner.carried -= load;
+            owner.has_changed = true;
         }
     }
 
     fn report(&mut self, broker: usize) {
-        let now_ms = self.now_ms;
-        let waves = Waves::at(now_ms);
         let it = &mut self.brokers[broker];
-        if std::mem::take(&mut it.has_changed) {
+        let has_changed = std::mem::take(&mut it.has_changed);
+        if has_changed {
             it.report.bundles = it.owned.iter().map(|number| described(&self.bundles[*number])).collect();
         }
-        let mut busy = 0.0;
-        for (number, news) in it.owned.iter().zip(&mut it.report.bundles) {
-            let bundle = &self.bundles[*number];
-            let load = bundle.load.at(now_ms, &waves);
-            busy += load;
-            let noise = if self.is_noisy { noise(&mut self.rng) } else { 1.0 };
-            measure(load * noise / REAL_CORES, news);
-            news.since_move_ms = bundle.moved_ms.map(|moved| now_ms - moved);
-            news.since_move_before_ms = bundle.moved_before_ms.map(|moved| now_ms - moved);
+        if has_changed || (it.report.sequence + broker as u64).is_multiple_of(DUST_EVERY) {
+            self.measure_all(broker);
+        } else {
+            self.measure_weighty(broker);
         }
+        let it = &mut self.brokers[broker];
+        let busy = it.carried;
         let noise = if self.is_noisy { self.rng.random_range(0.9..1.1) } else { 1.0 };
         it.report.sequence += 1;
         it.report.cpu = (0.02 + (busy + it.foreign) / it.cores * noise).min(1.0);
@@ -338,6 +376,41 @@ impl Cluster {
             self.deliver(&report);
             self.brokers[broker].report.bundles = report.bundles;
         }
+    }
+
+    fn measure_weighty(&mut self, broker: usize) {
+        let waves = Waves::at(self.now_ms);
+        let it = &mut self.brokers[broker];
+        it.carried = it.dust;
+        for (place, number) in &it.weighty {
+            let bundle = &self.bundles[*number];
+            let load = bundle.load.at(self.now_ms, &waves);
+            it.carried += load;
+            let noise = if self.is_noisy { noise(&mut self.rng, self.measured_over) } else { 1.0 };
+            measure(load * noise / REAL_CORES, &mut it.report.bundles[*place]);
+        }
+    }
+
+    fn measure_all(&mut self, broker: usize) {
+        let waves = Waves::at(self.now_ms);
+        let it = &mut self.brokers[broker];
+        it.weighty.clear();
+        it.dust = 0.0;
+        for (place, number) in it.owned.iter().enumerate() {
+            let bundle = &self.bundles[*number];
+            let news = &mut it.report.bundles[place];
+            news.since_move_ms = bundle.levelled_ms.map(|moved_ms| self.now_ms - moved_ms);
+            news.since_fill_ms = bundle.filled_ms.map(|moved_ms| self.now_ms - moved_ms);
+            let load = bundle.load.at(self.now_ms, &waves);
+            if load >= DUST {
+                it.weighty.push((place, *number));
+                continue;
+            }
+            it.dust += load;
+            let noise = if self.is_noisy { noise(&mut self.rng, Span::Minute) } else { 1.0 };
+            measure(load * noise / REAL_CORES, news);
+        }
+        self.measure_weighty(broker);
     }
 
     fn deliver(&mut self, report: &BrokerReport) {
@@ -409,13 +482,13 @@ impl Cluster {
         self.give(bundle, to);
         let now_ms = self.now_ms;
         let it = &mut self.bundles[bundle];
-        if !reason.is_forced() {
-            let since = [it.moved_ms, it.moved_before_ms].map(|moved| moved.map(|moved| now_ms - moved));
-            it.moves += 1;
-            it.moved_before_ms = it.moved_ms.replace(now_ms);
-            self.measures.note_rest(since);
+        let since = [it.levelled_ms, it.filled_ms].map(|moved| moved.map(|moved_ms| now_ms - moved_ms));
+        match reason {
+            Reason::Level => it.levelled_ms = Some(now_ms),
+            Reason::Fill => it.filled_ms = Some(now_ms),
+            Reason::Drain => {}
         }
-        self.measures.note_move(reason);
+        self.measures.note_move(reason, since);
         true
     }
 
@@ -431,8 +504,8 @@ impl Cluster {
         let owner = self.number_of(owner);
         for (part, topics) in [(part, topics), (1.0 - part, it.topics - topics)] {
             let child = self.add_bundle(it.load.piece(part), topics, Some(owner));
-            self.bundles[child].moved_ms = it.moved_ms;
-            self.bundles[child].moved_before_ms = it.moved_before_ms;
+            self.bundles[child].levelled_ms = it.levelled_ms;
+            self.bundles[child].filled_ms = it.filled_ms;
         }
         self.measures.splits += 1;
         true
@@ -456,7 +529,7 @@ fn described(bundle: &Bundle) -> BundleReport {
         consumers: bundle.topics.min(200),
         can_split: bundle.topics > 1,
         since_move_ms: None,
-        since_move_before_ms: None,
+        since_fill_ms: None,
     }
 }
 

@@ -1,12 +1,11 @@
 //! A hundred brokers and fifty thousand bundles.
 
-use geminga_balance::{BalanceConfig, Hearing, SplitLimits};
+use geminga_balance::{BalanceConfig, SplitLimits};
 use rand::{Rng, seq::SliceRandom};
 
 use crate::{
     cluster::{Cluster, Faults},
-    load::{BundleLoad, DAY_MS, zipf},
-    measures::Imbalance,
+    load::{BundleLoad, DAY_MS, Span, zipf},
     traffic::Traffic,
 };
 
@@ -15,6 +14,7 @@ const BUNDLES: usize = 50_000;
 /// Half of all cores.
 const LOAD: f64 = 200.0;
 const BOUND: f64 = 0.15;
+const REPORT_EVERY_MS: u64 = BalanceConfig::INTERVAL_MS;
 const MINUTES_A_DAY: u64 = DAY_MS / 60_000;
 
 fn seed() -> u64 {
@@ -24,14 +24,14 @@ fn seed() -> u64 {
 /// Bundles are split for their share alone: the other limits would cut the large ones into pieces that are easy to place.
 fn config() -> BalanceConfig {
     let split = SplitLimits { messages: f64::INFINITY, bytes: f64::INFINITY, ..SplitLimits::default() };
-    let hearing = Hearing { silent_after_ms: 150_000, ..Hearing::default() };
-    BalanceConfig { split, hearing, ..BalanceConfig::default() }
+    BalanceConfig { split, ..BalanceConfig::default() }
 }
 
 /// Loads by Zipf's law, of which the largest, nine brokers' worth, come in pieces of up to a tenth of a broker. Placed as they come:
 /// each on the better of two.
-fn settled_cluster(seed: u64, report_every_ms: u64) -> Cluster {
-    let mut cluster = Cluster::new(seed, BROKERS, config(), report_every_ms);
+fn settled_cluster(seed: u64) -> Cluster {
+    let mut cluster = Cluster::new(seed, BROKERS, config(), REPORT_EVERY_MS);
+    cluster.measured_over = Span::TenSeconds;
     let mut loads = Vec::new();
     for base in zipf(BUNDLES, LOAD) {
         let load = BundleLoad::with_wave(base, &mut cluster.rng);
@@ -54,8 +54,8 @@ fn settled_cluster(seed: u64, report_every_ms: u64) -> Cluster {
 /// decisions too. The imbalance is that of the load without noise, every minute, over the brokers that serve.
 #[test]
 fn days_of_a_large_cluster() {
-    let days = std::env::var("BALANCE_DAYS").map_or(2, |days| days.parse().expect("BALANCE_DAYS is a number"));
-    let mut cluster = settled_cluster(seed(), 60_000);
+    let days = std::env::var("BALANCE_DAYS").map_or(1, |days| days.parse().expect("BALANCE_DAYS is a number"));
+    let mut cluster = settled_cluster(seed());
     cluster.faults =
         Faults { report_lost: 0.02, report_late: 0.02, decision_lost: 0.03, answer_lost: 0.1, decision_late: 0.01 };
     let mut traffic = Traffic::new(cluster.now_ms, LOAD / BROKERS as f64);
@@ -63,7 +63,7 @@ fn days_of_a_large_cluster() {
     for _ in 0..10 {
         traffic.minute(&mut cluster, BOUND);
     }
-    traffic.imbalance = Imbalance::default();
+    (traffic.imbalance, traffic.most, traffic.above_ms, traffic.longest_above_ms) = Default::default();
     for _ in 0..days * MINUTES_A_DAY {
         traffic.faults(&mut cluster);
         traffic.minute(&mut cluster, BOUND);
@@ -72,29 +72,22 @@ fn days_of_a_large_cluster() {
     println!("{:?}", cluster.measures);
     let measures = &cluster.measures;
     let moves = measures.balancing() as f64 / (BUNDLES as u64 * days) as f64;
-    let most = cluster.bundles.iter().map(|it| it.moves).max().unwrap_or_default();
-    println!("{moves:.4} moves of a bundle a day on average; the most moved one {most} in {days} days");
+    println!("{moves:.4} moves of a bundle a day on average, for levelling and filling");
 
-    assert_eq!(measures.moved_again, 0, "a bundle was moved twice in two hours, or thrice in two days");
-    // What follows holds for seeds 1 to 3; docs/performance.md has the figures of others.
-    assert!(moves < 0.07, "{moves} moves of a bundle a day");
-    // Without any, the busiest broker has up to half more than its share.
-    let again = measures.moved_early as f64 / (BUNDLES as u64 * days) as f64;
-    assert!(again < 0.005, "{again} moves of a bundle a day that come less than a day after another one");
-    // Nobody can know beforehand that a bundle's load multiplies. Such a jump is a tenth of a broker at the most, and soon levelled.
-    assert!(traffic.imbalance.part_above() < 0.0005, "{} of the time above", traffic.imbalance.part_above());
-    assert!(traffic.imbalance.longest_above <= 1, "{} minutes above", traffic.imbalance.longest_above);
-    assert!(traffic.imbalance.quantile(0.5) < 0.065 && traffic.imbalance.quantile(0.99) < 0.115);
-    assert!(traffic.imbalance.quantile(1.0) < 0.16, "{} at the most", traffic.imbalance.quantile(1.0));
-    assert!(traffic.kills > 3 && traffic.drains > 3 && traffic.leaders > 3 && measures.stale_reports > 0);
-    // With a report a minute, and at times a new leader just then, some take longer than the two minutes.
-    let quick = traffic.filled_after_ms.iter().filter(|ms| **ms <= 120_000).count();
-    assert!(quick as f64 >= 0.9 * traffic.filled_after_ms.len() as f64, "{:?}", traffic.filled_after_ms);
+    assert_eq!(measures.moved_again, 0, "a bundle was levelled twice in a day, or a broker filled with what had moved");
+    assert!(moves < 0.15, "{moves} moves of a bundle a day");
+    let most = traffic.imbalance.quantile(1.0);
+    assert!(most < BOUND, "the busiest broker was {most} above the mean");
+    // Nobody can know beforehand that a bundle's load multiplies: such a jump is a tenth of a broker, and more, until brokers report.
+    assert!(traffic.longest_above_ms < 60_000, "{} ms", traffic.longest_above_ms);
+    assert!(traffic.above_ms <= 60_000 * days, "{} ms", traffic.above_ms);
+    assert!(traffic.kills > 0 && traffic.drains > 0 && traffic.leaders > 0 && measures.stale_reports > 0);
+    assert!(traffic.filled_after_ms.iter().all(|ms| *ms < 120_000), "{:?}", traffic.filled_after_ms);
 }
 
 #[test]
 fn starts_are_quick_at_the_usual_pace_of_reports() {
-    let mut cluster = settled_cluster(seed(), 10_000);
+    let mut cluster = settled_cluster(seed());
     let minute_ms = 60_000;
     cluster.run_for(10 * minute_ms);
     // One that was killed, four at once, and one that is new.
@@ -126,7 +119,8 @@ fn assert_filled(cluster: &Cluster, brokers: &[usize]) {
 
 #[test]
 fn noise_alone_moves_nothing() {
-    let mut cluster = Cluster::new(seed(), BROKERS, config(), 60_000);
+    let mut cluster = Cluster::new(seed(), BROKERS, config(), REPORT_EVERY_MS);
+    cluster.measured_over = Span::TenSeconds;
     for number in 0..BUNDLES {
         // The same on each broker, from almost nothing to a fiftieth of its share.
         let load = LOAD / BUNDLES as f64 * [0.1, 0.2, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 2.0][number / BROKERS % 10];

@@ -60,11 +60,22 @@ pub fn zipf(count: usize, total: f64) -> impl Iterator<Item = f64> {
     (1..=count).map(move |rank| total / sum / rank as f64)
 }
 
-/// What a measurement is wrong by: a factor with the mean 1 and a standard deviation of 0.29 or so, now and then an outlier.
-pub fn noise(rng: &mut SmallRng) -> f64 {
-    match rng.random_range(0_u32..200) {
-        0 => 0.0,
-        1 => 3.0,
-        _ => 0.3 + 0.7 * (rng.random::<f64>() + rng.random::<f64>()),
+/// Over how much time something is measured.
+#[derive(Clone, Copy)]
+pub enum Span {
+    TenSeconds,
+    Minute,
+}
+
+/// What a measurement is wrong by: a factor with the mean 1, now and then an outlier. Its standard deviation is 0.29 or so over a
+/// minute, and 0.71 over ten seconds, as the average of six such would be wrong by 0.29.
+pub fn noise(rng: &mut SmallRng, over: Span) -> f64 {
+    let outlier = rng.random_range(0_u32..200);
+    let [one, other] = [(); 2].map(|()| rng.random::<f64>());
+    match (outlier, over) {
+        (0, _) => 0.0,
+        (1, _) => 3.0,
+        (_, Span::TenSeconds) => -((1.0 - one) * (1.0 - other)).ln() / 2.0,
+        (_, Span::Minute) => 0.3 + 0.7 * (one + other),
     }
 }

@@ -6,7 +6,7 @@ use crate::load::DAY_MS;
 
 #[derive(Debug)]
 pub struct Measures {
-    /// How long a bundle has to rest after a move, and at least if that is urgent.
+    /// How long a bundle has to rest after a move, and at least until it is levelled that a broker was filled with.
     pub rest_ms: u64,
     pub short_rest_ms: u64,
     pub decisions: u64,
@@ -16,9 +16,9 @@ pub struct Measures {
     pub filled: u64,
     pub drained: u64,
     pub splits: u64,
-    /// Moves of a bundle that has only had a short rest.
-    pub moved_early: u64,
-    /// Moves of a bundle that has not had that, or that moved twice within two rests already.
+    /// Moves for levelling of a bundle that a broker was filled with less than a rest before.
+    pub levelled_after_fill: u64,
+    /// Moves of a bundle that has not had its rest.
     pub moved_again: u64,
 }
 
@@ -34,27 +34,29 @@ impl Default for Measures {
             filled: 0,
             drained: 0,
             splits: 0,
-            moved_early: 0,
+            levelled_after_fill: 0,
             moved_again: 0,
         }
     }
 }
 
 impl Measures {
-    pub fn note_move(&mut self, reason: Reason) {
+    /// A move of a bundle, and how long ago it was last levelled and filled with.
+    pub fn note_move(&mut self, reason: Reason, [levelled, filled]: [Option<u64>; 2]) {
+        let is_within = |since: Option<u64>, rest_ms| since.is_some_and(|since| since < rest_ms);
+        let is_levelled = is_within(levelled, self.rest_ms);
         match reason {
-            Reason::Level => self.levelled += 1,
-            Reason::Fill => self.filled += 1,
+            Reason::Level => {
+                self.levelled += 1;
+                self.levelled_after_fill += u64::from(is_within(filled, self.rest_ms));
+                self.moved_again += u64::from(is_levelled || is_within(filled, self.short_rest_ms));
+            }
+            Reason::Fill => {
+                self.filled += 1;
+                self.moved_again += u64::from(is_levelled || is_within(filled, self.rest_ms));
+            }
             Reason::Drain => self.drained += 1,
         }
-    }
-
-    /// Of a bundle that moves, how long ago its last two moves were.
-    pub fn note_rest(&mut self, [last, before]: [Option<u64>; 2]) {
-        let is_within = |since: Option<u64>, rest_ms| since.is_some_and(|since| since < rest_ms);
-        self.moved_early += u64::from(is_within(last, self.rest_ms));
-        let is_again = is_within(last, self.short_rest_ms) || is_within(before, 2 * self.rest_ms);
-        self.moved_again += u64::from(is_again);
     }
 
     pub fn balancing(&self) -> u64 {
@@ -66,7 +68,7 @@ impl Measures {
 #[derive(Default, Debug)]
 pub struct Imbalance {
     samples: Vec<f64>,
-    above: u64,
+    pub above: u64,
     above_in_a_row: u64,
     pub longest_above: u64,
 }
@@ -74,18 +76,9 @@ pub struct Imbalance {
 impl Imbalance {
     pub fn note(&mut self, value: f64, bound: f64) {
         self.samples.push(value);
-        self.above_in_a_row = if value > bound { self.above_in_a_row + 1 } else { 0 };
-        self.above += u64::from(value > bound);
+        self.above_in_a_row = if value >= bound { self.above_in_a_row + 1 } else { 0 };
+        self.above += u64::from(value >= bound);
         self.longest_above = self.longest_above.max(self.above_in_a_row);
-    }
-
-    /// Whether it was at the last time.
-    pub fn is_above(&self) -> bool {
-        self.above_in_a_row > 0
-    }
-
-    pub fn part_above(&self) -> f64 {
-        self.above as f64 / self.samples.len() as f64
     }
 
     pub fn quantile(&self, part: f64) -> f64 {

@@ -72,8 +72,8 @@ fn bundles_whose_load_changes_places_do_not_follow_it_all_day() {
         cluster.run_for(HOUR_MS);
     }
     assert_eq!(cluster.measures.moved_again, 0);
-    // Each of the eight twice at the most, though one of the two brokers is far too busy all day.
-    assert!(cluster.measures.balancing() <= 16, "{:?}", cluster.measures);
+    // Each of the eight once at the most, though one of the two brokers is far too busy all day; or once more for the one that has too little.
+    assert!(cluster.measures.levelled <= 8 && cluster.measures.filled <= 8, "{:?}", cluster.measures);
 }
 
 /// Or its broker would be given its share once more.
@@ -126,7 +126,7 @@ fn a_broker_that_was_filled_and_is_far_too_busy_gives_some_back() {
     assert_eq!(cluster.brokers[1].owned, filled, "they have not had their short rest");
     cluster.run_for(90 * MINUTE_MS);
     assert!(cluster.imbalance() < 0.12, "{}", cluster.balancer.explain());
-    assert!(cluster.measures.moved_early > 0 && cluster.measures.moved_again == 0, "{:?}", cluster.measures);
+    assert!(cluster.measures.levelled_after_fill > 0 && cluster.measures.moved_again == 0, "{:?}", cluster.measures);
 }
 
 #[test]
@@ -136,6 +136,8 @@ fn a_broker_that_is_suddenly_far_too_busy_gives_within_a_minute() {
     assert_eq!(cluster.measures.decisions, 0);
     cluster.bundles[0].load.base = 0.9;
     assert!(cluster.imbalance() > 0.15);
+    cluster.run_for(MINUTE_MS);
+    assert!(cluster.imbalance() < 0.15, "{}", cluster.balancer.explain());
     cluster.run_for(MINUTE_MS);
     assert!(cluster.imbalance() < 0.1, "{}", cluster.balancer.explain());
     assert!(cluster.measures.decisions <= 6 && cluster.bundles[0].owner == Some(0), "{:?}", cluster.measures);

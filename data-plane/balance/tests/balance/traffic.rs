@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, TICK_MS},
     load::{BundleLoad, DAY_MS, Waves},
     measures::Imbalance,
 };
@@ -19,7 +19,14 @@ struct Starting {
 
 /// Changes of load, and brokers that come and go.
 pub struct Traffic {
+    /// At the end of each minute, when what jumped at its beginning had time.
     pub imbalance: Imbalance,
+    /// The most in each minute.
+    pub most: Imbalance,
+    /// How long it was at the bound or above in all.
+    pub above_ms: u64,
+    above_in_a_row_ms: u64,
+    pub longest_above_ms: u64,
     /// From a broker's start until it had 85 % of its share, in milliseconds.
     pub filled_after_ms: Vec<u64>,
     pub kills: u64,
@@ -38,6 +45,10 @@ impl Traffic {
     pub fn new(now_ms: u64, share: f64) -> Self {
         Self {
             imbalance: Imbalance::default(),
+            most: Imbalance::default(),
+            above_ms: 0,
+            above_in_a_row_ms: 0,
+            longest_above_ms: 0,
             filled_after_ms: Vec::new(),
             kills: 0,
             drains: 0,
@@ -51,19 +62,29 @@ impl Traffic {
         }
     }
 
-    /// A minute in which nothing happens but what the balancer does and load that changes.
+    /// A minute in which nothing happens but what the balancer does and load that changes, at its beginning. The imbalance is looked at
+    /// then and every five seconds.
     pub fn minute(&mut self, cluster: &mut Cluster, bound: f64) {
         self.change_loads(cluster);
         let end_ms = cluster.now_ms + MINUTE_MS;
+        let mut most: f64 = 0.0;
         while cluster.now_ms < end_ms {
+            let imbalance = cluster.imbalance_of(cluster.carried());
+            most = most.max(imbalance);
+            if imbalance >= bound {
+                println!("{} ms: imbalance {imbalance:.3}", cluster.now_ms);
+                print_busiest(cluster);
+                self.above_ms += TICK_MS;
+                self.above_in_a_row_ms += TICK_MS;
+                self.longest_above_ms = self.longest_above_ms.max(self.above_in_a_row_ms);
+            } else {
+                self.above_in_a_row_ms = 0;
+            }
             cluster.tick();
             self.watch(cluster);
         }
         self.imbalance.note(cluster.imbalance(), bound);
-        if self.imbalance.is_above() {
-            println!("{} ms: imbalance {:.3}", cluster.now_ms, cluster.imbalance());
-            print_busiest(cluster);
-        }
+        self.most.note(most, bound);
     }
 
     /// Every two hours or so a broker is killed, or leaves in order, and comes back; now and then the leader is lost.
@@ -107,16 +128,16 @@ impl Traffic {
             let number = cluster.rng.random_range(0..count);
             let base = cluster.bundles[number].load.base * cluster.rng.random_range(0.3..2.2);
             if cluster.bundles[number].topics > 1 || base < 0.05 * share {
-                cluster.bundles[number].load = BundleLoad::with_wave(base, &mut cluster.rng);
+                let load = BundleLoad::with_wave(base, &mut cluster.rng);
+                cluster.change_load(number, |it| *it = load);
             }
         }
         for _ in 0..5 {
             let number = cluster.rng.random_range(0..count);
             let factor = cluster.rng.random_range(2.0..20.0);
             let until_ms = cluster.now_ms + cluster.rng.random_range(1..30) * MINUTE_MS;
-            let bundle = &mut cluster.bundles[number];
-            if bundle.load.at(cluster.now_ms, &waves) * factor < 0.1 * share {
-                bundle.load.burst(factor, until_ms);
+            if cluster.bundles[number].load.at(cluster.now_ms, &waves) * factor < 0.1 * share {
+                cluster.change_load(number, |it| it.burst(factor, until_ms));
             }
         }
     }
@@ -133,17 +154,19 @@ impl Traffic {
         if self.starting.is_empty() {
             return;
         }
-        let (utilizations, mean) = cluster.utilizations();
+        let (utilizations, mean) = cluster.carried();
         let filled = self.starting.extract_if(.., |it| utilizations[it.broker] >= 0.85 * mean);
         self.filled_after_ms.extend(filled.map(|it| now_ms - it.since_ms));
     }
 
     pub fn print(&self) {
-        let imbalance = &self.imbalance;
-        let [middle, high, most] = [0.5, 0.99, 1.0].map(|part| imbalance.quantile(part) * 100.0);
-        println!("imbalance: median {middle:.1} %, p99 {high:.1} %, most {most:.1} %");
-        let (part, longest) = (imbalance.part_above() * 100.0, imbalance.longest_above);
-        println!("above the bound {part:.2} % of the time, {longest} minutes at the longest");
+        for (of, imbalance) in [("at the end of each", &self.imbalance), ("the most in each", &self.most)] {
+            let [middle, high, most] = [0.5, 0.99, 1.0].map(|part| imbalance.quantile(part) * 100.0);
+            let (above, longest) = (imbalance.above, imbalance.longest_above);
+            println!("imbalance, {of} minute: median {middle:.1} %, p99 {high:.1} %, most {most:.1} %");
+            println!("    {above} minutes at the bound or above, {longest} at the longest");
+        }
+        println!("at the bound or above for {} ms, {} at the longest", self.above_ms, self.longest_above_ms);
         println!("{} brokers killed, {} drained, {} leaders lost", self.kills, self.drains, self.leaders);
         println!("brokers filled after {:?} ms", self.filled_after_ms);
     }

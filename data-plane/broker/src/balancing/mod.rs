@@ -7,8 +7,8 @@ mod report;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use geminga_balance::{BalanceConfig, Balancer, BrokerId, BrokerReport, Decision};
-use geminga_metadata::{Lease, LeaseOutcome, Wanted};
+use geminga_balance::{BalanceConfig, Balancer, BrokerId, BrokerReport, Decision, Reason};
+use geminga_metadata::{Lease, LeaseOutcome, MovedFor, Wanted};
 use geminga_model::BundleName;
 use parking_lot::Mutex;
 
@@ -136,8 +136,13 @@ impl Broker {
     async fn carry_out_decision(&self, decision: Decision, balancer: &Mutex<Balancer>, started: Instant) {
         tracing::info!(?decision, "spreading load");
         let (bundle, wanted) = match &decision {
-            Decision::Move { bundle, to, .. } => {
-                (bundle, Wanted::Handover { to: Some(to.to_string()), for_balance: true })
+            Decision::Move { bundle, to, reason, .. } => {
+                let reason = match reason {
+                    Reason::Drain => MovedFor::default(),
+                    Reason::Level => MovedFor::LEVELLING,
+                    Reason::Fill => MovedFor::FILLING,
+                };
+                (bundle, Wanted::Handover { to: Some(to.to_string()), reason })
             }
             Decision::Split { bundle, .. } => (bundle, Wanted::Split),
         };

@@ -69,8 +69,8 @@ impl Reporter {
                 producers: sum.producers,
                 consumers: sum.consumers,
                 can_split: of_namespace[&state.bundle.namespace] < NAMESPACE_BUNDLES_MAX,
-                since_move_ms: state.balanced.last_ms.map(|at| now_ms.saturating_sub(at)),
-                since_move_before_ms: state.balanced.before_ms.map(|at| now_ms.saturating_sub(at)),
+                since_move_ms: state.balanced.levelled_ms.map(|at| now_ms.saturating_sub(at)),
+                since_fill_ms: state.balanced.filled_ms.map(|at| now_ms.saturating_sub(at)),
             }
         });
         let bundles = bundles.collect();

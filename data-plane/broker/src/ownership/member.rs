@@ -304,8 +304,7 @@ impl Member {
         };
         let (owner, incarnation) = target.unzip();
         let epoch = before.epoch + 1;
-        let balanced =
-            if to.for_balance { before.balanced.again(self.metadata.store().now_ms()) } else { before.balanced };
+        let balanced = before.balanced.after_move(to.reason, self.metadata.store().now_ms());
         let incarnation = incarnation.unwrap_or(0);
         let record = BundleRecord { owner: owner.clone(), incarnation, epoch, balanced };
         let put = self.metadata.pass_bundle(bundle, &record, version).await;

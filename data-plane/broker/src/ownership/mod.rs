@@ -12,7 +12,7 @@ mod turns;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_metadata::{BrokerRecord, BundleRecord, Metadata, Wanted};
+use geminga_metadata::{BrokerRecord, BundleRecord, Metadata, MovedFor, Wanted};
 use geminga_model::BundleName;
 pub(crate) use geminga_ownership::Change;
 pub use geminga_ownership::{BrokerState, BundleState, Located};
@@ -56,8 +56,7 @@ pub struct Tenure {
 pub(crate) struct Target<'a> {
     /// None: to whichever broker suits.
     pub broker: Option<&'a str>,
-    /// It goes so that load is spread.
-    pub for_balance: bool,
+    pub reason: MovedFor,
 }
 
 impl Ownership {

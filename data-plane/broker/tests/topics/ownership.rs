@@ -464,7 +464,7 @@ async fn a_broker_that_takes_no_more_bundles_is_emptied_by_the_leader() {
     })
     .await;
     let moved = metadata.get_bundle(&bundle(&metadata).await).await.unwrap().unwrap();
-    assert!(moved.value.balanced.last_ms.is_some(), "it rests where it is");
+    assert_eq!(moved.value.balanced.levelled_ms, None, "that it had to go does not keep it where it is");
     let leader = a.leader().await.unwrap().unwrap();
     let explained = if leader == "a" { a.explain_balance() } else { b.explain_balance() };
     assert!(explained.unwrap().contains("leav"), "the leader says why");

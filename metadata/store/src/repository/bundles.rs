@@ -30,17 +30,37 @@ pub struct BundleRecord {
 /// When a bundle was moved to spread load, by the store's clock in milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balanced {
-    /// The last time.
+    /// From a broker that had more than its share, the last time.
     #[serde(rename = "balanced_at_ms", default, skip_serializing_if = "Option::is_none")]
-    pub last_ms: Option<u64>,
-    /// The time before that.
-    #[serde(rename = "balanced_before_ms", default, skip_serializing_if = "Option::is_none")]
-    pub before_ms: Option<u64>,
+    pub levelled_ms: Option<u64>,
+    /// To a broker that had far less than its share, as after its start, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filled_ms: Option<u64>,
+}
+
+/// Why a bundle goes to another broker, as far as it should rest there for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedFor {
+    /// It moves so that load is spread.
+    #[serde(rename = "for_balance", default)]
+    pub balance: bool,
+    /// That is so that the other broker gets its share, as after its start.
+    #[serde(rename = "fills", default, skip_serializing_if = "std::ops::Not::not")]
+    pub filling: bool,
+}
+
+impl MovedFor {
+    pub const LEVELLING: Self = Self { balance: true, filling: false };
+    pub const FILLING: Self = Self { balance: true, filling: true };
 }
 
 impl Balanced {
-    pub fn again(self, now_ms: u64) -> Self {
-        Self { last_ms: Some(now_ms), before_ms: self.last_ms }
+    pub fn after_move(mut self, reason: MovedFor, now_ms: u64) -> Self {
+        if reason.balance {
+            let moved_ms = if reason.filling { &mut self.filled_ms } else { &mut self.levelled_ms };
+            *moved_ms = Some(now_ms);
+        }
+        self
     }
 }
 
@@ -59,9 +79,8 @@ pub enum Wanted {
     /// Hand the bundle over to this broker; none: to whichever suits.
     Handover {
         to: Option<String>,
-        /// It moves so that load is spread, and should then rest where it is.
-        #[serde(default)]
-        for_balance: bool,
+        #[serde(flatten)]
+        reason: MovedFor,
     },
     /// Cut it into smaller ones.
     Split,
