@@ -7,6 +7,8 @@ pub enum Plant {
     None,
     /// In the state machines of ledgers.
     Client(Bug),
+    /// In the storage engine.
+    Engine(geminga_log::Bug),
     /// A node answers before it has synced.
     AckBeforeSync,
     /// A node takes a failed sync for a good one.
