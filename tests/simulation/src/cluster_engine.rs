@@ -264,7 +264,7 @@ impl Store for OnEngine {
         if self.rng.random_bool(0.05) {
             self.log.maintain(&mut self.rng);
         }
-        if !self.log.is_busy() && self.rng.random_bool(0.3) {
+        if !self.log.is_busy() && self.rng.random_bool(0.1) {
             self.log.mark();
         }
         self.take_told()
@@ -354,6 +354,7 @@ impl Store for OnEngine {
         let _ = engine.try_again();
         let segments = engine.scrub_order();
         if !segments.is_empty()
+            && self.rng.random_bool(0.3)
             && let Ok(Some(found)) = engine.scrub(segments[self.rng.random_range(0..segments.len())], &mut |_| true)
         {
             self.damaged.extend(found.damaged_entries);

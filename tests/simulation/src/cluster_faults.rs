@@ -44,7 +44,7 @@ impl World {
                 for _ in 0..3 {
                     self.sim.count_many("fault: bit flipped", u64::from(nodes[node].store.flip_bit()));
                 }
-                start_on_what_is_damaged(self.storage, &mut nodes[node], &mut self.rng);
+                start_on_what_is_there(self.storage, &mut nodes[node], &mut self.rng);
                 self.is_hurt = true;
             }
             Happening::ForgetEntries(node, is_cut) => {
@@ -55,7 +55,7 @@ impl World {
                     (Storage::Engine, false) => "fault: block unreadable",
                 };
                 self.sim.count_many(what, u64::from(nodes[node].store.forget_entries(is_cut)));
-                start_on_what_is_damaged(self.storage, &mut nodes[node], &mut self.rng);
+                start_on_what_is_there(self.storage, &mut nodes[node], &mut self.rng);
                 self.is_hurt = true;
             }
             Happening::GiveUpDirectory(_) if self.lost_another || !self.sim.metadata.is_up.get() => (),
@@ -224,7 +224,10 @@ impl World {
             Fault::NodeDown(node) => nodes[node].is_up = !nodes[node].is_lost,
             Fault::SlowDisk(node) => nodes[node].slowness = 1,
             Fault::FullDisk(node) => nodes[node].store.set_full(false),
-            Fault::FailingSyncs(node) => nodes[node].store.set_sync_failures(0.0),
+            Fault::FailingSyncs(node) => {
+                nodes[node].store.set_sync_failures(0.0);
+                start_on_what_is_there(self.storage, &mut nodes[node], &mut self.rng);
+            }
             Fault::DirectoryAway(node) => nodes[node].find_directory(),
             Fault::MetadataAway => self.sim.metadata.is_up.set(true),
             Fault::SlowMetadata => self.sim.metadata.lateness.set(0.0),
@@ -269,8 +272,8 @@ impl World {
     }
 }
 
-/// The engine finds other damage at a start than while it runs.
-fn start_on_what_is_damaged(storage: Storage, node: &mut Node, rng: &mut SmallRng) {
+/// A start of the engine finds other damage than it does while it runs, and what a failed sync has lost.
+fn start_on_what_is_there(storage: Storage, node: &mut Node, rng: &mut SmallRng) {
     if storage == Storage::Engine && rng.random() {
         node.start_again();
     }
