@@ -195,7 +195,7 @@ fn many_hours_keep_every_promise() {
 
 #[test]
 fn some_hours_on_the_storage_engine_keep_every_promise() {
-    let hours = number("CLUSTER_ENGINE_HOURS").unwrap_or(6);
+    let hours = number("CLUSTER_ENGINE_HOURS").unwrap_or(5);
     hours_keep_every_promise(Storage::Engine, hours, &EXPECTED_OF_THE_ENGINE);
 }
 
