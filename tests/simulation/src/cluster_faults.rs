@@ -44,18 +44,18 @@ impl World {
                 for _ in 0..3 {
                     self.sim.count_many("fault: bit flipped", u64::from(nodes[node].store.flip_bit()));
                 }
-                start_on_what_is_there(self.storage, &mut nodes[node], &mut self.rng);
+                start_on_what_is_there(self.sim.storage, &mut nodes[node], &mut self.rng);
                 self.is_hurt = true;
             }
             Happening::ForgetEntries(node, is_cut) => {
-                let what = match (self.storage, is_cut) {
+                let what = match (self.sim.storage, is_cut) {
                     (Storage::Model, true) => "fault: file cut off",
                     (Storage::Model, false) => "fault: index damaged",
                     (Storage::Engine, true) => "fault: block misdirected",
                     (Storage::Engine, false) => "fault: block unreadable",
                 };
                 self.sim.count_many(what, u64::from(nodes[node].store.forget_entries(is_cut)));
-                start_on_what_is_there(self.storage, &mut nodes[node], &mut self.rng);
+                start_on_what_is_there(self.sim.storage, &mut nodes[node], &mut self.rng);
                 self.is_hurt = true;
             }
             Happening::GiveUpDirectory(_) if self.lost_another || !self.sim.metadata.is_up.get() => (),
@@ -129,7 +129,7 @@ impl World {
     fn lose_disk(&mut self, node: usize) {
         let mut nodes = self.sim.nodes.borrow_mut();
         nodes[node].lose_disk();
-        let state = Node::new(self.storage, self.sim.plant, SmallRng::from_rng(&mut self.rng));
+        let state = Node::new(self.sim.storage, self.sim.plant, SmallRng::from_rng(&mut self.rng));
         nodes.push(state);
         self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
     }
@@ -226,7 +226,7 @@ impl World {
             Fault::FullDisk(node) => nodes[node].store.set_full(false),
             Fault::FailingSyncs(node) => {
                 nodes[node].store.set_sync_failures(0.0);
-                start_on_what_is_there(self.storage, &mut nodes[node], &mut self.rng);
+                start_on_what_is_there(self.sim.storage, &mut nodes[node], &mut self.rng);
             }
             Fault::DirectoryAway(node) => nodes[node].find_directory(),
             Fault::MetadataAway => self.sim.metadata.is_up.set(true),

@@ -65,7 +65,6 @@ pub struct Report {
 pub struct World {
     pub sim: Rc<Sim>,
     pub rng: SmallRng,
-    pub storage: Storage,
     quorum: Quorum,
     /// Topics whose deduplication may be switched on and off.
     pub may_deduplicate: Vec<bool>,
@@ -126,7 +125,7 @@ impl World {
         let layout =
             Layout { brokers: rng.random_range(2..=3), nodes: NODES_MAX, clients: producers.len() + consumers.len() };
         let network = Network::new(layout, SmallRng::from_rng(&mut rng));
-        let sim = Rc::new(Sim::new(rng.random(), options.plant, network, options.is_traced));
+        let sim = Rc::new(Sim::new(rng.random(), options, network));
         let victims = ack as usize - 1;
         let chaos = Chaos::new(&mut rng, layout, NODES, topics, victims);
         for node in 0..NODES {
@@ -161,7 +160,6 @@ impl World {
             chaos,
             is_hurt: false,
             lost_another: false,
-            storage: options.storage,
             sim,
             rng,
         };
