@@ -6,20 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use geminga_ensemble::Share;
 use rand::Rng;
 
-use crate::cluster_node::{Node, Replica};
+use crate::cluster_model::{Model, Replica};
 use crate::cluster_plant::Plant;
 use crate::cluster_sim::{Micros, SECOND};
 
 /// How long the writers of open ledgers have to leave a node that may have lost what it has of them, before they are closed.
-const CLOSE_AFTER: Micros = 20 * SECOND;
+pub const CLOSE_AFTER: Micros = 20 * SECOND;
 /// Of what may have been lost while metadata cannot be asked.
-const UNKNOWN: u64 = u64::MAX;
+pub const UNKNOWN: u64 = u64::MAX;
 
 #[derive(Default)]
 pub struct Limbo {
     /// Ledgers with smaller ids may have been here.
-    below: u64,
-    settled_below: u64,
+    pub below: u64,
+    pub settled_below: u64,
     unfinished: BTreeSet<u64>,
     away: Option<Away>,
     /// Since when it is not settled.
@@ -45,8 +45,24 @@ impl Limbo {
         self.unfinished.contains(&ledger)
     }
 
+    pub fn misses_directory(&self) -> bool {
+        self.away.is_some()
+    }
+
     pub fn away(&self) -> impl Iterator<Item = &BTreeMap<u64, Replica>> {
         self.away.iter().map(|away| &away.replicas)
+    }
+
+    /// Open ledgers that may be here keep it from being settled; after some time they are to be closed.
+    pub fn wait_for(&mut self, now: Micros, open: BTreeSet<u64>) {
+        if now - *self.since.get_or_insert(now) > CLOSE_AFTER {
+            self.to_close = open;
+        }
+    }
+
+    pub fn waits_for_nothing(&mut self) {
+        self.since = None;
+        self.to_close.clear();
     }
 
     /// The disk is gone with all that it was.
@@ -55,7 +71,7 @@ impl Limbo {
     }
 }
 
-impl Node {
+impl Model {
     fn directory_of(&self, ledger: u64) -> u64 {
         (ledger ^ self.salt) % self.directories
     }
@@ -64,13 +80,8 @@ impl Node {
         ledger < self.limbo.below && !self.replicas.contains_key(&ledger) && !self.deleted.contains(&ledger)
     }
 
-    /// The machine starts again without one of its directories. `horizon`: the next ledger id of the metadata, if they can be asked.
-    pub fn miss_directory(&mut self, horizon: Option<u64>) -> bool {
-        if self.directories < 2 || self.limbo.away.is_some() || !self.is_up {
-            return false;
-        }
-        self.crash();
-        self.is_up = true;
+    /// One that the machine starts without. `horizon`: the next ledger id of the metadata, if they can be asked.
+    pub fn put_directory_away(&mut self, horizon: Option<u64>) {
         let directory = self.rng.random_range(0..self.directories);
         let (replicas, deleted) = self.take_directory(directory);
         let Limbo { below, settled_below, .. } = self.limbo;
@@ -78,16 +89,11 @@ impl Node {
         if self.plant != Plant::LostDirectoryIsEmpty {
             (self.limbo.below, self.limbo.settled_below) = (horizon.unwrap_or(UNKNOWN).max(below), 0);
         }
-        true
     }
 
     /// It is there again, after another start.
-    pub fn find_directory(&mut self) {
+    pub fn take_directory_back(&mut self) {
         let Some(Away { replicas, deleted, below, settled_below }) = self.limbo.away.take() else { return };
-        if self.is_up {
-            self.crash();
-            self.is_up = true;
-        }
         for (ledger, replica) in replicas {
             if let Some(other) = self.replicas.insert(ledger, replica) {
                 assert_eq!(self.plant, Plant::LostDirectoryIsEmpty, "ledger {ledger} is in two directories");
@@ -99,13 +105,7 @@ impl Node {
     }
 
     /// A directory, the one that is missing if one is, is gone for good, and an empty one takes its place.
-    pub fn give_up_directory(&mut self, horizon: u64) -> bool {
-        if self.directories < 2 || self.is_lost {
-            return false;
-        }
-        let was_up = self.is_up;
-        self.crash();
-        self.is_up = was_up;
+    pub fn lose_directory(&mut self, horizon: u64) {
         let below = match self.limbo.away.take() {
             Some(away) => away.below,
             None => {
@@ -117,7 +117,6 @@ impl Node {
         if self.plant != Plant::LostDirectoryIsEmpty {
             (self.limbo.below, self.limbo.settled_below) = (horizon.max(below), 0);
         }
-        true
     }
 
     fn take_directory(&mut self, directory: u64) -> (BTreeMap<u64, Replica>, BTreeSet<u64>) {
@@ -131,7 +130,7 @@ impl Node {
 
     /// What a look at metadata settles. `shares`: what they say that this node has to have, of every ledger that names it. Answers how many
     /// things were settled.
-    pub fn settle(&mut self, now: Micros, horizon: u64, shares: &BTreeMap<u64, Share>) -> u64 {
+    pub fn settle_losses(&mut self, now: Micros, horizon: u64, shares: &BTreeMap<u64, Share>) -> u64 {
         if self.limbo.below == UNKNOWN {
             self.limbo.below = horizon;
         }
@@ -153,9 +152,7 @@ impl Node {
         let open: BTreeSet<u64> =
             hidden.iter().filter(|(_, share)| !share.is_settled).map(|(ledger, _)| *ledger).collect();
         if !open.is_empty() && self.plant != Plant::OpenIsSettled {
-            if now - *self.limbo.since.get_or_insert(now) > CLOSE_AFTER {
-                self.limbo.to_close = open;
-            }
+            self.limbo.wait_for(now, open);
             return 0;
         }
         let lacking = hidden.iter().filter(|(_, share)| !share.stretches.is_empty()).map(|(ledger, _)| *ledger);

@@ -15,6 +15,7 @@ use crate::cluster_node::Node;
 use crate::cluster_sim::{Event, MS, Machine};
 use crate::cluster_simulation::{NODES_MAX, SWEEP, World};
 use crate::cluster_tasks::at_once;
+use crate::ensemble_simulation::Storage;
 
 impl World {
     pub fn happen(&mut self, happening: Happening) {
@@ -41,13 +42,20 @@ impl World {
             Happening::FlipBits(_) | Happening::ForgetEntries(..) if self.lost_another => (),
             Happening::FlipBits(node) => {
                 for _ in 0..3 {
-                    self.sim.count_many("fault: bit flipped", u64::from(nodes[node].flip_bit()));
+                    self.sim.count_many("fault: bit flipped", u64::from(nodes[node].store.flip_bit()));
                 }
+                start_on_what_is_there(self.sim.storage, &mut nodes[node], &mut self.rng);
                 self.is_hurt = true;
             }
             Happening::ForgetEntries(node, is_cut) => {
-                let what = if is_cut { "fault: file cut off" } else { "fault: index damaged" };
-                self.sim.count_many(what, u64::from(nodes[node].forget_entries(is_cut)));
+                let what = match (self.sim.storage, is_cut) {
+                    (Storage::Model, true) => "fault: file cut off",
+                    (Storage::Model, false) => "fault: index damaged",
+                    (Storage::Engine, true) => "fault: block misdirected",
+                    (Storage::Engine, false) => "fault: block unreadable",
+                };
+                self.sim.count_many(what, u64::from(nodes[node].store.forget_entries(is_cut)));
+                start_on_what_is_there(self.sim.storage, &mut nodes[node], &mut self.rng);
                 self.is_hurt = true;
             }
             Happening::GiveUpDirectory(_) if self.lost_another || !self.sim.metadata.is_up.get() => (),
@@ -121,7 +129,7 @@ impl World {
     fn lose_disk(&mut self, node: usize) {
         let mut nodes = self.sim.nodes.borrow_mut();
         nodes[node].lose_disk();
-        let state = Node::new(self.sim.plant, SmallRng::from_rng(&mut self.rng));
+        let state = Node::new(self.sim.storage, self.sim.plant, SmallRng::from_rng(&mut self.rng));
         nodes.push(state);
         self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
     }
@@ -167,11 +175,11 @@ impl World {
                 "fault: disk slow"
             }
             Fault::FullDisk(node) => {
-                nodes[node].is_full = true;
+                nodes[node].store.set_full(true);
                 "fault: disk full"
             }
             Fault::FailingSyncs(node) => {
-                nodes[node].sync_failures = self.rng.random_range(0.01..0.5);
+                nodes[node].store.set_sync_failures(self.rng.random_range(0.01..0.5));
                 "fault: syncs fail"
             }
             Fault::DirectoryAway(node) => match nodes[node].miss_directory(horizon) {
@@ -215,8 +223,11 @@ impl World {
         match fault {
             Fault::NodeDown(node) => nodes[node].is_up = !nodes[node].is_lost,
             Fault::SlowDisk(node) => nodes[node].slowness = 1,
-            Fault::FullDisk(node) => nodes[node].is_full = false,
-            Fault::FailingSyncs(node) => nodes[node].sync_failures = 0.0,
+            Fault::FullDisk(node) => nodes[node].store.set_full(false),
+            Fault::FailingSyncs(node) => {
+                nodes[node].store.set_sync_failures(0.0);
+                start_on_what_is_there(self.sim.storage, &mut nodes[node], &mut self.rng);
+            }
             Fault::DirectoryAway(node) => nodes[node].find_directory(),
             Fault::MetadataAway => self.sim.metadata.is_up.set(true),
             Fault::SlowMetadata => self.sim.metadata.lateness.set(0.0),
@@ -248,7 +259,9 @@ impl World {
         self.sim.note(format_args!("nothing fails from now on"));
         for node in self.sim.nodes.borrow_mut().iter_mut() {
             node.find_directory();
-            (node.is_up, node.is_full, node.slowness, node.sync_failures) = (!node.is_lost, false, 1, 0.0);
+            (node.is_up, node.slowness) = (!node.is_lost, 1);
+            node.store.set_full(false);
+            node.store.set_sync_failures(0.0);
         }
         self.sim.metadata.is_up.set(true);
         self.sim.metadata.lateness.set(0.0);
@@ -256,5 +269,12 @@ impl World {
         self.sim.release_held();
         std::mem::take(&mut self.paused).into_values().for_each(|waiting| self.resume(waiting));
         (0..self.brokers.len()).for_each(|broker| self.start_broker(broker));
+    }
+}
+
+/// A start of the engine finds other damage than it does while it runs, and what a failed sync has lost.
+fn start_on_what_is_there(storage: Storage, node: &mut Node, rng: &mut SmallRng) {
+    if storage == Storage::Engine && rng.random() {
+        node.start_again();
     }
 }

@@ -18,6 +18,7 @@ use crate::cluster_plant::Plant;
 use crate::cluster_recovery::Recovery;
 use crate::cluster_sim::SECOND;
 use crate::cluster_tasks::Resolver;
+use crate::ensemble_simulation::Storage;
 
 /// What of a broker has a ledger: the log of a bundle, or a topic of it; in one ownership of the bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +220,12 @@ impl Broker {
                     WriterAction::Fail(error) => {
                         let fenced = matches!(error, WriterError::Fenced | WriterError::MetadataChanged);
                         self.sim.count(if fenced { "writers fenced" } else { "writers without nodes" });
+                        // Models of nodes do not fill the gaps between deleted ledgers.
+                        let may_be_refused = error == WriterError::Fenced && open.confirmed == 0;
+                        let fills_gaps = self.sim.storage == Storage::Engine;
+                        if may_be_refused && fills_gaps && self.sim.plant != Plant::RefusedIdsAreUsed {
+                            self.metadata.skip_ledger_ids();
+                        }
                         let error = if fenced { WriteError::Fenced } else { WriteError::Failed(error.to_string()) };
                         for Pending { part, first, count } in open.pending.drain(..) {
                             let done = WriteDone { part, ledger, first, count, result: Err(error.clone()) };

@@ -1,57 +1,18 @@
-//! A storage node of a simulated cluster: what it has on its disk, what only waits to be synced, and what it answers.
-//!
-//! It keeps the promises of the storage engine: an answer means durable; reads see only what is durable; what it may have lost
-//! it does not deny. `storage-node/log/tests/simulation` holds the engine itself to them.
+//! A storage node of a simulated cluster: the machine, and what it stores with: a model ([`Model`]), or the storage engine on a
+//! simulated disk ([`OnEngine`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use rand::Rng;
+use geminga_ensemble::Share;
 use rand::rngs::SmallRng;
 
-use crate::cluster_directories::Limbo;
+use crate::cluster_engine::OnEngine;
 use crate::cluster_messages::{Answer, Call};
+use crate::cluster_model::Model;
 use crate::cluster_plant::Plant;
-use crate::cluster_sim::{Life, MS, Micros};
-
-struct Stored {
-    body: Bytes,
-    /// False if it is only in the page cache: a sync failed, and the node has not minded.
-    durable: bool,
-    /// The node's own checksum does not fit.
-    damaged: bool,
-}
-
-#[derive(Default)]
-pub struct Replica {
-    entries: BTreeMap<u64, Stored>,
-    /// Durably.
-    pub fenced: bool,
-    /// Asked for; no entry of the ledger's writer is taken from then on.
-    pub fencing: bool,
-    /// Something is missing that was there: whatever is not here may have been.
-    pub has_holes: bool,
-}
-
-impl Replica {
-    pub fn join(&mut self, other: Replica) {
-        self.entries.extend(other.entries);
-        self.fenced |= other.fenced;
-        self.fencing |= other.fencing;
-        self.has_holes |= other.has_holes;
-    }
-
-    /// Durably, and whole as far as the node knows.
-    pub fn has(&self, entry: u64) -> bool {
-        self.entries.get(&entry).is_some_and(|stored| stored.durable && !stored.damaged)
-    }
-}
-
-/// A request that is answered when it is synced.
-struct Queued {
-    reply: ReplyTo,
-    call: Call,
-}
+use crate::cluster_sim::{Life, Micros, Seen};
+use crate::ensemble_simulation::Storage;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyTo {
@@ -60,11 +21,77 @@ pub struct ReplyTo {
     pub number: u64,
 }
 
+pub type Answers = Vec<(ReplyTo, Answer)>;
+
 /// What a node does upon a request.
 pub struct Outcome {
-    pub answers: Vec<(ReplyTo, Answer)>,
+    pub answers: Answers,
     /// Begin to sync, which takes so long.
     pub sync: Option<Micros>,
+}
+
+/// What a node has on its disk, and on its way there.
+pub trait Store {
+    /// What can be answered at once. The rest waits for a sync.
+    fn ask(&mut self, reply: ReplyTo, call: Call) -> Answers;
+    /// Begins to sync what waits, if it may by now: how long that takes on a disk that is not slow.
+    fn begin_sync(&mut self) -> Option<Micros>;
+    /// A sync under way ends.
+    fn synced(&mut self) -> Answers;
+    fn read(&self, ledger: u64, entry: u64) -> Answer;
+    /// Whether the entry would be there after a crash, as it was written.
+    fn holds(&self, ledger: u64, entry: u64, body: &dyn Fn(&Bytes) -> bool) -> bool;
+    /// Power is lost, or the process ends.
+    fn crash(&mut self);
+    /// The disk is gone with all that it was.
+    fn lose(&mut self);
+    fn set_full(&mut self, is_full: bool);
+    /// So many syncs fail from now on.
+    fn set_sync_failures(&mut self, share: f64);
+    /// One bit flips.
+    fn flip_bit(&mut self) -> bool;
+    /// Something else is not where it was: the index no longer says where some entries are, or the last ones were cut off.
+    fn forget_entries(&mut self, only_the_last: bool) -> bool;
+    /// Ledgers that are here and were in no metadata, twice, go.
+    fn sweep(&mut self, exists: &dyn Fn(u64) -> bool) -> u64;
+    /// What a look at metadata settles. `shares`: what they say that this node has to have, of every ledger that names it. Answers how
+    /// many things were settled.
+    fn settle(&mut self, now: Micros, horizon: u64, shares: &BTreeMap<u64, Share>) -> u64;
+    /// Whether a ledger keeps the node from being settled, for so long that it is to be closed.
+    fn wants_closed(&self, ledger: u64) -> bool;
+
+    /// Ledgers and entries that it should have, and looks for on other nodes itself.
+    fn wants(&mut self, _shares: &BTreeMap<u64, Share>) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
+    /// One of these.
+    fn give(&mut self, _ledger: u64, _entry: u64, _body: Bytes) {}
+
+    /// Several data directories, of which one may be missing for a while, or be given up.
+    fn has_directories(&self) -> bool {
+        false
+    }
+
+    fn misses_directory(&self) -> bool {
+        false
+    }
+
+    fn miss_directory(&mut self, _horizon: Option<u64>) {}
+
+    fn find_directory(&mut self) {}
+
+    fn give_up_directory(&mut self, _horizon: u64) {}
+
+    /// What happened how often since this was asked last.
+    fn take_seen(&mut self) -> Seen {
+        Seen::new()
+    }
+
+    /// Of all that is on the disk.
+    fn digest(&self) -> Option<u64> {
+        None
+    }
 }
 
 pub struct Node {
@@ -74,275 +101,86 @@ pub struct Node {
     pub is_lost: bool,
     /// May be damaged: of these there are fewer than copies that count.
     pub is_victim: bool,
-    pub is_full: bool,
     /// Syncs take so many times longer.
     pub slowness: u64,
-    pub sync_failures: f64,
-    pub replicas: BTreeMap<u64, Replica>,
-    pub deleted: BTreeSet<u64>,
-    /// How many, and what decides in which a ledger is.
-    pub directories: u64,
-    pub salt: u64,
-    pub limbo: Limbo,
-    /// Not in metadata when it looked last.
-    missing: BTreeSet<u64>,
-    waiting: Vec<Queued>,
-    syncing: Vec<Queued>,
-    pub plant: Plant,
-    pub rng: SmallRng,
+    pub store: Box<dyn Store>,
 }
 
 impl Node {
-    pub fn new(plant: Plant, mut rng: SmallRng) -> Node {
-        Node {
-            directories: rng.random_range(1..4),
-            salt: rng.random(),
-            limbo: Limbo::default(),
-            life: 0,
-            is_up: true,
-            is_lost: false,
-            is_victim: false,
-            is_full: false,
-            slowness: 1,
-            sync_failures: 0.0,
-            replicas: BTreeMap::new(),
-            deleted: BTreeSet::new(),
-            missing: BTreeSet::new(),
-            waiting: Vec::new(),
-            syncing: Vec::new(),
-            plant,
-            rng,
-        }
+    pub fn new(storage: Storage, plant: Plant, rng: SmallRng) -> Node {
+        let store: Box<dyn Store> = match storage {
+            Storage::Model => Box::new(Model::new(plant, rng)),
+            Storage::Engine => Box::new(OnEngine::new(plant, rng)),
+        };
+        Node { life: 0, is_up: true, is_lost: false, is_victim: false, slowness: 1, store }
     }
 
     pub fn ask(&mut self, reply: ReplyTo, call: Call) -> Outcome {
-        let answer = match &call {
-            Call::Add { ledger, recovery, .. } => match self.refusal(*ledger, *recovery) {
-                Some(refusal) => Some(refusal),
-                None if self.plant == Plant::AckBeforeSync => Some(Answer::Added),
-                None => None,
-            },
-            Call::Last { ledger, .. } | Call::Read { ledger, .. } if self.is_in_limbo(*ledger) => Some(Answer::Unknown),
-            Call::Last { ledger, fences } => self.begin_fence(*ledger, *fences).then(|| self.last(*ledger)),
-            Call::Read { ledger, entry, fences } => {
-                self.begin_fence(*ledger, *fences).then(|| self.read(*ledger, *entry))
-            }
-            Call::List { ledger } => Some(self.list(*ledger)),
-        };
-        let is_refused = !matches!(answer, None | Some(Answer::Added));
-        if !is_refused {
-            self.waiting.push(Queued { reply, call });
-        }
-        Outcome { answers: answer.map(|answer| (reply, answer)).into_iter().collect(), sync: self.begin_sync() }
+        let answers = self.store.ask(reply, call);
+        self.go_on(answers)
     }
 
-    fn refusal(&self, ledger: u64, recovery: bool) -> Option<Answer> {
-        if self.deleted.contains(&ledger) && self.plant != Plant::DeletedIsForgotten {
-            return Some(Answer::Fenced);
-        }
-        let is_refused_in_limbo = !recovery || !self.limbo.is_settled();
-        let may_be_lost =
-            self.is_in_limbo(ledger) && is_refused_in_limbo || self.limbo.is_unfinished(ledger) && !recovery;
-        if may_be_lost {
-            return Some(Answer::Unknown);
-        }
-        match self.replicas.get(&ledger) {
-            Some(replica) if replica.fencing && !recovery => Some(Answer::Fenced),
-            _ if self.is_full && !recovery => Some(Answer::Failed),
-            _ => None,
-        }
-    }
-
-    /// Whether no fence has to become durable first.
-    fn begin_fence(&mut self, ledger: u64, fences: bool) -> bool {
-        if !fences {
-            return true;
-        }
-        let replica = self.replicas.entry(ledger).or_default();
-        replica.fencing = true;
-        replica.fenced
-    }
-
-    fn begin_sync(&mut self) -> Option<Micros> {
-        if self.waiting.is_empty() || !self.syncing.is_empty() {
-            return None;
-        }
-        self.syncing = std::mem::take(&mut self.waiting);
-        Some(self.rng.random_range(MS / 10..MS) * self.slowness)
-    }
-
-    /// The sync under way ends.
     pub fn synced(&mut self) -> Outcome {
-        let fails = self.sync_failures > 0.0 && self.rng.random_bool(self.sync_failures);
-        let mut answers = Vec::new();
-        for Queued { reply, call } in std::mem::take(&mut self.syncing) {
-            answers.push((reply, self.apply(&call, fails)));
-        }
-        if self.plant == Plant::AckBeforeSync {
-            answers.retain(|(_, answer)| !matches!(answer, Answer::Added | Answer::Failed));
-        }
-        Outcome { answers, sync: self.begin_sync() }
+        let answers = self.store.synced();
+        self.go_on(answers)
     }
 
-    fn apply(&mut self, call: &Call, fails: bool) -> Answer {
-        match call {
-            // It may be on the disk all the same, and nobody may rely on it.
-            Call::Add { ledger, entry, body, .. } if fails => match self.plant {
-                Plant::IgnoreSyncError => {
-                    self.put(*ledger, *entry, body, false);
-                    Answer::Added
-                }
-                _ => {
-                    if self.rng.random_bool(0.3) {
-                        self.put(*ledger, *entry, body, true);
-                    }
-                    Answer::Failed
-                }
-            },
-            Call::Add { ledger, entry, body, .. } => {
-                self.put(*ledger, *entry, body, true);
-                Answer::Added
-            }
-            Call::List { ledger } => self.list(*ledger),
-            Call::Last { .. } | Call::Read { .. } if fails => Answer::Unknown,
-            Call::Last { ledger, .. } => {
-                self.replicas.entry(*ledger).or_default().fenced = true;
-                self.last(*ledger)
-            }
-            Call::Read { ledger, entry, .. } => {
-                self.replicas.entry(*ledger).or_default().fenced = true;
-                self.read(*ledger, *entry)
-            }
-        }
+    /// Something that nobody waits for may have to be written.
+    pub fn go_on(&mut self, answers: Answers) -> Outcome {
+        let sync = self.store.begin_sync().map(|time| time * self.slowness);
+        Outcome { answers, sync }
     }
 
-    /// What is there already stays: it is the same.
-    fn put(&mut self, ledger: u64, entry: u64, body: &Bytes, durable: bool) {
-        if self.deleted.contains(&ledger) && self.plant != Plant::DeletedIsForgotten {
-            return;
-        }
-        let was_in_limbo = self.is_in_limbo(ledger);
-        let replica = self.replicas.entry(ledger).or_default();
-        if was_in_limbo {
-            // It may have been fenced where nothing can be read.
-            (replica.fenced, replica.fencing) = (true, true);
-        }
-        let stored = Stored { body: body.clone(), durable, damaged: false };
-        match replica.entries.get(&entry) {
-            Some(there) if there.durable && !there.damaged => (),
-            _ => drop(replica.entries.insert(entry, stored)),
-        }
-    }
-
-    fn last(&self, ledger: u64) -> Answer {
-        if self.limbo.is_unfinished(ledger) {
-            return Answer::Unknown;
-        }
-        let last = self.replicas.get(&ledger).and_then(|replica| replica.entries.last_key_value());
-        match last {
-            Some((entry, _)) => self.read(ledger, *entry),
-            None => self.read(ledger, 0),
-        }
-    }
-
-    fn read(&self, ledger: u64, entry: u64) -> Answer {
-        let denies = self.plant == Plant::DamagedIsAbsent;
-        let may_be_lost = self.is_in_limbo(ledger) || self.limbo.is_unfinished(ledger);
-        let Some(replica) = self.replicas.get(&ledger) else {
-            return if may_be_lost { Answer::Unknown } else { Answer::Absent };
-        };
-        match replica.entries.get(&entry) {
-            Some(stored) if !stored.damaged => Answer::Here(stored.body.clone()),
-            Some(_) if denies => Answer::Absent,
-            None if !may_be_lost && !replica.has_holes || denies => Answer::Absent,
-            _ => Answer::Unknown,
-        }
-    }
-
-    fn list(&self, ledger: u64) -> Answer {
-        if self.is_in_limbo(ledger) && !self.limbo.is_settled() {
-            return Answer::Unknown;
-        }
-        let entries = self.replicas.get(&ledger).into_iter().flat_map(|replica| &replica.entries);
-        Answer::Listed(
-            entries.filter(|(_, stored)| stored.durable && !stored.damaged).map(|(entry, _)| *entry).collect(),
-        )
-    }
-
-    /// Whether the entry would be there after a crash, as it was written.
     pub fn holds(&self, ledger: u64, entry: u64, body: impl Fn(&Bytes) -> bool) -> bool {
-        let mut there = std::iter::once(&self.replicas).chain(self.limbo.away());
-        let stored = there.find_map(|replicas| replicas.get(&ledger)).and_then(|replica| replica.entries.get(&entry));
-        !self.is_lost && stored.is_some_and(|stored| stored.durable && !stored.damaged && body(&stored.body))
+        !self.is_lost && self.store.holds(ledger, entry, &body)
     }
 
-    /// Power is lost. Of what was not synced some is there, in no order.
     pub fn crash(&mut self) {
         self.life += 1;
         self.is_up = false;
-        let unsynced = std::mem::take(&mut self.syncing).into_iter().chain(std::mem::take(&mut self.waiting));
-        for Queued { call, .. } in unsynced.collect::<Vec<_>>() {
-            if self.rng.random_bool(0.4) {
-                self.apply(&call, false);
-            }
-        }
-        for replica in self.replicas.values_mut() {
-            replica.entries.retain(|_, stored| stored.durable);
-            replica.fencing = replica.fenced;
-        }
-        self.replicas.retain(|_, replica| replica.fenced || replica.has_holes || !replica.entries.is_empty());
+        self.store.crash();
     }
 
     pub fn lose_disk(&mut self) {
         self.crash();
         self.is_lost = true;
-        self.replicas.clear();
-        self.limbo.clear();
+        self.store.lose();
     }
 
-    fn any_replica(&mut self) -> Option<&mut Replica> {
-        let at = self.rng.random_range(0..self.replicas.len().max(1));
-        self.replicas.values_mut().nth(at).filter(|replica| !replica.entries.is_empty())
-    }
-
-    /// One bit of one entry flips. The node notices, or whoever reads it does.
-    pub fn flip_bit(&mut self) -> bool {
-        let (nth, at, bit, is_noticed) = (self.rng.random::<u64>(), self.rng.random::<u64>(), 0..8, self.rng.random());
-        let bit = self.rng.random_range(bit);
-        let Some(replica) = self.any_replica() else { return false };
-        let nth = nth as usize % replica.entries.len();
-        let stored = replica.entries.values_mut().nth(nth).expect("there are more");
-        let mut body = stored.body.to_vec();
-        let at = at as usize % body.len();
-        body[at] ^= 1 << bit;
-        stored.body = body.into();
-        stored.damaged = is_noticed;
-        true
-    }
-
-    /// The index no longer says where some entries of a ledger are, or its last ones were cut off.
-    pub fn forget_entries(&mut self, only_the_last: bool) -> bool {
-        let (first, count) = (self.rng.random::<u64>(), self.rng.random_range(1..6));
-        let Some(replica) = self.any_replica() else { return false };
-        let (&low, &high) = (
-            replica.entries.first_key_value().expect("there are some").0,
-            replica.entries.last_key_value().expect("there are some").0,
-        );
-        let first = if only_the_last { high.saturating_sub(count - 1) } else { low + first % (high - low + 1) };
-        replica.entries.retain(|entry, _| !(first..first + count).contains(entry));
-        replica.has_holes = true;
-        true
-    }
-
-    /// Ledgers that are here and were in no metadata, twice, go.
-    pub fn sweep(&mut self, exists: impl Fn(u64) -> bool) -> u64 {
-        let missing: BTreeSet<u64> = self.replicas.keys().copied().filter(|ledger| !exists(*ledger)).collect();
-        let gone: Vec<u64> = missing.intersection(&self.missing).copied().collect();
-        for ledger in &gone {
-            self.replicas.remove(ledger);
-            self.deleted.insert(*ledger);
+    /// The machine starts again without one of its directories.
+    pub fn miss_directory(&mut self, horizon: Option<u64>) -> bool {
+        if !self.is_up || !self.store.has_directories() || self.store.misses_directory() {
+            return false;
         }
-        self.missing = missing;
-        gone.len() as u64
+        self.start_again();
+        self.store.miss_directory(horizon);
+        true
+    }
+
+    pub fn find_directory(&mut self) {
+        if !self.store.misses_directory() {
+            return;
+        }
+        self.start_again();
+        self.store.find_directory();
+    }
+
+    pub fn give_up_directory(&mut self, horizon: u64) -> bool {
+        if self.is_lost || !self.store.has_directories() {
+            return false;
+        }
+        let was_up = self.is_up;
+        self.crash();
+        self.is_up = was_up;
+        self.store.give_up_directory(horizon);
+        true
+    }
+
+    /// If it runs.
+    pub fn start_again(&mut self) {
+        if self.is_up {
+            self.crash();
+            self.is_up = true;
+        }
     }
 }

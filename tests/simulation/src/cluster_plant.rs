@@ -7,6 +7,8 @@ pub enum Plant {
     None,
     /// In the state machines of ledgers.
     Client(Bug),
+    /// In the storage engine.
+    Engine(geminga_log::Bug),
     /// A node answers before it has synced.
     AckBeforeSync,
     /// A node takes a failed sync for a good one.
@@ -59,6 +61,8 @@ pub enum Plant {
     UnsureDeletionsServeOn,
     /// An owner that was deposed finishes its split.
     DeposedSplits,
+    /// A broker goes on with ids of a block of which storage has taken one for a deleted ledger's.
+    RefusedIdsAreUsed,
     /// A ledger that its owner's record says to be closed, and whose own metadata do not say so yet, is not read.
     OpenLedgersAreNotRead,
 }

@@ -55,7 +55,7 @@ impl Broker {
         awaited.retain(|ledger, _| ledgers.contains(ledger));
         for ledger in ledgers {
             let Some(known) = self.get_ledger(ledger).await? else { continue };
-            let is_in_the_way = || self.sim.nodes.borrow().iter().any(|node| node.limbo.to_close.contains(&ledger));
+            let is_in_the_way = || self.sim.nodes.borrow().iter().any(|node| node.store.wants_closed(ledger));
             if is_in_the_way() {
                 // It has no writer that writes, or that one would have left the node which may have lost what it had of it.
                 self.sim.count("ledgers closed under a writer that does not leave a node with a loss");

@@ -19,6 +19,8 @@ use crate::cluster_node::Node;
 use crate::cluster_oracle::Oracle;
 use crate::cluster_plant::Plant;
 use crate::cluster_policies::TopicPolicies;
+use crate::cluster_simulation::Options;
+use crate::ensemble_simulation::Storage;
 
 /// Simulated time since the beginning, in microseconds.
 pub type Micros = u64;
@@ -142,6 +144,8 @@ pub type Seen = BTreeMap<&'static str, u64>;
 
 pub struct Sim {
     pub plant: Plant,
+    /// What storage nodes store with.
+    pub storage: Storage,
     pub nodes: RefCell<Vec<Node>>,
     pub network: RefCell<Network>,
     pub metadata: MetadataService,
@@ -156,9 +160,10 @@ pub struct Sim {
 }
 
 impl Sim {
-    pub fn new(seed: u64, plant: Plant, network: Network, is_traced: bool) -> Sim {
+    pub fn new(seed: u64, options: Options, network: Network) -> Sim {
         Sim {
-            plant,
+            plant: options.plant,
+            storage: options.storage,
             nodes: RefCell::default(),
             network: RefCell::new(network),
             metadata: MetadataService::new(),
@@ -168,7 +173,7 @@ impl Sim {
             now: Cell::new(0),
             schedule: RefCell::default(),
             seen: RefCell::default(),
-            trace: RefCell::new(is_traced.then(String::new)),
+            trace: RefCell::new(options.is_traced.then(String::new)),
         }
     }
 

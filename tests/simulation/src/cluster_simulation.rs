@@ -20,7 +20,8 @@ use crate::cluster_bundles::{check_bundles, namespace};
 use crate::cluster_chaos::Chaos;
 use crate::cluster_clients::{Client, Mood};
 use crate::cluster_deduplication::create_subscriptions;
-use crate::cluster_ledgers::node_name;
+use crate::cluster_ledgers::{digest_of, node_name};
+use crate::cluster_messages::Answer;
 use crate::cluster_network::{Layout, Network};
 use crate::cluster_node::{Node, Outcome, ReplyTo};
 use crate::cluster_plant::Plant;
@@ -28,6 +29,7 @@ use crate::cluster_policies::TopicPolicies;
 use crate::cluster_sim::{Event, Life, MS, Machine, Micros, SECOND, Seen, Sim};
 use crate::cluster_tasks::at_once;
 use crate::cluster_topic::topic_name;
+use crate::ensemble_simulation::Storage;
 use crate::ledger_oracle::positions;
 
 const NODES: usize = 6;
@@ -44,6 +46,8 @@ const INSPECTION: Micros = 10 * SECOND;
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub plant: Plant,
+    /// Of the storage nodes.
+    pub storage: Storage,
     /// Simulated.
     pub minutes: u64,
     pub is_traced: bool,
@@ -79,19 +83,27 @@ pub struct World {
 
 /// Runs one seed.
 pub fn run(seed: u64, options: Options) -> Report {
-    plant(match options.plant {
-        Plant::Client(bug) => Some(bug),
-        _ => None,
-    });
+    plant_everywhere(options.plant);
     let mut world = World::new(seed, options);
     let ran = catch_unwind(AssertUnwindSafe(|| world.run(options.minutes * 60 * SECOND)));
-    plant(None);
+    plant_everywhere(Plant::None);
     let violation = ran.err().map(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
     });
     let sim = &world.sim;
     Report { seen: sim.take_seen(), simulated: sim.now(), trace: sim.take_trace(), violation }
+}
+
+fn plant_everywhere(bug: Plant) {
+    plant(match bug {
+        Plant::Client(bug) => Some(bug),
+        _ => None,
+    });
+    geminga_log::plant(match bug {
+        Plant::Engine(bug) => Some(bug),
+        _ => None,
+    });
 }
 
 impl Drop for World {
@@ -113,11 +125,11 @@ impl World {
         let layout =
             Layout { brokers: rng.random_range(2..=3), nodes: NODES_MAX, clients: producers.len() + consumers.len() };
         let network = Network::new(layout, SmallRng::from_rng(&mut rng));
-        let sim = Rc::new(Sim::new(rng.random(), options.plant, network, options.is_traced));
+        let sim = Rc::new(Sim::new(rng.random(), options, network));
         let victims = ack as usize - 1;
         let chaos = Chaos::new(&mut rng, layout, NODES, topics, victims);
         for node in 0..NODES {
-            let mut state = Node::new(options.plant, SmallRng::from_rng(&mut rng));
+            let mut state = Node::new(options.storage, options.plant, SmallRng::from_rng(&mut rng));
             state.is_victim = chaos.victims.contains(&node);
             sim.nodes.borrow_mut().push(state);
             sim.after(rng.random_range(0..SWEEP), Event::Sweep { node });
@@ -172,6 +184,11 @@ impl World {
         (0..self.brokers.len()).for_each(|broker| self.start_broker(broker));
         self.come_to_rest();
         self.read_everything();
+        for (number, node) in self.sim.nodes.borrow().iter().enumerate() {
+            if let Some(digest) = node.store.digest() {
+                self.sim.note(format_args!("node {number} has {digest:x}"));
+            }
+        }
     }
 
     fn run_for(&mut self, time: Micros) {
@@ -343,7 +360,7 @@ impl World {
         }
         let metadata = self.sim.metadata.client();
         let known = at_once(metadata.list_ledgers(0, usize::MAX)).expect("it is in memory");
-        let gone = nodes[node].sweep(|ledger| known.binary_search(&ledger).is_ok());
+        let gone = nodes[node].store.sweep(&|ledger| known.binary_search(&ledger).is_ok());
         self.sim.count_many("replicas of deleted ledgers swept", gone);
         let share = |ledger: u64| {
             let found: Versioned<LedgerMetadata> = at_once(metadata.get_ledger(ledger)).expect("it is in memory")?;
@@ -351,8 +368,25 @@ impl World {
         };
         let shares: BTreeMap<u64, Share> = known.into_iter().filter_map(share).collect();
         let horizon = self.horizon().expect("metadata are there");
-        let settled = nodes[node].settle(self.sim.now(), horizon, &shares);
+        let settled = nodes[node].store.settle(self.sim.now(), horizon, &shares);
         self.sim.count_many("losses of storage nodes settled", settled);
+        for (ledger, entry) in nodes[node].store.wants(&shares) {
+            let mut others = nodes.iter().enumerate().filter(|(other, state)| *other != node && state.is_up);
+            let good_copy = others.find_map(|(_, state)| match state.store.read(ledger, entry) {
+                Answer::Here(body) => digest_of(ledger).open(entry as i64, body.clone()).is_ok().then_some(body),
+                _ => None,
+            });
+            if let Some(body) = good_copy {
+                nodes[node].store.give(ledger, entry, body);
+                self.sim.count("entries that nodes have from others");
+            }
+        }
+        for (what, times) in nodes[node].store.take_seen() {
+            self.sim.count_many(what, times);
+        }
+        let outcome = nodes[node].go_on(Vec::new());
+        drop(nodes);
+        self.follow_node(node, outcome);
     }
 
     fn inspect(&self) {

@@ -1,6 +1,7 @@
 //! Seeds of a whole cluster. A failure names its seed; `CLUSTER_SEED=n` runs that one alone and writes what happened to
-//! `cluster-n.trace` in the temporary folder, `CLUSTER_HOURS=n` sets how many hours the large run simulates, beginning with
-//! `CLUSTER_FIRST_SEED`; `CLUSTER_PLANT=name` plants only the bugs whose names have that in them.
+//! `cluster-model-n.trace` or `cluster-engine-n.trace` in the temporary folder, `CLUSTER_HOURS=n` and `CLUSTER_ENGINE_HOURS=n` set how
+//! many hours the large runs simulate, beginning with `CLUSTER_FIRST_SEED`; `CLUSTER_PLANT=name` plants only the bugs whose names have
+//! that in them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,6 +9,7 @@ use geminga_ensemble::Bug;
 use geminga_simulation::cluster_plant::Plant;
 use geminga_simulation::cluster_sim::{SECOND, Seen};
 use geminga_simulation::cluster_simulation::{Options, Report, run};
+use geminga_simulation::ensemble_simulation::Storage;
 
 /// What a run is for: each has to happen, at least once in ten simulated hours.
 const EXPECTED: [&str; 70] = [
@@ -82,6 +84,23 @@ const EXPECTED: [&str; 70] = [
     "writers fenced",
     "writers without nodes",
 ];
+/// What nodes on the storage engine are for.
+const EXPECTED_OF_THE_ENGINE: [&str; 14] = [
+    "commits that failed",
+    "damaged entries found by storage nodes",
+    "entries copied by repairs",
+    "entries that nodes have from others",
+    "fault: bit flipped",
+    "fault: block misdirected",
+    "fault: block unreadable",
+    "fault: disk full",
+    "fault: disk lost",
+    "fault: syncs fail",
+    "holes that were settled",
+    "replicas of deleted ledgers swept",
+    "starts of the engine",
+    "starts of the engine that find holes",
+];
 /// Simulated, of one seed.
 const MINUTES: u64 = 10;
 
@@ -96,8 +115,8 @@ fn be_quiet() {
     }
 }
 
-fn options(plant: Plant) -> Options {
-    Options { plant, minutes: MINUTES, is_traced: false }
+fn options(storage: Storage, plant: Plant) -> Options {
+    Options { plant, storage, minutes: MINUTES, is_traced: false }
 }
 
 struct Total {
@@ -107,7 +126,7 @@ struct Total {
 }
 
 /// Runs seeds until so many are done or one fails.
-fn run_seeds(first: u64, count: u64, plant: Plant) -> Total {
+fn run_seeds(first: u64, count: u64, storage: Storage, plant: Plant) -> Total {
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let next = AtomicU64::new(first);
     let end = AtomicU64::new(first + count);
@@ -118,7 +137,7 @@ fn run_seeds(first: u64, count: u64, plant: Plant) -> Total {
             if seed >= end.load(Ordering::Relaxed) {
                 return total;
             }
-            let Report { seen, simulated, violation, .. } = run(seed, options(plant));
+            let Report { seen, simulated, violation, .. } = run(seed, options(storage, plant));
             total.seconds += simulated / SECOND;
             seen.into_iter().for_each(|(what, times)| *total.seen.entry(what).or_default() += times);
             if let Some(violation) = violation {
@@ -144,13 +163,13 @@ fn join(mut one: Total, other: Total) -> Total {
     one
 }
 
-#[test]
-fn many_hours_keep_every_promise() {
+fn hours_keep_every_promise(storage: Storage, hours: u64, expected: &[&str]) {
     if let Some(seed) = number("CLUSTER_SEED") {
         be_quiet();
         let is_traced = number("CLUSTER_SILENT").is_none();
-        let report = run(seed, Options { is_traced, ..options(Plant::None) });
-        let place = std::env::temp_dir().join(format!("cluster-{seed}.trace"));
+        let report = run(seed, Options { is_traced, ..options(storage, Plant::None) });
+        let name = format!("cluster-{storage:?}-{seed}.trace").to_lowercase();
+        let place = std::env::temp_dir().join(name);
         std::fs::write(&place, report.trace).expect("the temporary folder can be written");
         println!("{:#?}\ntrace: {}", report.seen, place.display());
         let _ = std::panic::take_hook();
@@ -158,25 +177,37 @@ fn many_hours_keep_every_promise() {
         return;
     }
     be_quiet();
-    let hours = number("CLUSTER_HOURS").unwrap_or(100);
     let (first, count) = (number("CLUSTER_FIRST_SEED").unwrap_or(0), hours * 60 / MINUTES);
-    let total = run_seeds(first, count, Plant::None);
-    println!("seeds {first} to {}, {} simulated hours", first + count - 1, total.seconds / 3600);
+    let total = run_seeds(first, count, storage, Plant::None);
+    println!("{storage:?}: seeds {first} to {}, {} simulated hours", first + count - 1, total.seconds / 3600);
     total.seen.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
     let _ = std::panic::take_hook();
     assert_eq!(total.violation, None, "run it alone with CLUSTER_SEED");
     let times = |what: &str| total.seen.get(what).copied().unwrap_or(0);
-    let rare: Vec<&str> = EXPECTED.into_iter().filter(|what| times(what) < hours / 10).collect();
+    let rare: Vec<&&str> = expected.iter().filter(|what| times(what) < hours.div_ceil(10)).collect();
     assert!(rare.is_empty(), "hardly ever seen: {rare:?}");
 }
 
 #[test]
+fn many_hours_keep_every_promise() {
+    hours_keep_every_promise(Storage::Model, number("CLUSTER_HOURS").unwrap_or(100), &EXPECTED);
+}
+
+#[test]
+fn some_hours_on_the_storage_engine_keep_every_promise() {
+    let hours = number("CLUSTER_ENGINE_HOURS").unwrap_or(5);
+    hours_keep_every_promise(Storage::Engine, hours, &EXPECTED_OF_THE_ENGINE);
+}
+
+#[test]
 fn a_seed_takes_the_same_course_twice() {
-    let traced = Options { plant: Plant::None, minutes: 2, is_traced: true };
-    for seed in 0..4 {
+    for (storage, seed) in
+        [Storage::Model, Storage::Engine].into_iter().flat_map(|storage| (0..4).map(move |seed| (storage, seed)))
+    {
+        let traced = Options { minutes: 2, is_traced: true, ..options(storage, Plant::None) };
         let (one, other) = (run(seed, traced), run(seed, traced));
         assert!(one.trace.len() > 100_000, "seed {seed} does something");
-        assert!(one.trace == other.trace, "seed {seed} took another course");
+        assert!(one.trace == other.trace, "{storage:?}: seed {seed} took another course");
         assert_eq!((one.seen, one.simulated), (other.seen, other.simulated));
     }
 }
@@ -210,16 +241,25 @@ fn planted_bugs_are_found() {
         Plant::Client(Bug::KeepAcksOfReplaced),
         Plant::Client(Bug::OneDenialIsEnough),
     ];
+    are_found(Storage::Model, number("CLUSTER_PLANTED_SEEDS").unwrap_or(200), &plants);
+}
+
+#[test]
+fn planted_bugs_are_found_on_the_storage_engine() {
+    let plants = [Plant::AckBeforeSync, Plant::IgnoreSyncError];
+    are_found(Storage::Engine, number("CLUSTER_PLANTED_SEEDS").unwrap_or(20), &plants);
+}
+
+fn are_found(storage: Storage, seeds: u64, plants: &[Plant]) {
     be_quiet();
-    let seeds = number("CLUSTER_PLANTED_SEEDS").unwrap_or(200);
     let is_missed = |plant: &Plant| {
-        let total = run_seeds(0, seeds, *plant);
-        println!("{plant:?}: {:.1} simulated hours: {:?}", total.seconds as f64 / 3600.0, total.violation);
+        let total = run_seeds(0, seeds, storage, *plant);
+        println!("{storage:?}, {plant:?}: {:.1} simulated hours: {:?}", total.seconds as f64 / 3600.0, total.violation);
         total.violation.is_none()
     };
     let wanted = std::env::var("CLUSTER_PLANT").unwrap_or_default();
     let is_wanted = |plant: &Plant| wanted.is_empty() || format!("{plant:?}").contains(&wanted);
-    let missed: Vec<Plant> = plants.into_iter().filter(is_wanted).filter(is_missed).collect();
+    let missed: Vec<&Plant> = plants.iter().filter(|plant| is_wanted(plant)).filter(|plant| is_missed(plant)).collect();
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
