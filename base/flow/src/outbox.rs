@@ -118,16 +118,29 @@ impl Outbox {
         }
     }
 
+    /// Lets the writer task write, together with what others queue before it comes to run: fewer and larger writes where
+    /// many queue little.
+    pub fn flush_soon(&self) {
+        let mut queue = self.queue.lock();
+        if queue.writer_busy || queue.is_empty() {
+            return;
+        }
+        queue.writer_busy = true;
+        self.wake.notify_one();
+    }
+
     /// Whether someone who was refused should be told that there is room again; true once per refusal.
     pub fn drained(&self) -> bool {
         self.queued.load(Ordering::SeqCst) <= LOW_WATER && self.refused.swap(false, Ordering::SeqCst)
     }
 
-    /// The writer task: writes whatever flush had to leave, calls `on_room` when refused senders may go on; ends when
+    /// The writer task: writes whatever flush had to leave or was to be written soon, calls `on_room` when refused senders may go on; ends when
     /// the connection is closed or broken.
     pub async fn drain(&self, on_room: impl Fn()) {
         loop {
             self.wake.notified().await;
+            // A task that was woken may run before all others, which have more to write.
+            tokio::task::yield_now().await;
             loop {
                 if self.closed.load(Ordering::Acquire) {
                     return;
@@ -279,9 +292,46 @@ impl Drop for Outbox {
 mod tests {
     use std::time::Duration;
 
+    use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_may_wait_is_written_together() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let outbox = Arc::new(Outbox::new(Arc::new(stream), Budget::new(1 << 30)));
+        let writer = {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { outbox.drain(|| ()).await })
+        };
+        let mut received = [0; 1 << 10];
+        for _ in 0..3 {
+            // Others that are ready as well run before the writer.
+            let others = (0..10).map(|_| {
+                let outbox = outbox.clone();
+                tokio::spawn(async move {
+                    outbox.push(|frames| frames.payload(&Bytes::from_static(b"frame")));
+                    outbox.flush_soon();
+                })
+            });
+            let others: Vec<_> = others.collect();
+            let read = peer.read(&mut received).await.unwrap();
+            assert_eq!(read, 50);
+            for other in others {
+                other.await.unwrap();
+            }
+            // The socket is free again.
+            outbox.push(|frames| frames.payload(&Bytes::from_static(b"at once")));
+            outbox.flush();
+            assert_eq!(outbox.queued(), 0);
+            assert_eq!(peer.read(&mut received).await.unwrap(), 7);
+        }
+        outbox.close();
+        writer.await.unwrap();
+    }
 
     #[tokio::test]
     async fn closing_ends_the_writer_also_when_the_peer_does_not_read() {

@@ -22,6 +22,8 @@ const READ_BYTES_MIN: usize = 16 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// A node that lets more than this pile up does not keep up, and is given up.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
+/// Where more calls than these are under way, what is sent may wait until more has gathered: an answer waits for its turn anyway.
+const FEW: usize = 32;
 /// How often calls that take too long are looked for.
 const TIMEOUT_CHECK: Duration = Duration::from_millis(250);
 
@@ -319,8 +321,13 @@ impl NodeConnection {
         self.ask(&Request::NodeInfo { requested: NODE_ID }, Box::new(told));
     }
 
+    /// Sends what is queued: at once, or soon where much is under way.
     pub fn flush(&self) {
-        self.outbox.flush();
+        if self.calls.lock().by_key.len() <= FEW {
+            self.outbox.flush();
+        } else {
+            self.outbox.flush_soon();
+        }
         if self.outbox.queued() > QUEUED_BYTES_MAX {
             tracing::warn!(node = self.node, "a storage node does not take what it is sent");
             self.close();
