@@ -105,7 +105,10 @@ impl Log {
         let mut threads = Vec::new();
         let mut start = |name: String, run: fn(Arc<Shared>)| {
             let shared = shared.clone();
-            let thread = std::thread::Builder::new().name(name).spawn(move || run(shared));
+            let thread = std::thread::Builder::new().name(name).spawn(move || {
+                let _indispensable = Indispensable;
+                run(shared);
+            });
             threads.push(thread.map_err(|source| OpenError::Io {
                 action: "starting a thread",
                 folder: folder.display().to_string(),
@@ -292,6 +295,19 @@ fn zero_first_blocks(engine: &Engine<RealDisk>) {
     }
 }
 
+/// Ends the process when its thread panics. Without that thread nobody would be answered any more; with the process gone, others
+/// take over or it is started again, and whatever was acknowledged is on the disk.
+struct Indispensable;
+
+impl Drop for Indispensable {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a thread of the log panicked: the process ends");
+            std::process::abort();
+        }
+    }
+}
+
 impl Owner {
     fn close(&self) {
         self.shared.queue.lock().closed = true;
@@ -305,8 +321,8 @@ impl Owner {
         let this = std::thread::current().id();
         for thread in threads {
             // A callback may hold the last handle; it cannot wait for its own thread.
-            if thread.thread().id() != this && thread.join().is_err() {
-                tracing::error!("a thread of the log panicked");
+            if thread.thread().id() != this {
+                let _ = thread.join();
             }
         }
         if self.shared.queue.lock().under_way == 0
