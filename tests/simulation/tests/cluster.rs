@@ -212,54 +212,59 @@ fn a_seed_takes_the_same_course_twice() {
     }
 }
 
-/// Each within a third of the hours of an ordinary run; the test says how fast. What only a few of a hundred thousand orders of
-/// messages bring about is planted in the simulation of ensembles.
+/// Each within a third of the hours of an ordinary run. The seed beside a plant is one that finds it, and is tried before the search:
+/// another one counts just as well, once the simulation has changed. With `CLUSTER_PLANT` the test searches, and says how fast.
 #[test]
 fn planted_bugs_are_found() {
     let plants = [
-        Plant::AckBeforeSync,
-        Plant::IgnoreSyncError,
-        Plant::DamagedIsAbsent,
-        Plant::LostDirectoryIsEmpty,
-        Plant::UnsureDeletionsServeOn,
-        Plant::NoDigestCheck,
-        Plant::TrustLease,
-        Plant::SeekStoresReadPosition,
-        Plant::AckBeforeDurable,
-        Plant::TrimByMemory,
-        Plant::NoReplay,
-        Plant::UnknownIsDuplicate,
-        Plant::LaterMessagesPass,
-        Plant::Unguarded,
-        Plant::LedgerIdsGoBack,
-        Plant::PartsBeforeLogs,
-        Plant::LapsedOwnersAdmit,
-        Plant::OpenLedgersAreNotRead,
-        Plant::DeletedIsForgotten,
-        Plant::Client(Bug::ConfirmBeforeMetadata),
-        Plant::Client(Bug::RecoverFromTheStart),
-        Plant::Client(Bug::KeepAcksOfReplaced),
-        Plant::Client(Bug::OneDenialIsEnough),
+        (Plant::AckBeforeSync, 0),
+        (Plant::IgnoreSyncError, 1),
+        (Plant::DamagedIsAbsent, 179),
+        (Plant::LostDirectoryIsEmpty, 52),
+        (Plant::UnsureDeletionsServeOn, 15),
+        (Plant::NoDigestCheck, 7),
+        (Plant::TrustLease, 2),
+        (Plant::SeekStoresReadPosition, 8),
+        (Plant::AckBeforeDurable, 0),
+        (Plant::TrimByMemory, 1),
+        (Plant::NoReplay, 9),
+        (Plant::UnknownIsDuplicate, 11),
+        (Plant::LaterMessagesPass, 46),
+        (Plant::Unguarded, 103),
+        (Plant::LedgerIdsGoBack, 31),
+        (Plant::PartsBeforeLogs, 1),
+        (Plant::LapsedOwnersAdmit, 2),
+        (Plant::OpenLedgersAreNotRead, 0),
+        (Plant::DeletedIsForgotten, 39),
+        (Plant::Client(Bug::ConfirmBeforeMetadata), 4),
+        (Plant::Client(Bug::RecoverFromTheStart), 4),
+        (Plant::Client(Bug::KeepAcksOfReplaced), 8),
+        (Plant::Client(Bug::OneDenialIsEnough), 1),
     ];
     are_found(Storage::Model, number("CLUSTER_PLANTED_SEEDS").unwrap_or(200), &plants);
 }
 
 #[test]
 fn planted_bugs_are_found_on_the_storage_engine() {
-    let plants = [Plant::AckBeforeSync, Plant::IgnoreSyncError];
+    let plants = [(Plant::AckBeforeSync, 0), (Plant::IgnoreSyncError, 1)];
     are_found(Storage::Engine, number("CLUSTER_PLANTED_SEEDS").unwrap_or(20), &plants);
 }
 
-fn are_found(storage: Storage, seeds: u64, plants: &[Plant]) {
+fn are_found(storage: Storage, seeds: u64, plants: &[(Plant, u64)]) {
     be_quiet();
-    let is_missed = |plant: &Plant| {
-        let total = run_seeds(0, seeds, storage, *plant);
+    let wanted = std::env::var("CLUSTER_PLANT").ok();
+    let is_found = |first, count, plant| {
+        let total = run_seeds(first, count, storage, plant);
         println!("{storage:?}, {plant:?}: {:.1} simulated hours: {:?}", total.seconds as f64 / 3600.0, total.violation);
-        total.violation.is_none()
+        total.violation.is_some()
     };
-    let wanted = std::env::var("CLUSTER_PLANT").unwrap_or_default();
-    let is_wanted = |plant: &Plant| wanted.is_empty() || format!("{plant:?}").contains(&wanted);
-    let missed: Vec<&Plant> = plants.iter().filter(|plant| is_wanted(plant)).filter(|plant| is_missed(plant)).collect();
+    let mut missed = Vec::new();
+    for &(plant, seed) in plants {
+        let is_wanted = wanted.as_ref().is_none_or(|wanted| format!("{plant:?}").contains(wanted));
+        if is_wanted && !(wanted.is_none() && is_found(seed, 1, plant)) && !is_found(0, seeds, plant) {
+            missed.push(plant);
+        }
+    }
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
