@@ -101,6 +101,7 @@ def test_an_owner_that_slept_longer_than_its_session_acknowledges_nothing(broker
     assert not any(missing), f"acknowledged messages are lost: {[sorted(lost)[:10] for lost in missing]}"
 
 
+@pytest.mark.alone
 def test_bundles_move_while_messages_are_published(brokers):
     topic = f"{NAMESPACE}/mover"
     load = Load(brokers.pulsar_url, topic)
