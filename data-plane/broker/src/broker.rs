@@ -302,6 +302,9 @@ impl Broker {
         if !may_create || !auto.allowed {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
+        if has_never_partitions(name) {
+            return Ok(0);
+        }
         if auto.partitions > 0 {
             self.check_topic_limit(&policies.namespace, name, auto.partitions as usize).await.map_err(not_allowed)?;
             self.create_partitioned(name, auto.partitions, Default::default()).await?;
@@ -471,6 +474,12 @@ impl Broker {
 struct AutoCreation {
     allowed: bool,
     partitions: u32,
+}
+
+/// Topics of dead letters and of what is tried again have no partitions unless they are made so, as in Pulsar.
+fn has_never_partitions(name: &TopicName) -> bool {
+    let name = name.as_str();
+    name.ends_with("-DLQ") || name.ends_with("-RETRY")
 }
 
 /// What an operator is told about a precondition, a client is told as something it may not do.

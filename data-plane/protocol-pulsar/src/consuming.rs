@@ -257,6 +257,8 @@ impl Connection {
                     consumer.topic.seek(&consumer.subscription, position(id), &id.ack_set).await?;
                 }
                 (None, Some(time)) => {
+                    // A time before 1970, as Java's long has it, is before the first message.
+                    let time = u64::try_from(time as i64).unwrap_or(0);
                     consumer.topic.reset_to_time(&consumer.subscription, time).await?;
                 }
                 (None, None) => {

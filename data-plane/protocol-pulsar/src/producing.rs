@@ -34,7 +34,7 @@ impl Connection {
                 if let (BrokerError::Checksum, Some(producer)) = (&error, &gathered.producer) {
                     producer.topic.damaged(producer);
                 }
-                self.send_error(send.producer_id, send.sequence_id, &error);
+                self.send_error(send.producer_id, highest_sequence_id(send), &error);
             }
         }
     }
@@ -63,7 +63,7 @@ impl Connection {
         }
         Ok(Publish {
             sequence_id: send.sequence_id,
-            highest_sequence_id: send.highest_sequence_id.unwrap_or(send.sequence_id).max(send.sequence_id),
+            highest_sequence_id: highest_sequence_id(send),
             inner_chunk: meta.num_chunks > 1 && meta.chunk_id + 1 < meta.num_chunks,
             meta,
             payload,
@@ -277,4 +277,9 @@ impl Connection {
             connection.send(&success);
         });
     }
+}
+
+/// By which a client knows a batch in an answer: that of its last message.
+fn highest_sequence_id(send: &proto::CommandSend) -> u64 {
+    send.highest_sequence_id.unwrap_or(send.sequence_id).max(send.sequence_id)
 }

@@ -66,6 +66,7 @@ fn check(old: &SchemaRecord, new: &SchemaRecord, rule: Rule) -> Result<(), Strin
         ));
     }
     check_definitions(new.schema_type, &old.data, &new.data, rule)?;
+    check_root_messages(old, new)?;
     if new.schema_type != Type::KeyValue as i32 {
         return Ok(());
     }
@@ -96,6 +97,23 @@ fn check_definitions(schema_type: i32, old: &[u8], new: &[u8], rule: Rule) -> Re
         old.check_reads(&new).map_err(|reason| format!("the schema so far does not read new data: {reason}"))?;
     }
     Ok(())
+}
+
+/// Of Protobuf's own definitions, Pulsar compares the name of the root message.
+fn check_root_messages(old: &SchemaRecord, new: &SchemaRecord) -> Result<(), String> {
+    let (Some(old), Some(new)) = (root_message(old), root_message(new)) else { return Ok(()) };
+    if old != new {
+        return Err(format!("Protobuf root message change is not allowed: from '{old}' to '{new}'"));
+    }
+    Ok(())
+}
+
+fn root_message(schema: &SchemaRecord) -> Option<String> {
+    if schema.schema_type != Type::ProtobufNative as i32 {
+        return None;
+    }
+    let definition: serde_json::Value = serde_json::from_slice(&schema.data).ok()?;
+    Some(definition.get("rootMessageTypeName")?.as_str()?.to_owned())
 }
 
 /// Types that are defined by an Avro schema in JSON.
@@ -137,6 +155,20 @@ mod tests {
         assert!(check_new(&[&string], &json, "ALWAYS_COMPATIBLE").is_ok());
         assert!(check_new(&[&json], &json, "ALWAYS_INCOMPATIBLE").is_err());
         assert!(check_new(&[], &json, "ALWAYS_INCOMPATIBLE").is_ok());
+    }
+
+    #[test]
+    fn the_root_message_of_protobuf_keeps_its_name() {
+        let native = |root| {
+            let definition = format!(r#"{{"fileDescriptorSet":"Cg==","rootMessageTypeName":"{root}"}}"#);
+            schema(Type::ProtobufNative, definition.as_bytes())
+        };
+        for strategy in ["BACKWARD", "FORWARD", "FULL", "FULL_TRANSITIVE"] {
+            assert!(check_new(&[&native("p.A")], &native("p.A"), strategy).is_ok(), "{strategy}");
+            assert!(check_new(&[&native("p.A")], &native("p.B"), strategy).is_err(), "{strategy}");
+        }
+        assert!(check_new(&[&native("p.A")], &native("p.B"), "ALWAYS_COMPATIBLE").is_ok());
+        assert!(check_consumer(&[&native("p.A")], &native("p.B"), "FULL").is_err());
     }
 
     #[test]

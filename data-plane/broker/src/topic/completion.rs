@@ -145,7 +145,7 @@ impl Topic {
                 dedup.failed(&origin.producer.name);
             }
             if answered {
-                origin.producer.refuse(origin.sequence_id, error);
+                origin.producer.refuse(origin.highest_sequence_id, error);
                 flushes.add(&origin.producer.peer);
             }
             origin.producer.finished(1, bytes);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use geminga_model::TopicName;
 use geminga_topic::producers::{AccessMode, Action, Admission, ProducerError, ProducerSpec};
 use tokio::sync::oneshot;
 
@@ -168,12 +169,12 @@ impl Topic {
         let holder = match &error {
             ProducerError::NameTaken { by, .. } => Some(*by),
             ProducerError::Busy(_) | ProducerError::ExclusiveTaken(_) | ProducerError::SharedPresent => None,
-            _ => return producer_error(error).into(),
+            _ => return producer_error(error, &self.name).into(),
         };
         let joining = state.joining.values().map(|joining| &joining.handle);
         let present = state.producer_handles.values().chain(joining);
         let holders = present.filter(|handle| holder.is_none_or(|key| handle.key == key)).map(|handle| &handle.peer);
-        Refusal::because_of(producer_error(error), asking, holders)
+        Refusal::because_of(producer_error(error, &self.name), asking, holders)
     }
 
     fn producer_handle(&self, key: u64, request: ProducerRequest, peer: Arc<dyn Peer>) -> ProducerHandle {
@@ -305,16 +306,21 @@ impl Topic {
 
 fn refuse(state: &mut TopicState, key: u64, error: ProducerError) {
     if let Some(joining) = state.joining.remove(&key) {
-        let _ = joining.turn.send(Err(producer_error(error)));
+        let _ = joining.turn.send(Err(producer_error(error, &joining.handle.topic.name)));
     }
 }
 
-fn producer_error(error: ProducerError) -> BrokerError {
+fn producer_error(error: ProducerError, topic: &TopicName) -> BrokerError {
     if error.is_fenced() {
         return BrokerError::ProducerFenced(error.to_string());
     }
     match error {
         ProducerError::NotStored => BrokerError::Metadata(error.to_string()),
+        // As Pulsar words them.
+        ProducerError::NameTaken { .. } => BrokerError::ProducerBusy(format!("{error} '{topic}'")),
+        ProducerError::MaxProducers => {
+            BrokerError::ProducerBusy(format!("Topic '{topic}' reached max producers limit"))
+        }
         _ => BrokerError::ProducerBusy(error.to_string()),
     }
 }

@@ -20,7 +20,7 @@ use crate::shared::now_ms;
 /// One message or batch as a producer sent it, already checked against its checksum.
 pub struct Publish {
     pub sequence_id: u64,
-    /// Equal to `sequence_id` unless a batch says more.
+    /// Equal to `sequence_id` unless a batch says more. Clients know a refused batch by it.
     pub highest_sequence_id: u64,
     /// What the broker needs of the message's metadata.
     pub meta: EntryMeta,
@@ -50,7 +50,7 @@ impl Topic {
         }
         if let Some(error) = self.refusal(&state, producer) {
             for publish in batch.drain(..) {
-                producer.refuse(publish.sequence_id, &error);
+                producer.refuse(publish.highest_sequence_id, &error);
             }
             drop(state);
             producer.peer.flush();
@@ -240,7 +240,7 @@ impl Topic {
 fn admit(state: &mut TopicState, producer: &ProducerHandle, publish: &Publish, flushes: &mut Flushes) -> bool {
     if producer.failed.load(Ordering::Relaxed) {
         let error = "an earlier message of this producer failed: it has to connect again";
-        producer.refuse(publish.sequence_id, &BrokerError::ServiceNotReady(error.into()));
+        producer.refuse(publish.highest_sequence_id, &BrokerError::ServiceNotReady(error.into()));
         flushes.add(&producer.peer);
         return false;
     }
@@ -262,7 +262,7 @@ fn admit(state: &mut TopicState, producer: &ProducerHandle, publish: &Publish, f
                 "the first sending of this message is not durable yet: it is not known whether it is a duplicate"
                     .into(),
             );
-            producer.refuse(publish.sequence_id, &error);
+            producer.refuse(publish.highest_sequence_id, &error);
             flushes.add(&producer.peer);
             false
         }

@@ -89,7 +89,7 @@ impl Topic {
         batch.retain(|publish| {
             let refusal = limits.refusal(publish, now);
             if let Some(error) = &refusal {
-                producer.peer.send_failed(producer.producer_id, publish.sequence_id, error);
+                producer.peer.send_failed(producer.producer_id, publish.highest_sequence_id, error);
                 flushes.add(&producer.peer);
             }
             refusal.is_none()

@@ -3,6 +3,7 @@ package geminga.clients;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -230,8 +231,12 @@ class ConsumerTest extends Server {
         for (int i = 0; i < 3; i++) {
             consumer.negativeAcknowledge(receive(consumer, 1).get(0));
         }
-        assertEquals("m0", text(receive(letters, 1).get(0)));
+        var letter = receive(letters, 1).get(0);
+        assertEquals("m0", text(letter));
         nothingMore(consumer);
+        // They are bytes, without a schema that would keep others out.
+        assertNull(letter.getSchemaVersion());
+        assertEquals(List.of(), admin.schemas().getAllSchemas(topic + "-s-DLQ"));
     }
 
     @Test
@@ -291,6 +296,8 @@ class ConsumerTest extends Server {
         assertEquals(series(20, 25), texts(receive(consumer, 5)));
         consumer.seek(MessageId.latest);
         nothingMore(consumer);
+        consumer.seek(-1);
+        assertEquals(series(0, 25), texts(receive(consumer, 25)));
     }
 
     @Test

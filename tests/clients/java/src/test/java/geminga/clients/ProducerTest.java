@@ -8,7 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.IntStream;
 import org.apache.pulsar.client.api.BatcherBuilder;
 import org.apache.pulsar.client.api.CompressionType;
 import org.apache.pulsar.client.api.Message;
@@ -95,6 +97,23 @@ class ProducerTest extends Server {
     void tooLarge() throws Exception {
         var producer = producer().enableBatching(false).create();
         assertThrows(PulsarClientException.class, () -> producer.send(new byte[5 * 1024 * 1024 + 1]));
+        producer.send(new byte[10]);
+    }
+
+    @Test
+    void batchesOverTheTopicsLimit() throws Exception {
+        admin.topics().createNonPartitionedTopic(topic);
+        admin.topicPolicies().setMaxMessageSize(topic, 100);
+        var producer = producer().batchingMaxMessages(4).batchingMaxPublishDelay(1, TimeUnit.SECONDS).create();
+        until("the limit holds", () -> {
+            var batch = IntStream.range(0, 4).mapToObj(i -> producer.sendAsync(new byte[50])).toList();
+            try {
+                CompletableFuture.allOf(batch.toArray(CompletableFuture[]::new)).get(WAIT_S, TimeUnit.SECONDS);
+                return false;
+            } catch (ExecutionException e) {
+                return e.getCause() instanceof PulsarClientException.NotAllowedException;
+            }
+        });
         producer.send(new byte[10]);
     }
 

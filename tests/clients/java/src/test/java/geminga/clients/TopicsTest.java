@@ -182,6 +182,10 @@ class TopicsTest extends Server {
         topic = "persistent://" + namespace + "/t";
         produce(producer().create(), 0, 9);
         assertEquals(3, admin.topics().getPartitionedTopicMetadata(topic).partitions);
+        // Not of those that the clients make for dead letters and retries.
+        for (var suffix : List.of("-DLQ", "-RETRY")) {
+            assertEquals(List.of(topic + suffix), client.getPartitionsForTopic(topic + suffix).get());
+        }
     }
 
     @Test
