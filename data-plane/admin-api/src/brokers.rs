@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use geminga_broker::{Broker, StatsOptions, dynamic_settings};
+use geminga_broker::{Broker, StatsOptions, Topic, dynamic_settings};
+use geminga_model::topic_hash;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
+use crate::partitioned::to_json;
 
 pub(crate) async fn serve(call: &Call, path: &[&str]) -> Result<Answer> {
     let broker = &call.broker;
@@ -137,6 +139,15 @@ pub(crate) async fn stats(call: &Call, path: &[&str]) -> Result<Answer> {
             None => Err(ApiError::not_found("this broker does not lead; see brokers/leaderBroker")),
         },
         ("GET", ["metrics"]) => Ok(Answer::Json(metrics(&call.broker))),
+        ("GET", ["allocator-stats", "default" | "ml-cache"]) => Ok(Answer::Json(allocator())),
+        ("GET", ["allocator-stats", other]) => {
+            Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, format!("Invalid allocator name : {other}")))
+        }
+        // There is no Java virtual machine.
+        ("GET", ["mbeans"]) => Ok(Answer::Json(json!([]))),
+        ("GET", ["broker-resource-availability", _, _]) => {
+            Err(ApiError::conflict("the load manager does not support this operation"))
+        }
         ("GET", ["load-report"]) => Ok(Answer::Json(json!({
             "webServiceUrl": format!("http://{}", call.broker.config().advertised_http),
             "pulsarServiceUrl": format!("pulsar://{}", call.broker.config().advertised_pulsar),
@@ -151,12 +162,43 @@ async fn topics(broker: &Broker) -> Result<Answer> {
     let mut namespaces = json!({});
     for topic in broker.loaded_topics() {
         let name = topic.name();
-        let stats = topic.stats(&StatsOptions::default()).await?;
-        let stats = serde_json::to_value(stats)
-            .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-        namespaces[name.namespace().as_str()]["0x00000000_0xffffffff"][name.domain().as_str()][name.as_str()] = stats;
+        let policies = broker.namespace_policies(name.namespace()).await?;
+        let bundle = policies.bundle_range(topic_hash(name.as_str())).to_string();
+        namespaces[name.namespace().as_str()][bundle][name.domain().as_str()][name.as_str()] = figures(&topic).await?;
     }
     Ok(Answer::Json(namespaces))
+}
+
+/// A topic's statistics, and some of them once more under the names that Pulsar has only here.
+async fn figures(topic: &Topic) -> Result<Value> {
+    let mut stats = to_json(&topic.stats(&StatsOptions::default()).await?)?;
+    for (here, elsewhere) in [
+        ("msgInCount", "msgInCounter"),
+        ("bytesInCount", "bytesInCounter"),
+        ("msgOutCount", "msgOutCounter"),
+        ("bytesOutCount", "bytesOutCounter"),
+    ] {
+        stats[here] = stats[elsewhere].clone();
+    }
+    stats["producerCount"] = json!(stats["publishers"].as_array().map_or(0, Vec::len));
+    stats["pendingAddEntriesCount"] = json!(0);
+    stats["filteredEntriesCount"] = json!(0);
+    Ok(stats)
+}
+
+/// In the shape of Pulsar's allocators, none of which there are.
+fn allocator() -> Value {
+    json!({
+        "numDirectArenas": 0,
+        "numHeapArenas": 0,
+        "numThreadLocalCaches": 0,
+        "normalCacheSize": 0,
+        "smallCacheSize": 0,
+        "usedDirectMemory": 0,
+        "usedHeapMemory": 0,
+        "directArenas": [],
+        "heapArenas": [],
+    })
 }
 
 /// The samples of `/metrics` as Pulsar's list of objects.

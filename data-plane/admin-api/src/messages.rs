@@ -7,6 +7,7 @@ use axum::response::IntoResponse;
 use geminga_broker::PeekedMessage;
 use geminga_model::{Position, TopicName};
 use geminga_wire_pulsar::proto;
+use prost::Message;
 
 use crate::call::{Answer, Call};
 use crate::error::{ApiError, Result};
@@ -50,10 +51,19 @@ pub(crate) async fn answer(message: PeekedMessage) -> Result<Answer> {
     if metadata.num_messages_in_batch.is_some() {
         headers.set("batch-size", message.payload.len() + ENTRY_FRAME_BYTES);
     }
+    for key in &metadata.encryption_keys {
+        headers.add("Base64-encryption-keys", base64(&key.encode_to_vec()));
+    }
     headers.set("Is-Encrypted", !metadata.encryption_keys.is_empty());
+    headers.set_some("Base64-encryption-param", metadata.encryption_param.as_ref().map(|param| base64(param)));
+    headers.set_some("encryption-algo", metadata.encryption_algo.as_ref());
     headers.set("producer-name", &metadata.producer_name);
     headers.set("sequence-id", metadata.sequence_id);
     headers.set_some("replicated-from", metadata.replicated_from.as_ref());
+    for cluster in &metadata.replicate_to {
+        headers.add("replicated-to", cluster);
+    }
+    headers.set_some("Base64-schema-version", metadata.schema_version.as_ref().map(|version| base64(version)));
     headers.set_some("partition-key", metadata.partition_key.as_ref());
     headers.set_some("Base64-ordering-key", metadata.ordering_key.as_ref().map(|key| base64(key)));
     headers.set_some("partition-key-b64-encoded", metadata.partition_key_b64_encoded);
@@ -65,6 +75,10 @@ pub(crate) async fn answer(message: PeekedMessage) -> Result<Answer> {
     headers.set_some("num-chunks-from-msg", metadata.num_chunks_from_msg);
     headers.set_some("total-chunk-msg-size", metadata.total_chunk_msg_size);
     headers.set_some("chunk-id", metadata.chunk_id);
+    if let (Some(count), Some(index)) = (metadata.num_chunks_from_msg, metadata.chunk_id) {
+        headers.set("PROPERTY-TOTAL-CHUNKS", count);
+        headers.set("PROPERTY-CHUNK-ID", index);
+    }
     headers.set_some("uncompressed-size", metadata.uncompressed_size.filter(|_| compression(metadata).is_some()));
     headers.set_some("compression", compression(metadata));
     headers.set("txn-uncommitted", false);
@@ -122,13 +136,23 @@ struct Headers {
 impl Headers {
     /// Sets `X-Pulsar-<name>`. What cannot be a header's value is left out: the payload still arrives.
     fn set(&mut self, name: &str, value: impl std::fmt::Display) {
-        let exact = format!("X-Pulsar-{name}");
-        let name = HeaderName::try_from(&exact);
-        let value = HeaderValue::try_from(value.to_string());
-        if let (Ok(name), Ok(value)) = (name, value) {
+        if let Some((name, value)) = self.pair(name, value) {
             self.map.insert(name, value);
-            self.names.push(exact);
         }
+    }
+
+    /// One more header of this name.
+    fn add(&mut self, name: &str, value: impl std::fmt::Display) {
+        if let Some((name, value)) = self.pair(name, value) {
+            self.map.append(name, value);
+        }
+    }
+
+    fn pair(&mut self, name: &str, value: impl std::fmt::Display) -> Option<(HeaderName, HeaderValue)> {
+        let exact = format!("X-Pulsar-{name}");
+        let pair = (HeaderName::try_from(&exact).ok()?, HeaderValue::try_from(value.to_string()).ok()?);
+        self.names.push(exact);
+        Some(pair)
     }
 
     fn set_some(&mut self, name: &str, value: Option<impl std::fmt::Display>) {
@@ -194,6 +218,12 @@ mod tests {
             sequence_id: 3,
             publish_time: 1_795_519_700_129,
             properties: vec![proto::KeyValue { key: "a b".into(), value: "1".into() }],
+            schema_version: Some(vec![0, 0, 0, 0, 0, 0, 0, 2].into()),
+            replicate_to: vec!["here".into(), "there".into()],
+            encryption_keys: vec![proto::EncryptionKeys { key: "k".into(), ..Default::default() }],
+            encryption_param: Some("ab".into()),
+            num_chunks_from_msg: Some(3),
+            chunk_id: Some(1),
             ..Default::default()
         };
         let message = PeekedMessage {
@@ -210,6 +240,13 @@ mod tests {
         assert_eq!(header("X-Pulsar-publish-time"), Some("2026-11-24T11:28:20.129Z"));
         assert_eq!(header("X-Pulsar-Broker-Entry-METADATA-index"), Some("7"));
         assert_eq!(header("X-Pulsar-num-batch-message"), None);
-        assert_eq!(header("X-Pulsar-Is-Encrypted"), Some("false"));
+        assert_eq!(header("X-Pulsar-Base64-schema-version"), Some("AAAAAAAAAAI="));
+        let clusters: Vec<_> = response.headers().get_all("X-Pulsar-replicated-to").iter().collect();
+        assert_eq!(clusters, ["here", "there"]);
+        assert_eq!(header("X-Pulsar-Base64-encryption-keys"), Some("CgFrEgA="), "as protobuf");
+        assert_eq!(header("X-Pulsar-Base64-encryption-param"), Some("YWI="));
+        assert_eq!(header("X-Pulsar-Is-Encrypted"), Some("true"));
+        assert_eq!(header("X-Pulsar-PROPERTY-TOTAL-CHUNKS"), Some("3"));
+        assert_eq!(header("X-Pulsar-PROPERTY-CHUNK-ID"), Some("1"));
     }
 }

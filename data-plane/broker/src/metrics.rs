@@ -68,6 +68,15 @@ static FIGURES: &[Figure] = &[
     gauge("pulsar_storage_logical_size", "Bytes stored, without replicas", |f| f.storage_bytes as f64),
     gauge("pulsar_storage_backlog_size", "Bytes behind the slowest subscription", |f| f.backlog_bytes as f64),
     gauge("pulsar_storage_backlog_quota_limit", "Backlog quota in bytes, -1 without", |f| f.backlog_quota_bytes as f64),
+    gauge("pulsar_storage_backlog_quota_limit_time", "Backlog quota in seconds, -1 without", |f| {
+        f.backlog_quota_seconds as f64
+    }),
+    gauge("pulsar_delayed_message_index_size_bytes", "Bytes of memory for messages whose time has not come", |f| {
+        f.delayed_index_bytes as f64
+    }),
+    gauge("pulsar_publish_rate_limit_times", "How often producers were held back by the topic's rate", |f| {
+        f.publish_throttled as f64
+    }),
     gauge("pulsar_storage_offloaded_size", "Bytes in tiered storage", |_| 0.0),
     gauge("pulsar_storage_write_rate", "Entries per second that became durable", |f| f.write_rate),
     gauge("pulsar_storage_read_rate", "Entries per second read from storage, and not from the caches", |f| f.read_rate),
@@ -95,6 +104,7 @@ static SUBSCRIPTION_FIGURES: [(&str, &str); SUBSCRIPTION_GAUGES] = [
         "pulsar_subscription_last_mark_delete_advanced_timestamp",
         "When the first unacknowledged entry was last another one",
     ),
+    ("pulsar_subscription_delayed_message_index_size_bytes", "Bytes of memory for messages whose time has not come"),
 ];
 
 /// Figures of topics that are shown by subscription, where these are shown: as in Pulsar one by one, and nowhere else.
@@ -107,7 +117,7 @@ static BY_SUBSCRIPTION: [OfSubscription; 2] = [
 
 /// How many figures a subscription has: gauges, and then counters.
 pub(crate) const SUBSCRIPTION_FIGURES_LEN: usize = SUBSCRIPTION_GAUGES + BY_SUBSCRIPTION.len();
-const SUBSCRIPTION_GAUGES: usize = 18;
+const SUBSCRIPTION_GAUGES: usize = 19;
 
 /// Appends the broker's metrics in Prometheus' text format.
 pub fn render(broker: &Broker, page: &mut String) {
@@ -321,7 +331,7 @@ fn broker_level(
         sum.add(of_topic);
     }
     let resting: u64 = resting.values().map(|(count, _)| count).sum();
-    let of_broker: [(&str, &str, f64); 11] = [
+    let of_broker: [(&str, &str, f64); 14] = [
         ("pulsar_broker_subscriptions_count", "Subscriptions", sum.subscriptions as f64),
         ("pulsar_broker_throughput_in", "Bytes per second coming in", sum.throughput_in),
         ("pulsar_broker_throughput_out", "Bytes per second going out", sum.throughput_out),
@@ -333,6 +343,9 @@ fn broker_level(
         ("pulsar_broker_rate_out", "Messages per second going out", sum.rate_out),
         ("pulsar_broker_msg_backlog", "Entries that are not acknowledged", sum.backlog as f64),
         ("pulsar_broker_storage_size", "Bytes stored", sum.storage_bytes as f64),
+        ("pulsar_broker_storage_logical_size", "Bytes stored, without replicas", sum.storage_bytes as f64),
+        ("pulsar_broker_storage_write_rate", "Entries per second that became durable", sum.write_rate),
+        ("pulsar_broker_storage_read_rate", "Entries per second read from storage", sum.read_rate),
     ];
     for (name, help, value) in of_broker {
         family(page, name, "gauge", help);
@@ -455,5 +468,8 @@ impl TopicFigures {
         self.read_latencies.add(&other.read_latencies);
         self.entry_sizes.add(&other.entry_sizes);
         self.backlog_quota_bytes = self.backlog_quota_bytes.max(other.backlog_quota_bytes);
+        self.backlog_quota_seconds = self.backlog_quota_seconds.max(other.backlog_quota_seconds);
+        self.delayed_index_bytes += other.delayed_index_bytes;
+        self.publish_throttled += other.publish_throttled;
     }
 }

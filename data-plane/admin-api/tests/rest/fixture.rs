@@ -134,6 +134,8 @@ fn publish(text: &str, sequence_id: u64) -> Publish {
         sequence_id,
         publish_time: 1_700_000_000_000 + sequence_id,
         properties: vec![proto::KeyValue { key: "k".into(), value: "v".into() }],
+        schema_version: Some(vec![0; 8].into()),
+        replicate_to: vec!["here".into(), "there".into()],
         ..Default::default()
     };
     let payload = geminga_wire_pulsar::frame_payload(&metadata, text.as_bytes());

@@ -183,14 +183,25 @@ async fn subscriptions_move_and_messages_are_seen() {
     assert_eq!(stats["subscriptions"]["s/1"]["msgBacklog"], 5);
     assert_eq!(stats["subscriptions"]["s/1"]["earliestMsgPublishTimeInBacklog"], 1_700_000_000_000_u64);
     assert_eq!(stats["storageSize"], stats["backlogSize"]);
+    rest.expect("PUT", &format!("{TOPICS}/a/subscription/end"), NONE, 204).await;
+    let quota = json!({"limitTime": 60, "policy": "consumer_backlog_eviction"});
+    rest.expect("POST", &format!("{TOPICS}/a/backlogQuota?backlogQuotaType=message_age"), quota, 204).await;
+    let stats = rest.get(&format!("{TOPICS}/a/stats?getEarliestTimeInBacklog=true")).await;
+    assert_eq!(stats["subscriptions"]["end"]["earliestMsgPublishTimeInBacklog"], -1, "there is none");
+    assert_eq!(stats["earliestMsgPublishTimeInBacklogs"], 1_700_000_000_000_u64);
+    assert_eq!(stats["backlogQuotaLimitTime"], 60);
+    rest.expect("DELETE", &format!("{TOPICS}/a/subscription/end"), NONE, 204).await;
 
     let peek = async |nth: u32| {
         let response = rest.raw("GET", &format!("/admin/v2{sub}/position/{nth}"), "").await;
         let status = response.status();
         let property = response.headers().get("X-Pulsar-PROPERTY").cloned();
+        let schema = response.headers().get("X-Pulsar-Base64-schema-version").cloned();
+        let clusters = response.headers().get_all("X-Pulsar-replicated-to").iter().count();
         let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         if status == StatusCode::OK {
             assert_eq!(property.unwrap(), r#"{"k":"v"}"#);
+            assert_eq!((schema.unwrap().to_str().unwrap(), clusters), ("AAAAAAAAAAA=", 2));
             Some(String::from_utf8(body.to_vec()).unwrap())
         } else {
             assert_eq!(status, StatusCode::NOT_FOUND);
@@ -233,6 +244,13 @@ async fn subscriptions_move_and_messages_are_seen() {
     let internal = rest.get(&format!("{TOPICS}/d/internalStats")).await;
     assert_eq!(internal["cursors"]["pulsar.dedup"]["markDeletePosition"], internal["lastConfirmedEntry"], "{internal}");
 
+    // A duplicate came in, too, though it is not stored.
+    rest.publish("d", &["1"]).await;
+    rest.publish("d", &["1"]).await;
+    let stats = rest.get(&format!("{TOPICS}/d/stats")).await;
+    assert_eq!(stats["msgInCounter"], 2);
+    assert_eq!(rest.get(&format!("{TOPICS}/d/internalStats")).await["numberOfEntries"], 1);
+
     rest.expect("DELETE", &format!("{TOPICS}/a/subscription/nope"), NONE, 404).await;
     rest.expect("DELETE", &sub, NONE, 204).await;
     let end = rest.expect("POST", &format!("{TOPICS}/a/terminate"), NONE, 200).await;
@@ -274,6 +292,20 @@ async fn health_lookup_metrics_and_what_is_not_served() {
     let page = String::from_utf8(to_bytes(page.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap();
     let topics = "pulsar_topics_count{cluster=\"standalone\",namespace=\"public/default\"} 1\n";
     assert!(page.contains(topics), "{page}");
+    for name in ["storage_backlog_quota_limit_time", "delayed_message_index_size_bytes", "publish_rate_limit_times"] {
+        let name = format!("pulsar_{name}{{cluster=\"standalone\",namespace=\"public/default\",topic=\"persistent");
+        assert!(page.contains(&name), "{name} in {page}");
+    }
+    assert!(page.contains("\npulsar_broker_storage_logical_size{"), "{page}");
+    let bundle = rest.raw("GET", "/lookup/v2/topic/persistent/public/default/a/bundle", "").await;
+    let bundle = String::from_utf8(to_bytes(bundle.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap();
+    let figures = rest.get("/broker-stats/topics").await;
+    let figures = &figures["public/default"][&bundle]["persistent"]["persistent://public/default/a"];
+    assert_eq!((&figures["msgInCount"], &figures["producerCount"]), (&json!(1), &json!(0)), "{figures}");
+    assert_eq!(rest.get("/broker-stats/allocator-stats/default").await["directArenas"], json!([]));
+    rest.expect("GET", "/broker-stats/allocator-stats/nope", NONE, 406).await;
+    rest.expect("GET", "/broker-stats/broker-resource-availability/public/default", NONE, 409).await;
+    assert_eq!(rest.get("/broker-stats/mbeans").await, json!([]));
     let lookup = rest.raw("GET", "/lookup/v2/topic/persistent/public/default/a", "").await;
     let lookup: Value = serde_json::from_slice(&to_bytes(lookup.into_body(), usize::MAX).await.unwrap()).unwrap();
     assert_eq!(lookup["brokerUrl"], "pulsar://127.0.0.1:6650");

@@ -88,7 +88,7 @@ impl Topic {
         let mut chunks = 0u64;
         let mut entries = Vec::with_capacity(batch.len());
         for publish in batch.drain(..) {
-            if !admit(state, producer, &publish, flushes) {
+            if !self.admit(state, producer, &publish, flushes) {
                 continue;
             }
             messages += u64::from(publish.meta.num_messages);
@@ -118,6 +118,51 @@ impl Topic {
             producer.peer.published(bytes);
             state.ledger.append(now_ms(), entries);
             self.carry_out(state, flushes);
+        }
+    }
+
+    /// Whether the message is to be stored; otherwise it has been answered.
+    fn admit(
+        &self,
+        state: &mut TopicState,
+        producer: &ProducerHandle,
+        publish: &Publish,
+        flushes: &mut Flushes,
+    ) -> bool {
+        if producer.failed.load(Ordering::Relaxed) {
+            let error = "an earlier message of this producer failed: it has to connect again";
+            producer.refuse(publish.highest_sequence_id, &BrokerError::ServiceNotReady(error.into()));
+            flushes.add(&producer.peer);
+            return false;
+        }
+        let Some(dedup) = &mut state.dedup else { return true };
+        match dedup.check(&producer.name, publish.sequence_id, publish.highest_sequence_id, publish.inner_chunk) {
+            Verdict::New => true,
+            Verdict::Duplicate => {
+                // It came in, as Pulsar counts.
+                let (messages, bytes) = (u64::from(publish.meta.num_messages), publish.payload.len() as u64);
+                producer.messages.fetch_add(messages, Ordering::Relaxed);
+                producer.bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.counters.messages_in.fetch_add(messages, Ordering::Relaxed);
+                self.counters.bytes_in.fetch_add(bytes, Ordering::Relaxed);
+                producer.peer.receipts(&[Receipt {
+                    producer_id: producer.producer_id,
+                    sequence_id: publish.sequence_id,
+                    highest_sequence_id: publish.highest_sequence_id,
+                    position: None,
+                }]);
+                flushes.add(&producer.peer);
+                false
+            }
+            Verdict::Unknown => {
+                let error = BrokerError::ServiceNotReady(
+                    "the first sending of this message is not durable yet: it is not known whether it is a duplicate"
+                        .into(),
+                );
+                producer.refuse(publish.highest_sequence_id, &error);
+                flushes.add(&producer.peer);
+                false
+            }
         }
     }
 
@@ -233,39 +278,6 @@ impl Topic {
         state.cache.insert(entry);
         let after = state.cache.bytes() as u64;
         if after >= before { budget.take(after - before) } else { budget.give_back(before - after) }
-    }
-}
-
-/// Whether the message is to be stored; otherwise it has been answered.
-fn admit(state: &mut TopicState, producer: &ProducerHandle, publish: &Publish, flushes: &mut Flushes) -> bool {
-    if producer.failed.load(Ordering::Relaxed) {
-        let error = "an earlier message of this producer failed: it has to connect again";
-        producer.refuse(publish.highest_sequence_id, &BrokerError::ServiceNotReady(error.into()));
-        flushes.add(&producer.peer);
-        return false;
-    }
-    let Some(dedup) = &mut state.dedup else { return true };
-    match dedup.check(&producer.name, publish.sequence_id, publish.highest_sequence_id, publish.inner_chunk) {
-        Verdict::New => true,
-        Verdict::Duplicate => {
-            producer.peer.receipts(&[Receipt {
-                producer_id: producer.producer_id,
-                sequence_id: publish.sequence_id,
-                highest_sequence_id: publish.highest_sequence_id,
-                position: None,
-            }]);
-            flushes.add(&producer.peer);
-            false
-        }
-        Verdict::Unknown => {
-            let error = BrokerError::ServiceNotReady(
-                "the first sending of this message is not durable yet: it is not known whether it is a duplicate"
-                    .into(),
-            );
-            producer.refuse(publish.highest_sequence_id, &error);
-            flushes.add(&producer.peer);
-            false
-        }
     }
 }
 

@@ -55,6 +55,11 @@ pub(crate) struct TopicFigures {
     pub backlog_bytes: u64,
     /// -1 without one.
     pub backlog_quota_bytes: i64,
+    /// -1 without one.
+    pub backlog_quota_seconds: i64,
+    pub delayed_index_bytes: u64,
+    /// How often producers were held back by the topic's rate.
+    pub publish_throttled: u64,
     /// Entries per second, as the one below.
     pub write_rate: f64,
     /// From storage, so not of what the caches had.
@@ -96,13 +101,17 @@ impl Topic {
             self.collect(&state, options)
         };
         if options.earliest_time_in_backlog {
+            for sub in stats.subscriptions.values_mut() {
+                sub.earliest_msg_publish_time_in_backlog = -1;
+            }
             for (name, position) in first_unacked {
                 let time = self.read_one(position).await?.meta.publish_time as i64;
-                if let Some(sub) = stats.subscriptions.get_mut(&name) {
-                    sub.earliest_msg_publish_time_in_backlog = time;
+                let Some(sub) = stats.subscriptions.get_mut(&name) else { continue };
+                sub.earliest_msg_publish_time_in_backlog = time;
+                if sub.durable {
+                    let earliest = &mut stats.earliest_msg_publish_time_in_backlogs;
+                    *earliest = earlier(*earliest, time);
                 }
-                let earliest = &mut stats.earliest_msg_publish_time_in_backlogs;
-                *earliest = if *earliest == 0 { time } else { (*earliest).min(time) };
             }
         }
         Ok(stats)
@@ -127,7 +136,7 @@ impl Topic {
             storage_size: list.total_size(),
             backlog_size: backlog_size(state),
             backlog_quota_limit_size: if persistent { quota_bytes(state) } else { 0 },
-            backlog_quota_limit_time: -i64::from(persistent),
+            backlog_quota_limit_time: if persistent { quota_seconds(state) } else { 0 },
             oldest_backlog_message_age_seconds: -i64::from(persistent),
             publish_rate_limited_times: state.publish_throttled,
             waiting_publishers: state.joining.len() as u64,
@@ -328,6 +337,9 @@ impl Topic {
             storage_bytes: list.total_size(),
             backlog_bytes: backlog_size(&state),
             backlog_quota_bytes: quota_bytes(&state),
+            backlog_quota_seconds: quota_seconds(&state),
+            delayed_index_bytes: state.subscriptions.values().map(|sub| sub.core.stats(list).delayed_index_bytes).sum(),
+            publish_throttled: state.publish_throttled,
         }
     }
 
@@ -357,6 +369,7 @@ impl Topic {
                 stats.last_consumed_timestamp as f64,
                 stats.last_consumed_flow_timestamp as f64,
                 stats.last_mark_delete_advanced_timestamp as f64,
+                stats.delayed_index_bytes as f64,
                 stats.msg_out_counter as f64,
                 stats.bytes_out_counter as f64,
             ];
@@ -364,6 +377,11 @@ impl Topic {
         };
         state.subscriptions.iter().map(|(name, sub)| figures(name, sub)).collect()
     }
+}
+
+/// Of two times those that are known; 0 is none, and so is what is negative.
+fn earlier(one: i64, other: i64) -> i64 {
+    [one, other].into_iter().filter(|time| *time > 0).min().unwrap_or(0)
 }
 
 fn quota_bytes(state: &TopicState) -> i64 {
@@ -404,6 +422,10 @@ fn sample(state: &TopicState) -> Sample {
         }
     }
     sample
+}
+
+fn quota_seconds(state: &TopicState) -> i64 {
+    state.policies.backlog_age_quota().map_or(-1, |(seconds, _)| i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
 /// A time as Pulsar prints it: ISO 8601 with milliseconds, in UTC.

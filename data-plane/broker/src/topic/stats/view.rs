@@ -3,7 +3,7 @@
 use geminga_topic::DrainingHashStats;
 use serde::{Deserialize, Serialize};
 
-use super::Properties;
+use super::{Properties, earlier};
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -238,8 +238,8 @@ impl TopicStats {
         self.backlog_quota_limit_time = other.backlog_quota_limit_time;
         self.non_contiguous_deleted_messages_ranges += other.non_contiguous_deleted_messages_ranges;
         self.delayed_message_index_size_in_bytes += other.delayed_message_index_size_in_bytes;
-        let earliest = [self.earliest_msg_publish_time_in_backlogs, other.earliest_msg_publish_time_in_backlogs];
-        self.earliest_msg_publish_time_in_backlogs = earliest.into_iter().filter(|time| *time > 0).min().unwrap_or(0);
+        let earliest = &mut self.earliest_msg_publish_time_in_backlogs;
+        *earliest = earlier(*earliest, other.earliest_msg_publish_time_in_backlogs);
         for (index, publisher) in other.publishers.iter().enumerate() {
             self.add_publisher(index, publisher);
         }
@@ -304,6 +304,8 @@ impl SubscriptionStats {
         self.total_msg_expired += other.total_msg_expired;
         self.msg_backlog += other.msg_backlog;
         self.backlog_size += other.backlog_size;
+        let earliest = &mut self.earliest_msg_publish_time_in_backlog;
+        *earliest = earlier(*earliest, other.earliest_msg_publish_time_in_backlog);
         self.msg_backlog_no_delayed += other.msg_backlog_no_delayed;
         self.msg_delayed += other.msg_delayed;
         self.msg_in_replay += other.msg_in_replay;
