@@ -65,6 +65,11 @@ impl ReadCache {
         stretch.end().is_some_and(|end| position < end).then_some(stretch)
     }
 
+    /// Where the stretch ends that holds the entry.
+    pub fn held_to(&self, position: Position) -> Option<Position> {
+        self.stretch_of(position)?.end()
+    }
+
     pub fn get(&self, position: Position) -> Option<&Entry> {
         let stretch = self.stretch_of(position)?;
         stretch.entries.get((position.entry_id - stretch.entries[0].position.entry_id) as usize)
@@ -194,6 +199,8 @@ mod tests {
         assert_eq!(cache.next_held(Position::new(3, 0)), Some(Position::new(3, 5)));
         assert_eq!(cache.next_held(Position::new(3, 16)), Some(Position::new(3, 16)));
         assert_eq!(cache.next_held(Position::new(3, 17)), None);
+        assert_eq!(cache.held_to(Position::new(3, 13)), Some(Position::new(3, 14)));
+        assert_eq!(cache.held_to(Position::new(3, 17)), None);
     }
 
     #[test]

@@ -27,6 +27,8 @@ const CONCURRENT_READS: usize = 8;
 /// Read from the log at once when an entry is asked for alone, and when its predecessor was read just before.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 const READ_AHEAD_SEQUENTIAL_BYTES: usize = 512 << 10;
+/// The same for a batch.
+const READ_BATCH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
@@ -166,6 +168,27 @@ impl StorageNode {
         let first = entries.first().map(|(_, bytes)| bytes.clone()).ok_or(Code::NoEntry)?;
         self.cache.put(ledger, entries);
         Ok(first)
+    }
+
+    /// Entries from this one on for a batch: at least one, at most `count`, and about `bytes` of them. Whoever asks for many goes on with
+    /// those behind them, on any node, so nothing is read ahead and kept as for single reads. Blocks.
+    pub(crate) fn read_some(&self, ledger: i64, entry: i64, count: usize, bytes: usize) -> Result<Vec<Bytes>, Code> {
+        let (Ok(of), Ok(first)) = (u64::try_from(ledger), u64::try_from(entry)) else {
+            return self.read(ledger, entry).map(|entry| vec![entry]);
+        };
+        let is_cached = |entry| self.cache.get(of, entry).is_some();
+        if is_cached(first) || first.checked_sub(1).is_some_and(is_cached) {
+            return self.read(ledger, entry).map(|entry| vec![entry]);
+        }
+        self.stats.cache_misses.fetch_add(1, Ordering::Relaxed);
+        let (last, bytes) = (first.saturating_add(count as u64 - 1), bytes.min(READ_BATCH_BYTES));
+        let entries = self.log.read_range(of, first, last, bytes).map_err(|error| self.failed(&error))?;
+        let found = entries.iter().map(|(_, bytes)| bytes.clone()).collect();
+        if entries.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < READ_AHEAD_BYTES {
+            // Of one who reads little at a time: the next ones are read ahead.
+            self.cache.put(of, entries);
+        }
+        Ok(found)
     }
 
     fn last_entry(&self, ledger: u64) -> Result<Option<Bytes>, Code> {

@@ -269,23 +269,28 @@ impl StorageNode {
     }
 
     fn answer_batch(&self, read: &BatchRead) -> Result<Response, Code> {
-        let limit = read.max_bytes.min(BATCH_BYTES_MAX);
-        let first = self.read(read.ledger, read.entry)?;
         if read.entry == LAST_ENTRY {
-            return Ok(Response::Entries(vec![first]));
+            return Ok(Response::Entries(vec![self.read(read.ledger, read.entry)?]));
         }
-        let max_count = if read.max_count <= 0 { i32::MAX } else { read.max_count };
-        let mut bytes = BATCH_HEAD_BYTES + BATCH_ENTRY_HEAD_BYTES + first.len() as i64;
-        let mut entries = vec![first];
-        while (entries.len() as i64) < i64::from(max_count) {
+        let limit = read.max_bytes.min(BATCH_BYTES_MAX);
+        let max_count = if read.max_count <= 0 { i32::MAX as usize } else { read.max_count as usize };
+        let (mut entries, mut bytes) = (Vec::new(), BATCH_HEAD_BYTES);
+        while entries.len() < max_count {
             let Some(next) = read.entry.checked_add(entries.len() as i64) else { break };
-            // The end of what is here ends the batch, for whatever reason.
-            let Ok(entry) = self.read(read.ledger, next) else { break };
-            bytes += BATCH_ENTRY_HEAD_BYTES + entry.len() as i64;
-            if bytes > limit {
-                break;
+            let more =
+                match self.read_some(read.ledger, next, max_count - entries.len(), (limit - bytes).max(0) as usize) {
+                    Err(code) if entries.is_empty() => return Err(code),
+                    // The end of what is here ends the batch, for whatever reason.
+                    Err(_) => break,
+                    Ok(more) => more,
+                };
+            for entry in more {
+                bytes += BATCH_ENTRY_HEAD_BYTES + entry.len() as i64;
+                if bytes > limit && !entries.is_empty() {
+                    return Ok(Response::Entries(entries));
+                }
+                entries.push(entry);
             }
-            entries.push(entry);
         }
         Ok(Response::Entries(entries))
     }
@@ -329,6 +334,42 @@ mod tests {
             assert!(matches!(answer, Ok(Response::Entry { body: Some(_), max_lac: None, .. })), "{answer:?}");
         }
         assert!(matches!(read(2), Err(Code::UnknownLedgerState)));
+        node.close();
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_read_in_one_piece_and_small_ones_ahead() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let (log, _) = Log::open(folder.path(), LogOptions::default()).expect("it opens");
+        let node = StorageNode::new(log, NodeOptions::new(64 << 20));
+        for (ledger, bytes, count) in [(7, 100_000, 20), (8, 100, 200)] {
+            let digest = Digest::new(ledger, DigestKind::Crc32c, b"");
+            for entry in 0..count {
+                let payload = Bytes::from(vec![entry as u8; bytes]);
+                let head = digest.entry_head(entry, entry - 1, 0, &[&payload]);
+                let body = Bytes::from([head, payload].concat());
+                node.write_copy(ledger as u64, entry as u64, body).await.expect("it is written");
+            }
+        }
+        let read = |ledger, entry, max_count| {
+            let (max_bytes, request_id, fence, master_key) = (1 << 20, 0, false, None);
+            let batch = BatchRead { ledger, entry, request_id, max_count, max_bytes, fence, master_key };
+            let misses = node.stats.cache_misses.load(Ordering::Relaxed);
+            let Ok(Response::Entries(entries)) = node.answer_to(&Job::BatchRead(batch), true) else {
+                panic!("no answer")
+            };
+            for (at, body) in (entry..).zip(&entries) {
+                assert_eq!(body.last(), Some(&(at as u8)));
+            }
+            (entries.len(), node.stats.cache_misses.load(Ordering::Relaxed) - misses)
+        };
+        assert_eq!(read(7, 0, 8), (8, 1));
+        assert_eq!(read(7, 8, 99), (10, 1), "bytes end it");
+        assert_eq!(read(7, 18, 99).0, 2, "the ledger ends it");
+        assert_eq!(node.cache.bytes(), 0, "whoever reads so much comes elsewhere for the next ones");
+        assert_eq!(read(8, 0, 10), (10, 1));
+        assert_eq!(read(8, 10, 10), (10, 1), "it is one who goes on");
+        assert_eq!(read(8, 20, 10), (10, 0));
         node.close();
     }
 }

@@ -1,7 +1,8 @@
 //! Reading behind the tail cache: large sequential reads, which all subscriptions of a topic share.
 //!
 //! A subscription that needs an entry waits for the read that covers it, its own or another's. While one goes through what
-//! was read, the next pieces are read ahead: two, so that the disk has work while one is being unpacked.
+//! was read, the next pieces are read ahead: several, so that the disk has work while others are on their way from storage nodes
+//! and are being unpacked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use geminga_flow::Budget;
 pub(super) const READ_BYTES: usize = 1 << 20;
 /// The same while the budget for read-ahead is used up: progress, slowly.
 pub(super) const READ_BYTES_SCARCE: usize = 64 << 10;
+/// One more piece is read ahead for each of these while less than this share of the budget, as its divisor, is used.
+const AHEAD: [u64; 4] = [2, 4, 8, 8];
 /// Pause after a read that failed before it is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 
@@ -38,6 +41,8 @@ struct UnderWay {
     ledger_id: u64,
     first: u64,
     last: u64,
+    /// Taken from the budget for it.
+    bytes: u64,
 }
 
 impl ReadBack {
@@ -50,6 +55,13 @@ impl ReadBack {
 
     fn covers(&self, position: Position) -> bool {
         self.covering(position).is_some()
+    }
+
+    /// The read from there is not under way any more.
+    fn arrived(&mut self, from: Position, budget: &Budget) {
+        let name = (from.ledger_id, from.entry_id as u64);
+        let done = self.under_way.extract_if(.., |read| (read.ledger_id, read.first) == name);
+        budget.give_back(done.map(|read| read.bytes).sum());
     }
 
     /// Drops everything.
@@ -140,20 +152,22 @@ impl Topic {
         }
     }
 
-    /// Reads the next pieces before they are asked for, if memory allows: the first of them rather than the second.
+    /// Reads the next pieces before they are asked for, if memory allows: the first of them rather than the last.
     pub(super) fn read_ahead(&self, state: &mut TopicState, mut from: Position) {
         let budget = &self.shared.memory.read_ahead;
-        for share in [2, 4] {
+        for share in AHEAD {
             let list = state.ledger.list();
             let next = match list.contains(from) {
                 true => Some(from),
                 false => list.next_after(from.previous()),
             };
             let Some(next) = next else { return };
-            let held =
-                state.read_back.cache.next_held(next) == Some(next) || state.cache.first().is_some_and(|at| at <= next);
-            if held {
+            if state.cache.first().is_some_and(|at| at <= next) {
                 return;
+            }
+            if let Some(end) = state.read_back.cache.held_to(next) {
+                from = end;
+                continue;
             }
             if !state.read_back.covers(next) {
                 if budget.used() >= budget.limit() / share {
@@ -181,9 +195,11 @@ impl Topic {
             }
         }
         // Not more than is expected, so that the next piece can begin behind it.
-        let expected = (bytes as u64 / (span.size / span.entries).max(1)).max(1);
-        last = last.min(first.saturating_add(expected - 1));
-        state.read_back.under_way.push(UnderWay { ledger_id: from.ledger_id, first, last });
+        let entry_bytes = (span.size / span.entries).max(1);
+        last = last.min(first.saturating_add((bytes as u64 / entry_bytes).max(1) - 1));
+        let expected = entry_bytes.saturating_mul(last - first + 1);
+        self.shared.memory.read_ahead.take(expected);
+        state.read_back.under_way.push(UnderWay { ledger_id: from.ledger_id, first, last, bytes: expected });
         let read = self.shared.ledgers.read(from.ledger_id, first, last, bytes);
         let topic = self.arc();
         tokio::spawn(async move {
@@ -199,7 +215,7 @@ impl Topic {
     fn read_done(&self, from: Position, result: Result<Vec<StoredEntry>, LedgerError>) {
         let mut flushes = Flushes::default();
         let mut state = self.state.lock();
-        state.read_back.under_way.retain(|read| (read.ledger_id, read.first) != (from.ledger_id, from.entry_id as u64));
+        state.read_back.arrived(from, &self.shared.memory.read_ahead);
         let (entries, failure) = self.decode(from.ledger_id, result);
         state.read_back.insert(entries, &self.shared.memory.read_ahead);
         let waiting: Vec<Arc<str>> =

@@ -1,7 +1,7 @@
 //! Reading back what is in no cache any more.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig};
@@ -9,6 +9,7 @@ use geminga_ledger_client::{
     AppendClass, AppendDone, EntryParts, LedgerClient, LedgerError, MemoryLedgers, Pending, StoredEntry,
 };
 use geminga_topic::SubscriptionType::Exclusive;
+use tokio::sync::Semaphore;
 
 use crate::fixture::{self, Client};
 
@@ -18,6 +19,8 @@ struct WatchedLedgers {
     ledgers: MemoryLedgers,
     reads: Arc<AtomicU64>,
     to_fail: Arc<AtomicU64>,
+    /// Reads but the first wait for it.
+    gate: Arc<OnceLock<Arc<Semaphore>>>,
 }
 
 impl LedgerClient for WatchedLedgers {
@@ -25,12 +28,17 @@ impl LedgerClient for WatchedLedgers {
         self.ledgers.append(ledger_id, first_entry, entries, class, done);
     }
     fn read(&self, ledger_id: u64, first: u64, last: u64, max_bytes: usize) -> Pending<Vec<StoredEntry>> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        let before = self.reads.fetch_add(1, Ordering::Relaxed);
         let fails = self.to_fail.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         if fails {
             return Box::pin(std::future::ready(Err(LedgerError::Io("a bad moment".into()))));
         }
-        self.ledgers.read(ledger_id, first, last, max_bytes)
+        let read = self.ledgers.read(ledger_id, first, last, max_bytes);
+        let Some(gate) = self.gate.get().filter(|_| before > 0).cloned() else { return read };
+        Box::pin(async move {
+            let _passed = gate.acquire().await;
+            read.await
+        })
     }
     fn recover(&self, ledger_id: u64) -> Pending<Option<u64>> {
         self.ledgers.recover(ledger_id)
@@ -87,6 +95,28 @@ async fn subscriptions_side_by_side_share_reads() {
     assert!((8..=20).contains(&reads), "{reads} reads of 1 MiB for 8 MiB");
     assert_eq!(broker.memory().read_ahead.used(), 0, "everybody has passed everything");
     clients.iter().for_each(|client| client.leave());
+}
+
+#[tokio::test]
+async fn several_pieces_are_on_their_way_and_count_as_memory() {
+    let (ledgers, broker) = backlog().await;
+    let topic = fixture::topic(&broker, NAME).await;
+    let gate = Arc::new(Semaphore::new(0));
+    ledgers.gate.set(gate.clone()).unwrap();
+    let client = Client::new();
+    let consumer = client.consume(&topic, "s", Exclusive).await.unwrap();
+    topic.flow(&consumer, 1);
+    assert_eq!(fixture::text(&client.message().await), text_of(0));
+    let asked = || std::future::ready(ledgers.reads.load(Ordering::Relaxed) == 1 + 4);
+    fixture::eventually("four more were asked for", asked).await;
+    let used = broker.memory().read_ahead.used();
+    assert!((4 << 20..6 << 20).contains(&used), "{used}");
+    gate.add_permits(1);
+    topic.flow(&consumer, MESSAGES as u32);
+    for expected in 1..MESSAGES {
+        assert_eq!(fixture::text(&client.message().await), text_of(expected));
+    }
+    assert_eq!(broker.memory().read_ahead.used(), 0);
 }
 
 #[tokio::test]
