@@ -2,7 +2,7 @@
 //! any order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -23,7 +23,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// A node that lets more than this pile up does not keep up, and is given up.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
 /// Where more calls than these are under way, what is sent may wait until more has gathered: an answer waits for its turn anyway.
-const FEW: usize = 32;
+const FEW: usize = 4;
 /// How often calls that take too long are looked for.
 const TIMEOUT_CHECK: Duration = Duration::from_millis(250);
 
@@ -84,6 +84,10 @@ impl Calls {
         }
     }
 
+    fn len(&self) -> usize {
+        self.by_key.len() + self.again.len()
+    }
+
     fn remove(&mut self, key: Key) -> Option<Call> {
         let call = self.by_key.remove(&key)?;
         if let Some(at) = self.again.iter().position(|(waiting, _)| *waiting == key) {
@@ -100,6 +104,8 @@ pub struct NodeConnection {
     pub address: String,
     outbox: Outbox,
     calls: Mutex<Calls>,
+    /// How many calls there are.
+    under_way: AtomicUsize,
     next_request: AtomicI64,
     /// When something came from the node last.
     heard: Mutex<Instant>,
@@ -132,6 +138,7 @@ impl NodeConnection {
             address: address.to_owned(),
             outbox: Outbox::new(socket.clone(), outbound),
             calls: Mutex::default(),
+            under_way: AtomicUsize::new(0),
             next_request: AtomicI64::new(1),
             heard: Mutex::new(Instant::now()),
             closed: Notify::new(),
@@ -184,7 +191,9 @@ impl NodeConnection {
             let mut calls = self.calls.lock();
             let keys: Vec<Key> =
                 calls.by_key.iter().filter(|(_, call)| call.since.elapsed() > timeout).map(|(key, _)| *key).collect();
-            keys.into_iter().filter_map(|key| Some((key, calls.remove(key)?))).collect::<Vec<_>>()
+            let old: Vec<(Key, Call)> = keys.into_iter().filter_map(|key| Some((key, calls.remove(key)?))).collect();
+            self.under_way.store(calls.len(), Ordering::Relaxed);
+            old
         };
         let Some(oldest) = old.iter().map(|(_, call)| call.since).min() else { return };
         // A machine or network that is gone ends no connection, and the system tries for a quarter of an hour to send to it.
@@ -220,6 +229,7 @@ impl NodeConnection {
                 return Err(waiting);
             }
             calls.insert(key, Call { waiting, since: Instant::now() });
+            self.under_way.store(calls.len(), Ordering::Relaxed);
         }
         self.outbox.push(|frames| encode(&mut Sink(frames)));
         Ok(())
@@ -323,7 +333,7 @@ impl NodeConnection {
 
     /// Sends what is queued: at once, or soon where much is under way.
     pub fn flush(&self) {
-        if self.calls.lock().by_key.len() <= FEW {
+        if self.under_way.load(Ordering::Relaxed) <= FEW {
             self.outbox.flush();
         } else {
             self.outbox.flush_soon();
@@ -369,7 +379,10 @@ impl NodeConnection {
             ReplyTo::Protobuf { txn_id, .. } => (TRANSACTION, 0, 0, txn_id as i64),
         };
         // One that was given up has no call any more.
-        let Some(call) = self.calls.lock().remove(key) else { return };
+        let mut calls = self.calls.lock();
+        let Some(call) = calls.remove(key) else { return };
+        self.under_way.store(calls.len(), Ordering::Relaxed);
+        drop(calls);
         let (_, _, entry, _) = key;
         let failure = if code == Code::Ok { None } else { Some(Failure::Code(code)) };
         let result = |()| failure.map_or(Ok(()), Err);

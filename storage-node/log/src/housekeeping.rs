@@ -14,8 +14,14 @@ const ZEROING_ROUND: Duration = Duration::from_millis(5);
 /// And while nothing does.
 const IDLE_ROUND: Duration = Duration::from_millis(250);
 const SPACE_CHECK: Duration = Duration::from_millis(250);
-/// How often a piece of the files that are not needed any more goes.
-const THINNING: Duration = Duration::from_millis(25);
+/// How often a piece of the files that are not needed any more goes: others may wait for the disk, too.
+const THINNING: Duration = Duration::from_millis(200);
+/// The same where space is scarce.
+const THINNING_IN_HASTE: Duration = Duration::from_millis(25);
+/// And beside commits and reads, which have to wait until the disk has heard of it.
+const THINNING_GENTLY: Duration = Duration::from_secs(1);
+/// After this long without either nobody waits.
+const QUIET_AFTER: Duration = Duration::from_millis(250);
 /// How often a disk that failed is tried.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// A segment of which little goes for this long is compacted, if little of it is live.
@@ -82,13 +88,25 @@ struct House<'a> {
     space_checked: Instant,
     thinned: Instant,
     is_thinning: bool,
+    /// Bytes that were committed and reads that were made, and when these changed last.
+    done: (u64, u64),
+    active_at: Instant,
 }
 
 impl<'a> House<'a> {
     fn new(shared: &'a Shared) -> Self {
         let now = Instant::now();
         let (zeroing, settling) = (Zeroing::new(), Settling::default());
-        Self { shared, zeroing, settling, space_checked: now, thinned: now, is_thinning: false }
+        Self {
+            shared,
+            zeroing,
+            settling,
+            space_checked: now,
+            thinned: now,
+            is_thinning: false,
+            done: (0, 0),
+            active_at: now,
+        }
     }
 
     /// Whether the log closes.
@@ -113,7 +131,16 @@ impl<'a> House<'a> {
             engine.trim_read_buffers();
             self.space_checked = Instant::now();
         }
-        if self.thinned.elapsed() >= THINNING {
+        let done = (engine.committed_bytes(), engine.reads());
+        if self.done != done {
+            (self.done, self.active_at) = (done, Instant::now());
+        }
+        let thinning = match (engine.is_space_scarce(), self.active_at.elapsed() < QUIET_AFTER) {
+            (true, _) => THINNING_IN_HASTE,
+            (false, true) => THINNING_GENTLY,
+            (false, false) => THINNING,
+        };
+        if self.thinned.elapsed() >= thinning {
             let thinned = engine.thin_spares();
             self.is_thinning = *thinned.as_ref().unwrap_or(&true);
             report("remove spare files", thinned.map(drop));
@@ -121,7 +148,7 @@ impl<'a> House<'a> {
         }
         match is_zeroing {
             true => Some(ZEROING_ROUND),
-            false => self.is_thinning.then_some(THINNING),
+            false => self.is_thinning.then_some(thinning),
         }
     }
 

@@ -1,12 +1,15 @@
 //! The files of segments that are not needed any more go little by little, as some disks let everything wait for it.
 
 use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use geminga_log::disk::sim::SimDisk;
 use geminga_log::disk::{Disk, DiskFile};
 use geminga_log::engine::{Begin, Engine, Request};
-use geminga_log::{Admission, Append, LogOptions};
+use geminga_log::{Admission, Append, Log, LogOptions};
 
 const SEGMENTS: usize = 150;
 /// Beside those that are kept to be used again.
@@ -127,4 +130,54 @@ fn on_a_full_disk_they_go_at_once() {
     drop(after_dropping(&disk));
     drop(Engine::open(disk.clone(), options(2 << 20)).unwrap());
     assert_eq!(spares(&disk), 0);
+}
+
+/// Appends an entry of so many bytes, and waits until it is durable.
+fn append(log: &Log, entry: u64, bytes: usize) {
+    let (sender, receiver) = mpsc::channel();
+    let parts = [Bytes::from(vec![1; bytes]), Bytes::new(), Bytes::new()];
+    let entries = vec![Append { ledger: 1 + u64::from(bytes < 1000), entry, parts, reserve: false }];
+    log.append(entries, Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv().unwrap().unwrap();
+}
+
+fn spare_bytes(folder: &Path) -> u64 {
+    let names = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let spares = names.filter(|entry| entry.file_name().to_string_lossy().starts_with("spare-"));
+    spares.filter_map(|spare| Some(spare.metadata().ok()?.len())).sum()
+}
+
+/// Needs a file system of which a sixteenth is free.
+#[test]
+fn beside_commits_they_hardly_go_and_at_rest_they_do() {
+    const SEGMENT: u64 = 4 << 20;
+    const PIECE: u64 = 2 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(folder.path(), LogOptions { segment_bytes: SEGMENT, ..LogOptions::default() }).unwrap();
+    // They fill the segments: what a sealed one has left over would be given back, and it not be used again.
+    for entry in 0..1000 {
+        append(&log, entry, 118_000);
+    }
+    let (sender, receiver) = mpsc::channel();
+    log.delete_ledgers(&[1], Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv().unwrap().unwrap();
+    let (begin, mut entry, mut most) = (Instant::now(), 0, (Instant::now(), 0));
+    while begin.elapsed() < Duration::from_secs(3) {
+        append(&log, entry, 100);
+        entry += 1;
+        std::thread::sleep(Duration::from_millis(2));
+        let bytes = spare_bytes(folder.path());
+        if bytes > most.1 {
+            most = (Instant::now(), bytes);
+        }
+    }
+    let (left, seconds) = (spare_bytes(folder.path()), most.0.elapsed().as_secs() + 1);
+    assert!(most.1 >= 20 * SEGMENT, "{} bytes in spare files", most.1);
+    // The log itself uses some again.
+    assert!(left >= most.1 - seconds * PIECE - 3 * SEGMENT, "{left} of {} bytes left after {seconds} s", most.1);
+    while spare_bytes(folder.path()) > KEPT as u64 * SEGMENT {
+        assert!(begin.elapsed() < Duration::from_secs(30), "they do not go at rest");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    log.close();
 }

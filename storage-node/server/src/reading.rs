@@ -134,13 +134,15 @@ impl Connection {
             return self.answer(&reply_to, Code::TooManyRequests, &Response::Empty);
         }
         let is_urgent = matches!(job, Job::Read(Read { high_priority: true, .. }));
+        let is_large = matches!(job, Job::BatchRead(_));
         let waiting = Waiting { reply_to, job, since: Instant::now() };
         if is_urgent {
             reads.waiting.push_front(waiting)
         } else {
             reads.waiting.push_back(waiting)
         }
-        if reads.workers < WORKERS && reads.waiting.len() > reads.workers * TOGETHER {
+        // While one batch is on its way from the disk, another can be on its way to the client.
+        if reads.workers < WORKERS && (is_large || reads.waiting.len() > reads.workers * TOGETHER) {
             reads.workers += 1;
             tokio::spawn(self.clone().work());
         }
@@ -159,7 +161,8 @@ impl Connection {
                     reads.workers -= 1;
                     return;
                 }
-                let count = reads.waiting.len().min(TOGETHER);
+                let batch = reads.waiting.iter().position(|waiting| matches!(waiting.job, Job::BatchRead(_)));
+                let count = batch.map_or(usize::MAX, |at| at + 1).min(reads.waiting.len()).min(TOGETHER);
                 reads.waiting.drain(..count).collect()
             };
             let connection = self.clone();

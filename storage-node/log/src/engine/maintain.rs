@@ -28,8 +28,8 @@ const SPARES_KEPT: usize = 2;
 /// A piece of the files beyond that, and as many more as there are so many of them.
 const THINNING_BYTES: u64 = 2 << 20;
 const SPARES_THINNED: usize = 64;
-/// So many times that where space is short.
-const THINNING_WHEN_SHORT: usize = 8;
+/// So many times that where space is scarce.
+const THINNING_WHEN_SCARCE: usize = 8;
 
 /// Segments between two states.
 pub(super) struct Pending<F> {
@@ -197,6 +197,7 @@ impl<D: Disk> Engine<D> {
                     );
                 }
                 self.short.store(space.free_bytes < space.total_bytes / 4, Ordering::Relaxed);
+                self.scarce.store(space.free_bytes < space.total_bytes / 16, Ordering::Relaxed);
                 space.free_bytes
             }
             Err(error) => {
@@ -239,7 +240,7 @@ impl<D: Disk> Engine<D> {
     ///
     /// A file system that tells the disk at once which blocks are free (ext4 and XFS mounted with `discard`) has all writes
     /// wait for that: 30 ms for a file of 128 MiB on a virtual disk, and more than a second for the 7 GB that one trimmed topic may
-    /// free; 0.8 ms for a piece. So they go in pieces, more at a time the more there are.
+    /// free; 1 to 2 ms for a piece. So they go in pieces, more at a time the more there are.
     ///
     /// # Errors
     /// That of the file that was to go; it is removed as a whole instead.
@@ -247,8 +248,8 @@ impl<D: Disk> Engine<D> {
         let mut leaving = self.pending.leaving.lock();
         let surplus = || self.spares.lock().len().saturating_sub(SPARES_KEPT);
         let mut pieces = 1 + surplus() / SPARES_THINNED;
-        if self.is_short_of_space() {
-            pieces *= THINNING_WHEN_SHORT;
+        if self.is_space_scarce() {
+            pieces *= THINNING_WHEN_SCARCE;
         }
         for _ in 0..pieces {
             let Some(file) = leaving.take().map_or_else(|| self.next_to_leave(), |file| Ok(Some(file)))? else {
@@ -292,6 +293,11 @@ impl<D: Disk> Engine<D> {
     /// Whether less than a quarter of the disk is free, as of the last [`Engine::check_space`].
     pub fn is_short_of_space(&self) -> bool {
         self.short.load(Ordering::Relaxed)
+    }
+
+    /// Whether less than a sixteenth is free, likewise.
+    pub fn is_space_scarce(&self) -> bool {
+        self.scarce.load(Ordering::Relaxed)
     }
 
     /// Whether an empty commit would prove something that is not proven on disk yet.

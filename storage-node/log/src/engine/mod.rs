@@ -19,7 +19,7 @@ mod scrub;
 mod zero;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -49,9 +49,13 @@ pub struct Engine<D: Disk> {
     spares: Mutex<Vec<String>>,
     /// Only the reserve is left.
     full: AtomicBool,
+    /// Less than a quarter of the disk is free, and less than a sixteenth.
     short: AtomicBool,
+    scarce: AtomicBool,
     pending: maintain::Pending<D::File>,
     read_buffers: ReadBuffers,
+    /// How often something was read.
+    reads: AtomicU64,
 }
 
 /// A segment file, as long as anyone reads or writes it.

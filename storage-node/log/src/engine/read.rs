@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -55,6 +56,7 @@ impl<D: Disk> Engine<D> {
         last: u64,
         max_bytes: usize,
     ) -> Result<Vec<(u64, Bytes)>, ReadError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let mut found = Found::default();
         let mut next = first;
         let last = last.min(self.last_readable(ledger, first)?);
@@ -76,6 +78,11 @@ impl<D: Disk> Engine<D> {
             }
         }
         Ok(found.entries)
+    }
+
+    /// How often entries were read since the log was opened.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// The last entry that is durable, `None` for a ledger without one.

@@ -101,6 +101,8 @@ impl<D: Disk> Engine<D> {
             zeroed: parking_lot::Condvar::new(),
             full: false.into(),
             short: false.into(),
+            scarce: false.into(),
+            reads: 0.into(),
             pending: Default::default(),
             read_buffers: Default::default(),
         };
