@@ -59,7 +59,8 @@ impl Cluster {
         let options = RepairOptions {
             node: String::new(),
             lost_after: LOST_AFTER,
-            open_ledger_grace: Duration::from_millis(500),
+            // A busy machine takes its time to tell writers.
+            open_ledger_grace: Duration::from_secs(2),
             audit_interval: Duration::from_secs(1),
             self_check_interval: Duration::from_secs(1),
             bytes_per_second: 1 << 30,
