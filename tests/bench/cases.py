@@ -15,7 +15,7 @@ class Metric:
 
 METRICS = [Metric("msg_per_server_cpu_s", True), Metric("msg_s", True), Metric("mb_s", True), Metric("delivered_msg_s", True),
            Metric("catch_up_s", False), Metric("p50_ms", False), Metric("p99_ms", False), Metric("p999_ms", False),
-           Metric("p99_of_fdatasync_p99", False),
+           Metric("p99_of_fdatasync_p99", False), Metric("p99_of_floor_p99", False), Metric("floor_p99_of_fdatasync_p99", False),
            Metric("end_to_end_p50_ms", False), Metric("end_to_end_p99_ms", False), Metric("end_to_end_p999_ms", False),
            Metric("rss_mib", False), Metric("pss_mib", False), Metric("pss_peak_mib", False), Metric("idle_cpu_cores", False),
            Metric("first_publish_s", False), Metric("serving_again_s", False)]
@@ -55,10 +55,10 @@ def publish(size, *arguments):
 
 
 def fixed_rate(*arguments, rate=10_000, seconds=30):
-    """Latency of publishing, and of an exclusive consumer at the tail; and of the disk right before and after."""
+    """Latency of publishing, and of an exclusive consumer at the tail; and of the disk right before and after (disk.py)."""
     def run(bench):
         topic = bench.topic("rate")
-        disk = [bench.fdatasync_p99_ms()]
+        synced, floor = [bench.fdatasync_p99_ms()], [bench.floor_p99_ms(rate)]
         bench.subscribe(topic, "perf")
         consumer = bench.perf("consume", "--topic", topic, "--duration", f"{seconds + 8}s", "--warmup", "5s")
         bench.wait_consumers(topic, 1)
@@ -67,9 +67,13 @@ def fixed_rate(*arguments, rate=10_000, seconds=30):
                                 "--duration", f"{seconds}s", *arguments).result(seconds + 60)
         tail = consumer.result(60)
         bench.drop(topic)
-        disk.append(bench.fdatasync_p99_ms())
+        floor.append(bench.floor_p99_ms(rate))
+        synced.append(bench.fdatasync_p99_ms())
+        disk, least = sum(synced) / 2, sum(floor) / 2
         return {**meter.of(result["messages"]), **pick(result, "msg_s", "p50_ms", "p99_ms", "p999_ms", "max_ms"),
-                "fdatasync_p99_ms": [round(ms, 3) for ms in disk], "p99_of_fdatasync_p99": round(result["p99_ms"] / (sum(disk) / 2), 2),
+                "fdatasync_p99_ms": [round(ms, 3) for ms in synced], "p99_of_fdatasync_p99": round(result["p99_ms"] / disk, 2),
+                "floor_p99_ms": [round(ms, 3) for ms in floor], "p99_of_floor_p99": round(result["p99_ms"] / least, 2),
+                "floor_p99_of_fdatasync_p99": round(least / disk, 2),
                 **{f"end_to_end_{k}": v for k, v in pick(tail, "p50_ms", "p99_ms", "p999_ms", "max_ms").items()}}
     return run
 

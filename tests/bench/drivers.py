@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 
+import disk
 from harness import procfs, servers
 
 # What the Java client allows by itself to be in flight; without a bound pulsar-perf only measures its own queue.
@@ -89,6 +90,10 @@ class Bench:
                                    "--ioengine=psync", "--fdatasync=1", "--runtime=8", "--time_based"],
                                   stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
         return json.loads(done.stdout)["jobs"][0]["sync"]["lat_ns"]["percentile"]["99.000000"] / 1e6
+
+    def floor_p99_ms(self, rate):
+        """What no log that syncs could go below now, at `rate` messages a second: publish p99 if only the disk took time."""
+        return disk.percentile(disk.waits_at(rate, disk.appends(self.options.work, 8)), 0.99) * 1e3
 
     def backlog(self, topic):
         """Entries (or messages, as the server counts) that the subscriptions have not acknowledged."""
