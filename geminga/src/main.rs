@@ -12,6 +12,8 @@ mod listen;
 mod metadata;
 mod options;
 mod proxy;
+#[cfg(test)]
+mod readme;
 mod ready;
 mod restored;
 mod server;

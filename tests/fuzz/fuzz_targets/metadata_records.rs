@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
+use geminga_balance::BrokerReport;
 use geminga_broker::{Broker, BrokerConfig};
+use geminga_ensemble::LedgerMetadata;
 use geminga_ledger_client::{AppendClass, LedgerClient, MemoryLedgers};
 use geminga_metadata::{Expect, MemoryStore, Metadata, MetadataStore, Op};
 use geminga_model::{TopicDomain, TopicName};
@@ -16,17 +18,33 @@ fn runtime() -> tokio::runtime::Runtime {
     builder.enable_all().start_paused(true).build().expect("a runtime can be built")
 }
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 26] = [
+    "audit",
     "topics/public/default/persistent/t",
     "subscriptions/public/default/persistent/t/s",
     "topic-policies/public/default/persistent/t",
     "namespaces/public/default",
+    "cursor-logs/public/default/0x00000000_0xffffffff",
     "cursor-logs/standalone",
     "partitioned/public/default/persistent/t",
     "schemas/public/default/persistent/t/00000000000000000000",
     "clusters/standalone",
     "tenants/public",
     "garbage/00000000000000000001",
+    "bundles/public/default/0x00000000_0xffffffff",
+    "bundle-requests/public/default/0x00000000_0xffffffff",
+    "brokers/b",
+    "leases/broker/b",
+    "load-reports/b",
+    "ledgers/00000000000000000001",
+    "storage-nodes/n",
+    "leases/storage-node/n",
+    "decommissions/n",
+    "repairs/00000000000000000001",
+    "repair-workers/n",
+    "witnesses/n",
+    "restored/n",
+    "configuration/maxConcurrentLookupRequest",
 ];
 
 const NAMESPACE: &str = r#"{"v":1,"d":{}}"#;
@@ -48,11 +66,7 @@ async fn load(data: &[u8]) {
     }
     let metadata = Metadata::new(store);
     let name = TopicName::parse("t").expect("a name");
-    let _ = metadata.get_cluster("standalone").await;
-    let _ = metadata.get_tenant("public").await;
-    let _ = metadata.list_schemas(&name).await;
-    let _ = metadata.get_partitioned_topic(&name).await;
-    let _ = metadata.list_topics(name.namespace(), TopicDomain::Persistent).await;
+    read(&metadata, &name).await;
     let ledgers = MemoryLedgers::default();
     for ledger in 1..4 {
         let entries = vec![[bytes::Bytes::from_static(&[1, 0, 0, 0, 0]), bytes::Bytes::new()]];
@@ -64,4 +78,26 @@ async fn load(data: &[u8]) {
         let _ = broker.unload(&name).await;
     }
     broker.shut_down().await;
+}
+
+/// What a broker on its own does not look at.
+async fn read(metadata: &Metadata, name: &TopicName) {
+    let _ = metadata.get_cluster("standalone").await;
+    let _ = metadata.get_tenant("public").await;
+    let _ = metadata.list_schemas(name).await;
+    let _ = metadata.get_partitioned_topic(name).await;
+    let _ = metadata.list_topics(name.namespace(), TopicDomain::Persistent).await;
+    let _ = metadata.list_bundles().await;
+    let _ = metadata.list_bundle_requests().await;
+    let _ = metadata.list_brokers().await;
+    let _ = metadata.broker_sessions().await;
+    let _ = metadata.list_load_reports::<BrokerReport>().await;
+    let _ = metadata.get_ledger::<LedgerMetadata>(1).await;
+    let _ = metadata.storage_node_statuses().await;
+    let _ = metadata.get_repair(1).await;
+    let _ = metadata.list_repair_workers().await;
+    let _ = metadata.audit().await;
+    let _ = metadata.list_witnesses().await;
+    let _ = metadata.restored().await;
+    let _ = metadata.dynamic_configuration().await;
 }
