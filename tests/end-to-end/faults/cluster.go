@@ -33,7 +33,9 @@ type cluster struct {
 
 type node struct {
 	*process
-	disk disk
+	disk    disk
+	address string // for brokers
+	http    string
 }
 
 type broker struct {
@@ -57,7 +59,7 @@ func newCluster(binary, folder string) (*cluster, error) {
 	}
 	shim, err := buildShim(folder)
 	if err != nil {
-		fmt.Printf("skipped: power loss, slow disks, I/O errors (%v)\n", err)
+		fmt.Println(err)
 	}
 	for n := range zones * nodesPerZone {
 		if err := c.addNode(binary, url, shim, n); err != nil {
@@ -133,16 +135,17 @@ func (c *cluster) addNode(binary, url, shim string, number int) error {
 	if err != nil {
 		return err
 	}
-	n := &node{process: p}
+	n := &node{process: p, address: fmt.Sprintf("%s:%d", p.host.ip, freePort()), http: fmt.Sprintf("%s:%d", p.host.ip, freePort())}
 	if n.disk, err = newDisk(p.folder, c.network.isolated, shim != ""); err != nil {
 		return err
 	}
 	if shim != "" {
 		n.environment = n.disk.environment(shim)
 	}
-	n.command = []string{binary, "storage-node", "--data-dir", n.disk.data, "--addr", fmt.Sprintf("%s:%d", p.host.ip, freePort()),
-		"--http-addr", fmt.Sprintf("%s:%d", p.host.ip, freePort()), "--metadata-url", url, "--zone", fmt.Sprintf("zone-%d", number%zones),
-		"--garbage-interval", "2s", "--ready-file", filepath.Join(p.folder, "ready.json")}
+	n.command = []string{binary, "storage-node", "--data-dir", n.disk.data, "--addr", n.address,
+		"--http-addr", n.http, "--metadata-url", url, "--zone", fmt.Sprintf("zone-%d", number%zones),
+		"--garbage-interval", "2s", "--lost-node-after", lostAfter.String(), "--audit-interval", auditInterval.String(), "--scrub-interval", "30s",
+		"--scrub-rate", "16MiB", "--ready-file", filepath.Join(p.folder, "ready.json")}
 	n.ready = n.wroteReady
 	c.nodes = append(c.nodes, n)
 	return n.start()

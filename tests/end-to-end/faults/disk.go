@@ -19,11 +19,12 @@ import (
 var shimSource []byte
 
 const (
-	diskBytes   = 512 << 20
-	sectorBytes = 512
-	recordBytes = 32 // the head of a record of the journal
-	recordWrite = 1
-	recordSync  = 2
+	diskBytes    = 512 << 20
+	sectorBytes  = 512
+	recordBytes  = 32 // the head of a record of the journal
+	controlBytes = 20
+	recordWrite  = 1
+	recordSync   = 2
 )
 
 // disk is what a node's data are on: a small file system of its own where that can be mounted, a folder otherwise; and what the
@@ -42,7 +43,7 @@ func newDisk(folder string, mountable, shimmed bool) (disk, error) {
 	}
 	if shimmed {
 		d.journal, d.control = filepath.Join(folder, "journal"), filepath.Join(folder, "control")
-		if err := os.WriteFile(d.control, make([]byte, 16), 0o644); err != nil {
+		if err := os.WriteFile(d.control, make([]byte, controlBytes), 0o644); err != nil {
 			return d, err
 		}
 	}
@@ -60,7 +61,7 @@ func newDisk(folder string, mountable, shimmed bool) (disk, error) {
 		return d, err
 	}
 	if err := command([]string{"mount", "-o", "loop", image, root}); err != nil {
-		fmt.Printf("skipped: full disks (%v)\n", err)
+		fmt.Println(err)
 		return d, nil
 	}
 	d.own = root
@@ -89,12 +90,19 @@ func (d *disk) environment(shim string) []string {
 	return []string{"LD_PRELOAD=" + shim, "FAULTS_JOURNAL=" + d.journal, "FAULTS_CONTROL=" + d.control}
 }
 
-// misbehave sets how many of a thousand writes and syncs fail, and how much longer a sync takes. All zero is a good disk.
-func (d *disk) misbehave(writesFail, syncsFail, syncDelayMs uint32) error {
-	content := make([]byte, 12)
-	binary.LittleEndian.PutUint32(content, writesFail)
-	binary.LittleEndian.PutUint32(content[4:], syncsFail)
-	binary.LittleEndian.PutUint32(content[8:], syncDelayMs)
+// manners are how a disk misbehaves: of a thousand writes, syncs and reads, how many fail, and how much longer a sync takes. The zero
+// value is a good disk.
+type manners struct{ writesFail, syncsFail, syncDelayMs, readsFail uint32 }
+
+func (m manners) String() string {
+	return fmt.Sprintf("of 1000 writes %d, of 1000 syncs %d and of 1000 reads %d fail, a sync takes %d ms more", m.writesFail, m.syncsFail, m.readsFail, m.syncDelayMs)
+}
+
+func (d *disk) misbehave(how manners) error {
+	var content []byte
+	for _, number := range []uint32{how.writesFail, how.syncsFail, how.syncDelayMs, how.readsFail} {
+		content = binary.LittleEndian.AppendUint32(content, number)
+	}
 	file, err := os.OpenFile(d.control, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -104,13 +112,22 @@ func (d *disk) misbehave(writesFail, syncsFail, syncDelayMs uint32) error {
 	return err
 }
 
+// misbehaved counts, since the beginning, what has failed or taken longer.
+func (d *disk) misbehaved() (uint32, error) {
+	content, err := os.ReadFile(d.control)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint32(content[controlBytes-4:]), nil
+}
+
 func (d *disk) filler() string { return filepath.Join(d.own, "filler") }
 
-// fill leaves no space.
-func (d *disk) fill() error {
+// fill leaves no space, and says whether there was any.
+func (d *disk) fill() (bool, error) {
 	file, err := os.Create(d.filler())
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer file.Close()
 	var size int64
@@ -118,12 +135,12 @@ func (d *disk) fill() error {
 		if err := syscall.Fallocate(int(file.Fd()), 0, size, step); errors.Is(err, syscall.ENOSPC) {
 			step /= 2
 		} else if err != nil {
-			return err
+			return false, err
 		} else {
 			size += step
 		}
 	}
-	return nil
+	return size > 0, nil
 }
 
 func (d *disk) empty() error { return os.Remove(d.filler()) }
@@ -131,12 +148,10 @@ func (d *disk) empty() error { return os.Remove(d.filler()) }
 // flip inverts single bits of what a stopped node has written, in its segments except the newest: the last commit is not told
 // from a torn write when there is nothing behind it (docs/reliability.md). Returns what it did.
 func (d *disk) flip(random *rand.Rand, bits int) ([]string, error) {
-	segments, err := filepath.Glob(filepath.Join(d.segments(), "segment-*"))
-	if err != nil || len(segments) == 0 {
+	segments, err := d.finishedSegments()
+	if err != nil {
 		return nil, err
 	}
-	sort.Strings(segments)
-	segments = segments[:len(segments)-1]
 	var done []string
 	for range bits * 200 { // most of a preallocated segment are zeros
 		if len(done) == bits || len(segments) == 0 {
@@ -152,6 +167,13 @@ func (d *disk) flip(random *rand.Rand, bits int) ([]string, error) {
 		}
 	}
 	return done, nil
+}
+
+// finishedSegments are all but the newest one.
+func (d *disk) finishedSegments() ([]string, error) {
+	segments, err := filepath.Glob(filepath.Join(d.segments(), "segment-*"))
+	sort.Strings(segments)
+	return segments[:max(0, len(segments)-1)], err
 }
 
 // flipIn returns where, or -1 if there were only zeros.
@@ -174,11 +196,20 @@ func flipIn(name string, random *rand.Rand) (int64, error) {
 	if strings.Trim(string(sector), "\x00") == "" {
 		return -1, nil
 	}
-	one := []byte{sector[at%sectorBytes] ^ 1<<random.IntN(8)}
-	if _, err := file.WriteAt(one, at); err != nil {
-		return -1, err
+	return at, invert(file, at, 1<<random.IntN(8))
+}
+
+// invert changes the bits of a byte that the mask has.
+func invert(file *os.File, at int64, mask byte) error {
+	one := make([]byte, 1)
+	if _, err := file.ReadAt(one, at); err != nil {
+		return err
 	}
-	return at, file.Sync()
+	one[0] ^= mask
+	if _, err := file.WriteAt(one, at); err != nil {
+		return err
+	}
+	return file.Sync()
 }
 
 // write is one that the shim has noted.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"syscall"
@@ -13,49 +14,49 @@ type fault struct {
 	text    string
 	targets []string // names that no other fault may have at the same time
 	lasts   time.Duration
-	begin   func() error
-	heal    func() error
+	begin   func() error // errNoEffect ends it at once
+	heal    func() error // errNoEffect: there was none
 }
+
+// errNoEffect is for a fault that has found nothing to harm: it is not counted.
+var errNoEffect = errors.New("no effect")
 
 // kind draws a fault; nil when it cannot be had now.
 type kind struct {
 	name   string
 	weight int
+	needs  bool // what it needs is there
 	draw   func(*injector, *rand.Rand) *fault
 }
 
 func kindsOf(c *cluster) []kind {
-	all := []kind{
-		{"broker-kill", 12, func(i *injector, r *rand.Rand) *fault { return kill(pick(r, c.brokers).process, r) }},
-		{"broker-pause", 8, func(i *injector, r *rand.Rand) *fault { return sleep(pick(r, c.brokers).process, r) }},
-		{"node-kill", 12, func(i *injector, r *rand.Rand) *fault { return killNode(pick(r, c.nodes), r) }},
-		{"node-pause", 8, func(i *injector, r *rand.Rand) *fault { return sleep(pick(r, c.nodes).process, r) }},
-		{"node-stutter", 5, func(i *injector, r *rand.Rand) *fault { return stutter(pick(r, c.nodes).process, r) }},
-		{"metadata-kill", 4, func(i *injector, r *rand.Rand) *fault { return kill(c.postgres, r) }},
-		{"zone-kill", 3, func(i *injector, r *rand.Rand) *fault { return killZone(c, r) }},
-		{"bit-flip", 5, func(i *injector, r *rand.Rand) *fault { return i.flip(r) }},
+	shimmed, mounted, isolated := c.nodes[0].disk.journal != "", c.nodes[0].disk.own != "", c.network.isolated
+	return []kind{
+		{"broker-kill", 12, true, func(_ *injector, r *rand.Rand) *fault { return kill(pick(r, c.brokers).process, r) }},
+		{"broker-pause", 8, true, func(_ *injector, r *rand.Rand) *fault { return sleep(pick(r, c.brokers).process, r) }},
+		{"node-kill", 12, true, func(_ *injector, r *rand.Rand) *fault { return killNode(pick(r, c.nodes), r) }},
+		{"node-lost", 3, true, func(i *injector, r *rand.Rand) *fault { return i.lose(pick(r, c.nodes), r) }},
+		{"node-pause", 8, true, func(_ *injector, r *rand.Rand) *fault { return sleep(pick(r, c.nodes).process, r) }},
+		{"node-stutter", 5, true, func(_ *injector, r *rand.Rand) *fault { return stutter(pick(r, c.nodes).process, r) }},
+		{"metadata-kill", 4, true, func(_ *injector, r *rand.Rand) *fault { return kill(c.postgres, r) }},
+		{"zone-kill", 3, true, func(_ *injector, r *rand.Rand) *fault { return killZone(c, r) }},
+		{"bit-flip", 5, true, func(i *injector, r *rand.Rand) *fault { return i.flip(r) }},
+		{"power-loss", 10, shimmed, func(_ *injector, r *rand.Rand) *fault { return losePower([]*node{pick(r, c.nodes)}, r) }},
+		{"power-loss-of-all-nodes", 2, shimmed, func(_ *injector, r *rand.Rand) *fault { return losePower(c.nodes, r) }},
+		{"slow-disk", 5, shimmed, func(_ *injector, r *rand.Rand) *fault {
+			return misbehave(pick(r, c.nodes), manners{syncDelayMs: uint32(20 + r.IntN(400))}, r)
+		}},
+		{"io-errors", 5, shimmed, func(_ *injector, r *rand.Rand) *fault {
+			return misbehave(pick(r, c.nodes), manners{writesFail: uint32(r.IntN(300)), syncsFail: uint32(r.IntN(300))}, r)
+		}},
+		{"read-errors", 5, shimmed, func(_ *injector, r *rand.Rand) *fault {
+			return misbehave(pick(r, c.nodes), manners{readsFail: uint32(1 + r.IntN(1000))}, r)
+		}},
+		{"disk-full", 4, mounted, func(_ *injector, r *rand.Rand) *fault { return fillDisk(pick(r, c.nodes), r) }},
+		{"partition", 10, isolated, func(_ *injector, r *rand.Rand) *fault { return partition(c, r) }},
+		{"isolation", 4, isolated, func(_ *injector, r *rand.Rand) *fault { return isolate(c, r) }},
+		{"connections-cut", 8, isolated, func(_ *injector, r *rand.Rand) *fault { return cutConnections(c, r) }},
 	}
-	if c.nodes[0].disk.journal != "" {
-		all = append(all,
-			kind{"power-loss", 10, func(i *injector, r *rand.Rand) *fault { return losePower([]*node{pick(r, c.nodes)}, r) }},
-			kind{"power-loss-of-all-nodes", 2, func(i *injector, r *rand.Rand) *fault { return losePower(c.nodes, r) }},
-			kind{"slow-disk", 5, func(i *injector, r *rand.Rand) *fault {
-				return misbehave(pick(r, c.nodes), "slow-disk", 0, 0, uint32(20+r.IntN(400)), r)
-			}},
-			kind{"io-errors", 5, func(i *injector, r *rand.Rand) *fault {
-				return misbehave(pick(r, c.nodes), "io-errors", uint32(r.IntN(300)), uint32(r.IntN(300)), 0, r)
-			}})
-	}
-	if c.nodes[0].disk.own != "" {
-		all = append(all, kind{"disk-full", 4, func(i *injector, r *rand.Rand) *fault { return fillDisk(pick(r, c.nodes), r) }})
-	}
-	if c.network.isolated {
-		all = append(all,
-			kind{"partition", 10, func(i *injector, r *rand.Rand) *fault { return partition(c, r) }},
-			kind{"isolation", 4, func(i *injector, r *rand.Rand) *fault { return isolate(c, r) }},
-			kind{"connections-cut", 8, func(i *injector, r *rand.Rand) *fault { return cutConnections(c, r) }})
-	}
-	return all
 }
 
 func pick[T any](random *rand.Rand, from []T) T { return from[random.IntN(len(from))] }
@@ -141,6 +142,7 @@ func stutter(p *process, r *rand.Rand) *fault {
 // losePower kills nodes at once and takes back what they had not synced.
 func losePower(nodes []*node, r *rand.Rand) *fault {
 	own := rand.New(rand.NewPCG(r.Uint64(), 0))
+	lost := 0
 	f := &fault{lasts: between(r, 100, 4000)}
 	for _, n := range nodes {
 		f.targets = append(f.targets, n.name)
@@ -152,23 +154,55 @@ func losePower(nodes []*node, r *rand.Rand) *fault {
 		}
 		return each(nodes, func(n *node) error {
 			sectors, err := n.disk.losePower(own)
+			lost += sectors
 			f.text += fmt.Sprintf(", %s lost %d sectors", n.name, sectors)
 			return err
 		})
 	}
-	f.heal = func() error { return each(nodes, func(n *node) error { return n.start() }) }
+	f.heal = func() error {
+		err := each(nodes, func(n *node) error { return n.start() })
+		if err == nil && lost == 0 {
+			return errNoEffect
+		}
+		return err
+	}
 	return f
 }
 
-func misbehave(n *node, what string, writes, syncs, delay uint32, r *rand.Rand) *fault {
-	return &fault{targets: []string{n.name}, lasts: between(r, 500, 6000),
-		text:  fmt.Sprintf("%s: of 1000 writes %d and of 1000 syncs %d fail, a sync takes %d ms more", n.name, writes, syncs, delay),
-		begin: func() error { return n.disk.misbehave(writes, syncs, delay) },
-		heal:  func() error { return n.disk.misbehave(0, 0, 0) }}
+func misbehave(n *node, how manners, r *rand.Rand) *fault {
+	var before uint32
+	return &fault{targets: []string{n.name}, lasts: between(r, 500, 6000), text: fmt.Sprintf("%s: %v", n.name, how),
+		begin: func() (err error) {
+			if before, err = n.disk.misbehaved(); err != nil {
+				return err
+			}
+			return n.disk.misbehave(how)
+		},
+		heal: func() error {
+			if err := n.disk.misbehave(manners{}); err != nil {
+				return err
+			}
+			after, err := n.disk.misbehaved()
+			if err == nil && after == before {
+				return errNoEffect
+			}
+			return err
+		}}
 }
 
 func fillDisk(n *node, r *rand.Rand) *fault {
-	return &fault{targets: []string{n.name}, text: n.name, lasts: between(r, 2000, 10_000), begin: n.disk.fill, heal: n.disk.empty}
+	had := false
+	return &fault{targets: []string{n.name}, text: n.name, lasts: between(r, 2000, 10_000),
+		begin: func() (err error) {
+			had, err = n.disk.fill()
+			return err
+		},
+		heal: func() error {
+			if err := n.disk.empty(); err != nil || had {
+				return err
+			}
+			return errNoEffect
+		}}
 }
 
 // partition blocks some of the ways between two hosts: one, or both.
@@ -234,5 +268,12 @@ func isolate(c *cluster, r *rand.Rand) *fault {
 
 func cutConnections(c *cluster, r *rand.Rand) *fault {
 	a, b := pair(c, r)
-	return &fault{text: fmt.Sprintf("%s and %s", a.name, b.name), begin: func() error { return cut(b, a) }, heal: func() error { return nil }}
+	return &fault{text: fmt.Sprintf("%s and %s", a.name, b.name), heal: func() error { return nil },
+		begin: func() error {
+			broken, err := cut(b, a)
+			if err == nil && !broken {
+				return errNoEffect
+			}
+			return err
+		}}
 }

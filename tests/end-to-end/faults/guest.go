@@ -26,6 +26,8 @@ var javaSource []byte
 // guest is a client in another language; what it sees goes into the same history.
 type guest struct {
 	language   string
+	began      time.Time // the beginning of time
+	consumer   int64     // when the one that it consumes with was made
 	topic      *workload.Topic
 	history    *workload.Delivered
 	problems   *workload.Violations
@@ -38,57 +40,58 @@ type guest struct {
 
 // invite starts the guests that the configuration has what they need for, each on a topic of its own.
 func (k *campaign) invite() error {
-	add := func(language, file string, source []byte, on *workload.Topic, command ...string) error {
+	add := func(language, file string, source []byte, on *workload.Topic, receipts bool, command ...string) error {
 		program := filepath.Join(k.cluster.folder, file)
 		if err := os.WriteFile(program, source, 0o644); err != nil {
 			return err
 		}
-		g, err := startGuest(language, append(command, program), k.cluster.folder, k.cluster.url(), on, k.config.pause, k.problems)
-		if g != nil {
+		kind := workload.Kind{Name: language, Is: pulsar.Failover, Consumers: 1, Ordered: true, Receipts: receipts}
+		g := &guest{language: language, began: k.began, topic: on, problems: k.problems, subscribed: make(chan struct{}), flushed: make(chan struct{}),
+			ended: make(chan struct{}), history: on.Also(kind, k.problems)}
+		started, err := g.start(append(command, program), k.cluster.folder, k.cluster.url(), k.config.pause)
+		if started {
 			k.guests = append(k.guests, g)
 		}
 		return err
 	}
 	if k.config.python != "" {
-		if err := add("python", "guest.py", pythonSource, k.topics[1], k.config.python); err != nil {
+		if err := add("python", "guest.py", pythonSource, k.topics[1], false, k.config.python); err != nil {
 			return err
 		}
 	}
 	if k.config.java != "" {
-		if err := add("java", "Guest.java", javaSource, k.topics[4], "java", "-Xmx256m", "-cp", k.config.java); err != nil {
+		if err := add("java", "Guest.java", javaSource, k.topics[5], true, "java", "-Xmx256m", "-cp", k.config.java); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func startGuest(language string, command []string, folder, url string, t *workload.Topic, pause time.Duration, problems *workload.Violations) (*guest, error) {
-	log, err := os.OpenFile(filepath.Join(folder, "guest-"+language+".log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+func (g *guest) start(command []string, folder, url string, pause time.Duration) (started bool, err error) {
+	log, err := os.OpenFile(filepath.Join(folder, "guest-"+g.language+".log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	defer log.Close()
-	g := &guest{language: language, topic: t, problems: problems, subscribed: make(chan struct{}), flushed: make(chan struct{}), ended: make(chan struct{}),
-		history: t.Also(workload.Kind{Name: language, Is: pulsar.Failover, Consumers: 1, Ordered: true}, problems)}
-	g.process = exec.Command(command[0], append(command[1:], url, t.Name, language, language, fmt.Sprint(pause.Milliseconds()))...)
+	g.process = exec.Command(command[0], append(command[1:], url, g.topic.Name, g.language, g.language, fmt.Sprint(pause.Milliseconds()))...)
 	g.process.Stderr = log
 	g.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if g.input, err = g.process.StdinPipe(); err != nil {
-		return nil, err
+		return false, err
 	}
 	output, err := g.process.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	if err := g.process.Start(); err != nil {
-		return nil, err
+		return false, err
 	}
 	go g.read(output)
 	select {
 	case <-g.subscribed:
-		return g, nil
+		return true, nil
 	case <-time.After(time.Minute):
-		return g, fmt.Errorf("the %s client has not subscribed within a minute; its log ends:\n%s", language, tail(log.Name(), 2000))
+		return true, fmt.Errorf("the %s client has not subscribed within a minute; its log ends:\n%s", g.language, tail(log.Name(), 2000))
 	}
 }
 
@@ -102,10 +105,14 @@ func (g *guest) read(from io.Reader) {
 	}
 }
 
+func (g *guest) now() int64 { return int64(time.Since(g.began)) }
+
 func (g *guest) line(text string) error {
 	word, rest, _ := strings.Cut(text, " ")
 	var at workload.Position
 	switch word {
+	case "subscribing": // with a new consumer: the one before is closed
+		g.consumer = g.now()
 	case "subscribed":
 		close(g.subscribed)
 	case "flushed":
@@ -124,8 +131,13 @@ func (g *guest) line(text string) error {
 			return err
 		}
 		at.Batch = max(at.Batch, 0)
-		// Its acknowledgements have no receipts, so it does not matter when its consumer was made.
-		g.history.Received(0, m, key, at)
+		g.history.Received(g.consumer, m, key, at)
+	case "acknowledged": // with a receipt, some time ago
+		if _, err := fmt.Sscan(rest, &at.Ledger, &at.Entry, &at.Batch); err != nil {
+			return err
+		}
+		at.Batch = max(at.Batch, 0)
+		g.history.Acknowledged(g.now(), []workload.Position{at})
 	default:
 		return fmt.Errorf("unknown")
 	}

@@ -1,8 +1,11 @@
 """A client in another language: the Python client (which is the C++ one) produces on a topic and consumes it.
 
-Usage: second.py URL TOPIC PRODUCER SUBSCRIPTION PAUSE_MS. Prints what it sees, a line each:
+Usage: guest.py URL TOPIC PRODUCER SUBSCRIPTION PAUSE_MS. Prints what it sees, a line each:
+  subscribing                                       before each new consumer
+  subscribed                                        with the first one
   published NUMBER LEDGER ENTRY BATCH
   received PRODUCER NUMBER KEY LEDGER ENTRY BATCH
+  acknowledged LEDGER ENTRY BATCH                   when that has its receipt, if they have any
 A line on stdin ends the producing; `flushed` is printed once all has its receipt. Another one ends the rest."""
 import os
 import random
@@ -57,6 +60,7 @@ def receipt(number):
 
 
 def consume():
+    say("subscribing")
     consumer = until_it_works(lambda: client.subscribe(topic, subscription, pulsar.ConsumerType.Failover,
                                                        initial_position=pulsar.InitialPosition.Earliest))
     say("subscribed")

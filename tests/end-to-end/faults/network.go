@@ -120,8 +120,15 @@ func unblock(from, to *host) error {
 	return from.do(fmt.Sprintf("ip neigh del %s dev %s", to.ip, from.device()))
 }
 
-// cut breaks the connections that are open between two hosts; new ones may be made.
-func cut(from, to *host) error { return from.do("ss -K -t dst " + to.ip) }
+// cut breaks the connections that are open between two hosts, and says whether there were any; new ones may be made.
+func cut(from, to *host) (bool, error) {
+	line := from.inside("ss", "-H", "-K", "-t", "dst", to.ip)
+	out, err := exec.Command(line[0], line[1:]...).CombinedOutput()
+	if err != nil {
+		return false, fmt.Errorf("%s: %w: %s", strings.Join(line, " "), err, out)
+	}
+	return len(out) > 0, nil
+}
 
 func commands(lines ...string) error {
 	for _, line := range lines {

@@ -176,8 +176,8 @@ func (d *Delivered) Received(since int64, m Identity, key string, at Position) {
 	}
 }
 
-// acknowledged is called when the acknowledgement of these positions has its receipt.
-func (d *Delivered) acknowledged(now int64, positions []Position) {
+// Acknowledged is called when the acknowledgement of these positions has its receipt.
+func (d *Delivered) Acknowledged(now int64, positions []Position) {
 	if !d.receipts {
 		return
 	}

@@ -19,7 +19,7 @@ func TestEachBrokenPromiseIsNoticed(t *testing.T) {
 		{"all is well", "", true, func(_ *Published, d *Delivered) {
 			d.Received(1, first, "k", at(0))
 			d.Received(1, second, "k", at(1))
-			d.acknowledged(5, []Position{at(0)})
+			d.Acknowledged(5, []Position{at(0)})
 			d.Received(1, first, "k", at(0)) // to a consumer that was there before the receipt
 			d.Received(9, second, "k", at(1))
 		}},
@@ -33,7 +33,7 @@ func TestEachBrokenPromiseIsNoticed(t *testing.T) {
 		}},
 		{"a forgotten acknowledgement", "came again", false, func(_ *Published, d *Delivered) {
 			d.Received(1, first, "k", at(0))
-			d.acknowledged(5, []Position{at(0)})
+			d.Acknowledged(5, []Position{at(0)})
 			d.Received(6, first, "k", at(0))
 		}},
 		{"a duplicate", "stored twice", true, func(_ *Published, d *Delivered) {

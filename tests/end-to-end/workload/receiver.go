@@ -71,7 +71,7 @@ func (r *Receiver) Run(ctx context.Context, random *rand.Rand) {
 				soFar = append(soFar, positionOf(m.ID()))
 			}
 			if (r.Calm || random.IntN(3) > 0) && r.Consumer.AckIDCumulative(last) == nil {
-				r.History.acknowledged(r.Now(), upTo(soFar, positionOf(last)))
+				r.History.Acknowledged(r.Now(), upTo(soFar, positionOf(last)))
 				soFar = soFar[:0]
 			}
 			continue
@@ -89,7 +89,7 @@ func (r *Receiver) Run(ctx context.Context, random *rand.Rand) {
 			together := ids[:untilOneComesAgain(positionsOf(ids))]
 			ids = ids[len(together):]
 			if r.Consumer.AckIDList(together) == nil {
-				r.History.acknowledged(r.Now(), positionsOf(together))
+				r.History.Acknowledged(r.Now(), positionsOf(together))
 			}
 		}
 	}

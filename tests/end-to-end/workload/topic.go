@@ -7,12 +7,13 @@ import "github.com/apache/pulsar-client-go/pulsar"
 // Topic is a topic with its subscriptions and what they have seen.
 type Topic struct {
 	Name          string
+	deduplicated  bool
 	Published     *Published
 	Subscriptions []*Delivered // one for each of Kinds, and others behind
 }
 
 func NewTopic(name string, deduplicated bool, problems *Violations) *Topic {
-	t := &Topic{Name: name, Published: newPublished(problems)}
+	t := &Topic{Name: name, deduplicated: deduplicated, Published: newPublished(problems)}
 	for _, k := range Kinds {
 		t.Subscriptions = append(t.Subscriptions, newDelivered(name, k, deduplicated, problems))
 	}
@@ -21,7 +22,7 @@ func NewTopic(name string, deduplicated bool, problems *Violations) *Topic {
 
 // Also adds a subscription of somebody else.
 func (t *Topic) Also(k Kind, problems *Violations) *Delivered {
-	d := newDelivered(t.Name, k, false, problems)
+	d := newDelivered(t.Name, k, t.deduplicated, problems)
 	t.Subscriptions = append(t.Subscriptions, d)
 	return d
 }
