@@ -67,15 +67,16 @@ class Process:
 
 
 class Cluster:
-    """Storage nodes, zone by zone, and brokers, of a cluster that `start` brings up."""
+    """Storage nodes, zone by zone and region by region, and brokers, of a cluster that `start` brings up."""
 
-    def __init__(self, folder, url, nodes, zones=3, brokers=1, node_arguments=(), broker_arguments=(), binary=BINARY):
+    def __init__(self, folder, url, nodes, zones=3, regions=1, brokers=1, node_arguments=(), broker_arguments=(), binary=BINARY):
         self.folder, self.url, self.binary = pathlib.Path(folder), url, binary
         self.nodes, self.brokers = [], []
         for n in range(nodes):
             own = self.folder / f"node-{n}"
             node = Process(own, "storage-node", "--data-dir", str(own / "data"), "--addr", f"127.0.0.1:{servers.free_port()}",
-                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", *node_arguments, binary=binary)
+                           "--http-addr", "127.0.0.1:0", "--metadata-url", url, "--zone", f"zone-{n % zones}", "--region", f"region-{n % regions}",
+                           *node_arguments, binary=binary)
             self.nodes.append(node)
         for n in range(brokers):
             port, http_port = servers.free_port(), servers.free_port()

@@ -38,6 +38,12 @@ def brokers(postgres):
 
 
 @pytest.fixture
+def zones(postgres):
+    """Three zones, each of a broker and two nodes."""
+    yield from run_cluster(postgres.new_database(), 6, brokers=3)
+
+
+@pytest.fixture
 def cluster_that_repairs(postgres):
     """Six nodes in three zones that miss each other soon."""
     yield from run_cluster(postgres.new_database(), 6, node_arguments=MISSED_SOON)

@@ -1,10 +1,12 @@
 """Three brokers that share bundles, driven by real clients while brokers die, sleep, move bundles and lose their metadata."""
 import concurrent.futures
+import itertools
 import random
 import time
 import urllib.request
 
 import pytest
+import raw
 
 from harness import frames, servers
 from load import Consuming, Load, check, everything
@@ -71,24 +73,58 @@ def test_brokers_are_killed_under_load(brokers, deduplication):
     assert finish(brokers, running, exactly_once=deduplication) < 5
 
 
+def test_a_zone_is_lost_with_its_broker(zones):
+    running = loads(zones, 6, deduplication=True)
+    time.sleep(1)
+    victim = zones.owner(next(iter(running)))
+    number = zones.brokers.index(victim)
+    for process in [victim, *zones.nodes[number::3]]:
+        process.kill()
+    time.sleep(10)
+    zones.broker = next(broker for broker in zones.brokers if broker is not victim)
+    zones.admin_url = zones.broker.admin_url
+    assert all(zones.owner(topic) is not victim for topic in running)
+    assert finish(zones, running, exactly_once=True) < 5
+
+
 def test_an_owner_that_slept_longer_than_its_session_acknowledges_nothing(brokers):
     topic = f"{NAMESPACE}/sleeper"
     load = Load(brokers.pulsar_url, topic)
     time.sleep(1)
     owner = brokers.owner(topic)
-    owner.pause()
-    try:
-        # Somebody asks for the topic: after the session of its owner it gets another one.
-        others = [broker for broker in brokers.brokers if broker is not owner]
-        deadline = time.monotonic() + 20
-        while servers.lookup(others[0].admin_url, topic)["httpUrl"].endswith(owner.id):
-            assert time.monotonic() < deadline, "nobody takes the bundle"
+    others = [broker for broker in brokers.brokers if broker is not owner]
+    idle = next(name for name in (f"{NAMESPACE}/idle-{n}" for n in itertools.count()) if bundle_of(brokers, name) == bundle_of(brokers, topic))
+    with raw.Client(int(owner.address.split(":")[1])) as client:
+        name = client.produce_on(topic)
+        client.subscribe(idle, "s", consumer_id=2)
+        client.write(frames.send_frame(1, 0, name, b"-1"))
+        client.expect(frames.SEND_RECEIPT)
+        owner.pause()
+        try:
             time.sleep(0.1)
-        second = Load("pulsar://" + ",".join(broker.address for broker in others), topic)
-        time.sleep(1)
-    finally:
-        owner.resume()
-    time.sleep(2)
+            # What stands before the sleeper when it wakes.
+            for number in range(1, 101):
+                client.write(frames.send_frame(1, number, name, b"-2"))
+            # Somebody asks for the topic: after the session of its owner it gets another one.
+            deadline = time.monotonic() + 20
+            while servers.lookup(others[0].admin_url, topic)["httpUrl"].endswith(owner.id):
+                assert time.monotonic() < deadline, "nobody takes the bundle"
+                time.sleep(0.1)
+            second = Load("pulsar://" + ",".join(broker.address for broker in others), topic)
+            time.sleep(1)
+        finally:
+            owner.resume()
+        since, said = time.monotonic(), {}
+        while not {frames.CLOSE_PRODUCER, frames.CLOSE_CONSUMER} <= set(said):
+            kind, _ = client.read()
+            said[kind] = time.monotonic() - since
+        took = max(said[frames.CLOSE_PRODUCER], said[frames.CLOSE_CONSUMER])
+        print(f"dropped both topics within {took * 1000:.0f} ms of waking")
+        assert frames.SEND_RECEIPT not in said and took < 1
+        client.socket.settimeout(2)
+        with pytest.raises(TimeoutError):
+            while True:
+                assert client.read()[0] != frames.SEND_RECEIPT
     for broker in brokers.brokers:
         assert not servers.lookup(broker.admin_url, topic)["httpUrl"].endswith(owner.id)
     before = len(load.acknowledged)
@@ -99,6 +135,7 @@ def test_an_owner_that_slept_longer_than_its_session_acknowledges_nothing(broker
     delivered = everything(brokers.pulsar_url, topic, "all")
     missing = [set(by_first) - set(delivered), set(by_second) - set(delivered)]
     assert not any(missing), f"acknowledged messages are lost: {[sorted(lost)[:10] for lost in missing]}"
+    assert -1 in delivered and -2 not in delivered, "what the sleeper was sent is stored"
 
 
 @pytest.mark.alone

@@ -1,15 +1,16 @@
 """PostgreSQL fails over to a standby. One that has every commit: who owns what stays as it is, and nobody loses anything. One that
 lacks some: nobody serves until the doctor has settled it, and then nothing is lost either."""
+import concurrent.futures
 import contextlib
 import time
 
 import pytest
 from conftest import run_cluster
 from load import Load, check, everything
-from test_brokers import NAMESPACE, finish, loads
+from test_brokers import NAMESPACE, finish, loads, move
 from test_doctor import apply, examine, kinds, restart
 
-from harness import servers
+from harness import frames, servers
 from harness.address import Address
 from harness.postgres import Postgres
 
@@ -33,27 +34,84 @@ def failing_over():
             yield cluster, primary, standby, address
 
 
+PROBES = [f"{NAMESPACE}/probe-{n}" for n in range(8)]
+
+
+def acknowledging(cluster):
+    """Which brokers acknowledge a message on each of `PROBES`, asked without a lookup before."""
+    def does(broker, topic):
+        host, port = broker.address.split(":")
+        try:
+            with frames.Connection(host, int(port), timeout_s=3) as client:
+                name = client.call(frames.command(frames.PRODUCER, {1: topic, 2: 1, 3: 1}), frames.PRODUCER_SUCCESS)[2]
+                client.write(frames.send_frame(1, 0, name, b"probe"))
+                client.expect(frames.SEND_RECEIPT)
+            return True
+        except (OSError, frames.Refused):
+            return False
+
+    alive = [broker for broker in cluster.brokers if broker.alive()]
+    with concurrent.futures.ThreadPoolExecutor(len(PROBES) * len(alive)) as pool:
+        asked = {topic: [(broker.id, pool.submit(does, broker, topic)) for broker in alive] for topic in PROBES}
+        return {topic: [broker for broker, answer in answers if answer.result()] for topic, answers in asked.items()}
+
+
+def looked_up(cluster):
+    """The owner of each of them, as a list."""
+    return {topic: [cluster.owner(topic).id] for topic in PROBES}
+
+
 def test_metadata_fail_over_to_a_standby(failing_over):
-    """Later than sessions last."""
+    """Later than sessions last. At any time one broker serves a topic, and the same one until that dies."""
     cluster, primary, standby, address = failing_over
     running = loads(cluster, 6, deduplication=True)
     time.sleep(1)
-    owners = {topic: cluster.owner(topic).id for topic in running}
+    owners = looked_up(cluster)
+    assert len({owner for [owner] in owners.values()}) >= 2 and acknowledging(cluster) == owners
     before = {topic: len(load.acknowledged) for topic, load in running.items()}
     primary.stop("immediate")
-    time.sleep(12)
+    time.sleep(8)
+    assert all(set(now) <= set(owners[topic]) for topic, now in acknowledging(cluster).items()), "somebody else serves without metadata"
     standby.promote()
     address.lead_to(standby.port)
     # Metadata are written again: a topic comes into being.
     cluster.admin("PUT", "persistent/public/default/after-the-failover")
     assert all(len(load.acknowledged) > before[topic] for topic, load in running.items()), "a producer stood still"
-    assert {topic: cluster.owner(topic).id for topic in running} == owners, "a bundle has moved"
+    assert acknowledging(cluster) == looked_up(cluster) == owners, "a bundle has moved"
     # Who owns what can change again, as from a broker that dies.
     victim = cluster.owner(next(iter(running)))
     victim.kill()
-    servers.wait_for(lambda: all(cluster.owner(topic) is not victim for topic in running))
+    servers.wait_for(lambda: all(cluster.owner(topic) is not victim for topic in [*running, *PROBES]))
     victim.start()
+    assert acknowledging(cluster) == looked_up(cluster)
     assert finish(cluster, running, exactly_once=True) < 5
+
+
+def test_a_broker_that_stays_with_the_old_primary_is_no_second_owner(failing_over):
+    """The primary lives on, and one broker still talks to it while the others are led to the standby, which was promoted beside it."""
+    cluster, primary, standby, address = failing_over
+    left, others = cluster.brokers[2], cluster.brokers[:2]
+    with contextlib.closing(Address(primary.port)) as old:
+        left.stop()
+        left.arguments = [argument.replace(str(address.port), str(old.port)) for argument in left.arguments]
+        left.start()
+        running = loads(cluster, 6, deduplication=True)
+        move(cluster, PROBES[0], left)
+        move(cluster, next(iter(running)), left)
+        time.sleep(1)
+        owners = looked_up(cluster)
+        assert [left.id] in owners.values() and acknowledging(cluster) == owners
+        standby.promote()
+        address.lead_to(standby.port)
+        servers.wait_for(lambda: all(cluster.owner(topic) in others for topic in [*running, *PROBES]))
+        # Until a new owner loads a topic, and fences its ledger, the old one may write to it; then no more.
+        acknowledging(cluster)
+        before = {topic: len(load.acknowledged) for topic, load in running.items()}
+        time.sleep(10)
+        assert all(len(load.acknowledged) > before[topic] for topic, load in running.items()), "a producer stood still"
+        assert acknowledging(cluster) == looked_up(cluster), "the one that was left behind acknowledges"
+        left.kill()
+        finish(cluster, running, exactly_once=True)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A client that shows a token which lasts three seconds, and a new one whenever it is asked: it sends messages one by one and takes them.
 
-Usage: behind.py URL KEY TOPIC SECONDS. Prints as JSON how many messages came, and how many tokens were shown."""
+Usage: behind.py URL KEY TOPIC SECONDS [CA], the authority being that of the server's certificate. Prints as JSON how many messages came, and how many tokens were shown."""
 import json
 import sys
 import time
@@ -8,8 +8,9 @@ import time
 import pulsar
 from tokens import token
 
-url, key, topic, seconds = *sys.argv[1:4], float(sys.argv[4])
-shown = []
+url, key, topic, seconds, *authority = sys.argv[1:]
+tls = {"tls_trust_certs_file_path": authority[0], "tls_validate_hostname": True} if authority else {}
+seconds, shown = float(seconds), []
 
 
 def show():
@@ -18,7 +19,7 @@ def show():
 
 
 client = pulsar.Client(url, authentication=pulsar.AuthenticationToken(show), operation_timeout_seconds=10,
-                       logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
+                       logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error), **tls)
 consumer, producer = client.subscribe(topic, "s"), client.create_producer(topic)
 end, count = time.monotonic() + seconds, 0
 while time.monotonic() < end:

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::{
     load::{BundleLoad, Span, Waves, noise},
-    measures::Measures,
+    measures::{History, Measures},
     oracle::Oracle,
 };
 
@@ -24,6 +24,8 @@ pub struct Bundle {
     pub levelled_ms: Option<u64>,
     /// When a broker was last filled with it.
     pub filled_ms: Option<u64>,
+    /// Its last moves, with those of what it was split from.
+    moves: History,
     pub is_split: bool,
 }
 
@@ -172,6 +174,7 @@ impl Cluster {
             epoch: 0,
             levelled_ms: None,
             filled_ms: None,
+            moves: History::new(),
             is_split: false,
         });
         match owner {
@@ -320,7 +323,13 @@ impl Cluster {
             choose(&it.id, &self.summaries).map(|chosen| self.number_of(chosen))
         };
         match chosen.filter(|broker| self.brokers[*broker].is_up && self.brokers[*broker].accepts) {
-            Some(broker) => self.give(bundle, broker),
+            Some(broker) => {
+                let it = &mut self.bundles[bundle];
+                if it.epoch > 0 {
+                    self.measures.note_history(self.now_ms, None, &mut it.moves);
+                }
+                self.give(bundle, broker);
+            }
             None => self.after(2_000, Event::LookUp(bundle)),
         }
     }
@@ -489,6 +498,7 @@ impl Cluster {
             Reason::Drain => {}
         }
         self.measures.note_move(reason, since);
+        self.measures.note_history(now_ms, Some(reason), &mut it.moves);
         true
     }
 
@@ -506,6 +516,7 @@ impl Cluster {
             let child = self.add_bundle(it.load.piece(part), topics, Some(owner));
             self.bundles[child].levelled_ms = it.levelled_ms;
             self.bundles[child].filled_ms = it.filled_ms;
+            self.bundles[child].moves.clone_from(&it.moves);
         }
         self.measures.splits += 1;
         true

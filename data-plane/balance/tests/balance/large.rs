@@ -6,6 +6,7 @@ use rand::{Rng, seq::SliceRandom};
 use crate::{
     cluster::{Cluster, Faults},
     load::{BundleLoad, DAY_MS, Span, zipf},
+    measures::Moves,
     traffic::Traffic,
 };
 
@@ -73,7 +74,13 @@ fn days_of_a_large_cluster() {
     let measures = &cluster.measures;
     let moves = measures.balancing() as f64 / (BUNDLES as u64 * days) as f64;
     println!("{moves:.4} moves of a bundle a day on average, for levelling and filling");
+    let Moves { levelled, filled, balancing, forced } = measures.most;
+    println!(
+        "the most of any one bundle within 24 hours: levelled {levelled}, filled with {filled}, both {balancing}, forced {forced}"
+    );
 
+    // What a started broker was filled with may be levelled afterwards.
+    assert!(levelled == 1 && filled == 1 && balancing <= 2 && forced > 0, "{:?}", measures.most);
     assert_eq!(measures.moved_again, 0, "a bundle was levelled twice in a day, or a broker filled with what had moved");
     assert!(moves < 0.15, "{moves} moves of a bundle a day");
     let most = traffic.imbalance.quantile(1.0);

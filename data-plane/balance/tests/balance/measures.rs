@@ -20,7 +20,23 @@ pub struct Measures {
     pub levelled_after_fill: u64,
     /// Moves of a bundle that has not had its rest.
     pub moved_again: u64,
+    /// The most moves of any one bundle in the course of a rest.
+    pub most: Moves,
 }
+
+/// Moves by why they were.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Moves {
+    pub levelled: usize,
+    pub filled: usize,
+    /// For levelling and filling together.
+    pub balancing: usize,
+    /// As the owner left or died.
+    pub forced: usize,
+}
+
+/// When a bundle was moved, and why; without a reason, as its owner died.
+pub type History = Vec<(u64, Option<Reason>)>;
 
 impl Default for Measures {
     fn default() -> Self {
@@ -36,6 +52,7 @@ impl Default for Measures {
             splits: 0,
             levelled_after_fill: 0,
             moved_again: 0,
+            most: Moves::default(),
         }
     }
 }
@@ -57,6 +74,18 @@ impl Measures {
             }
             Reason::Drain => self.drained += 1,
         }
+    }
+
+    /// A move of a bundle that has had those of `history`, to which this one is added.
+    pub fn note_history(&mut self, now_ms: u64, why: Option<Reason>, history: &mut History) {
+        history.retain(|(moved_ms, _)| now_ms - moved_ms < self.rest_ms);
+        history.push((now_ms, why));
+        let count = |of: fn(Option<Reason>) -> bool| history.iter().filter(|(_, why)| of(*why)).count();
+        let most = &mut self.most;
+        most.levelled = most.levelled.max(count(|why| why == Some(Reason::Level)));
+        most.filled = most.filled.max(count(|why| why == Some(Reason::Fill)));
+        most.balancing = most.balancing.max(count(|why| matches!(why, Some(Reason::Level | Reason::Fill))));
+        most.forced = most.forced.max(count(|why| why.is_none_or(Reason::is_forced)));
     }
 
     pub fn balancing(&self) -> u64 {

@@ -84,6 +84,8 @@ fn run(course: &Course) -> usize {
             _ => {}
         }
     }
+    let most = cluster.measures.most;
+    assert!(most.levelled <= 1 && most.filled <= 1 && most.balancing <= 2, "{most:?} within a rest");
     assert_eq!(cluster.measures.moved_again, 0, "moved again without rest");
     checked + cluster.oracle.map_or(0, |it| it.checked)
 }

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use geminga_proxy::{Endpoint, ProxyOptions};
+use geminga_tls::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -19,16 +20,20 @@ pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     split(&answer)
 }
 
-/// Sends a request, and reads all that comes until the end of the connection.
 async fn exchange(address: SocketAddr, request: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    exchange_on(Stream::Plain(TcpStream::connect(address).await.unwrap()), request).await
+}
+
+/// Sends a request, and reads all that comes until the end of the connection.
+pub async fn exchange_on(mut stream: Stream, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
     let mut answer = Vec::new();
     tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an answer in time").unwrap();
     String::from_utf8(answer).unwrap()
 }
 
-fn split(answer: &str) -> (u16, String) {
+pub fn split(answer: &str) -> (u16, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
@@ -42,6 +47,22 @@ struct Broker {
     _task: JoinSet<()>,
 }
 
+/// Answers with what it was sent.
+pub fn echoing() -> Router {
+    Router::new().fallback(async |headers: HeaderMap, uri: Uri, body: String| {
+        let hop = headers.contains_key("x-hop") || headers.contains_key("connection");
+        let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        format!("{uri} {} {hop} {authorization:?} {}", headers["host"].to_str().unwrap(), body.len())
+    })
+}
+
+/// Sends everybody to another broker.
+pub fn redirecting(to: String) -> Router {
+    Router::new().fallback(async move |uri: Uri| {
+        (StatusCode::TEMPORARY_REDIRECT, [("location", format!("{to}{}", uri.path_and_query().unwrap()))])
+    })
+}
+
 impl Broker {
     async fn start(router: Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -49,24 +70,6 @@ impl Broker {
         let mut task = JoinSet::new();
         task.spawn(async move { axum::serve(listener, router).await.unwrap() });
         Broker { address, _task: task }
-    }
-
-    /// Answers with what it was sent.
-    async fn echoing() -> Self {
-        Self::start(Router::new().fallback(async |headers: HeaderMap, uri: Uri, body: String| {
-            let hop = headers.contains_key("x-hop") || headers.contains_key("connection");
-            let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
-            format!("{uri} {} {hop} {authorization:?} {}", headers["host"].to_str().unwrap(), body.len())
-        }))
-        .await
-    }
-
-    /// Sends everybody to another broker.
-    async fn redirecting(to: String) -> Self {
-        Self::start(Router::new().fallback(async move |uri: Uri| {
-            (StatusCode::TEMPORARY_REDIRECT, [("location", format!("{to}{}", uri.path_and_query().unwrap()))])
-        }))
-        .await
     }
 
     fn endpoint(&self) -> Endpoint {
@@ -80,7 +83,7 @@ async fn proxy(http_brokers: Vec<Endpoint>) -> Running {
 
 #[tokio::test]
 async fn requests_pass_without_what_belongs_to_the_connection() {
-    let broker = Broker::echoing().await;
+    let broker = Broker::start(echoing()).await;
     let proxy = proxy(vec![broker.endpoint()]).await;
     let request = "PUT /admin/v2/x?a=b HTTP/1.1\r\nhost: proxy\r\nconnection: close, x-hop\r\nx-hop: 1\r\n\
                    authorization: Bearer t\r\ncontent-length: 4\r\n\r\nbody";
@@ -94,8 +97,8 @@ async fn requests_pass_without_what_belongs_to_the_connection() {
 
 #[tokio::test]
 async fn redirects_are_followed_inside_with_the_body() {
-    let owner = Broker::echoing().await;
-    let asked = Broker::redirecting(format!("http://{}", owner.address)).await;
+    let owner = Broker::start(echoing()).await;
+    let asked = Broker::start(redirecting(format!("http://{}", owner.address))).await;
     let proxy = proxy(vec![asked.endpoint()]).await;
     let (status, body) = split(&exchange(proxy.http, &put("/admin/v2/x?a=b", "body")).await);
     assert_eq!((status, body), (200, format!("/admin/v2/x?a=b {} false None 4", owner.address)));
@@ -137,7 +140,7 @@ async fn redirects_in_circles_or_to_nowhere_end() {
 
 #[tokio::test]
 async fn dead_brokers_are_passed_over_and_without_any_it_is_said() {
-    let broker = Broker::echoing().await;
+    let broker = Broker::start(echoing()).await;
     let dead = nowhere().await;
     let alive = proxy(vec![dead.clone(), broker.endpoint()]).await;
     for _ in 0..4 {

@@ -3,5 +3,6 @@
 mod authentication;
 mod fixture;
 mod http;
+mod https;
 mod pulsar;
 mod tls;
