@@ -11,6 +11,10 @@ use geminga_storage_node::{
 
 use crate::data_dir::{DataDir, InUse};
 
+/// Why a node does not start, and what is to be done: with a part of it taken for not lacking, it would deny what it had acknowledged.
+const UNKNOWN_LACK: &str = "it is not known which ledgers lack entries: remove the damaged file if another data directory of this \
+    node has it, or else begin anew with an empty one in the place of each";
+
 /// What is open, and kept from other processes as long as this lives.
 pub struct OpenDirectories {
     /// Name of the node, if its directories have it.
@@ -86,8 +90,7 @@ pub fn open(
     let (limbo_below, settled_below) = if is_unsure { (u64::MAX, 0) } else { (limbo_below, settled_below) };
     let revision = open[0].1.revision;
     let directories = Directories::new(open.into_iter().map(|(directory, _)| directory).collect(), limbo_below)?;
-    let directories =
-        directories.with_least_limbo(least).recall(settled_below).context("cannot read which ledgers lack entries")?;
+    let directories = directories.with_least_limbo(least).recall(settled_below).context(UNKNOWN_LACK)?;
     if !directories.is_settled() || directories.unfinished_count() > 0 {
         tracing::warn!(
             below = limbo_below,
@@ -99,15 +102,14 @@ pub fn open(
 }
 
 fn look_at(path: &Path) -> Found {
-    let failed = |source| Found::Unreadable(IdentityError::Io { folder: path.display().to_string(), source });
     match Identity::read(path) {
         Ok(Some(identity)) => Found::Marked(identity),
         Ok(None) => match has_segments(&path.join("log")) {
             Ok(true) => Found::Unmarked,
             Ok(false) => Found::Empty,
-            Err(error) => failed(error),
+            Err(source) => Found::Unreadable(IdentityError::Io { folder: path.display().to_string(), source }),
         },
-        Err(error) => Found::Unreadable(error),
+        Err(error) => Found::Unreadable(error.into()),
     }
 }
 
@@ -160,6 +162,11 @@ fn mark(open: &[(Directory, Identity)]) -> anyhow::Result<()> {
     for (directory, identity) in open {
         if Identity::read(&directory.path)?.as_ref() != Some(identity) {
             identity.write(&directory.path)?;
+        } else if Identity::is_unchecked(&directory.path) {
+            // It says nothing new: a full disk is no reason not to start.
+            if let Err(error) = identity.write(&directory.path) {
+                tracing::warn!(%error, "a file of a build before is left without a checksum");
+            }
         }
     }
     Ok(())
@@ -197,5 +204,46 @@ mod tests {
         drop(opened);
         let opened = open(&[&paths[0]], None, false, MEMORY).expect("it is kept");
         assert_eq!(opened.directories.limbo_below(), 900);
+    }
+
+    #[test]
+    fn damaged_notes_stop_a_start_and_say_what_is_to_be_done() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = [folder.path().join("a"), folder.path().join("b")];
+        let start = || open(&[&paths[0], &paths[1]], None, false, MEMORY);
+        drop(start().expect("a new node"));
+        for (note, whole, damaged, advice) in [
+            ("unfinished", "[3,5]", "[3,5]\n ", "remove the damaged file if another data directory"),
+            ("witness", "{\"count\":3}", "{\"count\":3}\n ", "remove the file and start again"),
+        ] {
+            let path = paths[1].join(note);
+            std::fs::write(&path, whole).expect("written");
+            drop(start().expect("a build before wrote it"));
+            std::fs::write(&path, damaged).expect("written");
+            let error = format!("{:#}", start().err().expect("it is damaged"));
+            assert!(error.contains(&format!("the file '{note}' in {}", paths[1].display())), "{error}");
+            assert!(error.contains(advice), "{error}");
+            std::fs::remove_file(&path).expect("it was there");
+        }
+    }
+
+    #[test]
+    fn what_the_build_before_says_of_a_directory_gets_a_checksum_and_a_damaged_one_is_as_missing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = [folder.path().join("a"), folder.path().join("b")];
+        let start = || open(&[&paths[0], &paths[1]], None, false, MEMORY);
+        drop(start().expect("a new node"));
+        let identity = paths[1].join("identity");
+        let checked = std::fs::read(&identity).expect("it is there");
+        std::fs::write(&identity, checked.trim_ascii_end()).expect("written");
+        assert!(!start().expect("as before").is_incomplete);
+        assert_eq!(std::fs::read(&identity).expect("it is there"), checked);
+
+        let turned = String::from_utf8(checked).expect("text").replace("\"limbo_below\":0", "\"limbo_below\":1");
+        std::fs::write(&identity, turned).expect("written");
+        assert!(start().expect("the other one is whole").is_incomplete);
+        std::fs::remove_dir_all(&paths[0]).expect("it was there");
+        let error = format!("{:#}", start().err().expect("nothing is whole"));
+        assert!(error.contains("the file 'identity' in") && error.contains("its checksum is wrong"), "{error}");
     }
 }

@@ -25,6 +25,8 @@ struct Nodes {
     entries: BTreeMap<NodeId, BTreeSet<u64>>,
     refusing: BTreeSet<NodeId>,
     copied: Vec<(NodeId, u64)>,
+    /// After so many copies they stand like that.
+    changing: Option<(usize, NodeTable)>,
 }
 
 impl Nodes {
@@ -41,7 +43,7 @@ impl Nodes {
     }
 
     /// Carries a repair out, and answers the metadata with its report.
-    fn repair(&mut self, mut metadata: LedgerMetadata, table: NodeTable) -> (LedgerMetadata, RepairReport) {
+    fn repair(&mut self, mut metadata: LedgerMetadata, mut table: NodeTable) -> (LedgerMetadata, RepairReport) {
         let mut repair = LedgerRepair::new(metadata.clone(), 1, table.clone(), 7);
         let mut version = 1;
         loop {
@@ -65,6 +67,10 @@ impl Nodes {
                             }
                             let answer = if refuses { Err(CopyFailure::Refused) } else { Ok(()) };
                             repair.added(entry, &node, answer);
+                        }
+                        if let Some((_, changed)) = self.changing.take_if(|(copies, _)| self.copied.len() >= *copies) {
+                            table = changed;
+                            repair.nodes_changed(table.clone());
                         }
                     }
                     RepairAction::WriteMetadata { metadata: written, expected_version } => {
@@ -130,6 +136,20 @@ fn a_member_that_does_not_take_what_it_lacks_is_replaced_and_a_newcomer_that_doe
     nodes.entries.get_mut("n3").expect("a member").remove(&4);
     let (same, report) = nodes.repair(repaired.clone(), table(4, |_| Standing::Writable));
     assert_eq!((same, report.blockers), (repaired, BTreeSet::from([Blocker::NoSuccessor(name(3))])));
+}
+
+#[test]
+fn a_member_that_is_back_is_given_what_it_lacks_and_its_place_is_not_filled() {
+    let quorum = Quorum { ensemble: 2, write: 2, ack: 1 };
+    let metadata = ledger(quorum, &[0], 1000, 2);
+    let mut nodes = Nodes::holding(&metadata, 1000);
+    nodes.entries.get_mut("n0").expect("a member").remove(&900);
+    nodes.changing = Some((10, table(4, |_| Standing::Writable)));
+    let lost = |node| if node == 0 { Standing::Lost } else { Standing::Writable };
+    let (same, report) = nodes.repair(metadata.clone(), table(4, lost));
+    assert_eq!((same, report.replaced, report.blockers.len()), (metadata, 0, 0));
+    assert_eq!(nodes.copied.last(), Some(&(name(0), 900)));
+    assert!((10..50).contains(&report.copied), "{report:?}");
 }
 
 #[test]

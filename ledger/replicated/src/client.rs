@@ -11,6 +11,7 @@ use geminga_ledger_client::{AppendClass, AppendDone, EntryParts, LedgerClient, L
 use geminga_metadata::{Metadata, MetadataError, Op};
 use geminga_wire_bookkeeper::{MasterKey, master_key};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::catalog::{Catalog, Known};
 use crate::nodes::{NodeDirectory, Nodes, ZonePolicy};
@@ -250,14 +251,15 @@ impl ReplicatedLedgers {
         }
     }
 
-    /// Repairs what can be repaired of a ledger, with the nodes as they stand. `explain` hears now and then what it waits for.
+    /// Repairs what can be repaired of a ledger, with the nodes as they stand by what was sent last. `explain` hears now and then
+    /// what it waits for.
     ///
     /// # Errors
     /// The ledger's metadata could not be read.
     pub async fn repair(
         &self,
         ledger: u64,
-        nodes: NodeTable,
+        nodes: watch::Receiver<NodeTable>,
         meter: &Arc<CopyMeter>,
         explain: impl Fn(String) + Send + Sync,
     ) -> Result<RepairReport, LedgerError> {

@@ -10,8 +10,7 @@ use geminga_ensemble::repair::{CopyFailure, LedgerRepair, Listing, NodeTable, Re
 use geminga_ensemble::{MetadataOutcome, NodeId};
 use geminga_ledger_client::LedgerError;
 use geminga_wire_bookkeeper::{Code, Digest, DigestKind, EntryList, Request, Response};
-use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::client::{PASSWORD, Shared, metadata_error};
 use crate::node::Failure;
@@ -21,10 +20,13 @@ const FREE_DISK_SPACE: i64 = 2;
 /// How often a repair says what it waits for.
 const EXPLAIN_EVERY: Duration = Duration::from_secs(1);
 
+/// Copies come early for so long after late ones: a sleep takes whole milliseconds, in which many may be due.
+const MADE_UP_FOR: Duration = Duration::from_millis(100);
+
 /// What repairs of this process copy, and how fast they may.
 pub struct CopyMeter {
     bytes_per_second: u64,
-    /// When the next copy may go.
+    /// When the next copy may go. Whoever waits for that has it locked, so that one who gives up takes nobody's turn.
     next: Mutex<Instant>,
     pub entries_read: AtomicU64,
     pub bytes_read: AtomicU64,
@@ -50,13 +52,10 @@ impl CopyMeter {
     /// Waits until so many bytes may be written to one node.
     async fn pace(&self, bytes: usize) {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        let start = {
-            let mut next = self.next.lock();
-            let start = (*next).max(Instant::now());
-            *next = start + takes;
-            start
-        };
+        let mut next = self.next.lock().await;
+        let start = (*next + MADE_UP_FOR).max(Instant::now()) - MADE_UP_FOR;
         tokio::time::sleep_until(start.into()).await;
+        *next = start + takes;
     }
 }
 
@@ -65,6 +64,7 @@ enum Event {
     Read(u64, NodeId, Option<Bytes>),
     Added(u64, NodeId, Result<(), CopyFailure>),
     Metadata(Option<MetadataOutcome>),
+    Nodes(NodeTable),
 }
 
 #[derive(Debug)]
@@ -80,16 +80,18 @@ impl Listing for Listed {
 pub async fn repair(
     shared: &Arc<Shared>,
     ledger: u64,
-    nodes: NodeTable,
+    mut nodes: watch::Receiver<NodeTable>,
     meter: &Arc<CopyMeter>,
     explain: impl Fn(String) + Send + Sync,
 ) -> Result<RepairReport, LedgerError> {
     let Some(known) = shared.catalog.get(ledger).await.map_err(metadata_error)? else {
         return Ok(RepairReport { is_gone: true, ..RepairReport::default() });
     };
-    let mut repair = LedgerRepair::new(known.metadata, known.version, nodes, rand::random());
+    let table = nodes.borrow_and_update().clone();
+    let mut repair = LedgerRepair::new(known.metadata, known.version, table, rand::random());
     let (events, mut inbox) = mpsc::unbounded_channel();
-    let copier = Copier { shared: shared.clone(), ledger, meter: meter.clone(), events };
+    let wanted = watch::Sender::default();
+    let mut copier = Copier { shared: shared.clone(), ledger, meter: meter.clone(), events, wanted };
     // Of entries that were just read.
     let mut bodies: BTreeMap<u64, Bytes> = BTreeMap::new();
     let mut explained = None;
@@ -118,7 +120,11 @@ pub async fn repair(
             explain(repair.explain());
             explained = Some(Instant::now());
         }
-        let Some(event) = inbox.recv().await else { return Err(LedgerError::Closed) };
+        let event = tokio::select! {
+            event = inbox.recv() => event.ok_or(LedgerError::Closed)?,
+            // Never again, once nobody looks any more.
+            Ok(()) = nodes.changed() => Event::Nodes(nodes.borrow_and_update().clone()),
+        };
         match event {
             Event::Listed(node, listing) => repair.listed(&node, listing),
             Event::Read(entry, node, body) => {
@@ -128,6 +134,11 @@ pub async fn repair(
             }
             Event::Added(entry, node, result) => repair.added(entry, &node, result),
             Event::Metadata(outcome) => repair.metadata_written(outcome),
+            Event::Nodes(table) => {
+                if repair.nodes_changed(table) {
+                    copier.wanted = watch::Sender::default();
+                }
+            }
         }
     }
 }
@@ -166,6 +177,8 @@ struct Copier {
     ledger: u64,
     meter: Arc<CopyMeter>,
     events: mpsc::UnboundedSender<Event>,
+    /// Gone when copies that have not begun need not any more.
+    wanted: watch::Sender<()>,
 }
 
 impl Copier {
@@ -192,8 +205,12 @@ impl Copier {
     fn add(&self, entry: u64, node: NodeId, body: Bytes) {
         let (shared, events, meter, ledger) =
             (self.shared.clone(), self.events.clone(), self.meter.clone(), self.ledger);
+        let mut wanted = self.wanted.subscribe();
         tokio::spawn(async move {
-            meter.pace(body.len()).await;
+            tokio::select! {
+                () = meter.pace(body.len()) => (),
+                _ = wanted.changed() => return drop(events.send(Event::Added(entry, node, Err(CopyFailure::Unreachable)))),
+            }
             let result = match shared.nodes.connect(&node).await {
                 None => Err(Failure::Unreachable),
                 Some(connection) => {

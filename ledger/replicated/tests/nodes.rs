@@ -121,7 +121,7 @@ impl Cluster {
             (info.id, NodeView { place: info.place, standing, free_bytes: None })
         };
         let nodes: NodeTable = self.directory.nodes().into_iter().map(view).collect();
-        self.client(3, 3, 2).repair(ledger, nodes, meter, |_| ()).await.expect("metadata")
+        self.client(3, 3, 2).repair(ledger, watch::channel(nodes).1, meter, |_| ()).await.expect("metadata")
     }
 
     async fn ledger(&self, id: u64) -> LedgerMetadata {

@@ -1,6 +1,7 @@
 //! A worker: takes ledgers that were noted, and repairs them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,12 +11,13 @@ use geminga_ensemble::{LedgerMetadata, NodeId};
 use geminga_ledger_client::LedgerError;
 use geminga_metadata::{MetadataError, RepairWorkerRecord, Watch};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::Shared;
 use crate::claim::{self, Claim, Found, Outcome};
 use crate::nodes::{self, FreeSpace};
 
-/// How often it looks for work when there was none to be done yet, and when it may hear of some.
+/// How often it looks for work when there was none to be done yet, and when it may hear of some; and at the nodes while it copies.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often it looks when there was none at all, if nothing is heard.
 const LOOK_WITHOUT_NEWS: Duration = Duration::from_secs(10);
@@ -97,10 +99,14 @@ impl News {
     }
 }
 
+fn look_every(shared: &Shared) -> Duration {
+    LOOK_EVERY.min(shared.options.lost_after)
+}
+
 /// Repairs one ledger after the other, for ever.
 pub async fn run(shared: Arc<Shared>, log: Arc<Log>) {
     let mut cursor = 0;
-    let look_every = LOOK_EVERY.min(shared.options.lost_after);
+    let look_every = look_every(&shared);
     loop {
         // From before the look, so that nothing is missed in between.
         let news = News::listen(&shared).await;
@@ -210,7 +216,11 @@ impl Attempt<'_> {
             }
         };
         let doing = |what| drop(self.log.doing.lock().insert(self.ledger, what));
-        let repaired = self.shared.ledgers.repair(self.ledger, nodes, &self.shared.meter, doing).await;
+        let (newest, nodes) = watch::channel(nodes);
+        let repaired = tokio::select! {
+            repaired = self.shared.ledgers.repair(self.ledger, nodes, &self.shared.meter, doing) => repaired,
+            never = self.keep_looking(&newest) => match never {},
+        };
         let verdict = match repaired {
             Ok(report) => self.judge(report).await?,
             Err(error) => Verdict::Blocked(error.to_string()),
@@ -226,6 +236,17 @@ impl Attempt<'_> {
         let statuses = self.shared.metadata.storage_node_statuses().await?;
         let free = self.log.free_space.get(&self.shared.ledgers, &statuses).await;
         Ok(nodes::table(&statuses, &self.lost, &free))
+    }
+
+    /// While copies are made: who is back needs none.
+    async fn keep_looking(&self, newest: &watch::Sender<NodeTable>) -> Infallible {
+        loop {
+            tokio::time::sleep(look_every(self.shared)).await;
+            match self.nodes().await {
+                Ok(nodes) => drop(newest.send_replace(nodes)),
+                Err(error) => tracing::debug!(%error, "could not look at the nodes again"),
+            }
+        }
     }
 
     async fn metadata(&self) -> Result<Option<LedgerMetadata>, MetadataError> {

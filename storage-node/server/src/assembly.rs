@@ -154,7 +154,10 @@ fn unusable(paths: &[String], found: Vec<Found>) -> IdentityError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::state_file::{Problem, StateFileError};
 
     fn marked(id: &str, directory: &str, directories: &[&str], revision: u64) -> Found {
         Found::Marked(Identity {
@@ -253,8 +256,11 @@ mod tests {
     fn copies_damage_and_strange_logs_are_refused() {
         let twice = vec![marked("n", "a", &["a"], 1), marked("n", "a", &["a"], 1)];
         assert!(matches!(assembled(twice, None), Err(IdentityError::Twice(..))));
-        let damaged = || IdentityError::Damaged { folder: "disk-1".into(), reason: "torn".into() };
-        assert!(matches!(assembled(vec![Found::Unreadable(damaged())], None), Err(IdentityError::Damaged { .. })));
+        let damaged = || {
+            let torn = Problem::Damaged("torn".to_owned());
+            IdentityError::from(StateFileError::new("identity", Path::new("disk-1"), torn))
+        };
+        assert!(matches!(assembled(vec![Found::Unreadable(damaged())], None), Err(IdentityError::Unreadable(_))));
         assert!(matches!(assembled(vec![Found::Unmarked], None), Err(IdentityError::Missing { .. })));
         let found = vec![marked("n", "a", &["a", "b"], 1), Found::Unreadable(damaged()), Found::Unmarked];
         let made = assembled(found, None).expect("the one that is good");

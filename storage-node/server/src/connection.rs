@@ -243,6 +243,10 @@ impl Connection {
     }
 
     fn write_lac(self: &Arc<Self>, reply_to: ReplyTo, write: &WriteLac) {
+        // As a bookie: such a node takes no word of a writer.
+        if self.node.is_read_only() {
+            return self.answer(&reply_to, Code::ReadOnly, &Response::Empty);
+        }
         let head = LacHead::decode(&write.body).filter(|head| head.ledger == write.ledger);
         let explicit = head.and_then(|head| ExplicitLac::new(head.last_add_confirmed, &write.body));
         let (Ok(ledger), Some(explicit)) = (u64::try_from(write.ledger), explicit) else {

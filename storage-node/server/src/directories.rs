@@ -9,7 +9,6 @@
 //! A ledger that was deleted counts as being in the directory that remembers the deletion, which refuses whatever comes late.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,9 @@ use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use rustc_hash::FxHashMap;
 
-use crate::identity::{Identity, IdentityError};
+use crate::identity::Identity;
 use crate::limbo::Limbo;
+use crate::state_file::StateFileError;
 
 /// How old a directory's figures may be when a ledger is placed.
 const ROOM_AGE: Duration = Duration::from_millis(500);
@@ -38,15 +38,6 @@ pub struct LedgerTwice {
     pub ledger: u64,
     pub one: String,
     pub other: String,
-}
-
-/// Why it could not be noted what is settled.
-#[derive(Debug, thiserror::Error)]
-pub enum SettleError {
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error("could not note which ledgers lack entries: {0}")]
-    Note(#[from] io::Error),
 }
 
 /// See the module's head.
@@ -107,7 +98,7 @@ impl Directories {
     ///
     /// # Errors
     /// A note is there and cannot be read: of which ledgers something is missing is unknown then.
-    pub fn recall(self, settled_below: u64) -> io::Result<Self> {
+    pub fn recall(self, settled_below: u64) -> Result<Self, StateFileError> {
         self.limbo.recall(settled_below, self.all.iter().map(|directory| directory.path.clone()).collect())?;
         Ok(self)
     }
@@ -254,7 +245,7 @@ impl Directories {
     ///
     /// # Errors
     /// That could not be written down, and the node is not settled.
-    pub fn settle(&self, horizon: u64, lacking: &BTreeSet<u64>) -> Result<(), SettleError> {
+    pub fn settle(&self, horizon: u64, lacking: &BTreeSet<u64>) -> Result<(), StateFileError> {
         self.limbo.note_unfinished(lacking)?;
         for directory in &self.all {
             if let Some(identity) = Identity::read(&directory.path)? {
@@ -271,7 +262,7 @@ impl Directories {
     ///
     /// # Errors
     /// That could not be written down.
-    pub fn finish(&self, ledgers: &BTreeSet<u64>) -> io::Result<()> {
+    pub fn finish(&self, ledgers: &BTreeSet<u64>) -> Result<(), StateFileError> {
         self.limbo.finish(ledgers)
     }
 

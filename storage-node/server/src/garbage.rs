@@ -19,6 +19,7 @@ use geminga_metadata::{Metadata, MetadataError};
 
 use crate::node::StorageNode;
 use crate::noted::{DOUBTFUL, Noted};
+use crate::state_file::StateFileError;
 use crate::witness::{MetadataWitness, Standing, WitnessError};
 
 /// Looks for garbage every `interval`, until the process ends.
@@ -76,7 +77,7 @@ enum GarbageError {
     #[error(transparent)]
     Witness(#[from] WitnessError),
     #[error("could not note which ledgers are doubtful: {0}")]
-    Note(#[from] std::io::Error),
+    Note(#[from] StateFileError),
 }
 
 /// What metadata do not have, and may be deleted if that stays so.

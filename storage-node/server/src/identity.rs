@@ -1,11 +1,11 @@
 //! Who a node is: a name that is written on each of its disks, and lasts as long as what is on them.
 
-use std::fs::File;
-use std::io::{self, Write};
 use std::path::Path;
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
+
+use crate::state_file::{self, Problem, StateFileError};
 
 /// File in each data directory.
 const FILE: &str = "identity";
@@ -36,10 +36,10 @@ pub struct Identity {
 pub enum IdentityError {
     #[error("{folder} has ledgers but no file '{FILE}': it was damaged or put together from several disks")]
     Missing { folder: String },
-    #[error("the file '{FILE}' in {folder} is damaged: {reason}")]
-    Damaged { folder: String, reason: String },
-    #[error("the file '{FILE}' in {folder} cannot be read or written: {source}")]
-    Io { folder: String, source: io::Error },
+    #[error(transparent)]
+    Unreadable(#[from] StateFileError),
+    #[error("{folder} cannot be read: {source}")]
+    Io { folder: String, source: std::io::Error },
     #[error("the data directories belong to several nodes, {0} and {1}: give each node its own")]
     SeveralNodes(String, String),
     #[error("{0} and {1} are copies of one data directory: a disk must not be used twice")]
@@ -53,17 +53,10 @@ impl Identity {
     ///
     /// # Errors
     /// It cannot be read, or makes no sense.
-    pub fn read(folder: &Path) -> Result<Option<Self>, IdentityError> {
-        let name = || folder.display().to_string();
-        let bytes = match std::fs::read(folder.join(FILE)) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(IdentityError::Io { folder: name(), source }),
-        };
-        let damaged = |reason| IdentityError::Damaged { folder: name(), reason };
-        let mut identity: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    pub fn read(folder: &Path) -> Result<Option<Self>, StateFileError> {
+        let Some(mut identity) = state_file::read::<Self>(FILE, folder)? else { return Ok(None) };
         if identity.id.is_empty() {
-            return Err(damaged("it has no name".to_owned()));
+            return Err(StateFileError::new(FILE, folder, Problem::Damaged("it has no name".to_owned())));
         }
         if identity.directory.is_empty() {
             identity.directory = identity.id.clone();
@@ -72,20 +65,17 @@ impl Identity {
         Ok(Some(identity))
     }
 
+    /// Whether what is there is from a build that wrote no checksum.
+    pub fn is_unchecked(folder: &Path) -> bool {
+        state_file::is_unchecked(FILE, folder)
+    }
+
     /// Replaces what is there, durably.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<(), IdentityError> {
-        let write = || {
-            let temporary = folder.join(format!("{FILE}.new"));
-            let mut file = File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, folder.join(FILE))?;
-            File::open(folder)?.sync_all()
-        };
-        write().map_err(|source| IdentityError::Io { folder: folder.display().to_string(), source })
+    pub fn write(&self, folder: &Path) -> Result<(), StateFileError> {
+        state_file::write(FILE, folder, self)
     }
 
     /// A name that nobody has.
@@ -97,6 +87,7 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state_file::tests::check_damage;
 
     #[test]
     fn what_is_written_is_read_and_damage_is_no_absence() {
@@ -112,10 +103,9 @@ mod tests {
         };
         identity.write(folder.path()).expect("written");
         assert_eq!(Identity::read(folder.path()).expect("readable"), Some(identity));
-        for damaged in [&b"{"[..], b"{\"id\":\"\"}", b""] {
-            std::fs::write(folder.path().join(FILE), damaged).expect("written");
-            assert!(matches!(Identity::read(folder.path()), Err(IdentityError::Damaged { .. })));
-        }
+        check_damage(FILE, folder.path(), || Identity::read(folder.path()));
+        std::fs::write(folder.path().join(FILE), b"{\"id\":\"\"}").expect("written");
+        Identity::read(folder.path()).expect_err("it has no name");
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! other nodes; healing.rs settles what holes in the log may hide. limbo.rs says what the node answers of ledgers that it may have lost, and
 //! until when.
 //!
+//! identity.rs, witness.rs and noted.rs keep small files, as state_file.rs writes them.
+//!
 //! What an answer means: an add is answered when it is synced, never before, also if the client would have allowed it. A
 //! fence is answered when it is synced. "No such entry" is said only of what certainly is not here; where damage to the
 //! log leaves that open, the answer is [`Code::UnknownLedgerState`](geminga_wire_bookkeeper::Code).
@@ -35,11 +37,12 @@ mod reading;
 mod repair;
 mod scrub;
 mod serving;
+mod state_file;
 mod tls;
 mod witness;
 
 pub use assembly::{Assembly, Found, assemble};
-pub use directories::{Directories, Directory, LedgerTwice, SettleError};
+pub use directories::{Directories, Directory, LedgerTwice};
 pub use figures::{Done, ScrubProgress, show_log};
 pub use garbage::collect_garbage;
 pub use geminga_wire_bookkeeper::DEFAULT_MAX_FRAME_BYTES;
@@ -51,5 +54,6 @@ pub use node::{NodeOptions, StorageNode};
 pub use repair::{Fetched, Fetching, Replicas, repair};
 pub use scrub::{ScrubOptions, Scrubber};
 pub use serving::serve;
+pub use state_file::StateFileError;
 pub use tls::TlsOptions;
 pub use witness::{MetadataWitness, Standing, WitnessError, witnessed_ledger_ids_end};

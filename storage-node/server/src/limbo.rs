@@ -27,13 +27,13 @@
 //! A directory that is given up later begins all of it anew, with a greater bound.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::noted::{Noted, UNFINISHED};
+use crate::state_file::StateFileError;
 
 /// See the module's head.
 #[derive(Default)]
@@ -62,7 +62,7 @@ impl Limbo {
     ///
     /// # Errors
     /// A note cannot be read.
-    pub fn recall(&self, settled_below: u64, folders: Vec<PathBuf>) -> io::Result<()> {
+    pub fn recall(&self, settled_below: u64, folders: Vec<PathBuf>) -> Result<(), StateFileError> {
         let noted = Noted::read(UNFINISHED, folders)?;
         self.unfinished_count.store(noted.ledgers().len(), Ordering::Release);
         *self.unfinished.lock() = noted;
@@ -106,7 +106,7 @@ impl Limbo {
     ///
     /// # Errors
     /// That could not be written down.
-    pub fn note_unfinished(&self, ledgers: &BTreeSet<u64>) -> io::Result<()> {
+    pub fn note_unfinished(&self, ledgers: &BTreeSet<u64>) -> Result<(), StateFileError> {
         let mut noted = self.unfinished.lock();
         let result = noted.note(ledgers);
         self.unfinished_count.store(noted.ledgers().len(), Ordering::Release);
@@ -117,7 +117,7 @@ impl Limbo {
     ///
     /// # Errors
     /// That could not be written down, and they stay unfinished.
-    pub fn finish(&self, ledgers: &BTreeSet<u64>) -> io::Result<()> {
+    pub fn finish(&self, ledgers: &BTreeSet<u64>) -> Result<(), StateFileError> {
         let mut noted = self.unfinished.lock();
         let left = noted.ledgers().difference(ledgers).copied().collect();
         let result = noted.keep(&left);

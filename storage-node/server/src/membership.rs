@@ -57,10 +57,13 @@ impl Registration {
             }
         };
         let before = metadata.storage_node_address(id).await?;
-        if let Some(from) = before.filter(|from| *from != record.address) {
+        if let Some(from) = before.as_ref().filter(|from| **from != record.address) {
             tracing::warn!(id, "this storage node has moved from {from} to {}", record.address);
         }
         metadata.put_storage_node(id, &record).await?;
+        if before.is_none_or(|before| before != record.address) {
+            warn_of_others_at(&record.address, id, &metadata).await?;
+        }
         Ok(Self { metadata, id: id.to_owned(), record, owner: owner.to_owned(), lease })
     }
 
@@ -105,4 +108,19 @@ impl Registration {
         }
         Ok(())
     }
+}
+
+/// A disk that was swapped, or lost, looks like that.
+async fn warn_of_others_at(address: &str, id: &str, metadata: &Metadata) -> Result<(), MetadataError> {
+    for other in metadata.storage_node_statuses().await? {
+        if other.id != id && other.record.address == address {
+            tracing::warn!(
+                id,
+                "storage node {} was at {address} before: its disk is not here, and this is another node. What it had is copied from \
+                 others once it is missed for too long, or served again if its disk comes back",
+                other.id
+            );
+        }
+    }
+    Ok(())
 }

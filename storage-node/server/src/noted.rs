@@ -1,9 +1,9 @@
 //! Lists of ledgers that outlast a restart: each is a file in every data directory as long as it names any.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
+
+use crate::state_file::{self, StateFileError};
 
 /// Ledgers that metadata did not know while metadata were older than storage, as after a restore. Nobody can tell which of them
 /// were deleted: they stay until metadata know them again, or somebody removes the note.
@@ -21,14 +21,10 @@ pub(crate) struct Noted {
 impl Noted {
     /// # Errors
     /// A note is there and cannot be read: which ledgers it names is unknown then.
-    pub fn read(file: &'static str, folders: Vec<PathBuf>) -> io::Result<Self> {
+    pub fn read(file: &'static str, folders: Vec<PathBuf>) -> Result<Self, StateFileError> {
         let mut ledgers = BTreeSet::new();
         for folder in &folders {
-            match std::fs::read(folder.join(file)) {
-                Ok(bytes) => ledgers.extend(serde_json::from_slice::<BTreeSet<u64>>(&bytes)?),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            ledgers.extend(state_file::read::<BTreeSet<u64>>(file, folder)?.unwrap_or_default());
         }
         Ok(Self { file, folders, ledgers })
     }
@@ -38,36 +34,27 @@ impl Noted {
     }
 
     /// Notes more of them, durably.
-    pub fn note(&mut self, ledgers: &BTreeSet<u64>) -> io::Result<()> {
+    pub fn note(&mut self, ledgers: &BTreeSet<u64>) -> Result<(), StateFileError> {
         self.replace(self.ledgers.union(ledgers).copied().collect())
     }
 
     /// Forgets all but these.
-    pub fn keep(&mut self, ledgers: &BTreeSet<u64>) -> io::Result<()> {
+    pub fn keep(&mut self, ledgers: &BTreeSet<u64>) -> Result<(), StateFileError> {
         self.replace(self.ledgers.intersection(ledgers).copied().collect())
     }
 
-    fn replace(&mut self, ledgers: BTreeSet<u64>) -> io::Result<()> {
+    fn replace(&mut self, ledgers: BTreeSet<u64>) -> Result<(), StateFileError> {
         if ledgers == self.ledgers {
             return Ok(());
         }
         // In memory first where they get more, and last where they get fewer: a write that fails forgets nothing.
         self.ledgers.extend(&ledgers);
-        let bytes = serde_json::to_vec(&ledgers)?;
         for folder in &self.folders {
             if ledgers.is_empty() {
-                match std::fs::remove_file(folder.join(self.file)) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                state_file::remove(self.file, folder)?;
             } else {
-                let temporary = folder.join(format!("{}.new", self.file));
-                let mut file = File::create(&temporary)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                std::fs::rename(&temporary, folder.join(self.file))?;
+                state_file::write(self.file, folder, &ledgers)?;
             }
-            File::open(folder)?.sync_all()?;
         }
         self.ledgers = ledgers;
         Ok(())
@@ -77,6 +64,7 @@ impl Noted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state_file::tests::check_damage;
 
     #[test]
     fn notes_outlast_a_restart_and_a_lost_directory_and_damage_is_no_absence() {
@@ -92,8 +80,7 @@ mod tests {
         assert_eq!(noted.ledgers(), &BTreeSet::from([3, 5, 9]));
         noted.keep(&BTreeSet::from([4, 5])).expect("written");
         assert_eq!(read().expect("readable").ledgers(), &BTreeSet::from([5]));
-        std::fs::write(folders[1].join(DOUBTFUL), b"[3").expect("written");
-        read().expect_err("damaged");
+        check_damage(DOUBTFUL, &folders[1], || read().map(|noted| noted.ledgers().clone()));
         noted.keep(&BTreeSet::new()).expect("removed");
         assert!(read().expect("nothing is noted").ledgers().is_empty());
     }

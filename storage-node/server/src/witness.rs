@@ -3,8 +3,6 @@
 //! Metadata are counted up first, and the disks follow. So a disk never has more than metadata, unless these are a dump from before.
 //! The file is in every data directory, and the greatest count is what the node remembers.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +11,7 @@ use geminga_metadata::{Metadata, MetadataError, RestoredRecord, Witness, Witness
 use tokio::sync::Mutex;
 
 use crate::directories::Directories;
+use crate::state_file::{self, StateFileError};
 
 const FILE: &str = "witness";
 /// How often metadata are looked at.
@@ -30,8 +29,10 @@ pub enum Standing {
 pub enum WitnessError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
-    #[error("cannot read or write the file '{FILE}' in {folder}: {source}")]
-    Io { folder: String, source: io::Error },
+    #[error("{0}: unless metadata were restored from a dump since this node ran, remove the file and start again")]
+    Unreadable(StateFileError),
+    #[error("{0}")]
+    Unwritten(StateFileError),
 }
 
 /// Clones share everything.
@@ -126,21 +127,12 @@ impl MetadataWitness {
     }
 
     fn write(&self, witness: &Witness) -> Result<(), WitnessError> {
-        let bytes = serde_json::to_vec(witness).expect("numbers are JSON");
         let mut written = 0;
         let mut failure = None;
         for folder in self.folders.iter() {
-            let put = || -> io::Result<()> {
-                let temporary = folder.join(format!("{FILE}.new"));
-                let mut file = File::create(&temporary)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                std::fs::rename(&temporary, folder.join(FILE))?;
-                File::open(folder)?.sync_all()
-            };
-            match put() {
+            match state_file::write(FILE, folder, witness) {
                 Ok(()) => written += 1,
-                Err(source) => failure = Some(WitnessError::Io { folder: folder.display().to_string(), source }),
+                Err(error) => failure = Some(WitnessError::Unwritten(error)),
             }
         }
         // One directory that remembers is enough; others may be full or failing, which is said elsewhere.
@@ -175,13 +167,8 @@ pub fn witnessed_ledger_ids_end(folders: &[PathBuf]) -> Result<u64, WitnessError
 fn remembered(folders: &[PathBuf]) -> Result<Witness, WitnessError> {
     let mut remembered = Witness::default();
     for folder in folders {
-        let failed = |source| WitnessError::Io { folder: folder.display().to_string(), source };
-        let found: Witness = match std::fs::read(folder.join(FILE)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed(error)),
-        };
-        if found.count > remembered.count {
+        let found = state_file::read::<Witness>(FILE, folder).map_err(WitnessError::Unreadable)?;
+        if let Some(found) = found.filter(|found| found.count > remembered.count) {
             remembered = found;
         }
     }
@@ -193,6 +180,7 @@ mod tests {
     use geminga_metadata::MemoryStore;
 
     use super::*;
+    use crate::state_file::tests::check_damage;
 
     fn witness(folders: &[&std::path::Path]) -> MetadataWitness {
         let folders = folders.iter().map(|folder| folder.to_path_buf()).collect();
@@ -235,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_another_node_remembers_counts_and_damage_is_no_absence() {
+    async fn what_another_node_remembers_counts() {
         let folder = tempfile::tempdir().expect("a folder");
         let metadata = Metadata::new(Arc::new(MemoryStore::new()));
         let record = RestoredRecord { since_ms: 1, remembered: Witness { count: 9, ..Witness::default() } };
@@ -243,9 +231,20 @@ mod tests {
         let node = witness(&[folder.path()]);
         assert_eq!(node.look(&metadata).await.expect("looked"), Standing::Restored);
         assert!(!folder.path().join(FILE).exists(), "nothing is remembered of them");
+    }
+
+    #[test]
+    fn damage_is_no_absence() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let remembered = Witness { count: 9, version: 77, ledger_ids_end: 700, cursor_ids_end: 70 };
+        witness(&[folder.path()]).write(&remembered).expect("written");
+        check_damage(FILE, folder.path(), || match super::remembered(&[folder.path().to_path_buf()]) {
+            Err(WitnessError::Unreadable(error)) => Err(error),
+            found => Ok(found.expect("no other error")),
+        });
         std::fs::write(folder.path().join(FILE), b"{").expect("written");
         let opened = MetadataWitness::of_folders("n", [folder.path().to_path_buf()].into());
-        assert!(matches!(opened, Err(WitnessError::Io { .. })));
+        assert!(matches!(opened, Err(WitnessError::Unreadable(_))));
     }
 
     #[tokio::test]

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use geminga_log::{Log, LogOptions};
-use geminga_storage_node::{NodeOptions, StorageNode, serve};
-use geminga_wire_bookkeeper::{Code, LAST_ENTRY, LacHead, Request, WireVersion, WriteLac, encode_request};
+use geminga_storage_node::{Directories, Directory, NodeOptions, StorageNode, serve};
+use geminga_wire_bookkeeper::{
+    Add, BatchRead, Code, Digest, DigestKind, LAST_ENTRY, LacHead, Request, WireVersion, WriteLac, encode_request,
+};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,10 +25,17 @@ struct Fixture {
 }
 
 async fn start() -> Fixture {
+    start_in_limbo(0).await
+}
+
+/// Of ledgers below that are not here the node does not know whether it had them.
+async fn start_in_limbo(limbo_below: u64) -> Fixture {
     let folder = TempDir::new().expect("a folder");
     let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
     let (log, _) = Log::open(&folder.path().join("log"), options).expect("it opens");
-    let node = StorageNode::new(log, NodeOptions::new(64 << 20));
+    let directory = Directory { path: folder.path().to_owned(), log };
+    let directories = Directories::new(vec![directory], limbo_below).expect("there is one");
+    let node = StorageNode::new(directories, NodeOptions::new(64 << 20));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let (stop, stopped) = watch::channel(false);
@@ -36,6 +45,78 @@ async fn start() -> Fixture {
 
 async fn code(stream: &mut TcpStream, request: &[u8]) -> Code {
     ask(stream, request).await.expect("answered").code
+}
+
+fn encoded(version: WireVersion, request: &Request) -> Bytes {
+    frame(|sink| encode_request(version, 1, request, sink))
+}
+
+fn add_as(version: WireVersion, ledger: i64, entry: i64, recovery: bool) -> Bytes {
+    let payload = Bytes::from_static(b"content");
+    let head = Digest::new(ledger, DigestKind::Crc32c, b"").entry_head(entry, entry - 1, 0, &[&payload]);
+    let body = [head, payload].concat().into();
+    let master_key = [1; 20];
+    let add = Add { ledger, entry, master_key, recovery, high_priority: false, deferred_sync: false, body };
+    encoded(version, &Request::Add(add))
+}
+
+fn confirm(ledger: i64, body: &[u8]) -> Bytes {
+    let body = Bytes::copy_from_slice(body);
+    let write = WriteLac { ledger, last_add_confirmed: 0, master_key: [1; 20], body };
+    encoded(WireVersion::Protobuf, &Request::WriteLac(write))
+}
+
+const BOTH: [WireVersion; 2] = [WireVersion::Compact, WireVersion::Protobuf];
+
+#[tokio::test]
+async fn a_node_that_takes_nothing_says_so_to_writers_only() {
+    let fixture = start().await;
+    let mut stream = TcpStream::connect(&fixture.address).await.expect("it listens");
+    let lac = LacHead { ledger: 5, last_add_confirmed: 0 }.encode();
+    assert_eq!(code(&mut stream, &add(5, 0, b"content")).await, Code::Ok);
+    assert_eq!(code(&mut stream, &confirm(5, &lac)).await, Code::Ok);
+    fixture.node.set_draining(true);
+    for (entry, version) in (1..).zip(BOTH) {
+        assert_eq!(code(&mut stream, &add_as(version, 5, entry, false)).await, Code::ReadOnly, "{version:?}");
+        assert_eq!(code(&mut stream, &add_as(version, 5, entry, true)).await, Code::Ok, "a repair is always welcome");
+        assert_eq!(code(&mut stream, &read(version, 5, entry, None)).await, Code::Ok, "{version:?}");
+    }
+    assert_eq!(code(&mut stream, &confirm(5, &lac)).await, Code::ReadOnly);
+    fixture.node.set_draining(false);
+    assert_eq!(code(&mut stream, &confirm(5, &lac)).await, Code::Ok);
+}
+
+/// What such a ledger is answered with is not "there is none".
+#[tokio::test]
+async fn what_may_have_been_here_is_unknown_to_every_request() {
+    let fixture = start_in_limbo(50).await;
+    let mut stream = TcpStream::connect(&fixture.address).await.expect("it listens");
+    for version in BOTH {
+        let key = Some([1; 20]);
+        for request in [read(version, 7, 0, None), read(version, 7, LAST_ENTRY, key), add_as(version, 7, 0, false)] {
+            assert_eq!(code(&mut stream, &request).await, Code::UnknownLedgerState, "{version:?}");
+        }
+        assert_eq!(code(&mut stream, &read(version, 50, 0, None)).await, Code::NoLedger, "it is younger");
+    }
+    let batch = BatchRead {
+        ledger: 7,
+        entry: 0,
+        request_id: 3,
+        max_count: 10,
+        max_bytes: 1 << 20,
+        fence: false,
+        master_key: None,
+    };
+    assert_eq!(
+        code(&mut stream, &encoded(WireVersion::Compact, &Request::BatchRead(batch))).await,
+        Code::UnknownLedgerState
+    );
+    for request in [Request::ListEntries { ledger: 7 }, Request::ReadLac { ledger: 7 }] {
+        let answered = code(&mut stream, &encoded(WireVersion::Protobuf, &request)).await;
+        assert_eq!(answered, Code::UnknownLedgerState, "{request:?}");
+    }
+    let lac = LacHead { ledger: 7, last_add_confirmed: 0 }.encode();
+    assert_eq!(code(&mut stream, &confirm(7, &lac)).await, Code::UnknownLedgerState);
 }
 
 #[tokio::test]
@@ -56,11 +137,6 @@ async fn what_makes_no_sense_is_a_bad_request() {
     let fixture = start().await;
     let mut stream = TcpStream::connect(&fixture.address).await.expect("it listens");
     assert_eq!(code(&mut stream, &add(5, 0, b"content")).await, Code::Ok);
-    let confirm = |ledger, body: &[u8]| {
-        let body = Bytes::copy_from_slice(body);
-        let write = Request::WriteLac(WriteLac { ledger, last_add_confirmed: 0, master_key: [1; 20], body });
-        frame(|sink| encode_request(WireVersion::Protobuf, 1, &write, sink))
-    };
     let lac = LacHead { ledger: 5, last_add_confirmed: 0 }.encode();
     for (ledger, body) in [(5, &b"short"[..]), (6, &lac), (-1, &lac)] {
         assert_eq!(code(&mut stream, &confirm(ledger, body)).await, Code::BadRequest, "{ledger} {body:?}");

@@ -144,8 +144,17 @@ def test_a_node_with_holes_in_its_log_settles_what_they_hide_and_takes_entries_a
         expected = entries(other_ready, ids)
         victim.kill()
         turn_bits(victim.folder, random_state, 200)
+        # As long as nobody can tell it what it should have, it says of nothing that it is not there.
+        for node in cluster.nodes[1:]:
+            node.kill()
         ready = victim.start()
         assert "the log is damaged" in victim.log_end(1_000_000)
+        with Bookie(ready["bookie"]) as node:
+            codes = {node.read(ledger, entry)[0] for ledger, bodies in expected.items() for entry in range(len(bodies))}
+            assert codes == {bookie.OK, bookie.UNKNOWN}
+            assert {node.read(ledger, 10**6)[0] for ledger in ids} == {bookie.UNKNOWN}, "it may have been in a hole"
+        for node in cluster.nodes[1:]:
+            node.start()
         servers.wait_for(lambda: "what was damaged is settled" in victim.log_end(1_000_000))
         assert metric(ready, "geminga_log_holes") == 0
         servers.wait_for(lambda: metric(ready, "geminga_scrub_passes") >= 1 and metric(ready, "geminga_storage_damaged_entries") == 0)

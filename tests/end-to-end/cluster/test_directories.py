@@ -167,3 +167,23 @@ def test_a_disk_that_comes_back_at_another_address_is_the_node_that_it_was(clust
     acknowledged = load.finish()
     assert len(acknowledged) > 1000 and not load.failed
     check(acknowledged, everything(cluster.pulsar_url, topic, "all", expected=acknowledged))
+
+
+def test_an_empty_disk_at_an_old_address_is_another_node_and_says_whose_place_it_has(cluster_of_three):
+    cluster, topic = cluster_of_three, "persistent://public/default/emptied"
+    addresses = lambda: {node["id"]: node["address"] for node in cluster.command("storage-nodes", "list")}
+    load, emptied, before = Load(cluster.pulsar_url, topic), cluster.nodes[0], addresses()
+    time.sleep(1)
+    acknowledged = load.finish()
+    old = json.loads((emptied.folder / "data" / "identity").read_text())["id"]
+    emptied.kill()
+    shutil.rmtree(emptied.folder / "data")
+    for _ in range(2):
+        address = emptied.start()["bookie"]
+        assert emptied.log_end(10**9).count(f"storage node {old} was at {address} before") == 1
+        new = json.loads((emptied.folder / "data" / "identity").read_text())["id"]
+        assert addresses() == {**before, new: address} and new not in before
+        emptied.kill()
+    emptied.start()
+    assert all("was at" not in node.log_end(10**9) for node in cluster.nodes[1:])
+    check(acknowledged, everything(cluster.pulsar_url, topic, "all", expected=acknowledged))

@@ -3,11 +3,13 @@ import json
 import subprocess
 import time
 
+import grpc
 import pulsar
 import pytest
 
 from conftest import BINARY, run_cluster
 from harness import servers
+from harness.bookie import Bookie
 
 OLD, NEW = "persistent://public/default/old", "persistent://public/default/new"
 
@@ -52,6 +54,14 @@ def ledgers(postgres, cluster, topic):
     path = topic.replace("persistent://public/default/", "topics/public/default/persistent/")
     value = sql(postgres, cluster, f"SELECT convert_from(value, 'UTF8') FROM geminga.records WHERE convert_from(key, 'UTF8') = '{path}'")
     return [ledger["ledger_id"] for ledger in json.loads(value)["d"]["ledgers"]]
+
+
+def keep_garbage(cluster):
+    """Nodes sweep what metadata do not know: not any more."""
+    for node in cluster.nodes:
+        node.stop()
+        node.arguments[node.arguments.index("--garbage-interval") + 1] = "1h"
+        node.start()
 
 
 def restart(broker):
@@ -155,6 +165,36 @@ def test_looking_changes_nothing(cluster_with_control, postgres):
     assert sql(postgres, cluster, "SELECT count(*) FROM pg_namespace WHERE nspname = 'geminga'") == "0"
 
 
+def state(postgres, cluster):
+    """Metadata but for what nodes write all the time, and what each node has: ledgers with their entries, bytes and fences."""
+    records = sql(postgres, cluster, "SELECT * FROM geminga.records WHERE convert_from(key, 'UTF8') !~ "
+                  "'^(leases/|witnesses/|load-reports/|repair-workers/|audit$)' ORDER BY key")
+    here = []
+    for node in cluster.nodes:
+        with grpc.insecure_channel(node.ready["control"]) as channel:
+            here.append(sorted(channel.unary_stream("/geminga.storage.v1.StorageNode/ListLedgers")(b"")))
+    return records, sql(postgres, cluster, "SELECT * FROM geminga.sequences ORDER BY name"), here
+
+
+def test_looking_at_nodes_at_work_changes_nothing(cluster_with_control, postgres, tmp_path):
+    cluster = cluster_with_control
+    keep_garbage(cluster)
+    produce(cluster, OLD, 0, 20)
+    produce(cluster, NEW, 0, 20)
+    cluster.broker.kill()       # so that ledgers stay open
+    first, last = ledgers(postgres, cluster, OLD)[-1], ledgers(postgres, cluster, NEW)[-1]
+    sql(postgres, cluster, f"DELETE FROM geminga.records WHERE convert_from(key, 'UTF8') = 'ledgers/{first:020}'")
+    before = state(postgres, cluster)
+    assert len(before[0].splitlines()) > 5 and all(before[2])
+    for more in [[], ["--repair-plan", str(tmp_path / "plan.json")]]:
+        code, report = examine(cluster, *more)
+        assert (code, report["nodes"], report["notAsked"], report["proposal"][0]["step"]) == (1, 3, [], "restore_record")
+        assert state(postgres, cluster) == before
+    with Bookie(cluster.nodes[0].ready["bookie"]) as node:
+        node.fence(last)
+    assert state(postgres, cluster) != before, "it would have been seen"
+
+
 def apply(cluster, plan):
     """Exit code, and what is said of each step: one line each."""
     done = subprocess.run([BINARY, "doctor", "--metadata-url", cluster.url, "--apply", str(plan)], capture_output=True, text=True)
@@ -188,11 +228,7 @@ def acknowledge(cluster, topic, subscription, count):
 
 def test_a_record_that_is_gone_is_an_error_and_no_empty_topic_and_comes_back(cluster_with_control, postgres, tmp_path):
     cluster, plan = cluster_with_control, tmp_path / "plan.json"
-    for node in cluster.nodes:
-        # Nodes sweep what metadata do not know: nothing would be left.
-        node.stop()
-        node.arguments[node.arguments.index("--garbage-interval") + 1] = "1h"
-        node.start()
+    keep_garbage(cluster)
     produce(cluster, OLD, 0, 20)
     produce(cluster, NEW, 0, 20)
     cluster.broker.kill()

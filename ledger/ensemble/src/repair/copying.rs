@@ -72,6 +72,8 @@ pub(super) struct Copying {
     checks: BTreeSet<(u64, usize)>,
     /// Bytes of the largest entry so far.
     largest: Option<u64>,
+    /// It is not wanted any more: nothing is begun, and what is under way comes to its end.
+    pub is_stopped: bool,
     pub copied: u64,
 }
 
@@ -88,12 +90,13 @@ impl Copying {
             writing_bytes: 0,
             checks: BTreeSet::new(),
             largest: None,
+            is_stopped: false,
             copied: 0,
         }
     }
 
     pub fn is_done(&self) -> bool {
-        self.under_way() == 0 && self.next >= self.stretch.end
+        self.under_way() == 0 && (self.is_stopped || self.next >= self.stretch.end)
     }
 
     fn under_way(&self) -> usize {
@@ -109,7 +112,7 @@ impl Copying {
 
     /// Begins with further entries as far as there is room.
     pub fn advance(&mut self, holdings: &Holdings, actions: &mut Vec<RepairAction>) {
-        while self.next < self.stretch.end && self.has_room() {
+        while !self.is_stopped && self.next < self.stretch.end && self.has_room() {
             let entry = self.next;
             self.next += 1;
             let (having, to) = self.homes_of(entry, holdings);
@@ -178,6 +181,9 @@ impl Copying {
             return;
         }
         let Reading { mut to, sources, .. } = self.reading.remove(&entry).expect("just seen");
+        if self.is_stopped {
+            return;
+        }
         let Some(bytes) = good else { return self.ask(entry, to, sources, actions) };
         self.largest = self.largest.max(good);
         to.retain(|at| self.homes[*at].shortfall.is_none());

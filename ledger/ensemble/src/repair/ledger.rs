@@ -92,7 +92,8 @@ enum Phase {
     Ended,
 }
 
-/// See the module's head. Time and chance come in from outside: the table of nodes is as it was when the repair began.
+/// See the module's head. Time and chance come in from outside, and so do nodes: the table is as it was when the repair began, or when
+/// [`LedgerRepair::nodes_changed`] was last told.
 #[derive(Debug)]
 pub struct LedgerRepair {
     metadata: LedgerMetadata,
@@ -238,6 +239,26 @@ impl LedgerRepair {
         Some(node)
     }
 
+    /// The nodes as they are by now. Whether copies that were asked for are wanted no more: a member whose place they were to fill is
+    /// back. Each is still to be answered for, done or not.
+    pub fn nodes_changed(&mut self, nodes: NodeTable) -> bool {
+        let before = std::mem::replace(&mut self.nodes, nodes);
+        let (Phase::Listing { stretch, planned, .. } | Phase::Copying { stretch, planned, .. }) = &self.phase else {
+            return false;
+        };
+        let (first, ensemble) = (stretch.first, &self.metadata.fragments[stretch.fragment].ensemble);
+        let is_back = |node: &NodeId| before.must_leave(node) && !self.nodes.must_leave(node);
+        if !ensemble.iter().zip(planned).any(|(member, node)| member != node && is_back(member)) {
+            return false;
+        }
+        match &mut self.phase {
+            Phase::Copying { copying, .. } => copying.is_stopped = true,
+            _ => self.phase = Phase::Between { next: first },
+        }
+        self.go_on();
+        true
+    }
+
     /// A node's answer, `None` if it gave none or does not know.
     pub fn listed(&mut self, node: &NodeId, listing: Option<Box<dyn Listing>>) {
         let Phase::Listing { waiting, .. } = &mut self.phase else { return };
@@ -296,7 +317,7 @@ impl LedgerRepair {
             unreachable!("just seen")
         };
         self.report.copied += copying.copied;
-        if self.note_shortfalls(&copying) {
+        if copying.is_stopped || self.note_shortfalls(&copying) {
             for node in copying.changed() {
                 self.holdings.remove(&node);
             }

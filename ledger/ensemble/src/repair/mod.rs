@@ -5,6 +5,9 @@
 //! that have it, and only then names another node in the metadata, if these are still the ones that it looked at. So metadata
 //! never name a node that lacks what it should have, however many workers are at it and wherever one of them stops.
 //!
+//! A node that comes back while copies are made in its place keeps the place: what it has is listed, and only that copied which it
+//! lacks ([`LedgerRepair::nodes_changed`]).
+//!
 //! Only stretches of a ledger that nobody writes any more are touched: finished fragments, and the last one of a closed ledger.
 //!
 //! **The last fragment of an open ledger** is its writer's. One that writes notices by itself that a node is gone, with the

@@ -56,6 +56,11 @@ pub struct Cluster {
 impl Cluster {
     /// Nodes with numbers from 0 on, in as many zones.
     pub async fn start(count: usize, zones: usize) -> Cluster {
+        Self::start_with_rate(count, zones, 1 << 30).await
+    }
+
+    /// Each of them copies so many bytes a second.
+    pub async fn start_with_rate(count: usize, zones: usize, bytes_per_second: u64) -> Cluster {
         let options = RepairOptions {
             node: String::new(),
             lost_after: LOST_AFTER,
@@ -63,7 +68,7 @@ impl Cluster {
             open_ledger_grace: Duration::from_secs(2),
             audit_interval: Duration::from_secs(1),
             self_check_interval: Duration::from_secs(1),
-            bytes_per_second: 1 << 30,
+            bytes_per_second,
         };
         let folder = TempDir::new().expect("a temporary folder");
         let mut cluster = Cluster {

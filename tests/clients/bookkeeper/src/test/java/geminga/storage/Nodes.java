@@ -10,6 +10,8 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /** Processes of {@code geminga storage-node}, each on a folder of its own, all gone when closed. */
@@ -64,6 +66,15 @@ final class Nodes implements AutoCloseable {
             kill();
             start();
         }
+
+        /** Tells it something over its gRPC port, which it has with {@code --control-addr}. */
+        void control(String command) throws Exception {
+            Matcher address = Pattern.compile("\"control\":\\s*\"([^\"]+)\"").matcher(Files.readString(folder.resolve("ready")));
+            if (!address.find() || new ProcessBuilder(System.getenv("GEMINGA_BINARY"), "storage-node-ctl", command, "--control-addr", address.group(1))
+                    .redirectErrorStream(true).redirectOutput(ProcessBuilder.Redirect.appendTo(folder.resolve("log").toFile())).start().waitFor() != 0) {
+                throw new IllegalStateException("the node was not told: " + Files.readString(folder.resolve("log")));
+            }
+        }
     }
 
     final Path folder;
@@ -96,6 +107,10 @@ final class Nodes implements AutoCloseable {
         for (Node node : all) {
             node.kill();
         }
+        delete(folder);
+    }
+
+    static void delete(Path folder) throws IOException {
         try (Stream<Path> files = Files.walk(folder)) {
             for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
                 Files.delete(file);

@@ -8,6 +8,8 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
@@ -115,6 +117,45 @@ class WireTest {
             assertEquals(Code.UnauthorizedAccessException, Wire.get(wire.addAsync(ledger, 1, other, BookieProtocol.FLAG_NONE, new byte[3])));
             assertEquals(Code.UnauthorizedAccessException, wire.read(ledger, 0, BookieProtocol.FLAG_DO_FENCING, other).rc());
             assertEquals(Code.OK, wire.add(ledger, 1));
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(booleans = {true, false})
+    void aNodeThatDrainsTakesNothingButRepairs(boolean v2) throws Exception {
+        try (Nodes own = new Nodes(1, "--control-addr", "127.0.0.1:0"); Wire wire = new Wire(own.all.get(0).address, v2)) {
+            long ledger = Wire.newLedger();
+            assertEquals(Code.OK, wire.add(ledger, 0));
+            own.all.get(0).control("drain");
+            assertEquals(Code.WriteOnReadOnlyBookieException, wire.add(ledger, 1));
+            assertEquals(Code.OK, wire.recoveryAdd(ledger, 1));
+            assertArrayEquals(Wire.payload(ledger, 1), wire.read(ledger, 1).payload());
+            if (!v2) {
+                assertEquals(Code.WriteOnReadOnlyBookieException, wire.writeLac(ledger, 0));
+            }
+            own.all.get(0).control("undrain");
+            assertEquals(Code.OK, wire.add(ledger, 2));
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(booleans = {true, false})
+    void whatWasOnADiskThatIsMissingIsUnknown(boolean v2) throws Exception {
+        Path disk = Files.createTempDirectory("geminga-disk");
+        try (Nodes own = new Nodes(1, "--data-dir", disk.toString())) {
+            own.all.get(0).kill();
+            Nodes.delete(disk);
+            own.all.get(0).start();
+            try (Wire wire = new Wire(own.all.get(0).address, v2)) {
+                long ledger = Wire.newLedger();
+                assertEquals(Code.DataUnknownException, wire.read(ledger, 0).rc());
+                assertEquals(Code.DataUnknownException, wire.fence(ledger).rc());
+                assertEquals(Code.DataUnknownException, wire.add(ledger, 0));
+                if (!v2) {
+                    assertEquals(Code.DataUnknownException, wire.writeLac(ledger, 0));
+                    assertEquals(Code.DataUnknownException, wire.readLac(ledger).rc());
+                }
+            }
         }
     }
 
