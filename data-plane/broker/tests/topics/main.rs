@@ -17,3 +17,4 @@ mod ownership;
 mod policies;
 mod reloading;
 mod replaying;
+mod unacked;
