@@ -3,6 +3,8 @@
 //! Everything is counted as totals. Rates are differences of totals between two samples, which housekeeping takes every
 //! few seconds and a request takes when the last one is old enough; a topic without traffic keeps no sample.
 
+#[cfg(test)]
+mod fields;
 mod internal;
 mod rates;
 mod view;
