@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use geminga_flow::Budget;
-use geminga_topic::DelayedBudget;
+use geminga_topic::{DelayedBudget, UnackedBudget};
 
 /// The broker's memory, divided by purpose from one limit.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Memory {
     pub outbound: Arc<Budget>,
     /// Indexes of messages whose time has not come. What is beyond is read from storage again when it is due.
     pub delayed: Arc<DelayedBudget>,
+    /// What consumers hold of Shared and Key_Shared subscriptions, and what waits for them.
+    pub unacked: Arc<UnackedBudget>,
 }
 
 impl Memory {
@@ -32,6 +34,7 @@ impl Memory {
             read_ahead: Budget::new(limit / 8),
             outbound: Budget::new(limit / 8),
             delayed: DelayedBudget::new((limit / 32) as usize),
+            unacked: UnackedBudget::new((limit / 16) as usize),
         }
     }
 }

@@ -160,6 +160,8 @@ pub enum BlockReason {
     ConsumersUnacked,
     /// The subscription is at its limit of unacknowledged messages.
     SubscriptionUnacked,
+    /// Consumers hold so many entries, here or of other subscriptions, that memory for them is used up.
+    Memory,
     /// So many entries wait for the consumers of their keys that no more are read ahead.
     LookAheadFull,
 }

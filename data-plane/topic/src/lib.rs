@@ -20,6 +20,7 @@ pub mod rate_limit;
 pub mod read_cache;
 mod subscription;
 pub mod tail_cache;
+mod unacked;
 
 pub use delayed::DelayedBudget;
 pub use dispatch::explain::{ConsumerExplanation, Explanation, HashBlock, RangeExplanation};
@@ -29,3 +30,4 @@ pub use subscription::{
     IndividualAck, KeySharedMode, KeySharedSpec, Mismatch, SubscribeError, Subscription, SubscriptionOptions,
     SubscriptionStats, SubscriptionType,
 };
+pub use unacked::UnackedBudget;

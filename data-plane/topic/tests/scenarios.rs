@@ -6,7 +6,7 @@ use geminga_model::Position;
 use geminga_topic::{
     AckError, AckRequest, BlockReason, ConsumerSpec, DelayedBudget, Delivery, DispatchWait, Entry, EntryMeta,
     EntryReader, Event, IndividualAck, KeySharedMode, KeySharedSpec, Mismatch, Ready, SubscribeError, Subscription,
-    SubscriptionOptions, SubscriptionType, hash,
+    SubscriptionOptions, SubscriptionType, UnackedBudget, hash,
 };
 
 use SubscriptionType::{Exclusive, Failover, KeyShared, Shared};
@@ -364,6 +364,52 @@ fn all_chunks_of_a_message_go_to_one_consumer() {
         to
     };
     assert_eq!((of(7), of(8), got.len()), (vec![1], vec![2], 7));
+}
+
+#[test]
+fn those_that_hold_the_most_wait_for_memory_and_nobody_starves() {
+    const ENTRIES: i64 = 3000;
+    let unacked_budget = UnackedBudget::new(64 << 10);
+    let mut topics: Vec<Topic> = (0..40)
+        .map(|index| {
+            let options = SubscriptionOptions { unacked_budget: unacked_budget.clone(), ..Default::default() };
+            let mut topic = Topic::new(options);
+            topic.append((0..ENTRIES).map(|id| keyed(&id.to_string())));
+            topic.join(1, if index % 2 == 0 { Shared } else { KeyShared }, 10_000);
+            topic
+        })
+        .collect();
+    let mut held: Vec<Vec<i64>> = Vec::new();
+    for topic in &mut topics {
+        let (out, wait) = topic.dispatch();
+        assert_eq!(wait, DispatchWait::Blocked(BlockReason::Memory));
+        held.push(out.iter().map(|delivery| delivery.entry.position.entry_id).collect());
+    }
+    let counts: Vec<usize> = held.iter().map(Vec::len).collect();
+    // Of Key_Shared an entry takes more.
+    for alike in [0, 1].map(|first| counts.iter().skip(first).step_by(2).collect::<Vec<_>>()) {
+        assert!(alike.is_sorted_by(|a, b| a >= b), "whoever comes has less: {alike:?}");
+    }
+    assert!(counts[0] > 500 && counts[39] >= 64, "{counts:?}");
+    assert!(unacked_budget.used() < 6 * unacked_budget.limit(), "the few that all may have: {}", unacked_budget.used());
+    let explanation = topics[0].sub.explain(&topics[0].list, 0);
+    assert!(explanation.summary.contains("memory for unacknowledged messages is used up"), "{}", explanation.summary);
+    assert!(topics[0].sub.stats(&topics[0].list).blocked_subscription_on_unacked_msgs);
+
+    // The last one comes to its end although the others never acknowledge, and then so do these.
+    for (topic, mut entries) in topics.iter_mut().zip(held).rev() {
+        let mut got = Vec::new();
+        while !entries.is_empty() {
+            topic.ack(1, entries.iter().copied());
+            got.append(&mut entries);
+            entries = topic.deliver().iter().map(|delivery| delivery.1).collect();
+        }
+        got.sort_unstable();
+        assert!(got.into_iter().eq(0..ENTRIES));
+    }
+    assert!(topics.iter_mut().all(|topic| topic.dispatch().1 == DispatchWait::CaughtUp));
+    drop(topics);
+    assert_eq!(unacked_budget.used(), 0);
 }
 
 #[test]

@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import time
+import urllib.request
 
 import pytest
 import raw
@@ -90,6 +91,49 @@ def test_consumer_that_never_reads_stops_nobody_else(start, same_subscription):
         received += server.consume(topic=TOPIC, subscription="s", subscription_type="shared", num_messages=count - received,
                                    duration="30s")["messages"]
     assert received == count
+
+
+def test_many_shared_subscriptions_that_do_not_acknowledge(start):
+    """Their consumers take all they get and acknowledge nothing: what the server has to remember of that is bounded, whoever
+    acknowledges goes on although the others do not, and in the end all have everything."""
+    limit, subscriptions, count, first = 64, size("UNACKED_SUBSCRIPTIONS", 80), 8000, 3
+    server = start(memory_mib=limit)
+    with contextlib.ExitStack() as stack:
+        consumers = [stack.enter_context(raw.Client(server.port, timeout_s=60)) for _ in range(subscriptions)]
+        for n, consumer in enumerate(consumers):
+            consumer.subscribe(TOPIC, f"s-{n}")
+        server.produce(topic=TOPIC, size=10, num_messages=count, batching_max_messages=0)
+        before = server.rss_mib()
+
+        def take(consumer):
+            consumer.flow(2 * count)
+            return consumer.receive_until_silence(2)
+
+        def acknowledge(consumer, ids):
+            """Until it has everything."""
+            got = set(ids)
+            while ids:
+                consumer.ack(ids)
+                ids = consumer.receive_until_silence(2)
+                got.update(ids)
+            return len(got)
+
+        with concurrent.futures.ThreadPoolExecutor(subscriptions) as pool:
+            held = list(pool.map(take, consumers))
+            growth, most = server.rss_mib() - before, sum(len(ids) for ids in held)
+            with urllib.request.urlopen(f"{server.admin_url}/metrics", timeout=30) as page:
+                lines = [line.rpartition(" ") for line in page.read().decode().splitlines()]
+            used, bound = (next(float(value) for name, _, value in lines
+                                if name == f'geminga_memory_{what}_bytes{{purpose="unacknowledged"}}') for what in ("used", "limit"))
+            print(f"{most} messages held, {growth:.1f} MiB more, {used:.0f} of {bound:.0f} bytes charged")
+            assert count < most < subscriptions * count
+            assert 0.5 * bound < used < 2 * bound
+            assert growth < 20
+            why = server.admin("GET", "persistent/public/default/t/subscription/s-0/explain")["summary"]
+            assert "memory for unacknowledged messages is used up" in why
+            assert [acknowledge(*one) for one in zip(consumers[:first], held)] == [count] * first
+            assert list(pool.map(acknowledge, consumers[first:], held[first:])) == [count] * (subscriptions - first)
+        assert server.peak_mib() < 2 * limit
 
 
 def test_backlog_larger_than_memory_to_ten_subscriptions(start):

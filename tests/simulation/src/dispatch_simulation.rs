@@ -5,7 +5,7 @@ use geminga_ledger::Cursor;
 use geminga_model::Position;
 use geminga_topic::{
     AckRequest, ConsumerSpec, DelayedBudget, DispatchWait, EntryFlags, EntryMeta, Event, IndividualAck, KeySharedMode,
-    KeySharedSpec, Subscription, SubscriptionOptions, SubscriptionType,
+    KeySharedSpec, Subscription, SubscriptionOptions, SubscriptionType, UnackedBudget,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -59,6 +59,7 @@ impl World {
             partition_index: rng.random_bool(0.5).then(|| rng.random_range(0..5)),
             topic: "persistent://public/default/simulated".into(),
             failover_delay_ms: rng.random_range(0..3) * 50,
+            unacked_budget: UnackedBudget::new(if rng.random_bool(0.3) { 0 } else { 1 << 20 }),
             delayed_budget: DelayedBudget::new(if small { 200 } else { 1 << 20 }),
             look_ahead_bytes: if small { 500 } else { 1 << 20 },
             ..SubscriptionOptions::default()

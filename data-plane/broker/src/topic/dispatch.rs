@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use geminga_topic::{ConsumerKey, Delivery, DispatchWait, Event};
+use geminga_topic::{BlockReason, ConsumerKey, Delivery, DispatchWait, Event};
 use rustc_hash::FxHashMap;
 
 use super::reading::Reader;
@@ -16,6 +16,8 @@ use crate::shared::now_ms;
 const DISPATCH_BYTES: usize = 1 << 20;
 /// Rounds of one subscription before the topic's lock is released for others.
 const DISPATCH_ROUNDS: usize = 64;
+/// A subscription that waits for memory looks again so often.
+const MEMORY_RETRY_MS: u64 = 500;
 /// A Failover consumer that sends no FLOW learns after this time whether it is active.
 const INTRODUCTION: Duration = Duration::from_secs(1);
 
@@ -84,6 +86,8 @@ impl Topic {
                 DispatchWait::NeedRead { from, max_entries } => self.read_from(state, name, from, max_entries),
                 DispatchWait::NeedEntries(positions) => self.read_entries(state, name, positions),
                 DispatchWait::Timer(at) => self.set_timer(state, name, at, now),
+                // Others give back what it waits for, and do not know of it.
+                DispatchWait::Blocked(BlockReason::Memory) => self.set_timer(state, name, now + MEMORY_RETRY_MS, now),
                 DispatchWait::CaughtUp
                 | DispatchWait::NoPermits
                 | DispatchWait::NoConsumers

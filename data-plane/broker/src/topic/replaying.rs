@@ -20,7 +20,7 @@ pub(super) struct Replay {
     held: usize,
     /// Bytes dispatched since the budget was last told.
     released: usize,
-    reading: bool,
+    pub(super) reading: bool,
     /// The last read failed.
     pub(super) failing: bool,
 }

@@ -3,6 +3,8 @@
 //! Everything is counted as totals. Rates are differences of totals between two samples, which housekeeping takes every
 //! few seconds and a request takes when the last one is old enough; a topic without traffic keeps no sample.
 
+#[cfg(test)]
+mod fields;
 mod internal;
 mod rates;
 mod view;
@@ -19,7 +21,7 @@ use geminga_model::Position;
 use geminga_topic::producers::AccessMode;
 
 use self::rates::{Consumed, OfTopic, Published, Sample};
-use super::admin::backlog_size;
+use super::admin::{backlog_size, entry_time};
 use super::writes::{Latencies, Sizes};
 use super::{ConsumerHandle, ProducerHandle, Sub, Topic, TopicState};
 use crate::error::Result;
@@ -122,6 +124,7 @@ impl Topic {
         let persistent = self.name.is_persistent();
         let [messages_in, bytes_in, messages_out, bytes_out, ..] = self.totals();
         let rates = self.rates.topic();
+        let oldest = oldest_in_backlog(state, now_ms());
         let mut stats = TopicStats {
             msg_rate_in: rates[0],
             msg_throughput_in: rates[1],
@@ -137,7 +140,8 @@ impl Topic {
             backlog_size: backlog_size(state),
             backlog_quota_limit_size: if persistent { quota_bytes(state) } else { 0 },
             backlog_quota_limit_time: if persistent { quota_seconds(state) } else { 0 },
-            oldest_backlog_message_age_seconds: -i64::from(persistent),
+            oldest_backlog_message_age_seconds: if persistent { oldest.map_or(-1, |(age, _)| age) } else { 0 },
+            oldest_backlog_message_subscription_name: oldest.map(|(_, name)| name.to_string()),
             publish_rate_limited_times: state.publish_throttled,
             waiting_publishers: state.joining.len() as u64,
             deduplication_status: persistent
@@ -377,6 +381,21 @@ impl Topic {
         };
         state.subscriptions.iter().map(|(name, sub)| figures(name, sub)).collect()
     }
+}
+
+/// How many seconds old the first message of a durable subscription's backlog is, of the one that is furthest behind, and its name.
+/// Nothing is read for that: what is not cached is at least as old as its ledger is closed, as Pulsar reckons too.
+fn oldest_in_backlog(state: &TopicState, now: u64) -> Option<(i64, &std::sync::Arc<str>)> {
+    let list = state.ledger.list();
+    let first = |sub: &Sub| sub.core.cursor().next_unacked(list, sub.core.cursor().mark_delete());
+    let durable = state.subscriptions.iter().filter(|(_, sub)| sub.cursor_id.is_some());
+    let (first, name) = durable.filter_map(|(name, sub)| Some((first(sub)?, name))).min()?;
+    let time = match state.cache.get(first) {
+        Some(entry) => entry_time(&entry.meta),
+        None if first.ledger_id == list.last_span()?.ledger_id => return None,
+        None => list.get(first.ledger_id)?.timestamp_ms,
+    };
+    Some((now.saturating_sub(time) as i64 / 1000, name))
 }
 
 /// Of two times those that are known; 0 is none, and so is what is negative.

@@ -399,6 +399,7 @@ impl Topic {
             partition_index: self.name.partition_index(),
             topic: self.name.shared(),
             delayed_budget: self.shared.memory.delayed.clone(),
+            unacked_budget: self.shared.memory.unacked.clone(),
             ..Default::default()
         }
     }

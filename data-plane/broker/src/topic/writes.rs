@@ -102,6 +102,11 @@ impl Writes {
         self.counters().1.record(&SIZES, bytes, 1);
     }
 
+    /// Entries that became durable.
+    pub fn entries(&self) -> u64 {
+        self.read().1.count()
+    }
+
     pub fn durable_entries(&self) -> u64 {
         self.0.get().map_or(0, |counters| counters.0.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum())
     }

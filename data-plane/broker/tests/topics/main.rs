@@ -17,3 +17,5 @@ mod ownership;
 mod policies;
 mod reloading;
 mod replaying;
+mod stats;
+mod unacked;

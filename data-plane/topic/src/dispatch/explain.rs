@@ -244,7 +244,7 @@ impl Subscription {
             let waits = single.active.and_then(|slot| self.consumer_waits_for(slot));
             return waits.map_or("delivering".into(), |waits| format!("the active consumer waits: {waits}"));
         }
-        if core.available_permits() > 0 && !core.at_unacked_limit() {
+        if core.available_permits() > 0 && !core.is_full() {
             return match explanation.draining_hashes_total {
                 0 => "delivering".into(),
                 count => format!("delivering, except {count} hashes that drain"),
@@ -255,6 +255,16 @@ impl Subscription {
                 "{} messages are unacknowledged of at most {}: consumers have to acknowledge",
                 core.unacked, core.options.max_unacked_per_subscription
             ),
+            DispatchWait::Blocked(BlockReason::Memory) => {
+                let budget = core.charge.budget();
+                format!(
+                    "this server's memory for unacknowledged messages is used up: {} of {} bytes, {} of them here; consumers have to \
+                     acknowledge, those of this subscription or of others",
+                    budget.used(),
+                    budget.limit(),
+                    core.charge.bytes()
+                )
+            }
             DispatchWait::Blocked(BlockReason::ConsumersUnacked) => {
                 "all consumers with permits hold as many unacknowledged messages as they may".into()
             }

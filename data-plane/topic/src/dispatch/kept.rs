@@ -30,6 +30,10 @@ impl KeptEntries {
         }
     }
 
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn take(&mut self, position: Position) -> Option<Entry> {
         if self.entries.is_empty() {
             return None;

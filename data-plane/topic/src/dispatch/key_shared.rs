@@ -24,6 +24,7 @@ use crate::entry::{Delivery, DispatchWait, Entry, EntryReader, Ready};
 use crate::subscription::Mismatch;
 use crate::subscription::consumers::Slot;
 use crate::subscription::core::{Core, Pending};
+use crate::unacked::table_bytes;
 
 /// Bytes of a waiting position in a tree, with its share of the nodes.
 const WAITING_BYTES: usize = size_of::<(Position, u16)>() * 3 / 2;
@@ -45,6 +46,9 @@ pub(crate) struct KeyShared {
     kept: KeptEntries,
     reads: ReadTurns,
 }
+
+/// Room that an empty map of slots that are held may keep.
+const KEPT_HELD: usize = 1 << 10;
 
 /// Stands for no consumer in `overflow`.
 const NOBODY: Slot = Slot::MAX;
@@ -115,6 +119,11 @@ impl KeyShared {
 
     pub fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// With the slots that consumers hold entries of, which become more as these do.
+    pub fn bytes_aside(&self) -> usize {
+        self.waiting * WAITING_BYTES + self.kept.bytes() + table_bytes::<(u16, Held)>(self.held.capacity())
     }
 
     pub fn waiting_for(&self, slot: Slot) -> usize {
@@ -228,6 +237,9 @@ impl KeyShared {
             return None;
         }
         let held = self.held.remove(&pending.hash)?;
+        if self.held.is_empty() {
+            self.held.shrink_to(KEPT_HELD);
+        }
         let draining = held.draining?;
         if let Some(from) = draining.overflow {
             note_overflow(&mut self.overflow, self.selector.select(pending.hash).unwrap_or(NOBODY), from);
@@ -252,6 +264,9 @@ impl KeyShared {
         }
         if let Some(from) = core.delayed.take_forgotten(now) {
             core.feed.go_back(from);
+        }
+        if core.scarce {
+            self.kept = KeptEntries::default();
         }
         let mut budget = Budget::new(max_bytes, core.max_messages);
         let missing = self.dispatch_queues(core, now, reader, &mut budget, out);
@@ -303,7 +318,7 @@ impl KeyShared {
         let mut stuck: Vec<u16> = Vec::new();
         let mut from = Position::EARLIEST;
         let mut permits = core.consumers[slot].permits();
-        while permits > 0 && !budget.is_spent() && core.is_available(slot) && !core.at_unacked_limit() {
+        while permits > 0 && !budget.is_spent() && core.is_available(slot) && !core.is_full() {
             let Some((&position, &hash)) = queue.range(from..).next() else { break };
             from = position.next();
             if !core.is_wanted(reader.ledgers(), position) {
@@ -366,7 +381,7 @@ impl KeyShared {
     ) -> DispatchWait {
         loop {
             let permits = core.available_permits();
-            if permits <= 0 || core.at_unacked_limit() {
+            if permits <= 0 || core.is_full() {
                 return core.why_unavailable();
             }
             if budget.is_spent() {
@@ -381,7 +396,7 @@ impl KeyShared {
                     return core.delayed.next_due().map_or(DispatchWait::CaughtUp, DispatchWait::Timer);
                 }
             }
-            while !budget.is_spent() && !core.at_unacked_limit() {
+            while !budget.is_spent() && !core.is_full() {
                 let Some(entry) = core.feed.pop() else { break };
                 budget.spend(&entry);
                 self.place(core, now, entry, reader, out);
@@ -405,7 +420,8 @@ impl KeyShared {
             core.delayed.add(entry.meta.deliver_at, position, hash);
             return;
         }
-        let room = (core.options.look_ahead_bytes / WAITING_BYTES).saturating_sub(self.waiting);
+        let look_ahead = if core.scarce { 0 } else { core.options.look_ahead_bytes };
+        let room = (look_ahead / WAITING_BYTES).saturating_sub(self.waiting);
         let draining = self.held.get_mut(&hash).and_then(|held| held.draining.as_mut());
         let length = match draining {
             Some(draining) => {
@@ -439,6 +455,7 @@ impl KeyShared {
         };
         self.put_aside(position, hash);
         self.kept.keep(entry, length);
+        core.note_aside(self.bytes_aside());
     }
 
     fn hand_over(&mut self, core: &mut Core, now: u64, slot: Slot, entry: Entry, hash: u16, out: &mut Vec<Delivery>) {

@@ -28,6 +28,17 @@ pub(crate) enum Dispatcher {
     KeyShared(Box<KeyShared>),
 }
 
+impl Dispatcher {
+    /// Memory for entries that wait.
+    pub fn bytes_aside(&self) -> usize {
+        match self {
+            Dispatcher::SingleActive(_) => 0,
+            Dispatcher::Shared(shared) => shared.bytes_aside(),
+            Dispatcher::KeyShared(keyed) => keyed.bytes_aside(),
+        }
+    }
+}
+
 /// Bytes and messages that one call of a dispatcher may still look at.
 pub(crate) struct Budget {
     left: usize,

@@ -57,6 +57,10 @@ impl Shared {
         self.replay.len() + self.waiting_chunks.values().map(BTreeSet::len).sum::<usize>()
     }
 
+    pub fn bytes_aside(&self) -> usize {
+        self.waiting() * POSITION_BYTES
+    }
+
     /// Whether an entry is to be delivered again as soon as somebody can take it.
     pub fn awaits(&self, position: Position) -> bool {
         self.replay.contains(&position)
@@ -174,7 +178,7 @@ impl Shared {
             if budget.is_spent() {
                 return DispatchWait::MoreWork;
             }
-            if self.waiting() * POSITION_BYTES > core.options.look_ahead_bytes {
+            if self.bytes_aside() > core.options.look_ahead_bytes {
                 return DispatchWait::Blocked(BlockReason::LookAheadFull);
             }
             let max_entries = core.feed.entries_for(core.available_permits());
@@ -252,7 +256,7 @@ impl Turn {
 
     /// The consumer whose turn it is; `None` if none can take an entry.
     fn pick(&mut self, core: &Core) -> Option<Slot> {
-        if core.at_unacked_limit() {
+        if core.is_full() {
             return None;
         }
         let order = core.consumers.order();

@@ -13,6 +13,7 @@ use super::feed::Feed;
 use super::spec::{Event, SubscriptionOptions};
 use crate::delayed::DelayedIndex;
 use crate::entry::{BlockReason, Delivery, DispatchWait, Entry};
+use crate::unacked::{ALWAYS, Charge, table_bytes};
 
 /// An entry that a consumer holds (Shared and Key_Shared).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +27,10 @@ pub(crate) struct Pending {
     pub hash: u16,
 }
 
-/// Slots that an empty map of what consumers hold may keep.
-const KEPT_SLOTS: usize = 16 << 10;
+/// Room that an empty map of what consumers hold may keep while there is memory.
+const KEPT_ROOM: usize = 16 << 10;
+/// What a dispatcher has put aside is charged in steps of so many bytes.
+const ASIDE_STEP: usize = 4 << 10;
 
 /// Totals since the subscription was loaded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +63,13 @@ pub(crate) struct Core {
     /// How often an entry was sent in vain. Only Shared and Key_Shared count.
     pub redeliveries: FxHashMap<Position, u32>,
     pub delayed: DelayedIndex,
+    pub charge: Charge,
+    /// Whether no more memory is to be had for what consumers hold.
+    pub scarce: bool,
+    /// Entries handed out and come back since the charge was last looked at.
+    changes: usize,
+    /// Bytes of what the dispatcher has put aside.
+    aside: usize,
     pub events: VecDeque<Event>,
     pub terminated: bool,
     pub totals: Totals,
@@ -73,6 +83,10 @@ impl Core {
             name,
             feed: Feed::new(cursor.mark_delete()),
             delayed: DelayedIndex::new(options.delayed_budget.clone()),
+            charge: Charge::new(options.unacked_budget.clone()),
+            scarce: false,
+            changes: 0,
+            aside: 0,
             options,
             cursor,
             consumers: Consumers::default(),
@@ -94,6 +108,8 @@ impl Core {
         self.unacked = 0;
         self.redeliveries = FxHashMap::default();
         self.delayed.clear();
+        self.aside = 0;
+        self.settle();
         for consumer in self.consumers.iter_mut() {
             consumer.unacked = 0;
             consumer.pending_entries = 0;
@@ -125,6 +141,7 @@ impl Core {
         let redelivery_count =
             if self.redeliveries.is_empty() { 0 } else { self.redeliveries.get(&entry.position).copied().unwrap_or(0) };
         let consumer = &mut self.consumers[slot];
+        let (key, epoch) = (consumer.spec.key, consumer.epoch);
         consumer.delivered += u64::from(messages);
         consumer.entries_out += 1;
         consumer.bytes_out += bytes;
@@ -142,12 +159,13 @@ impl Core {
             consumer.pending_entries += 1;
             self.unacked += u64::from(messages);
             self.pending.insert(entry.position, Pending { slot, messages, batch_size, hash });
+            self.changed();
         }
         out.push(Delivery {
-            consumer: consumer.spec.key,
+            consumer: key,
             redelivery_count,
             ack_set: ack_set.map(Vec::into_boxed_slice),
-            consumer_epoch: if hash.is_none() { consumer.epoch } else { None },
+            consumer_epoch: if hash.is_none() { epoch } else { None },
             entry,
         });
     }
@@ -159,9 +177,7 @@ impl Core {
         consumer.unacked -= u64::from(pending.messages);
         consumer.pending_entries -= 1;
         self.unacked -= u64::from(pending.messages);
-        if self.pending.is_empty() && self.pending.capacity() > KEPT_SLOTS {
-            self.pending = FxHashMap::default();
-        }
+        self.changed();
         Some(pending)
     }
 
@@ -189,6 +205,46 @@ impl Core {
         max > 0 && self.unacked >= u64::from(max)
     }
 
+    /// Whether nobody may hold more entries, though they may have permits.
+    pub fn is_full(&self) -> bool {
+        self.at_unacked_limit() || self.at_memory_limit()
+    }
+
+    /// Room that is there may be used.
+    pub fn at_memory_limit(&self) -> bool {
+        self.scarce && self.pending.len() >= self.pending.capacity().max(ALWAYS)
+    }
+
+    /// The dispatcher has put aside so many bytes.
+    pub fn note_aside(&mut self, bytes: usize) {
+        if self.scarce || bytes.abs_diff(self.aside) >= ASIDE_STEP {
+            self.aside = bytes;
+            self.settle();
+        }
+    }
+
+    fn changed(&mut self) {
+        self.changes += 1;
+        if self.changes >= ALWAYS {
+            self.settle();
+        }
+    }
+
+    /// Gives back what is empty, charges what is there, and sees whether it may become more.
+    pub fn settle(&mut self) {
+        self.changes = 0;
+        let kept = if self.scarce { 0 } else { KEPT_ROOM };
+        shrink(&mut self.pending, kept);
+        shrink(&mut self.redeliveries, kept);
+        let room = self.pending.capacity();
+        let held = table_bytes::<(Position, Pending)>(room);
+        let counts = table_bytes::<(Position, u32)>(self.redeliveries.capacity());
+        self.charge.set(held + counts + self.aside);
+        // A table grows by its own size.
+        let growth = if self.pending.len() + ALWAYS > room { held } else { 0 };
+        self.scarce = !self.charge.has_room(growth);
+    }
+
     pub fn is_available(&self, slot: Slot) -> bool {
         self.consumers[slot].is_available(self.options.max_unacked_per_consumer)
     }
@@ -206,6 +262,9 @@ impl Core {
         }
         if self.at_unacked_limit() {
             return DispatchWait::Blocked(BlockReason::SubscriptionUnacked);
+        }
+        if self.at_memory_limit() && self.available_permits() > 0 {
+            return DispatchWait::Blocked(BlockReason::Memory);
         }
         let max = self.options.max_unacked_per_consumer;
         let mut wait = DispatchWait::NoPermits;
@@ -227,5 +286,12 @@ impl Core {
             consumer.told_end = true;
             self.events.push_back(Event::EndOfTopic { consumer: consumer.spec.key });
         }
+    }
+}
+
+/// Gives back most of a table that is almost empty.
+fn shrink<V>(table: &mut FxHashMap<Position, V>, kept: usize) {
+    if table.capacity() > kept && table.len() < table.capacity() / 8 {
+        table.shrink_to(2 * table.len());
     }
 }

@@ -405,6 +405,7 @@ impl Subscription {
     ) -> DispatchWait {
         let core = &mut self.core;
         core.now = now;
+        core.note_aside(self.dispatcher.as_ref().map_or(0, Dispatcher::bytes_aside));
         match &mut self.dispatcher {
             None => DispatchWait::NoConsumers,
             Some(Dispatcher::SingleActive(single)) => single.dispatch(core, now, reader, max_bytes, out),
@@ -462,6 +463,7 @@ impl Subscription {
         self.core.feed.give_back_spare();
         if self.core.pending.is_empty() {
             self.core.pending.shrink_to_fit();
+            self.core.settle();
         }
         if self.core.consumers.is_empty() {
             self.core.consumers = Consumers::default();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use geminga_model::Position;
 
 use crate::delayed::DelayedBudget;
+use crate::unacked::UnackedBudget;
 
 /// Unique among the consumers of a broker process.
 pub type ConsumerKey = u64;
@@ -91,6 +92,8 @@ pub struct SubscriptionOptions {
     pub delayed_delivery: bool,
     /// Bound on the indexes of messages whose time has not come, shared with other subscriptions.
     pub delayed_budget: Arc<DelayedBudget>,
+    /// Bound on what consumers hold and on what waits for them, shared with other subscriptions.
+    pub unacked_budget: Arc<UnackedBudget>,
     /// Bound on the positions of entries that were read but wait for the consumers of their keys.
     pub look_ahead_bytes: usize,
 }
@@ -108,6 +111,7 @@ impl Default for SubscriptionOptions {
             round_robin_batch: 20,
             delayed_delivery: true,
             delayed_budget: DelayedBudget::new(16 << 20),
+            unacked_budget: UnackedBudget::new(32 << 20),
             look_ahead_bytes: 16 << 20,
         }
     }

@@ -103,7 +103,7 @@ impl Subscription {
             msg_delayed: core.delayed.len() as u64,
             delayed_index_bytes: core.delayed.bytes() as u64,
             unacked_messages: core.unacked,
-            blocked_subscription_on_unacked_msgs: core.at_unacked_limit(),
+            blocked_subscription_on_unacked_msgs: core.is_full(),
             last_acked_timestamp: totals.last_acked_at,
             last_consumed_timestamp: totals.last_consumed_at,
             last_consumed_flow_timestamp: totals.last_flow_at,

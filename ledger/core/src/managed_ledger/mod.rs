@@ -155,6 +155,12 @@ impl<E: EntryBytes> ManagedLedger<E> {
         self.pending_bytes
     }
 
+    /// Entries that are neither confirmed nor failed.
+    pub fn pending_entries(&self) -> u64 {
+        let in_flight = self.open.iter().flat_map(|open| &open.in_flight).map(|batch| batch.count);
+        in_flight.sum::<u64>() + self.waiting.iter().map(|entries| entries.len() as u64).sum::<u64>()
+    }
+
     /// The last position, once the topic's termination is saved.
     pub fn terminated(&self) -> Option<Position> {
         self.terminated.filter(|_| self.termination_saved)

@@ -18,6 +18,7 @@ const RANGE_STEPS_MAX: usize = 10_000;
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InternalStats {
+    /// Since the topic was loaded.
     pub entries_added_counter: u64,
     pub number_of_entries: u64,
     pub total_size: u64,
@@ -54,7 +55,9 @@ pub struct CursorStats {
     pub read_position: String,
     pub waiting_read_op: bool,
     pub pending_read_ops: u64,
-    pub messages_consumed_counter: u64,
+    /// What was added less what is not acknowledged, and so below zero as long as there is more of a backlog from before the topic
+    /// was loaded.
+    pub messages_consumed_counter: i64,
     pub cursor_ledger: i64,
     pub cursor_ledger_last_entry: i64,
     pub individually_deleted_messages: String,
@@ -73,9 +76,11 @@ impl Topic {
         let state = self.state.lock();
         let list = state.ledger.list();
         let last = list.last_span();
+        let added = self.writes.entries();
+        let cursor_ledger = self.bundle.cursors.ledger_ids().last().map_or(-1, |ledger_id| *ledger_id as i64);
         let caught_up = |sub: &Sub| sub.core.has_consumers() && sub.core.read_position() > list.last_position();
         InternalStats {
-            entries_added_counter: list.total_entries(),
+            entries_added_counter: added,
             number_of_entries: list.total_entries(),
             total_size: list.total_size(),
             current_ledger_entries: last.map_or(0, |span| span.entries),
@@ -85,7 +90,7 @@ impl Topic {
             )),
             last_ledger_creation_failure_timestamp: None,
             waiting_cursors_count: state.subscriptions.values().filter(|sub| caught_up(sub)).count() as u64,
-            pending_add_entries_count: 0,
+            pending_add_entries_count: state.ledger.pending_entries(),
             last_confirmed_entry: list.last_position().to_string(),
             state: if state.ledger.terminated().is_some() {
                 "Terminated".to_owned()
@@ -103,9 +108,15 @@ impl Topic {
                     ..LedgerStats::default()
                 })
                 .collect(),
-            cursors: (state.subscriptions.iter().map(|(name, sub)| (encoded(name), cursor_stats(sub, list))))
-                .chain(deduplication_mark(&state).map(|mark| (DEDUP_CURSOR.to_owned(), snapshot_stats(mark, list))))
-                .collect(),
+            cursors: (state
+                .subscriptions
+                .iter()
+                .map(|(name, sub)| (encoded(name), cursor_stats(sub, list, added, cursor_ledger))))
+            .chain(
+                deduplication_mark(&state)
+                    .map(|mark| (DEDUP_CURSOR.to_owned(), snapshot_stats(mark, list, added, cursor_ledger))),
+            )
+            .collect(),
             schema_ledgers: Vec::new(),
             compacted_ledger: LedgerStats { ledger_id: -1, entries: -1, size: -1, ..LedgerStats::default() },
         }
@@ -163,13 +174,13 @@ fn deduplication_mark(state: &TopicState) -> Option<Position> {
     Some(durable.max(state.ledger.list().before_first()))
 }
 
-fn snapshot_stats(mark: Position, list: &LedgerList) -> CursorStats {
+fn snapshot_stats(mark: Position, list: &LedgerList, added: u64, cursor_ledger: i64) -> CursorStats {
     let behind = list.entries_between(mark, list.last_position());
     CursorStats {
         mark_delete_position: mark.to_string(),
         read_position: list.last_position().next().to_string(),
-        messages_consumed_counter: list.total_entries().saturating_sub(behind),
-        cursor_ledger: -1,
+        messages_consumed_counter: added as i64 - behind as i64,
+        cursor_ledger,
         cursor_ledger_last_entry: -1,
         individually_deleted_messages: "[]".to_owned(),
         last_ledger_switch_timestamp: iso_date(0),
@@ -179,7 +190,9 @@ fn snapshot_stats(mark: Position, list: &LedgerList) -> CursorStats {
     }
 }
 
-fn cursor_stats(sub: &Sub, list: &LedgerList) -> CursorStats {
+/// `added` is how many entries the topic has got since it was loaded; `cursor_ledger` that of the bundle, which keeps what cursors
+/// there acknowledge.
+fn cursor_stats(sub: &Sub, list: &LedgerList, added: u64, cursor_ledger: i64) -> CursorStats {
     let cursor = sub.core.cursor();
     let stats = sub.core.stats(list);
     // Without consumers nothing is read: the next would begin behind what is acknowledged.
@@ -190,9 +203,10 @@ fn cursor_stats(sub: &Sub, list: &LedgerList) -> CursorStats {
         read_position: read.to_string(),
         waiting_read_op: waits,
         subscription_have_pending_read: waits,
-        pending_read_ops: 0,
-        messages_consumed_counter: list.total_entries().saturating_sub(cursor.unacked_entries(list)),
-        cursor_ledger: -1,
+        subscription_have_pending_replay_read: sub.replay.reading,
+        pending_read_ops: u64::from(sub.awaits_read) + u64::from(sub.replay.reading),
+        messages_consumed_counter: added as i64 - cursor.unacked_entries(list) as i64,
+        cursor_ledger: if sub.cursor_id.is_some() { cursor_ledger } else { -1 },
         cursor_ledger_last_entry: -1,
         individually_deleted_messages: acked_ranges(cursor, list),
         last_ledger_switch_timestamp: iso_date(0),

@@ -236,6 +236,10 @@ impl TopicStats {
         self.waiting_publishers += other.waiting_publishers;
         self.backlog_quota_limit_size = other.backlog_quota_limit_size;
         self.backlog_quota_limit_time = other.backlog_quota_limit_time;
+        if other.oldest_backlog_message_age_seconds > self.oldest_backlog_message_age_seconds {
+            self.oldest_backlog_message_age_seconds = other.oldest_backlog_message_age_seconds;
+            self.oldest_backlog_message_subscription_name = other.oldest_backlog_message_subscription_name.clone();
+        }
         self.non_contiguous_deleted_messages_ranges += other.non_contiguous_deleted_messages_ranges;
         self.delayed_message_index_size_in_bytes += other.delayed_message_index_size_in_bytes;
         let earliest = &mut self.earliest_msg_publish_time_in_backlogs;
