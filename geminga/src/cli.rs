@@ -2,6 +2,8 @@ mod process;
 mod proxy;
 mod serving;
 mod storage_tls;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

@@ -4,6 +4,9 @@
 //! may have the head of a request and a small body, and larger bodies share a budget. Who is slow gives way to others that need the
 //! place or the room, and is given up some time later in any case.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
