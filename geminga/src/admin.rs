@@ -20,6 +20,7 @@ pub enum AdminCommand {
     Explain {
         /// Like persistent://public/default/orders, or orders
         topic: String,
+        /// Name of the subscription
         subscription: String,
         #[command(flatten)]
         server: Server,
@@ -59,12 +60,14 @@ pub enum StorageNodesCommand {
     },
     /// Use a node again that was to be emptied
     Recommission {
+        /// The node's id, as 'list' shows it
         node: String,
         #[command(flatten)]
         server: Server,
     },
     /// Take a node out of the list that was emptied and is stopped
     Forget {
+        /// The node's id, as 'list' shows it
         node: String,
         #[command(flatten)]
         server: Server,

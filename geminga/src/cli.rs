@@ -2,6 +2,8 @@ mod process;
 mod proxy;
 mod serving;
 mod storage_tls;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -72,7 +74,10 @@ pub enum Command {
     #[command(subcommand)]
     Metadata(MetadataCommand),
     /// Print a completion script for a shell, to be sourced or installed
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell that is to complete commands and options
+        shell: clap_complete::Shell,
+    },
 }
 
 /// What may be given on the command line; none is left to the layers below. Field names are the keys of the file.

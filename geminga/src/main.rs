@@ -8,6 +8,7 @@ mod broker;
 mod cli;
 mod data_dir;
 mod doctor;
+mod http;
 mod listen;
 mod metadata;
 mod options;

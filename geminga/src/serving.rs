@@ -11,9 +11,9 @@ use geminga_metadata::{BrokerRecord, Metadata};
 use geminga_observe::Metrics;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::bootstrap;
+use crate::http;
 use crate::listen::listen;
 use crate::options::ServingOptions;
 use crate::options::units::ByteSize;
@@ -25,10 +25,6 @@ const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
 
 /// Frames say their sizes in 32 bits, and the log takes records of less than 256 MiB.
 const MESSAGE_SIZE_MAX: ByteSize = ByteSize::mib(128);
-
-/// When the broker is to stop, requests over HTTP have so long to end, and clients' connections.
-const HTTP_PATIENCE: Duration = Duration::from_secs(2);
-const PULSAR_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Refuses settings that cannot work together.
 pub fn check(options: &ServingOptions) -> anyhow::Result<()> {
@@ -118,7 +114,12 @@ pub async fn serve(
         broker.clone(),
         shutdown.clone(),
     ));
-    let serving_http = serve_http(TcpListener::from_std(http_listener)?, broker.clone(), metrics, shutdown.clone());
+    let serving_http = tokio::spawn(http::serve(
+        TcpListener::from_std(http_listener)?,
+        geminga_admin_api::router(broker.clone(), move |page| metrics.render(page)),
+        broker.memory().requests.clone(),
+        shutdown.clone(),
+    ));
 
     warn_of_wide_listening(&[pulsar, http]);
     let addresses = [("pulsar", pulsar), ("http", http)];
@@ -132,10 +133,9 @@ pub async fn serve(
     let finish = async {
         // Whoever is in the middle of a request may never finish it, and the broker has bundles to hand over.
         let connections = serving_pulsar.abort_handle();
-        let (ended, _) = tokio::join!(
-            tokio::time::timeout(PULSAR_PATIENCE, serving_pulsar),
-            tokio::time::timeout(HTTP_PATIENCE, serving_http)
-        );
+        let patience = broker.config().finish_timeout;
+        let (ended, _) =
+            tokio::join!(tokio::time::timeout(patience, serving_pulsar), tokio::time::timeout(patience, serving_http));
         if ended.is_err() {
             tracing::warn!("gave up waiting for clients' connections");
             connections.abort();
@@ -154,6 +154,8 @@ fn broker_config(options: &ServingOptions, advertised: &Advertised) -> BrokerCon
         advertised_listeners: options.advertised_listeners.urls(),
         memory_limit: options.memory_limit.bytes(),
         max_message_bytes: options.max_message_size.bytes() as usize,
+        // The rest is for handing over.
+        finish_timeout: options.process.shutdown_timeout.get() / 3 * 2,
         auto_create_topics: options.auto_create_topics,
         auto_create_partitions: options.auto_create_partitions,
         auto_create_subscriptions: options.auto_create_subscriptions,
@@ -172,23 +174,6 @@ fn broker_config(options: &ServingOptions, advertised: &Advertised) -> BrokerCon
         metrics_per_topic: options.metrics_per_topic,
         ..BrokerConfig::default()
     }
-}
-
-fn serve_http(
-    listener: TcpListener,
-    broker: Arc<Broker>,
-    metrics: Metrics,
-    mut shutdown: watch::Receiver<bool>,
-) -> JoinHandle<()> {
-    let router = geminga_admin_api::router(broker, move |page| metrics.render(page));
-    tokio::spawn(async move {
-        let stop = async move {
-            let _ = shutdown.wait_for(|stop| *stop).await;
-        };
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
-            tracing::error!(%error, "HTTP server ended");
-        }
-    })
 }
 
 /// What lookups and cluster data say.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::routing::get;
+use geminga_flow::Budget;
 use geminga_metadata::{Metadata, MetadataError, StorageNodeRecord};
 use geminga_observe::Metrics;
 use geminga_repair::{Figures, RepairOptions};
@@ -21,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::http;
 use crate::listen::listen;
 use crate::options::units::ByteSize;
 use crate::options::{Resolved, StorageNodeOptions};
@@ -31,6 +33,8 @@ use crate::storage_repair::OtherNodes;
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
+/// The part of the memory limit that bodies of requests over HTTP may take, which nobody has to send.
+const HTTP_BODIES_SHARE: u64 = 32;
 /// How long a start waits for metadata: longer than another process's registration takes to expire.
 const JOINING_AT_START: Duration = Duration::from_secs(20);
 const JOINING_AGAIN: Duration = Duration::from_secs(1);
@@ -89,8 +93,12 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     let figures = Arc::new(Figures::default());
     let serving =
         tokio::spawn(geminga_storage_node::serve(TcpListener::from_std(listener)?, node.clone(), shutdown.clone()));
-    let serving_http =
-        tokio::spawn(serve_http(TcpListener::from_std(http_listener)?, &node, &figures, shutdown.clone()));
+    let serving_http = tokio::spawn(http::serve(
+        TcpListener::from_std(http_listener)?,
+        pages(&node, &figures),
+        Budget::new(memory_limit / HTTP_BODIES_SHARE),
+        shutdown.clone(),
+    ));
 
     let addr_of_node = addr;
     let mut ports = vec![("bookie", addr), ("http", http)];
@@ -357,12 +365,8 @@ impl Member {
     }
 }
 
-fn serve_http(
-    listener: TcpListener,
-    node: &Arc<StorageNode>,
-    figures: &Arc<Figures>,
-    mut shutdown: watch::Receiver<bool>,
-) -> impl Future<Output = ()> + Send + use<> {
+/// What the HTTP port serves.
+fn pages(node: &Arc<StorageNode>, figures: &Arc<Figures>) -> Router {
     let metrics = Arc::new(Metrics::new());
     node.show(&metrics);
     figures.show(&metrics);
@@ -374,16 +378,8 @@ fn serve_http(
             ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)
         }
     };
-    let router = Router::new()
+    Router::new()
         .route("/metrics", get(page))
         .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(|| async { "ok" }));
-    async move {
-        let stop = async move {
-            let _ = shutdown.wait_for(|stop| *stop).await;
-        };
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
-            tracing::error!(%error, "HTTP server ended");
-        }
-    }
+        .route("/readyz", get(|| async { "ok" }))
 }

@@ -44,7 +44,7 @@ use call::{Answer, Call};
 use error::{ApiError, Result};
 
 /// Largest request body, in bytes: policies and schemas are small.
-const BODY_BYTES_MAX: usize = 2 << 20;
+pub const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// Everything that a broker serves over HTTP. `beside` appends to the page of metrics what the process shows beside its broker.
 pub fn router(broker: Arc<Broker>, beside: impl Fn(&mut String) + Send + Sync + 'static) -> Router {

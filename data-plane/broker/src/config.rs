@@ -62,6 +62,8 @@ pub struct BrokerConfig {
     /// How long a connection that holds what another client wants may take to answer a ping (Pulsar's
     /// `connectionLivenessCheckTimeoutMillis`).
     pub liveness_timeout: Duration,
+    /// When the broker stops, how long connections may take until what they have taken is durable and answered.
+    pub finish_timeout: Duration,
     /// How load is spread over brokers, when there are several.
     pub balance: BalanceSettings,
     /// Show metrics of each topic and subscription instead of each namespace; `None`: as long as they are few.
@@ -96,6 +98,7 @@ impl Default for BrokerConfig {
             housekeeping_interval: Duration::from_secs(10),
             keep_alive: Duration::from_secs(30),
             liveness_timeout: Duration::from_secs(5),
+            finish_timeout: Duration::from_secs(20),
             balance: BalanceSettings::default(),
             metrics_per_topic: None,
         }

@@ -10,6 +10,8 @@ use geminga_topic::{DelayedBudget, UnackedBudget};
 pub struct Memory {
     /// Large frames of which a part has come.
     pub receiving: Arc<Budget>,
+    /// Bodies of requests over HTTP, until they have come whole.
+    pub requests: Arc<Budget>,
     /// Messages received and not yet durable.
     pub publishing: Arc<Budget>,
     /// Recent entries kept for consumers that keep up.
@@ -29,6 +31,7 @@ impl Memory {
     pub fn divide(limit: u64) -> Self {
         Self {
             receiving: Budget::new(limit / 8),
+            requests: Budget::new(limit / 32),
             publishing: Budget::new(limit / 8),
             tail_cache: Budget::new(limit / 4),
             read_ahead: Budget::new(limit / 8),
@@ -36,5 +39,21 @@ impl Memory {
             delayed: DelayedBudget::new((limit / 32) as usize),
             unacked: UnackedBudget::new((limit / 16) as usize),
         }
+    }
+
+    /// Each purpose with the bytes that it takes and those that it may.
+    pub(crate) fn budgets(&self) -> [(&'static str, u64, u64); 7] {
+        // All fields, lest a new one be forgotten.
+        let Self { receiving, requests, publishing, tail_cache, read_ahead, outbound, delayed } = self;
+        let of = |purpose, budget: &Budget| (purpose, budget.used(), budget.limit());
+        [
+            of("receiving", receiving),
+            of("requests", requests),
+            of("publishing", publishing),
+            of("tail_cache", tail_cache),
+            of("read_ahead", read_ahead),
+            of("outbound", outbound),
+            ("delayed", delayed.used() as u64, delayed.limit() as u64),
+        ]
     }
 }

@@ -351,21 +351,15 @@ fn broker_level(
         family(page, name, "gauge", help);
         sample(page, name, &[("cluster", cluster)], value);
     }
-    let memory = broker.memory();
-    let budgets = [
-        ("publishing", &memory.publishing),
-        ("tail_cache", &memory.tail_cache),
-        ("read_ahead", &memory.read_ahead),
-        ("outbound", &memory.outbound),
-    ];
+    let budgets = broker.memory().budgets();
     family(page, "geminga_memory_used_bytes", "gauge", "Bytes held, by purpose");
-    for (purpose, budget) in budgets {
-        sample(page, "geminga_memory_used_bytes", &[("purpose", purpose)], budget.used());
+    for (purpose, used, _) in budgets {
+        sample(page, "geminga_memory_used_bytes", &[("purpose", purpose)], used);
     }
     sample(page, "geminga_memory_used_bytes", &[("purpose", "unacknowledged")], memory.unacked.used());
     family(page, "geminga_memory_limit_bytes", "gauge", "Bytes that may be held, by purpose");
-    for (purpose, budget) in budgets {
-        sample(page, "geminga_memory_limit_bytes", &[("purpose", purpose)], budget.limit());
+    for (purpose, _, limit) in budgets {
+        sample(page, "geminga_memory_limit_bytes", &[("purpose", purpose)], limit);
     }
     sample(page, "geminga_memory_limit_bytes", &[("purpose", "unacknowledged")], memory.unacked.limit());
 }

@@ -40,6 +40,8 @@ pub(crate) const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
 const BATCH_ENTRIES: usize = 1024;
+/// For what is queued last to go out.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A client that connects and says nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -202,21 +204,29 @@ impl Connection {
             Ok(()) => tracing::debug!(address = %self.address, "connection closed"),
             Err(error) => tracing::info!(address = %self.address, %error, "connection ended"),
         }
+        let asked_to_end = self.closing.load(Ordering::Relaxed);
         self.outbox.flush();
         self.leave();
         // What was taken is answered, and what was queued last (an error that says why) still goes out.
-        let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            while (self.publishing.used() > 0 || self.outbox.queued() > 0) && !self.outbox.is_closed() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        let patience = if asked_to_end { self.broker.config().finish_timeout } else { LAST_WORDS };
+        self.wait_while(patience, || self.publishing.used() > 0).await;
+        self.wait_while(LAST_WORDS, || self.outbox.queued() > 0).await;
         self.outbox.close();
         let _ = writer.await;
         // Somebody may hold the connection for a while yet; the client is not to wait for that.
         if let Err(error) = socket2::SockRef::from(&*stream).shutdown(Shutdown::Both) {
             tracing::trace!(address = %self.address, %error, "the client was faster");
         }
+    }
+
+    /// Unless the client is gone.
+    async fn wait_while(&self, patience: Duration, holds: impl Fn() -> bool) {
+        let waiting = async {
+            while holds() && !self.outbox.is_closed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, waiting).await;
     }
 
     async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {

@@ -255,3 +255,22 @@ async fn a_connection_that_ends_tells_its_client_though_somebody_holds_it() {
     assert!(client.has_ended().await);
     eventually("nobody else holds it", || std::sync::Arc::strong_count(&held) == 2).await;
 }
+
+#[tokio::test]
+async fn a_connection_that_is_to_end_answers_what_it_has_taken() {
+    let broker = broker_with(BrokerConfig { finish_timeout: Duration::from_secs(5), ..BrokerConfig::default() }).await;
+    let mut client = Client::connect(&broker).await;
+    client.connection.published(1);
+    client.connection.shut_down();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    client.connection.send(&proto::CommandSendReceipt::default().into());
+    client.connection.settled(1);
+    client.hears("SEND_RECEIPT").await;
+    assert!(client.has_ended().await);
+
+    // What never becomes durable does not keep it for ever.
+    let client = Client::connect(&broker).await;
+    client.connection.published(1);
+    client.connection.shut_down();
+    tokio::time::timeout(Duration::from_secs(15), client.served).await.expect("it ends").unwrap();
+}

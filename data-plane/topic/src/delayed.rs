@@ -28,6 +28,10 @@ impl DelayedBudget {
         Arc::new(DelayedBudget { limit, used: AtomicUsize::new(0) })
     }
 
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }

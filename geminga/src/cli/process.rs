@@ -19,7 +19,7 @@ pub struct ProcessArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     ready_file: Option<PathBuf>,
 
-    /// How long a stop may take to finish what is in flight, like 30s [default: 30s]
+    /// How long a stop may take to finish what is in flight, of which a broker leaves a third for handing over, like 30s [default: 30s]
     #[arg(long, value_name = "TIME", env = "GEMINGA_SHUTDOWN_TIMEOUT", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     shutdown_timeout: Option<Duration>,

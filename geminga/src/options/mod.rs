@@ -107,7 +107,8 @@ fn read_file(path: &Path) -> anyhow::Result<Dict> {
     }
 }
 
-fn dict<T: Serialize>(settings: &T) -> anyhow::Result<Dict> {
+/// The keys and values of settings.
+pub fn dict<T: Serialize>(settings: &T) -> anyhow::Result<Dict> {
     match Value::serialize(settings)? {
         Value::Dict(_, dict) => Ok(dict),
         _ => bail!("bug: settings are not a table"),

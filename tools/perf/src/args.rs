@@ -61,6 +61,7 @@ pub struct ProduceArgs {
     /// Number of partition keys, used in random order; a batch holds one key. 0: no keys.
     #[arg(long, default_value_t = 0)]
     pub keys: u32,
+    /// How payloads are compressed; they are random bytes, so there is nothing to gain.
     #[arg(long, value_enum, default_value_t = Compression::None)]
     pub compression: Compression,
     /// Threads [default: one per connection, at most one per core].
@@ -82,11 +83,13 @@ pub struct ConsumeArgs {
     /// Number of topics: with more than one, -0, -1, … is appended to the name.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub topics: u32,
+    /// Name of the subscription, which is created if it is missing.
     #[arg(long, default_value = "perf")]
     pub subscription: String,
     /// Number of subscriptions, each of which gets all messages: with more than one, -0, -1, … is appended to the name.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub subscriptions: u32,
+    /// How the consumers of a subscription share its messages.
     #[arg(long, value_enum, default_value_t = SubscriptionType::Exclusive)]
     pub subscription_type: SubscriptionType,
     /// Consumers per topic and subscription.
@@ -110,6 +113,7 @@ pub struct ConsumeArgs {
     /// Not measured time after the first message.
     #[arg(long, default_value = "0s", value_parser = parse_duration)]
     pub warmup: Duration,
+    /// How messages are acknowledged: each by itself, all up to the last one, or not at all.
     #[arg(long, value_enum, default_value_t = AckMode::Individual)]
     pub ack: AckMode,
     /// How long acknowledgements are gathered into one command: at most 1000, for 10,000 messages.

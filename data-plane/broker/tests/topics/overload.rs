@@ -1,4 +1,4 @@
-//! More acknowledgements than the disk takes.
+//! What the broker may hold in memory, and more acknowledgements than the disk takes.
 
 use std::sync::Arc;
 
@@ -56,4 +56,24 @@ async fn receipts_are_refused_and_the_rest_waits_in_its_cursor() {
     let topic = fixture::topic(&again, NAME).await;
     let left = topic.stats(&Default::default()).await.unwrap().subscriptions["s"].msg_backlog;
     assert_eq!(left, 200 - 100 - (refused as u64 + 1));
+}
+
+#[tokio::test]
+async fn metrics_show_every_budget() {
+    let broker = fixture::broker().await;
+    let mut page = String::new();
+    geminga_broker::metrics::render(&broker, &mut page);
+    let fields = format!("{:#?}", broker.memory());
+    let names: Vec<&str> = fields
+        .lines()
+        .filter_map(|line| line.strip_prefix("    ").filter(|line| line.starts_with(char::is_alphabetic)))
+        .map(|line| line.split(':').next().unwrap())
+        .collect();
+    assert!(names.contains(&"receiving") && names.contains(&"delayed"), "{fields}");
+    for name in names {
+        for figure in ["used", "limit"] {
+            let sample = format!("geminga_memory_{figure}_bytes{{purpose=\"{name}\"}} ");
+            assert!(page.contains(&sample), "{sample}in {page}");
+        }
+    }
 }

@@ -28,8 +28,8 @@ pub use forward::Forwarder;
 
 /// For the head of a request, and between two requests.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
-/// What is read at once from a client, the largest head included.
-const READ_BYTES_MAX: usize = 64 << 10;
+/// What is read at once from a client, the largest head included; a broker takes no larger one. Every connection may have so much.
+const READ_BYTES_MAX: usize = 16 << 10;
 
 pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, hyper::Error>>;
 

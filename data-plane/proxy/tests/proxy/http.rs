@@ -105,6 +105,16 @@ async fn redirects_are_followed_inside_with_the_body() {
 }
 
 #[tokio::test]
+async fn heads_are_bounded() {
+    let broker = Broker::echoing().await;
+    let proxy = proxy(vec![broker.endpoint()]).await;
+    let head =
+        |bytes| format!("GET /admin/v2/x HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: {}\r\n\r\n", "y".repeat(bytes));
+    assert_eq!(split(&exchange(proxy.http, &head(12_000)).await).0, 200);
+    assert_eq!(split(&exchange(proxy.http, &head(16_400)).await).0, 431);
+}
+
+#[tokio::test]
 async fn a_large_body_passes_but_is_not_sent_again() {
     let owner = Broker::start(Router::new().fallback(async |request: Request| {
         let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap();

@@ -1,0 +1,113 @@
+"""Clients of the HTTP port that do not finish what they begin, beside clients that do."""
+import contextlib
+import http.client
+import socket
+import threading
+import time
+
+import pytest
+from harness import procfs
+from healthy import Healthy
+
+LIMIT_MIB = 64
+CLIENTS = 300
+PATIENCE_S = 5
+TENANT = b'{"allowedClusters": ["standalone"]}'
+
+
+class HealthyHttp:
+    """Asks and writes, each time on a connection of its own, beside a test. Any error, and whatever takes longer than `PATIENCE_S`, is a
+    failure at the end."""
+
+    def __init__(self, port):
+        self.port, self.rounds, self.slowest_s, self.error, self.ending = port, 0, 0.0, None, False
+        self.thread, self.first_round = threading.Thread(target=self.run), threading.Event()
+
+    def __enter__(self):
+        self.thread.start()
+        self.first_round.wait()
+        return self
+
+    def __exit__(self, kind, *_):
+        self.ending = True
+        self.thread.join()
+        if kind is None:
+            print(f"healthy client of HTTP: {self.rounds} rounds, the slowest took {self.slowest_s * 1000:.0f} ms")
+            assert self.error is None, f"the healthy client of HTTP failed after {self.rounds} rounds: {self.error!r}"
+            assert self.slowest_s < PATIENCE_S
+
+    def run(self):
+        try:
+            last = False
+            while not last:
+                last = self.ending      # one more, which begins when the test has done its worst
+                begin = time.monotonic()
+                assert ask(self.port, "GET", "/admin/v2/clusters") == 200
+                assert ask(self.port, "PUT", f"/admin/v2/tenants/t-{self.rounds}", TENANT) == 204
+                self.slowest_s = max(self.slowest_s, time.monotonic() - begin)
+                self.rounds += 1
+                self.first_round.set()
+                time.sleep(0.02)
+        except Exception as e:
+            self.error = e
+        finally:
+            self.first_round.set()
+
+
+def ask(port, method, path, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2 * PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        return connection.getresponse().status
+
+
+@pytest.fixture
+def server(start):
+    """With healthy clients at work on both ports; at the end all are well and the server has stayed small."""
+    server = start(memory_mib=LIMIT_MIB)
+    procfs.reset_peak(server.pid)
+    with Healthy(server.port), HealthyHttp(server.http_port):
+        yield server
+    print(f"peak {server.peak_mib():.0f} MiB")
+    assert server.peak_mib() < LIMIT_MIB
+
+
+def write(port, data):
+    """A connection on which as much of `data` was sent as was taken at once."""
+    s = socket.create_connection(("127.0.0.1", port), timeout=10)
+    s.settimeout(0.05)
+    with contextlib.suppress(OSError):
+        s.sendall(data)
+    return s
+
+
+def beginning(length, sent):
+    head = f"PUT /admin/v2/tenants/slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    return head.encode() + b"x" * sent
+
+
+@pytest.mark.parametrize("data", [
+    b"GET /admin/v2/clusters HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 60 + b"z: " + b"z" * 350_000,
+    b"GET /admin/v2/clusters HTTP/1.1\r\nhost: x\r\nz: " + b"z" * 12_000,
+    beginning(2 << 20, (2 << 20) - 1),
+    beginning(16 << 10, (16 << 10) - 1),
+], ids=["large-heads", "heads", "large-bodies", "bodies"])
+def test_many_requests_that_are_never_finished(server, data):
+    with contextlib.ExitStack() as stack:
+        begun = [stack.enter_context(write(server.http_port, data)) for _ in range(CLIENTS)]
+        until = time.monotonic() + 8
+        while time.monotonic() < until:     # each goes on with a byte now and then
+            for s in begun:
+                with contextlib.suppress(OSError):
+                    s.send(data[-1:])
+            time.sleep(1)
+
+
+def test_a_slow_but_steady_upload_is_served(server):
+    body = TENANT + b" " * 100_000
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as s:
+        s.sendall(beginning(len(body), 0).replace(b"/slow", b"/steady"))
+        for at in range(0, len(body), 5_000):
+            time.sleep(0.2)     # the pace is what is tested
+            s.sendall(body[at:at + 5_000])
+        assert s.recv(1000).startswith(b"HTTP/1.1 204 ")
