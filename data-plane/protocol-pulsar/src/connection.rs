@@ -2,7 +2,8 @@
 //!
 //! The reading task handles what needs no waiting (messages, acknowledgements, permits) itself and in order; a command
 //! that must wait (a topic to load, metadata to write) runs as its own task, so that it holds up nobody else on the
-//! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet.
+//! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet, and
+//! while the client leaves what there is for it unread.
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, SocketAddr};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
-use geminga_flow::{HARD_LIMIT, Outbox, UnfinishedFrame};
+use geminga_flow::{Outbox, UnfinishedFrame};
 use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -40,6 +41,8 @@ pub(crate) const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
 const BATCH_ENTRIES: usize = 1024;
+/// Commands of which each has a small answer at most that are handled without a look whether the client reads.
+const SMALL_ANSWERS: usize = 1024;
 /// A client that connects and says nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -232,9 +235,7 @@ impl Connection {
                 chunk = READ_BYTES_MIN;
                 move_to_small_buffer(&mut buffer);
             }
-            if self.outbox.queued() > HARD_LIMIT {
-                return Err(ConnectionError::NotReading(self.outbox.queued()));
-            }
+            self.wait_until_it_reads().await?;
             self.wait_readable(stream).await?;
             if buffer.capacity() - buffer.len() < chunk / 4 {
                 buffer.reserve(chunk);
@@ -251,9 +252,11 @@ impl Connection {
                 self.heard.notify_waiters();
             }
             gathered.read_buffer = chunk;
+            let mut handled = 0;
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
                 unfinished.release();
-                if waits(&frame.command) {
+                handled += 1;
+                if waits(&frame.command) || handled % SMALL_ANSWERS == 0 {
                     self.wait_for_turn(&mut gathered).await?;
                 }
                 self.handle(frame, &mut gathered)?;

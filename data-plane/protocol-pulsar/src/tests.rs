@@ -146,6 +146,56 @@ async fn a_client_that_reads_no_answers_is_cut_off() {
     tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
 }
 
+const LONG_ANSWERS: u64 = 10_000;
+
+/// Asks for far more than sockets take.
+async fn ask_for_long_answers(client: &mut Client) {
+    let consumer = proto::CommandSubscribe {
+        topic: TOPIC.into(),
+        subscription: "s".into(),
+        consumer_id: 1,
+        consumer_name: Some("n".repeat(8 << 10)),
+        ..Default::default()
+    };
+    client.ask(consumer).await;
+    for request_id in 0..LONG_ANSWERS {
+        client.queue(&proto::CommandConsumerStats { request_id, consumer_id: 1 }.into());
+    }
+    client.send_queued().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_not_read_either() {
+    for (is_scarce, most) in [(false, 5 << 20), (true, 64 << 10)] {
+        let broker = broker().await;
+        let outbound = broker.memory().outbound.clone();
+        let scarce = if is_scarce { outbound.limit() } else { 0 };
+        outbound.take(scarce);
+        let mut client = Client::connect(&broker).await;
+        ask_for_long_answers(&mut client).await;
+        let outbox = &client.connection.clone().outbox;
+        eventually("no more is taken", || !outbox.takes_requests()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(outbox.queued() < most, "{} bytes wait", outbox.queued());
+        // What was held back comes as the client reads.
+        let mut answers = 0;
+        while answers < LONG_ANSWERS {
+            let Command::ConsumerStatsResponse(answer) = client.next().await else { continue };
+            assert_eq!(answer.request_id, answers);
+            answers += 1;
+        }
+        outbound.give_back(scarce);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_on_without_reading_is_cut_off() {
+    let config = BrokerConfig { keep_alive: Duration::from_millis(200), ..BrokerConfig::default() };
+    let mut client = Client::connect(&broker_with(config).await).await;
+    ask_for_long_answers(&mut client).await;
+    tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
+}
+
 /// What comes within a moment.
 async fn soon<T>(what: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(200), what).await.ok()

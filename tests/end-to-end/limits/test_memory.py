@@ -7,6 +7,8 @@ import time
 import pytest
 import raw
 from conftest import finish, size
+from harness import frames
+from healthy import Healthy
 
 MANY_PERMITS = 1_000_000
 TOPIC = "persistent://public/default/t"
@@ -72,6 +74,19 @@ def test_large_messages_unbatched_to_many_slow_consumers(start):
         server.produce(topic=TOPIC, topics=4, connections=4, size=1 << 20, num_messages=800, batching_max_messages=0)
         print(f"peak {server.peak_mib():.0f} MiB")
         assert server.peak_mib() < limit
+
+
+def test_clients_that_ask_and_never_read(start):
+    """Thirty, each with 40 MiB of answers to come."""
+    server, limit = start(memory_mib=64), 64
+    with Healthy(server.port), contextlib.ExitStack() as stack:
+        for i in range(30):
+            stuck = stack.enter_context(raw.Client(server.port, receive_buffer=4096))
+            stuck.call(frames.command(frames.SUBSCRIBE, {1: TOPIC, 2: f"s-{i}", 3: raw.SHARED, 4: 1, 5: 1, 6: "n" * 8192}), frames.SUCCESS)
+            stuck.write(b"".join(frames.frame(frames.command(frames.CONSUMER_STATS, {1: n, 4: 1})) for n in range(5000)))
+        time.sleep(2)      # in which they could be answered
+    print(f"peak {server.peak_mib():.0f} MiB")
+    assert server.peak_mib() < limit
 
 
 @pytest.mark.parametrize("same_subscription", [False, True])
