@@ -18,6 +18,8 @@ pub struct Memory {
     pub read_ahead: Arc<Budget>,
     /// Bytes queued towards clients.
     pub outbound: Arc<Budget>,
+    /// What clients have the broker keep while they are connected: properties, lists of topics that they watch.
+    pub kept: Arc<Budget>,
     /// Indexes of messages whose time has not come. What is beyond is read from storage again when it is due.
     pub delayed: Arc<DelayedBudget>,
 }
@@ -31,6 +33,7 @@ impl Memory {
             tail_cache: Budget::new(limit / 4),
             read_ahead: Budget::new(limit / 8),
             outbound: Budget::new(limit / 8),
+            kept: Budget::new(limit / 16),
             delayed: DelayedBudget::new((limit / 32) as usize),
         }
     }

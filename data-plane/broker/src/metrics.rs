@@ -357,6 +357,7 @@ fn broker_level(
         ("tail_cache", &memory.tail_cache),
         ("read_ahead", &memory.read_ahead),
         ("outbound", &memory.outbound),
+        ("kept", &memory.kept),
     ];
     family(page, "geminga_memory_used_bytes", "gauge", "Bytes held, by purpose");
     for (purpose, budget) in budgets {

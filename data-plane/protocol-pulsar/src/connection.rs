@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
-use geminga_flow::{Outbox, UnfinishedFrame};
+use geminga_flow::{Outbox, Reservation, UnfinishedFrame};
 use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -90,11 +90,9 @@ pub(crate) struct ClientInfo {
 /// A producer id on this connection.
 pub(crate) enum ProducerSlot {
     /// Being created by this request; it may have to wait for its turn, until `cancel`.
-    Creating {
-        request_id: u64,
-        cancel: Arc<tokio::sync::Notify>,
-    },
-    Ready(Arc<ProducerHandle>),
+    Creating { request_id: u64, cancel: Arc<tokio::sync::Notify> },
+    /// With the room for what the client said of it.
+    Ready(Arc<ProducerHandle>, Reservation),
 }
 
 impl ProducerSlot {
@@ -104,14 +102,17 @@ impl ProducerSlot {
     }
 
     pub fn is_of(&self, producer: &Arc<ProducerHandle>) -> bool {
-        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, producer))
+        matches!(self, Self::Ready(handle, _) if Arc::ptr_eq(handle, producer))
     }
 }
 
 /// A consumer id on this connection.
 pub(crate) enum ConsumerSlot {
-    Creating { request_id: u64 },
-    Ready(Arc<ConsumerHandle>),
+    Creating {
+        request_id: u64,
+    },
+    /// With the room for what the client said of it.
+    Ready(Arc<ConsumerHandle>, Reservation),
 }
 
 impl ConsumerSlot {
@@ -121,7 +122,7 @@ impl ConsumerSlot {
     }
 
     pub fn is_of(&self, consumer: &Arc<ConsumerHandle>) -> bool {
-        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, consumer))
+        matches!(self, Self::Ready(handle, _) if Arc::ptr_eq(handle, consumer))
     }
 }
 
@@ -407,13 +408,13 @@ impl Connection {
         let producers = std::mem::take(&mut *self.producers.lock());
         for slot in producers.into_values() {
             match slot {
-                ProducerSlot::Ready(producer) => producer.topic.remove_producer(&producer),
+                ProducerSlot::Ready(producer, _) => producer.topic.remove_producer(&producer),
                 ProducerSlot::Creating { cancel, .. } => cancel.notify_one(),
             }
         }
         let consumers = std::mem::take(&mut *self.consumers.lock());
         for slot in consumers.into_values() {
-            if let ConsumerSlot::Ready(consumer) = slot {
+            if let ConsumerSlot::Ready(consumer, _) = slot {
                 consumer.topic.remove_consumer(&consumer);
             }
         }
@@ -430,7 +431,7 @@ impl Connection {
             .lock()
             .values()
             .filter_map(|slot| match slot {
-                ConsumerSlot::Ready(consumer) => Some(consumer.clone()),
+                ConsumerSlot::Ready(consumer, _) => Some(consumer.clone()),
                 ConsumerSlot::Creating { .. } => None,
             })
             .collect();
@@ -441,14 +442,14 @@ impl Connection {
 
     pub(crate) fn producer(&self, producer_id: u64) -> Option<Arc<ProducerHandle>> {
         match self.producers.lock().get(&producer_id) {
-            Some(ProducerSlot::Ready(producer)) => Some(producer.clone()),
+            Some(ProducerSlot::Ready(producer, _)) => Some(producer.clone()),
             _ => None,
         }
     }
 
     pub(crate) fn consumer(&self, consumer_id: u64) -> Option<Arc<ConsumerHandle>> {
         match self.consumers.lock().get(&consumer_id) {
-            Some(ConsumerSlot::Ready(consumer)) => Some(consumer.clone()),
+            Some(ConsumerSlot::Ready(consumer, _)) => Some(consumer.clone()),
             _ => None,
         }
     }

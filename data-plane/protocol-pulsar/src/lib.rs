@@ -1,12 +1,14 @@
 //! Pulsar's binary protocol before the topics of a broker.
 //!
 //! [`serve`] accepts connections; connection.rs is the heart of one; producing.rs, consuming.rs, finding.rs and
-//! schemas.rs answer its commands; waiting.rs is what holds it back; peer.rs is what topics see of it.
+//! schemas.rs answer its commands; waiting.rs is what holds it back; keeping.rs bounds what it has
+//! the broker keep; peer.rs is what topics see of it.
 
 mod connection;
 mod consuming;
 mod error;
 mod finding;
+mod keeping;
 mod peer;
 mod producing;
 mod schemas;
