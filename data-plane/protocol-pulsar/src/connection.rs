@@ -20,7 +20,7 @@ use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
-use crate::waiting::{REQUESTS_MAX, move_to_small_buffer};
+use crate::waiting::{REQUESTS_MAX, in_small_buffer, move_to_small_buffer};
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
@@ -34,9 +34,11 @@ const CONNECTION_SHARE: u64 = 2;
 pub(crate) const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// A frame above this is read on only when there is room for all of it.
-pub(crate) const LARGE_FRAME: usize = 64 << 10;
+pub(crate) const LARGE_FRAME: usize = 4 << 10;
 /// How long a large frame may take while others wait for the room it has.
 pub(crate) const FRAME_PATIENCE: Duration = Duration::from_secs(60);
+/// How long nothing of it may come meanwhile.
+const FRAME_STALL: Duration = Duration::from_secs(5);
 /// A connection on which nothing comes for so long gives a large read buffer back.
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
@@ -226,6 +228,8 @@ impl Connection {
     async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
         let mut chunk = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(chunk);
+        // Since the buffer was small: it may be a part of what was reserved.
+        let mut largest = chunk;
         let mut gathered = Gathered::default();
         let mut unfinished = UnfinishedFrame::new(self.broker.memory().receiving.clone());
         loop {
@@ -237,9 +241,14 @@ impl Connection {
                 move_to_small_buffer(&mut buffer);
             }
             self.wait_until_it_reads().await?;
-            self.wait_readable(stream).await?;
+            if self.wait_readable(stream, &unfinished, largest > READ_BYTES_MIN).await? {
+                (chunk, largest) = (READ_BYTES_MIN, READ_BYTES_MIN);
+                buffer = in_small_buffer(&buffer);
+                continue;
+            }
             if buffer.capacity() - buffer.len() < chunk / 4 {
                 buffer.reserve(chunk);
+                largest = largest.max(chunk);
             }
             match stream.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -263,10 +272,6 @@ impl Connection {
                 self.handle(frame, &mut gathered)?;
             }
             gathered.hand_over();
-            if buffer.is_empty() && buffer.capacity() > READ_BYTES_MIN && self.is_quiet(stream).await {
-                chunk = READ_BYTES_MIN;
-                buffer = BytesMut::with_capacity(chunk);
-            }
             if self.closing.load(Ordering::Relaxed) || self.outbox.is_closed() {
                 return Ok(());
             }
@@ -292,33 +297,47 @@ impl Connection {
         false
     }
 
-    /// Whether nothing comes for a while, so that a large read buffer is better given back.
-    async fn is_quiet(&self, stream: &TcpStream) -> bool {
-        let something = async {
-            tokio::select! {
-                _ = stream.readable() => {}
-                () = self.stop.notified() => self.stop.notify_one(),
-            }
-        };
-        tokio::time::timeout(QUIET, something).await.is_err()
-    }
-
-    async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {
+    /// Waits until something comes; true if it has not for a while and the read buffer `is_large`, which is better given back.
+    async fn wait_readable(
+        &self,
+        stream: &TcpStream,
+        unfinished: &UnfinishedFrame,
+        is_large: bool,
+    ) -> Result<bool, ConnectionError> {
         let keep_alive = self.broker.config().keep_alive;
         let patience = if self.client.get().is_some() { keep_alive } else { HANDSHAKE_TIMEOUT };
+        let mut waited = Duration::ZERO;
         loop {
+            // Whoever has something to give back is looked at more often.
+            let pause = if is_large || unfinished.bytes() > 0 { QUIET } else { patience };
+            let pause = pause.min(patience - waited);
             let ready = async {
                 tokio::select! {
                     ready = stream.readable() => ready.map_err(ConnectionError::from),
                     () = self.stop.notified() => Err(ConnectionError::ShuttingDown),
                 }
             };
-            match tokio::time::timeout(patience, ready).await {
-                Ok(ready) => return ready,
-                Err(_) if self.client.get().is_none() => return Err(ConnectionError::Handshake),
-                Err(_) if self.asked_alive.swap(true, Ordering::Relaxed) => return Err(ConnectionError::Silent),
-                Err(_) => self.send(&Command::from(proto::CommandPing {})),
+            if let Ok(ready) = tokio::time::timeout(pause, ready).await {
+                return ready.map(|()| false);
             }
+            if is_large {
+                return Ok(true);
+            }
+            waited += pause;
+            if waited >= FRAME_STALL && unfinished.is_in_the_way(FRAME_STALL) {
+                return Err(ConnectionError::SlowFrame(unfinished.bytes()));
+            }
+            if waited < patience {
+                continue;
+            }
+            waited = Duration::ZERO;
+            if self.client.get().is_none() {
+                return Err(ConnectionError::Handshake);
+            }
+            if self.asked_alive.swap(true, Ordering::Relaxed) {
+                return Err(ConnectionError::Silent);
+            }
+            self.send(&Command::from(proto::CommandPing {}));
         }
     }
 

@@ -388,3 +388,16 @@ async fn watched_lists_are_bounded() {
     assert!(client.has_ended().await);
     kept.give_back(rest);
 }
+
+#[tokio::test]
+async fn frames_of_some_kib_have_room_and_are_given_up_when_they_are_in_the_way() {
+    let broker = broker().await;
+    let receiving = broker.memory().receiving.clone();
+    let mut client = Client::connect(&broker).await;
+    client.send_bytes(&(10u32 << 10).to_be_bytes()).await;
+    eventually("it has room", || receiving.used() == (10 << 10) + 4).await;
+    receiving.take(receiving.limit());
+    assert!(client.has_ended().await);
+    eventually("its room is free", || receiving.used() == receiving.limit()).await;
+    receiving.give_back(receiving.limit());
+}

@@ -157,8 +157,13 @@ impl Connection {
 /// Moves the beginning of a frame to where little more has room, so that little is read at once.
 pub(crate) fn move_to_small_buffer(buffer: &mut BytesMut) {
     if buffer.capacity() - buffer.len() > READ_BYTES_MIN {
-        let mut small = BytesMut::with_capacity(buffer.len() + READ_BYTES_MIN);
-        small.extend_from_slice(buffer);
-        *buffer = small;
+        *buffer = in_small_buffer(buffer);
     }
+}
+
+/// The beginning of a frame, with room for little more.
+pub(crate) fn in_small_buffer(buffer: &[u8]) -> BytesMut {
+    let mut small = BytesMut::with_capacity(buffer.len() + READ_BYTES_MIN);
+    small.extend_from_slice(buffer);
+    small
 }

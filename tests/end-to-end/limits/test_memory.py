@@ -89,6 +89,42 @@ def test_clients_that_ask_and_never_read(start):
     assert server.peak_mib() < limit
 
 
+def test_more_connections_than_memory_with_unfinished_frames(start):
+    """Each has sent the most of a frame that is not large. Who comes when there are too many is told so, until others have gone."""
+    server, limit, most = start(memory_mib=64), 64, 2048
+    half = frames.send_frame(1, 0, "x", bytes(60 << 10))[:59 << 10]
+    with contextlib.ExitStack() as stack:
+        some = [stack.enter_context(raw.Client(server.port)) for _ in range(most)]
+        with pytest.raises(frames.Refused, match="maximum number of connections"):
+            raw.Client(server.port)
+        for c in some:
+            c.socket.settimeout(0.01)
+            with contextlib.suppress(OSError):
+                c.write(half)
+        print(f"peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit
+        for c in some[:10]:
+            c.close()
+        until = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(frames.Refused, OSError), raw.Client(server.port) as c:
+                c.ping()
+                break
+            assert time.monotonic() < until, "nobody is let in again"
+
+
+def test_read_buffers_that_were_busy_are_given_back_in_the_middle_of_a_frame(start):
+    server, limit = start(memory_mib=64), 64
+    pongs = frames.frame(frames.command(frames.PONG, {})) * (1 << 18)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            c = stack.enter_context(raw.Client(server.port))
+            c.write(pongs + frames.frame(frames.command(frames.PING, {})) + b"\x00")
+            c.expect(frames.PONG)
+        print(f"peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit
+
+
 def test_watchers_and_properties_without_end(start):
     """Patterns that are large when they are compiled, lists of a thousand topics and subscriptions that say much of themselves."""
     server, limit, topics = start(memory_mib=64), 64, 1000
