@@ -25,7 +25,13 @@ const HIGH_WATER: usize = 2 << 20;
 const LOW_WATER: usize = 512 << 10;
 /// The same while the broker's budget for outbound bytes is used up.
 const HIGH_WATER_SCARCE: usize = 64 << 10;
-/// Answers and receipts are not refused; a client that lets this much pile up is cut off.
+const LOW_WATER_SCARCE: usize = 8 << 10;
+/// A connection is asked for no more above this: messages alone do not come so far, so that whoever is behind with them is heard
+/// meanwhile.
+const REQUESTS_HIGH_WATER: usize = 4 << 20;
+/// The same while the budget is used up.
+const REQUESTS_HIGH_WATER_SCARCE: usize = 16 << 10;
+/// Answers and receipts are not refused; a peer that lets this much pile up is cut off where nothing else holds it back.
 pub const HARD_LIMIT: usize = 64 << 20;
 
 pub struct Outbox {
@@ -34,7 +40,7 @@ pub struct Outbox {
     queued: AtomicUsize,
     wake: Notify,
     budget: Arc<Budget>,
-    /// Somebody was told that the connection takes no more messages.
+    /// Somebody was told that the connection takes no more messages or requests.
     refused: AtomicBool,
     closed: AtomicBool,
 }
@@ -80,14 +86,23 @@ impl Outbox {
 
     /// Whether messages may be queued. A `false` is remembered: see [`Outbox::drained`].
     pub fn writable(&self) -> bool {
-        let limit = if self.budget.exhausted() { HIGH_WATER_SCARCE } else { HIGH_WATER };
-        let writable = self.queued.load(Ordering::Relaxed) < limit;
-        if !writable {
+        self.is_below(HIGH_WATER, HIGH_WATER_SCARCE)
+    }
+
+    /// Whether requests may be taken, all of which are answered. A `false` is remembered as well.
+    pub fn takes_requests(&self) -> bool {
+        self.is_below(REQUESTS_HIGH_WATER, REQUESTS_HIGH_WATER_SCARCE)
+    }
+
+    fn is_below(&self, limit: usize, limit_scarce: usize) -> bool {
+        let limit = if self.budget.exhausted() { limit_scarce } else { limit };
+        let below = self.queued.load(Ordering::Relaxed) < limit;
+        if !below {
             self.refused.store(true, Ordering::SeqCst);
             // The queue may have drained between the look and the note.
             return self.queued.load(Ordering::SeqCst) == 0;
         }
-        writable
+        below
     }
 
     /// Bytes that wait.
@@ -131,7 +146,8 @@ impl Outbox {
 
     /// Whether someone who was refused should be told that there is room again; true once per refusal.
     pub fn drained(&self) -> bool {
-        self.queued.load(Ordering::SeqCst) <= LOW_WATER && self.refused.swap(false, Ordering::SeqCst)
+        let limit = if self.budget.exhausted() { LOW_WATER_SCARCE } else { LOW_WATER };
+        self.queued.load(Ordering::SeqCst) <= limit && self.refused.swap(false, Ordering::SeqCst)
     }
 
     /// The writer task: writes whatever flush had to leave or was to be written soon, calls `on_room` when refused senders may go on; ends when

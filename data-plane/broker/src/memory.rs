@@ -20,6 +20,8 @@ pub struct Memory {
     pub read_ahead: Arc<Budget>,
     /// Bytes queued towards clients.
     pub outbound: Arc<Budget>,
+    /// What clients have the broker keep while they are connected: properties, lists of topics that they watch.
+    pub kept: Arc<Budget>,
     /// Indexes of messages whose time has not come. What is beyond is read from storage again when it is due.
     pub delayed: Arc<DelayedBudget>,
     /// What consumers hold of Shared and Key_Shared subscriptions, and what waits for them.
@@ -36,15 +38,16 @@ impl Memory {
             tail_cache: Budget::new(limit / 4),
             read_ahead: Budget::new(limit / 8),
             outbound: Budget::new(limit / 8),
+            kept: Budget::new(limit / 16),
             delayed: DelayedBudget::new((limit / 32) as usize),
             unacked: UnackedBudget::new((limit / 16) as usize),
         }
     }
 
     /// Each purpose with the bytes that it takes and those that it may.
-    pub(crate) fn budgets(&self) -> [(&'static str, u64, u64); 7] {
+    pub(crate) fn budgets(&self) -> [(&'static str, u64, u64); 9] {
         // All fields, lest a new one be forgotten.
-        let Self { receiving, requests, publishing, tail_cache, read_ahead, outbound, delayed } = self;
+        let Self { receiving, requests, publishing, tail_cache, read_ahead, outbound, kept, delayed, unacked } = self;
         let of = |purpose, budget: &Budget| (purpose, budget.used(), budget.limit());
         [
             of("receiving", receiving),
@@ -53,7 +56,9 @@ impl Memory {
             of("tail_cache", tail_cache),
             of("read_ahead", read_ahead),
             of("outbound", outbound),
+            of("kept", kept),
             ("delayed", delayed.used() as u64, delayed.limit() as u64),
+            ("unacked", unacked.used() as u64, unacked.limit() as u64),
         ]
     }
 }

@@ -356,12 +356,10 @@ fn broker_level(
     for (purpose, used, _) in budgets {
         sample(page, "geminga_memory_used_bytes", &[("purpose", purpose)], used);
     }
-    sample(page, "geminga_memory_used_bytes", &[("purpose", "unacknowledged")], memory.unacked.used());
     family(page, "geminga_memory_limit_bytes", "gauge", "Bytes that may be held, by purpose");
     for (purpose, _, limit) in budgets {
         sample(page, "geminga_memory_limit_bytes", &[("purpose", purpose)], limit);
     }
-    sample(page, "geminga_memory_limit_bytes", &[("purpose", "unacknowledged")], memory.unacked.limit());
 }
 
 fn top_topics(page: &mut String, cluster: &str, mut figures: Vec<(String, String, TopicFigures)>) {

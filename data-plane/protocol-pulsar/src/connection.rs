@@ -2,7 +2,8 @@
 //!
 //! The reading task handles what needs no waiting (messages, acknowledgements, permits) itself and in order; a command
 //! that must wait (a topic to load, metadata to write) runs as its own task, so that it holds up nobody else on the
-//! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet.
+//! connection. Reading stops while the broker, or this connection alone, holds too many bytes that are not durable yet, and
+//! while the client leaves what there is for it unread.
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, SocketAddr};
@@ -12,14 +13,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use geminga_broker::{Broker, Budget, ConsumerHandle, ProducerHandle, Publish};
-use geminga_flow::{HARD_LIMIT, Outbox, UnfinishedFrame};
+use geminga_flow::{Outbox, Reservation, UnfinishedFrame};
 use geminga_wire_pulsar::{Command, Frame, decode_frame, proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
-use crate::waiting::{REQUESTS_MAX, move_to_small_buffer};
+use crate::waiting::{REQUESTS_MAX, in_small_buffer, move_to_small_buffer};
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
@@ -33,15 +34,19 @@ const CONNECTION_SHARE: u64 = 2;
 pub(crate) const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// A frame above this is read on only when there is room for all of it.
-pub(crate) const LARGE_FRAME: usize = 64 << 10;
+pub(crate) const LARGE_FRAME: usize = 4 << 10;
 /// How long a large frame may take while others wait for the room it has.
 pub(crate) const FRAME_PATIENCE: Duration = Duration::from_secs(60);
+/// How long nothing of it may come meanwhile.
+const FRAME_STALL: Duration = Duration::from_secs(5);
 /// A connection on which nothing comes for so long gives a large read buffer back.
 const QUIET: Duration = Duration::from_secs(1);
 /// Messages handed to a topic at once.
 const BATCH_ENTRIES: usize = 1024;
 /// For what is queued last to go out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Commands of which each has a small answer at most that are handled without a look whether the client reads.
+const SMALL_ANSWERS: usize = 1024;
 /// A client that connects and says nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -89,11 +94,9 @@ pub(crate) struct ClientInfo {
 /// A producer id on this connection.
 pub(crate) enum ProducerSlot {
     /// Being created by this request; it may have to wait for its turn, until `cancel`.
-    Creating {
-        request_id: u64,
-        cancel: Arc<tokio::sync::Notify>,
-    },
-    Ready(Arc<ProducerHandle>),
+    Creating { request_id: u64, cancel: Arc<tokio::sync::Notify> },
+    /// With the room for what the client said of it.
+    Ready(Arc<ProducerHandle>, #[expect(dead_code, reason = "its end is its use")] Reservation),
 }
 
 impl ProducerSlot {
@@ -103,14 +106,17 @@ impl ProducerSlot {
     }
 
     pub fn is_of(&self, producer: &Arc<ProducerHandle>) -> bool {
-        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, producer))
+        matches!(self, Self::Ready(handle, _) if Arc::ptr_eq(handle, producer))
     }
 }
 
 /// A consumer id on this connection.
 pub(crate) enum ConsumerSlot {
-    Creating { request_id: u64 },
-    Ready(Arc<ConsumerHandle>),
+    Creating {
+        request_id: u64,
+    },
+    /// With the room for what the client said of it.
+    Ready(Arc<ConsumerHandle>, #[expect(dead_code, reason = "its end is its use")] Reservation),
 }
 
 impl ConsumerSlot {
@@ -120,7 +126,7 @@ impl ConsumerSlot {
     }
 
     pub fn is_of(&self, consumer: &Arc<ConsumerHandle>) -> bool {
-        matches!(self, Self::Ready(handle) if Arc::ptr_eq(handle, consumer))
+        matches!(self, Self::Ready(handle, _) if Arc::ptr_eq(handle, consumer))
     }
 }
 
@@ -232,6 +238,8 @@ impl Connection {
     async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
         let mut chunk = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(chunk);
+        // Since the buffer was small: it may be a part of what was reserved.
+        let mut largest = chunk;
         let mut gathered = Gathered::default();
         let mut unfinished = UnfinishedFrame::new(self.broker.memory().receiving.clone());
         loop {
@@ -242,12 +250,15 @@ impl Connection {
                 chunk = READ_BYTES_MIN;
                 move_to_small_buffer(&mut buffer);
             }
-            if self.outbox.queued() > HARD_LIMIT {
-                return Err(ConnectionError::NotReading(self.outbox.queued()));
+            self.wait_until_it_reads().await?;
+            if self.wait_readable(stream, &unfinished, largest > READ_BYTES_MIN).await? {
+                (chunk, largest) = (READ_BYTES_MIN, READ_BYTES_MIN);
+                buffer = in_small_buffer(&buffer);
+                continue;
             }
-            self.wait_readable(stream).await?;
             if buffer.capacity() - buffer.len() < chunk / 4 {
                 buffer.reserve(chunk);
+                largest = largest.max(chunk);
             }
             match stream.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -261,18 +272,16 @@ impl Connection {
                 self.heard.notify_waiters();
             }
             gathered.read_buffer = chunk;
+            let mut handled = 0;
             while let Some(frame) = decode_frame(&mut buffer, self.max_frame())? {
                 unfinished.release();
-                if waits(&frame.command) {
+                handled += 1;
+                if waits(&frame.command) || handled % SMALL_ANSWERS == 0 {
                     self.wait_for_turn(&mut gathered).await?;
                 }
                 self.handle(frame, &mut gathered)?;
             }
             gathered.hand_over();
-            if buffer.is_empty() && buffer.capacity() > READ_BYTES_MIN && self.is_quiet(stream).await {
-                chunk = READ_BYTES_MIN;
-                buffer = BytesMut::with_capacity(chunk);
-            }
             if self.closing.load(Ordering::Relaxed) || self.outbox.is_closed() {
                 return Ok(());
             }
@@ -298,33 +307,47 @@ impl Connection {
         false
     }
 
-    /// Whether nothing comes for a while, so that a large read buffer is better given back.
-    async fn is_quiet(&self, stream: &TcpStream) -> bool {
-        let something = async {
-            tokio::select! {
-                _ = stream.readable() => {}
-                () = self.stop.notified() => self.stop.notify_one(),
-            }
-        };
-        tokio::time::timeout(QUIET, something).await.is_err()
-    }
-
-    async fn wait_readable(&self, stream: &TcpStream) -> Result<(), ConnectionError> {
+    /// Waits until something comes; true if it has not for a while and the read buffer `is_large`, which is better given back.
+    async fn wait_readable(
+        &self,
+        stream: &TcpStream,
+        unfinished: &UnfinishedFrame,
+        is_large: bool,
+    ) -> Result<bool, ConnectionError> {
         let keep_alive = self.broker.config().keep_alive;
         let patience = if self.client.get().is_some() { keep_alive } else { HANDSHAKE_TIMEOUT };
+        let mut waited = Duration::ZERO;
         loop {
+            // Whoever has something to give back is looked at more often.
+            let pause = if is_large || unfinished.bytes() > 0 { QUIET } else { patience };
+            let pause = pause.min(patience - waited);
             let ready = async {
                 tokio::select! {
                     ready = stream.readable() => ready.map_err(ConnectionError::from),
                     () = self.stop.notified() => Err(ConnectionError::ShuttingDown),
                 }
             };
-            match tokio::time::timeout(patience, ready).await {
-                Ok(ready) => return ready,
-                Err(_) if self.client.get().is_none() => return Err(ConnectionError::Handshake),
-                Err(_) if self.asked_alive.swap(true, Ordering::Relaxed) => return Err(ConnectionError::Silent),
-                Err(_) => self.send(&Command::from(proto::CommandPing {})),
+            if let Ok(ready) = tokio::time::timeout(pause, ready).await {
+                return ready.map(|()| false);
             }
+            if is_large {
+                return Ok(true);
+            }
+            waited += pause;
+            if waited >= FRAME_STALL && unfinished.is_in_the_way(FRAME_STALL) {
+                return Err(ConnectionError::SlowFrame(unfinished.bytes()));
+            }
+            if waited < patience {
+                continue;
+            }
+            waited = Duration::ZERO;
+            if self.client.get().is_none() {
+                return Err(ConnectionError::Handshake);
+            }
+            if self.asked_alive.swap(true, Ordering::Relaxed) {
+                return Err(ConnectionError::Silent);
+            }
+            self.send(&Command::from(proto::CommandPing {}));
         }
     }
 
@@ -414,13 +437,13 @@ impl Connection {
         let producers = std::mem::take(&mut *self.producers.lock());
         for slot in producers.into_values() {
             match slot {
-                ProducerSlot::Ready(producer) => producer.topic.remove_producer(&producer),
+                ProducerSlot::Ready(producer, _) => producer.topic.remove_producer(&producer),
                 ProducerSlot::Creating { cancel, .. } => cancel.notify_one(),
             }
         }
         let consumers = std::mem::take(&mut *self.consumers.lock());
         for slot in consumers.into_values() {
-            if let ConsumerSlot::Ready(consumer) = slot {
+            if let ConsumerSlot::Ready(consumer, _) = slot {
                 consumer.topic.remove_consumer(&consumer);
             }
         }
@@ -437,7 +460,7 @@ impl Connection {
             .lock()
             .values()
             .filter_map(|slot| match slot {
-                ConsumerSlot::Ready(consumer) => Some(consumer.clone()),
+                ConsumerSlot::Ready(consumer, _) => Some(consumer.clone()),
                 ConsumerSlot::Creating { .. } => None,
             })
             .collect();
@@ -448,14 +471,14 @@ impl Connection {
 
     pub(crate) fn producer(&self, producer_id: u64) -> Option<Arc<ProducerHandle>> {
         match self.producers.lock().get(&producer_id) {
-            Some(ProducerSlot::Ready(producer)) => Some(producer.clone()),
+            Some(ProducerSlot::Ready(producer, _)) => Some(producer.clone()),
             _ => None,
         }
     }
 
     pub(crate) fn consumer(&self, consumer_id: u64) -> Option<Arc<ConsumerHandle>> {
         match self.consumers.lock().get(&consumer_id) {
-            Some(ConsumerSlot::Ready(consumer)) => Some(consumer.clone()),
+            Some(ConsumerSlot::Ready(consumer, _)) => Some(consumer.clone()),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use geminga_broker::{BrokerError, ConsumerHandle, InitialPosition, SubscribeRequest};
+use geminga_flow::Reservation;
 use geminga_model::{Position, TopicName};
 use geminga_topic::{AckRequest, ConsumerSpec, IndividualAck, KeySharedMode, KeySharedSpec, SubscriptionType};
 use geminga_wire_pulsar::proto::ServerError;
@@ -11,6 +12,7 @@ use geminga_wire_pulsar::{Command, proto};
 
 use crate::connection::{Connection, ConsumerSlot};
 use crate::error::{error_command, server_error};
+use crate::keeping::consumer_words;
 
 /// Names of cursors that Pulsar has for itself.
 const DEDUPLICATION_CURSOR: &str = "pulsar.dedup";
@@ -35,11 +37,15 @@ impl Connection {
         {
             return;
         }
+        let room = match self.keep_words(consumer_words(&command)) {
+            Ok(room) => room,
+            Err(error) => return self.send(&error_command(request_id, &error)),
+        };
         {
             let mut consumers = self.consumers.lock();
             match consumers.get(&consumer_id) {
                 None => {}
-                Some(ConsumerSlot::Ready(_) | ConsumerSlot::Creating { .. }) => {
+                Some(ConsumerSlot::Ready(..) | ConsumerSlot::Creating { .. }) => {
                     drop(consumers);
                     let error =
                         BrokerError::ServiceNotReady(format!("consumer {consumer_id} is already being created"));
@@ -48,10 +54,10 @@ impl Connection {
             }
             consumers.insert(consumer_id, ConsumerSlot::Creating { request_id });
         }
-        self.spawn(|connection| async move { connection.subscribe_task(command).await });
+        self.spawn(|connection| async move { connection.subscribe_task(command, room).await });
     }
 
-    async fn subscribe_task(self: Arc<Self>, command: proto::CommandSubscribe) {
+    async fn subscribe_task(self: Arc<Self>, command: proto::CommandSubscribe, room: Reservation) {
         let (consumer_id, request_id) = (command.consumer_id, command.request_id);
         match self.open_subscription(&command).await {
             Ok(consumer) => {
@@ -64,7 +70,7 @@ impl Connection {
                         consumer.topic.remove_consumer(&consumer);
                         return;
                     }
-                    consumers.insert(consumer_id, ConsumerSlot::Ready(consumer.clone()));
+                    consumers.insert(consumer_id, ConsumerSlot::Ready(consumer.clone(), room));
                 }
                 if self.confirm_consumer(&consumer, request_id) {
                     return consumer.topic.consumer_ready(&consumer);
@@ -172,16 +178,10 @@ impl Connection {
 
     pub(crate) fn ack(&self, ack: proto::CommandAck) {
         let Some(consumer) = self.consumer(ack.consumer_id) else {
-            if let Some(request_id) = ack.request_id {
-                self.refuse_ack(&ack, request_id, &BrokerError::NotAllowed(format!("no consumer {}", ack.consumer_id)));
-            }
-            return;
+            return self.refuse_ack(&ack, &BrokerError::NotAllowed(format!("no consumer {}", ack.consumer_id)));
         };
         if ack.txnid_most_bits.is_some() && ack.txnid_least_bits.is_some() {
-            if let Some(request_id) = ack.request_id {
-                self.refuse_ack(&ack, request_id, &BrokerError::Unsupported("acknowledging in a transaction".into()));
-            }
-            return;
+            return self.refuse_ack(&ack, &BrokerError::Unsupported("acknowledging in a transaction".into()));
         }
         let request = match ack.ack_type() {
             proto::command_ack::AckType::Individual => AckRequest::Individual(
@@ -196,11 +196,8 @@ impl Connection {
             ),
             proto::command_ack::AckType::Cumulative => {
                 let [id] = ack.message_id.as_slice() else {
-                    if let Some(request_id) = ack.request_id {
-                        let error = BrokerError::NotAllowed("a cumulative acknowledgement names one message".into());
-                        self.refuse_ack(&ack, request_id, &error);
-                    }
-                    return;
+                    let error = BrokerError::NotAllowed("a cumulative acknowledgement names one message".into());
+                    return self.refuse_ack(&ack, &error);
                 };
                 AckRequest::Cumulative { position: position(id), ack_set: id.ack_set.clone() }
             }
@@ -208,7 +205,10 @@ impl Connection {
         consumer.topic.acknowledge(&consumer, request, ack.request_id);
     }
 
-    fn refuse_ack(&self, ack: &proto::CommandAck, request_id: u64, error: &BrokerError) {
+    /// Who asked for no receipt expects no answer: clients have no way to tell what it would be about.
+    fn refuse_ack(&self, ack: &proto::CommandAck, error: &BrokerError) {
+        tracing::debug!(address = %self.address, consumer_id = ack.consumer_id, %error, "acknowledgement refused");
+        let Some(request_id) = ack.request_id else { return };
         self.send(&Command::from(proto::CommandAckResponse {
             consumer_id: ack.consumer_id,
             request_id: Some(request_id),
@@ -228,7 +228,7 @@ impl Connection {
     pub(crate) fn close_consumer_command(&self, close: &proto::CommandCloseConsumer) {
         // One that is being created finds its slot gone and leaves again.
         let slot = self.consumers.lock().remove(&close.consumer_id);
-        if let Some(ConsumerSlot::Ready(consumer)) = slot {
+        if let Some(ConsumerSlot::Ready(consumer, _)) = slot {
             consumer.topic.remove_consumer(&consumer);
         }
         self.succeed(close.request_id);

@@ -12,11 +12,16 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::connection::{ClientInfo, Connection};
 use crate::error::{ConnectionError, error_command, server_error};
+use crate::keeping::{no_room_for_list, watch_bytes};
 
 /// The newest protocol version that we speak.
 pub const PROTOCOL_VERSION: i32 = 21;
 /// How long changes of a list of topics are gathered.
 const BURST: Duration = Duration::from_millis(100);
+/// Longest pattern of topics; Pulsar's `subscriptionPatternMaxLength` is 50.
+const PATTERN_MAX: usize = 1024;
+/// Bound of what a pattern may become when it is compiled.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
 const SERVER_VERSION: &str = concat!("Geminga-", env!("CARGO_PKG_VERSION"));
 
 impl Connection {
@@ -39,7 +44,6 @@ impl Connection {
             protocol_version: Some(version),
             max_message_size: Some(self.broker.config().max_message_bytes as i32),
             feature_flags: Some(proto::FeatureFlags {
-                supports_auth_refresh: Some(true),
                 supports_broker_entry_metadata: Some(true),
                 supports_partial_producer: Some(true),
                 supports_topic_watchers: Some(true),
@@ -149,7 +153,7 @@ impl Connection {
         let mut topics = self.topics(&namespace, domains).await?;
         let mut filtered = false;
         if let Some(pattern) = command.topics_pattern.as_deref().filter(|pattern| !pattern.is_empty())
-            && let Some(pattern) = TopicPattern::new(pattern)
+            && let Ok(pattern) = TopicPattern::new(pattern)
         {
             topics.retain(|topic| pattern.matches(topic));
             filtered = true;
@@ -169,12 +173,17 @@ impl Connection {
     pub(crate) fn watch_topic_list(self: &Arc<Self>, command: proto::CommandWatchTopicList) {
         let (connection, permit) = (self.clone(), self.permit());
         let watcher_id = command.watcher_id;
+        let mut watchers = self.watchers.lock();
         let task = tokio::spawn(async move {
             if let Err(error) = connection.watch(&command, permit).await {
                 connection.send(&error_command(command.request_id, &error));
+                let mut watchers = connection.watchers.lock();
+                if watchers.get(&watcher_id).is_some_and(|watcher| watcher.id() == tokio::task::id()) {
+                    watchers.remove(&watcher_id);
+                }
             }
         });
-        if let Some(old) = self.watchers.lock().insert(watcher_id, task.abort_handle()) {
+        if let Some(old) = watchers.insert(watcher_id, task.abort_handle()) {
             old.abort();
         }
     }
@@ -186,11 +195,15 @@ impl Connection {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<(), BrokerError> {
         let namespace = parse_namespace(&command.namespace)?;
-        let pattern = TopicPattern::new(&command.topics_pattern)
-            .ok_or_else(|| BrokerError::InvalidName(format!("Invalid topics pattern: {}", command.topics_pattern)))?;
+        let pattern = command.topics_pattern.as_str();
+        TopicPattern::new(pattern)?;
+        let mut room = self.keep_watch(command)?;
         let mut changes = self.broker.topic_changes();
         let Some(turn) = self.turn_to_answer().await else { return Ok(()) };
-        let mut known = self.matching(&namespace, &pattern).await?;
+        let mut known = self.matching(&namespace, pattern).await?;
+        if !room.resize(watch_bytes(command, &known)) {
+            return Err(no_room_for_list());
+        }
         let hash = topics_hash(&known);
         let changed = command.topics_hash.as_deref() != Some(hash.as_str());
         self.send(&Command::from(proto::CommandWatchTopicListSuccess {
@@ -211,7 +224,7 @@ impl Connection {
             tokio::time::sleep(BURST).await;
             while matches!(changes.try_recv(), Ok(_) | Err(TryRecvError::Lagged(_))) {}
             let Some(_turn) = self.turn_to_answer().await else { return Ok(()) };
-            let now = match self.matching(&namespace, &pattern).await {
+            let now = match self.matching(&namespace, pattern).await {
                 Ok(now) => now,
                 Err(error) => {
                     tracing::warn!(%namespace, %error, "could not read the topics for a watcher");
@@ -220,6 +233,11 @@ impl Connection {
             };
             let (new_topics, deleted_topics) = (not_in(&known, &now), not_in(&now, &known));
             known = now;
+            if !room.resize(watch_bytes(command, &known)) {
+                tracing::info!(address = %self.address, %namespace, "a list that is watched grew out of its memory: ended");
+                self.shut_down();
+                return Ok(());
+            }
             if new_topics.is_empty() && deleted_topics.is_empty() {
                 continue;
             }
@@ -246,9 +264,10 @@ impl Connection {
         }
     }
 
-    /// Sorted, as all lists of topics are.
-    async fn matching(&self, namespace: &NamespaceName, pattern: &TopicPattern) -> Result<Vec<String>, BrokerError> {
+    /// Sorted, as all lists of topics are. The pattern is compiled for each look, as it may take more room than the list.
+    async fn matching(&self, namespace: &NamespaceName, pattern: &str) -> Result<Vec<String>, BrokerError> {
         let mut topics = self.topics(namespace, &[TopicDomain::Persistent]).await?;
+        let pattern = TopicPattern::new(pattern)?;
         topics.retain(|topic| pattern.matches(topic));
         Ok(topics)
     }
@@ -289,9 +308,19 @@ fn not_in(other: &[String], topics: &[String]) -> Vec<String> {
 struct TopicPattern(regex::Regex);
 
 impl TopicPattern {
-    fn new(pattern: &str) -> Option<Self> {
+    fn new(pattern: &str) -> Result<Self, BrokerError> {
+        if pattern.len() > PATTERN_MAX {
+            let error = format!("Unable to create topic list watcher: Pattern longer than maximum: {PATTERN_MAX}");
+            return Err(BrokerError::NotAllowed(error));
+        }
         let bare = pattern.split_once("://").map_or(pattern, |(_, rest)| rest);
-        regex::Regex::new(&format!("^(?:{bare})$")).ok().map(Self)
+        let compiled = regex::RegexBuilder::new(&format!("^(?:{bare})$")).size_limit(PATTERN_BYTES_MAX).build();
+        compiled.map(Self).map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => {
+                BrokerError::NotAllowed(format!("Topics pattern takes more than {PATTERN_BYTES_MAX} bytes: {pattern}"))
+            }
+            _ => BrokerError::InvalidName(format!("Invalid topics pattern: {pattern}")),
+        })
     }
 
     fn matches(&self, topic: &str) -> bool {

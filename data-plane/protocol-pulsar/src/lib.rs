@@ -1,12 +1,14 @@
 //! Pulsar's binary protocol before the topics of a broker.
 //!
 //! [`serve`] accepts connections; connection.rs is the heart of one; producing.rs, consuming.rs, finding.rs and
-//! schemas.rs answer its commands; waiting.rs is what holds it back; peer.rs is what topics see of it.
+//! schemas.rs answer its commands; waiting.rs is what holds it back; keeping.rs bounds what
+//! it has the broker keep; peer.rs is what topics see of it.
 
 mod connection;
 mod consuming;
 mod error;
 mod finding;
+mod keeping;
 mod peer;
 mod producing;
 mod schemas;
@@ -14,20 +16,27 @@ mod schemas;
 mod tests;
 mod waiting;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use geminga_broker::Broker;
+use bytes::BytesMut;
+use geminga_broker::{Broker, BrokerError};
+use geminga_wire_pulsar::{NO_REQUEST, encode_simple};
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use connection::Connection;
+
+/// What a connection takes that is in no budget: as many are served as this goes into the limit of memory.
+const CONNECTION_BYTES: u64 = 32 << 10;
 
 /// Accepts and serves connections until `shutdown` turns true; then accepts no more, lets those that are there finish
 /// what is in flight, and returns.
 pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: watch::Receiver<bool>) {
     let mut tasks = tokio::task::JoinSet::new();
     let connections: Mutex<Vec<std::sync::Weak<Connection>>> = Mutex::new(Vec::new());
+    let connections_max = (broker.config().memory_limit / CONNECTION_BYTES) as usize;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -46,6 +55,11 @@ pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: wat
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%address, %error, "could not set TCP_NODELAY");
         }
+        while tasks.try_join_next().is_some() {}
+        if tasks.len() >= connections_max {
+            refuse(&stream, address, &broker);
+            continue;
+        }
         let stream = Arc::new(stream);
         let Ok(connection) = Connection::new(&stream, address, &broker).map(Arc::new) else { continue };
         {
@@ -62,4 +76,17 @@ pub async fn serve(listener: TcpListener, broker: Arc<Broker>, mut shutdown: wat
         connection.shut_down();
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// Says that there are too many connections, as Pulsar does with its `brokerMaxConnections`.
+fn refuse(stream: &TcpStream, address: SocketAddr, broker: &Broker) {
+    tracing::info!(%address, "connection refused: there are too many for the limit of memory");
+    broker.connections().created();
+    broker.connections().closed(false);
+    let error = BrokerError::NotAllowed("Reached the maximum number of connections".into());
+    let mut answer = BytesMut::new();
+    encode_simple(&error::error_command(NO_REQUEST, &error), &mut answer);
+    if let Err(error) = stream.try_write(&answer) {
+        tracing::debug!(%address, %error, "could not say so");
+    }
 }

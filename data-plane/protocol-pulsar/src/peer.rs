@@ -121,7 +121,7 @@ impl Peer for Connection {
 
     fn close_producer(&self, producer_id: u64, moved_to: Option<&str>) {
         let mut producers = self.producers.lock();
-        if matches!(producers.get(&producer_id), Some(ProducerSlot::Ready(_))) {
+        if matches!(producers.get(&producer_id), Some(ProducerSlot::Ready(..))) {
             producers.remove(&producer_id);
         }
         drop(producers);
@@ -135,7 +135,7 @@ impl Peer for Connection {
 
     fn close_consumer(&self, consumer_id: u64, moved_to: Option<&str>) {
         let mut consumers = self.consumers.lock();
-        if matches!(consumers.get(&consumer_id), Some(ConsumerSlot::Ready(_))) {
+        if matches!(consumers.get(&consumer_id), Some(ConsumerSlot::Ready(..))) {
             consumers.remove(&consumer_id);
         }
         drop(consumers);

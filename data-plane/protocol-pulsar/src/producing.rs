@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use geminga_broker::{BrokerError, ProducerGrant, ProducerHandle, ProducerRequest, Publish, Topic};
+use geminga_flow::Reservation;
 use geminga_model::TopicName;
 use geminga_topic::producers::AccessMode;
 use geminga_wire_pulsar::{Command, proto};
@@ -11,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::{Connection, Gathered, ProducerSlot};
 use crate::error::{error_command, server_error};
+use crate::keeping::producer_words;
 
 impl Connection {
     /// Checks one message and adds it to the run of its producer.
@@ -88,12 +90,16 @@ impl Connection {
                 return;
             }
         }
+        let room = match self.keep_words(producer_words(&command)) {
+            Ok(room) => room,
+            Err(error) => return self.send(&error_command(request_id, &error)),
+        };
         let cancel = Arc::new(tokio::sync::Notify::new());
         {
             let mut producers = self.producers.lock();
             match producers.get(&producer_id) {
                 None => {}
-                Some(ProducerSlot::Ready(_) | ProducerSlot::Creating { .. }) => {
+                Some(ProducerSlot::Ready(..) | ProducerSlot::Creating { .. }) => {
                     drop(producers);
                     let error =
                         BrokerError::ServiceNotReady(format!("producer {producer_id} is already being created"));
@@ -105,14 +111,19 @@ impl Connection {
         let (connection, permit) = (self.clone(), self.permit());
         tokio::spawn(async move {
             tokio::select! {
-                () = connection.producer_task(command, permit) => {}
+                () = connection.producer_task(command, room, permit) => {}
                 () = cancel.notified() => {}
             }
         });
     }
 
     /// Gives `permit` back also when the producer has to wait for its turn, for another one to be closed.
-    async fn producer_task(self: Arc<Self>, command: proto::CommandProducer, permit: Option<OwnedSemaphorePermit>) {
+    async fn producer_task(
+        self: Arc<Self>,
+        command: proto::CommandProducer,
+        room: Reservation,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let (producer_id, request_id) = (command.producer_id, command.request_id);
         let granted = match self.open_producer_topic(&command).await {
             Ok((topic, request)) => {
@@ -139,7 +150,7 @@ impl Connection {
                         handle.topic.remove_producer(&handle);
                         return;
                     }
-                    producers.insert(producer_id, ProducerSlot::Ready(handle.clone()));
+                    producers.insert(producer_id, ProducerSlot::Ready(handle.clone(), room));
                 }
                 let success = self.producer_success(request_id, &handle, last_sequence_id, topic_epoch);
                 if self.confirm_producer(&handle, &success) {
@@ -267,7 +278,7 @@ impl Connection {
             cancel.notify_one();
         }
         let success = Command::from(proto::CommandSuccess { request_id, schema: None });
-        let Some(ProducerSlot::Ready(producer)) = slot else {
+        let Some(ProducerSlot::Ready(producer, _)) = slot else {
             return self.send(&success);
         };
         self.spawn(|connection| async move {

@@ -146,6 +146,57 @@ async fn a_client_that_reads_no_answers_is_cut_off() {
     tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
 }
 
+const LONG_ANSWERS: u64 = 10_000;
+
+/// Asks for far more than sockets take.
+async fn ask_for_long_answers(client: &mut Client) {
+    let consumer = proto::CommandSubscribe {
+        topic: TOPIC.into(),
+        subscription: "s".into(),
+        consumer_id: 1,
+        consumer_name: Some("n".repeat(8 << 10)),
+        ..Default::default()
+    };
+    client.ask(consumer).await;
+    for request_id in 0..LONG_ANSWERS {
+        client.queue(&proto::CommandConsumerStats { request_id, consumer_id: 1 }.into());
+    }
+    client.send_queued().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_not_read_either() {
+    for (is_scarce, most) in [(false, 5 << 20), (true, 64 << 10)] {
+        let broker = broker().await;
+        let outbound = broker.memory().outbound.clone();
+        let scarce = if is_scarce { outbound.limit() } else { 0 };
+        outbound.take(scarce);
+        let mut client = Client::connect(&broker).await;
+        ask_for_long_answers(&mut client).await;
+        let connection = client.connection.clone();
+        let outbox = &connection.outbox;
+        eventually("no more is taken", || !outbox.takes_requests()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(outbox.queued() < most, "{} bytes wait", outbox.queued());
+        // What was held back comes as the client reads.
+        let mut answers = 0;
+        while answers < LONG_ANSWERS {
+            let Command::ConsumerStatsResponse(answer) = client.next().await else { continue };
+            assert_eq!(answer.request_id, answers);
+            answers += 1;
+        }
+        outbound.give_back(scarce);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_on_without_reading_is_cut_off() {
+    let config = BrokerConfig { keep_alive: Duration::from_millis(200), ..BrokerConfig::default() };
+    let mut client = Client::connect(&broker_with(config).await).await;
+    ask_for_long_answers(&mut client).await;
+    tokio::time::timeout(Duration::from_secs(20), client.served).await.expect("it ends").unwrap();
+}
+
 /// What comes within a moment.
 async fn soon<T>(what: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(200), what).await.ok()
@@ -273,4 +324,100 @@ async fn a_connection_that_is_to_end_answers_what_it_has_taken() {
     client.connection.published(1);
     client.connection.shut_down();
     tokio::time::timeout(Duration::from_secs(15), client.served).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_offered_that_is_not_served() {
+    let mut client = Client::connect(&broker().await).await;
+    let flags = client.connected.feature_flags.take().unwrap();
+    assert!(flags.supports_topic_watchers() && !flags.supports_auth_refresh(), "{flags:?}");
+    let refused = client.is_refused(proto::CommandAuthResponse::default()).await;
+    assert_eq!(refused, proto::ServerError::NotAllowedError);
+}
+
+fn properties(bytes: usize) -> Vec<proto::KeyValue> {
+    vec![proto::KeyValue { key: "k".into(), value: "v".repeat(bytes) }]
+}
+
+fn consumer_with(subscription_properties: Vec<proto::KeyValue>) -> proto::CommandSubscribe {
+    let (topic, subscription) = (TOPIC.to_owned(), "s".to_owned());
+    proto::CommandSubscribe { topic, subscription, consumer_id: 1, subscription_properties, ..Default::default() }
+}
+
+fn producer_with(metadata: Vec<proto::KeyValue>) -> proto::CommandProducer {
+    proto::CommandProducer { topic: TOPIC.into(), producer_id: 2, metadata, ..Default::default() }
+}
+
+#[tokio::test]
+async fn what_clients_say_of_producers_and_consumers_is_bounded() {
+    use proto::ServerError::{NotAllowedError, ServiceNotReady};
+    let broker = broker().await;
+    let kept = broker.memory().kept.clone();
+    let mut client = Client::connect(&broker).await;
+    assert_eq!(client.is_refused(consumer_with(properties(40 << 10))).await, NotAllowedError);
+    assert_eq!(client.is_refused(producer_with(properties(40 << 10))).await, NotAllowedError);
+
+    client.ask(consumer_with(properties(20 << 10))).await;
+    let of_consumer = kept.used();
+    client.ask(producer_with(properties(20 << 10))).await;
+    assert!(of_consumer > 19 << 10 && kept.used() > 38 << 10, "{of_consumer} and {} bytes are kept", kept.used());
+    client.ask(proto::CommandCloseConsumer { consumer_id: 1, ..Default::default() }).await;
+    client.ask(proto::CommandCloseProducer { producer_id: 2, ..Default::default() }).await;
+    assert_eq!(kept.used(), 0);
+
+    // Others have taken all: a few words are free.
+    kept.take(kept.limit());
+    assert_eq!(client.is_refused(consumer_with(properties(20 << 10))).await, ServiceNotReady);
+    assert_eq!(client.is_refused(producer_with(properties(20 << 10))).await, ServiceNotReady);
+    client.ask(consumer_with(properties(100))).await;
+    client.ask(producer_with(properties(100))).await;
+    kept.give_back(kept.limit());
+}
+
+fn watch_of(watcher_id: u64, topics_pattern: &str) -> proto::CommandWatchTopicList {
+    let (namespace, topics_pattern) = ("public/default".to_owned(), topics_pattern.to_owned());
+    proto::CommandWatchTopicList { watcher_id, namespace, topics_pattern, ..Default::default() }
+}
+
+#[tokio::test]
+async fn watched_lists_are_bounded() {
+    let broker = broker().await;
+    let kept = broker.memory().kept.clone();
+    let mut client = Client::connect(&broker).await;
+    for pattern in ["t".repeat(2000), "(t{1000}){1000}".to_owned()] {
+        assert_eq!(client.is_refused(watch_of(1, &pattern)).await, proto::ServerError::NotAllowedError);
+    }
+    let connection = client.connection.clone();
+    eventually("what was refused leaves nothing", || connection.watchers.lock().is_empty()).await;
+
+    client.ask(watch_of(1, "public/default/.*")).await;
+    let empty = kept.used();
+    assert!(empty > 0);
+    create(&broker, TOPIC).await;
+    client.hears("WATCH_TOPIC_UPDATE").await;
+    assert!(kept.used() >= empty + TOPIC.len() as u64);
+    client.ask(proto::CommandWatchTopicListClose { watcher_id: 1, ..Default::default() }).await;
+    eventually("the list is given back", || kept.used() == 0).await;
+
+    // Others have taken the rest: there is none to be had for another list, nor for this one to grow.
+    client.ask(watch_of(2, "public/default/.*")).await;
+    let rest = kept.limit() - kept.used();
+    kept.take(rest);
+    assert_eq!(client.is_refused(watch_of(3, "public/default/.*")).await, proto::ServerError::NotAllowedError);
+    create(&broker, &format!("{TOPIC}-2")).await;
+    assert!(client.has_ended().await);
+    kept.give_back(rest);
+}
+
+#[tokio::test]
+async fn frames_of_some_kib_have_room_and_are_given_up_when_they_are_in_the_way() {
+    let broker = broker().await;
+    let receiving = broker.memory().receiving.clone();
+    let mut client = Client::connect(&broker).await;
+    client.send_bytes(&(10u32 << 10).to_be_bytes()).await;
+    eventually("it has room", || receiving.used() == (10 << 10) + 4).await;
+    receiving.take(receiving.limit());
+    assert!(client.has_ended().await);
+    eventually("its room is free", || receiving.used() == receiving.limit()).await;
+    receiving.give_back(receiving.limit());
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
-use geminga_flow::{HARD_LIMIT, UnfinishedFrame};
+use geminga_flow::{Outbox, UnfinishedFrame};
 use geminga_wire_pulsar::{Command, frame_size, proto};
 use tokio::sync::{MutexGuard, OwnedSemaphorePermit};
 
@@ -17,10 +17,16 @@ impl Connection {
     /// Waits while nothing is read. The client hears of us meanwhile, in each interval of its own clock, or it would think us dead.
     async fn hold_back_for(&self, what: impl Future<Output = ()>) -> Result<(), ConnectionError> {
         self.held_back.store(true, Ordering::Relaxed);
+        self.ask_meanwhile(what).await?;
+        self.held_back.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn ask_meanwhile(&self, what: impl Future<Output = ()>) -> Result<(), ConnectionError> {
         tokio::pin!(what);
         loop {
             tokio::select! {
-                () = &mut what => break,
+                () = &mut what => return Ok(()),
                 () = self.stop.notified() => return Err(ConnectionError::ShuttingDown),
                 () = tokio::time::sleep(self.broker.config().keep_alive / 2) => {}
             }
@@ -29,8 +35,21 @@ impl Connection {
                 return Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into());
             }
         }
-        self.held_back.store(false, Ordering::Relaxed);
-        Ok(())
+    }
+
+    /// Stops reading while the client leaves too much of what there is for it unread: whatever it asks would be queued as well.
+    /// It is not deaf to us meanwhile but the other way round, so its silence does count.
+    pub(crate) async fn wait_until_it_reads(&self) -> Result<(), ConnectionError> {
+        if self.outbox.takes_requests() {
+            return Ok(());
+        }
+        let mut reads = false;
+        self.ask_meanwhile(async { reads = self.room_in_outbox(Outbox::takes_requests).await }).await?;
+        match self.outbox.is_closed() {
+            _ if reads => Ok(()),
+            true => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
+            false => Err(ConnectionError::NotReading(self.outbox.queued())),
+        }
     }
 
     /// Goes on with a large frame only when there is room for all of it, and not for ever with one that does not end while
@@ -81,15 +100,13 @@ impl Connection {
         Ok(true)
     }
 
-    /// Waits until one more request may be under way.
+    /// Waits until one more request may be under way, and there is room for its answer.
     pub(crate) async fn wait_for_turn(&self, gathered: &mut Gathered) -> Result<(), ConnectionError> {
-        if self.outbox.queued() > HARD_LIMIT {
-            return Err(ConnectionError::NotReading(self.outbox.queued()));
-        }
-        if self.requests.available_permits() > 0 {
+        if self.requests.available_permits() > 0 && self.outbox.takes_requests() {
             return Ok(());
         }
         gathered.hand_over();
+        self.wait_until_it_reads().await?;
         self.hold_back_for(async {
             // Only the reading task takes permits: what is free stays free.
             let _ = self.requests.acquire().await;
@@ -106,24 +123,32 @@ impl Connection {
     /// what there is for it. `None` when the connection has ended.
     pub(crate) async fn turn_to_answer(&self) -> Option<MutexGuard<'_, ()>> {
         let turn = self.large_answers.lock().await;
-        // Once there was room it may answer: consumers, who hear of it first, would fill the outbox again and again.
+        if self.room_in_outbox(Outbox::writable).await {
+            return Some(turn);
+        }
+        self.shut_down();
+        None
+    }
+
+    /// Waits until `is_room` says so; false when the connection has ended, or should, as its client does not read.
+    async fn room_in_outbox(&self, is_room: impl Fn(&Outbox) -> bool) -> bool {
+        // Once there was room it is enough: consumers, who hear of it first, would fill the outbox again and again.
         let mut was_room = false;
         loop {
             let room = self.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
             if self.outbox.is_closed() || self.closing.load(Ordering::Relaxed) {
-                return None;
+                return false;
             }
-            if was_room || self.outbox.writable() {
-                return Some(turn);
+            if was_room || is_room(&self.outbox) {
+                return true;
             }
             let before = self.outbox.queued();
             was_room = tokio::time::timeout(2 * self.broker.config().keep_alive, room).await.is_ok();
             if !was_room && self.outbox.queued() >= before {
-                tracing::info!(address = %self.address, bytes = before, "the client does not read its answers: ended");
-                self.shut_down();
-                return None;
+                tracing::info!(address = %self.address, bytes = before, "the client does not read its answers");
+                return false;
             }
         }
     }
@@ -132,8 +157,13 @@ impl Connection {
 /// Moves the beginning of a frame to where little more has room, so that little is read at once.
 pub(crate) fn move_to_small_buffer(buffer: &mut BytesMut) {
     if buffer.capacity() - buffer.len() > READ_BYTES_MIN {
-        let mut small = BytesMut::with_capacity(buffer.len() + READ_BYTES_MIN);
-        small.extend_from_slice(buffer);
-        *buffer = small;
+        *buffer = in_small_buffer(buffer);
     }
+}
+
+/// The beginning of a frame, with room for little more.
+pub(crate) fn in_small_buffer(buffer: &[u8]) -> BytesMut {
+    let mut small = BytesMut::with_capacity(buffer.len() + READ_BYTES_MIN);
+    small.extend_from_slice(buffer);
+    small
 }

@@ -181,6 +181,22 @@ def test_misordered_commands_leave_the_connection_usable(server, name):
         c.ack(c.receive(1))
 
 
+@pytest.mark.parametrize("ack,reason", [
+    ({1: 1, 2: 0, 3: frames.message({1: 1, 2: 1}), 6: 1, 7: 1}, "acknowledging in a transaction is not supported"),
+    ({1: 1, 2: 1}, "a cumulative acknowledgement names one message"),
+], ids=["transaction", "cumulative"])
+def test_acknowledgements_that_cannot_be_are_told(start, ack, reason):
+    """In the log when nobody asked for a receipt, with which the answer would come."""
+    server = start(arguments=["--log-level", "info,geminga_protocol_pulsar=debug"])
+    with raw.Client(server.port) as c:
+        c.subscribe(TOPIC, "s")
+        c.write(frames.frame(frames.command(frames.ACK, ack)))
+        c.ping()
+        assert reason in server.log.read_text()
+        c.write(frames.frame(frames.command(frames.ACK, {**ack, 8: 1})))
+        assert c.expect(frames.ACK_RESPONSE)[5].decode() == reason
+
+
 def test_ids_in_use_are_answered(server):
     with raw.Client(server.port) as c:
         c.produce_on(TOPIC)

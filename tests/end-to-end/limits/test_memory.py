@@ -8,6 +8,8 @@ import urllib.request
 import pytest
 import raw
 from conftest import finish, size
+from harness import frames
+from healthy import Healthy
 
 MANY_PERMITS = 1_000_000
 TOPIC = "persistent://public/default/t"
@@ -75,6 +77,75 @@ def test_large_messages_unbatched_to_many_slow_consumers(start):
         assert server.peak_mib() < limit
 
 
+def test_clients_that_ask_and_never_read(start):
+    """Thirty, each with 40 MiB of answers to come."""
+    server, limit = start(memory_mib=64), 64
+    with Healthy(server.port), contextlib.ExitStack() as stack:
+        for i in range(30):
+            stuck = stack.enter_context(raw.Client(server.port, receive_buffer=4096))
+            stuck.call(frames.command(frames.SUBSCRIBE, {1: TOPIC, 2: f"s-{i}", 3: raw.SHARED, 4: 1, 5: 1, 6: "n" * 8192}), frames.SUCCESS)
+            stuck.write(b"".join(frames.frame(frames.command(frames.CONSUMER_STATS, {1: n, 4: 1})) for n in range(5000)))
+        time.sleep(2)      # in which they could be answered
+    print(f"peak {server.peak_mib():.0f} MiB")
+    assert server.peak_mib() < limit
+
+
+def test_more_connections_than_memory_with_unfinished_frames(start):
+    """Each has sent the most of a frame that is not large. Who comes when there are too many is told so, until others have gone."""
+    server, limit, most = start(memory_mib=64), 64, 2048
+    half = frames.send_frame(1, 0, "x", bytes(60 << 10))[:59 << 10]
+    with contextlib.ExitStack() as stack:
+        some = [stack.enter_context(raw.Client(server.port)) for _ in range(most)]
+        with pytest.raises(frames.Refused, match="maximum number of connections"):
+            raw.Client(server.port)
+        for c in some:
+            c.socket.settimeout(0.01)
+            with contextlib.suppress(OSError):
+                c.write(half)
+        print(f"peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit
+        for c in some[:10]:
+            c.close()
+        until = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(frames.Refused, OSError), raw.Client(server.port) as c:
+                c.ping()
+                break
+            assert time.monotonic() < until, "nobody is let in again"
+
+
+def test_read_buffers_that_were_busy_are_given_back_in_the_middle_of_a_frame(start):
+    server, limit = start(memory_mib=64), 64
+    pongs = frames.frame(frames.command(frames.PONG, {})) * (1 << 18)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            c = stack.enter_context(raw.Client(server.port))
+            c.write(pongs + frames.frame(frames.command(frames.PING, {})) + b"\x00")
+            c.expect(frames.PONG)
+        print(f"peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit
+
+
+def test_watchers_and_properties_without_end(start):
+    """Patterns that are large when they are compiled, lists of a thousand topics and subscriptions that say much of themselves."""
+    server, limit, topics = start(memory_mib=64), 64, 1000
+    topic = "persistent://public/default/" + "t" * 100
+    server.admin("PUT", f"persistent/public/default/{'t' * 100}/partitions", topics)
+    before = server.rss_mib()
+    with contextlib.ExitStack() as stack:
+        for i in range(10):
+            c = stack.enter_context(raw.Client(server.port))
+            for n in range(60):
+                watch = {1: n, 2: n, 3: "public/default", 4: f"(?:{topic}|[^a-c]{{900}})"}
+                subscribe = {1: f"{TOPIC}-{i}", 2: f"s-{n}", 3: raw.SHARED, 4: n, 5: n, 10: frames.message({1: "k", 2: "v" * 30_000})}
+                for command in (frames.command(frames.WATCH_TOPIC_LIST, watch), frames.command(frames.SUBSCRIBE, subscribe)):
+                    c.write(frames.frame(command))
+                    while c.read()[0] not in (frames.SUCCESS, frames.ERROR, frames.WATCH_TOPIC_LIST_SUCCESS):
+                        pass
+        print(f"{before:.0f} MiB before, peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit
+
+
 @pytest.mark.parametrize("same_subscription", [False, True])
 def test_consumer_that_never_reads_stops_nobody_else(start, same_subscription):
     """It has all permits, and its socket fills; when it has gone, the others get what it held."""
@@ -124,7 +195,7 @@ def test_many_shared_subscriptions_that_do_not_acknowledge(start):
             with urllib.request.urlopen(f"{server.admin_url}/metrics", timeout=30) as page:
                 lines = [line.rpartition(" ") for line in page.read().decode().splitlines()]
             used, bound = (next(float(value) for name, _, value in lines
-                                if name == f'geminga_memory_{what}_bytes{{purpose="unacknowledged"}}') for what in ("used", "limit"))
+                                if name == f'geminga_memory_{what}_bytes{{purpose="unacked"}}') for what in ("used", "limit"))
             print(f"{most} messages held, {growth:.1f} MiB more, {used:.0f} of {bound:.0f} bytes charged")
             assert count < most < subscriptions * count
             assert 0.5 * bound < used < 2 * bound

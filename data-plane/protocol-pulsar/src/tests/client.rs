@@ -18,6 +18,7 @@ pub struct Client {
     stream: TcpStream,
     received: BytesMut,
     queued: BytesMut,
+    pub connected: proto::CommandConnected,
     pub connection: Arc<Connection>,
     pub served: JoinHandle<()>,
 }
@@ -30,8 +31,11 @@ impl Client {
         let accepted = Arc::new(accepted);
         let connection = Arc::new(Connection::new(&accepted, address, broker).unwrap());
         let served = tokio::spawn(connection.clone().run(accepted));
-        let mut client = Self { stream, received: BytesMut::new(), queued: BytesMut::new(), connection, served };
-        client.ask(proto::CommandConnect { client_version: "test".into(), ..Default::default() }).await;
+        let (received, queued, connected) = Default::default();
+        let mut client = Self { stream, received, queued, connected, connection, served };
+        client.send(&proto::CommandConnect { client_version: "test".into(), ..Default::default() }.into()).await;
+        let Command::Connected(connected) = client.next().await else { panic!("no CONNECTED") };
+        client.connected = *connected;
         client
     }
 
@@ -58,6 +62,13 @@ impl Client {
         self.send(&command.into()).await;
         let answer = self.next().await;
         assert!(!matches!(answer, Command::Error(_)), "{answer:?}");
+    }
+
+    /// A request that has to be refused; the code.
+    pub async fn is_refused(&mut self, command: impl Into<Command>) -> proto::ServerError {
+        self.send(&command.into()).await;
+        let Command::Error(error) = self.next().await else { panic!("it was not refused") };
+        error.error()
     }
 
     pub async fn subscribe(&mut self, consumer_id: u64, subscription: &str) {

@@ -106,7 +106,7 @@ async fn redirects_are_followed_inside_with_the_body() {
 
 #[tokio::test]
 async fn heads_are_bounded() {
-    let broker = Broker::echoing().await;
+    let broker = Broker::start(echoing()).await;
     let proxy = proxy(vec![broker.endpoint()]).await;
     let head =
         |bytes| format!("GET /admin/v2/x HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: {}\r\n\r\n", "y".repeat(bytes));
