@@ -1,4 +1,5 @@
 """`geminga doctor` on real clusters: what fits has no findings, what is broken is found, and metadata from before are noticed."""
+import hashlib
 import json
 import subprocess
 import time
@@ -8,7 +9,7 @@ import pulsar
 import pytest
 
 from conftest import BINARY, run_cluster
-from harness import servers
+from harness import bookie, servers
 from harness.bookie import Bookie
 
 OLD, NEW = "persistent://public/default/old", "persistent://public/default/new"
@@ -188,10 +189,10 @@ def test_looking_at_nodes_at_work_changes_nothing(cluster_with_control, postgres
     assert len(before[0].splitlines()) > 5 and all(before[2])
     for more in [[], ["--repair-plan", str(tmp_path / "plan.json")]]:
         code, report = examine(cluster, *more)
-        assert (code, report["nodes"], report["notAsked"], report["proposal"][0]["step"]) == (1, 3, [], "restore_record")
+        assert (code, report["nodes"], report["notAsked"], report["proposal"][0]["step"]) == (1, 3, {}, "restore_record")
         assert state(postgres, cluster) == before
     with Bookie(cluster.nodes[0].ready["bookie"]) as node:
-        node.fence(last)
+        assert node.fence(last, key=hashlib.sha1(b"ledger").digest()) == bookie.OK
     assert state(postgres, cluster) != before, "it would have been seen"
 
 

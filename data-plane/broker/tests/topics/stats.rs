@@ -18,7 +18,9 @@ async fn entries_are_counted_since_the_topic_was_loaded() {
     let client = Client::new();
     let consumer = client.consume(&topic, "s", Shared).await.unwrap();
     let producer = client.produce(&topic, "p").await.unwrap();
-    publish(&client, &producer, &["1", "2", "3", "4"]).await;
+    for text in ["1", "2", "3", "4"] {
+        publish(&client, &producer, &[text]).await;
+    }
     topic.flow(&consumer, 3);
     for _ in 0..3 {
         let position = client.message().await.entry.position;

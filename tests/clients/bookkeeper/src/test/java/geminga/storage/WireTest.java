@@ -148,13 +148,16 @@ class WireTest {
             own.all.get(0).start();
             try (Wire wire = new Wire(own.all.get(0).address, v2)) {
                 long ledger = Wire.newLedger();
+                if (v2) {
+                    // A bookie's code in this version, which BookKeeper's client does not know: it ends the connection.
+                    assertEquals(Code.BookieHandleNotAvailableException, wire.read(ledger, 0).rc());
+                    return;
+                }
                 assertEquals(Code.DataUnknownException, wire.read(ledger, 0).rc());
                 assertEquals(Code.DataUnknownException, wire.fence(ledger).rc());
                 assertEquals(Code.DataUnknownException, wire.add(ledger, 0));
-                if (!v2) {
-                    assertEquals(Code.DataUnknownException, wire.writeLac(ledger, 0));
-                    assertEquals(Code.DataUnknownException, wire.readLac(ledger).rc());
-                }
+                assertEquals(Code.DataUnknownException, wire.writeLac(ledger, 0));
+                assertEquals(Code.DataUnknownException, wire.readLac(ledger).rc());
             }
         }
     }
