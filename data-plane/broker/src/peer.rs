@@ -35,6 +35,10 @@ pub trait Peer: Send + Sync + 'static {
     /// Reads nothing from the connection for so long: its producers are above their topic's rate.
     fn hold_back(&self, _pause: std::time::Duration) {}
 
+    /// A producer's messages from this one on were not taken, and the client is not told but by [`Peer::close_producer`]: it has to send
+    /// them again before any other.
+    fn left_out(&self, _producer_id: u64, _sequence_id: u64) {}
+
     /// Receipts in the order of the sends.
     fn receipts(&self, receipts: &[Receipt]);
     fn send_failed(&self, producer_id: u64, sequence_id: u64, error: &BrokerError);

@@ -20,6 +20,7 @@ use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
 use crate::error::ConnectionError;
+use crate::left_out::LeftOut;
 use crate::waiting::{REQUESTS_MAX, in_small_buffer, move_to_small_buffer};
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
@@ -61,6 +62,7 @@ pub struct Connection {
     pub(crate) publishing: Arc<Budget>,
     pub(crate) client: std::sync::OnceLock<ClientInfo>,
     pub(crate) producers: Mutex<FxHashMap<u64, ProducerSlot>>,
+    pub(crate) left_out: LeftOut,
     pub(crate) consumers: Mutex<FxHashMap<u64, ConsumerSlot>>,
     pub(crate) watchers: Mutex<BTreeMap<u64, tokio::task::AbortHandle>>,
     /// Permits of requests to be under way.
@@ -179,6 +181,7 @@ impl Connection {
             broker: broker.clone(),
             client: std::sync::OnceLock::new(),
             producers: Mutex::default(),
+            left_out: LeftOut::default(),
             consumers: Mutex::default(),
             watchers: Mutex::default(),
             requests: Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX)),

@@ -9,6 +9,7 @@ mod consuming;
 mod error;
 mod finding;
 mod keeping;
+mod left_out;
 mod peer;
 mod producing;
 mod schemas;

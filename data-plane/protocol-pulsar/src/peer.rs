@@ -119,7 +119,13 @@ impl Peer for Connection {
         self.queue(&Command::from(proto::CommandReachedEndOfTopic { consumer_id }));
     }
 
+    fn left_out(&self, producer_id: u64, sequence_id: u64) {
+        self.left_out.expect(producer_id);
+        self.left_out.note(producer_id, sequence_id);
+    }
+
     fn close_producer(&self, producer_id: u64, moved_to: Option<&str>) {
+        self.left_out.expect(producer_id);
         let mut producers = self.producers.lock();
         if matches!(producers.get(&producer_id), Some(ProducerSlot::Ready(..))) {
             producers.remove(&producer_id);

@@ -22,11 +22,12 @@ impl Connection {
             gathered.hand_over();
         }
         if !same {
-            gathered.producer = self.producer(send.producer_id);
+            gathered.producer = self.producer(send.producer_id).filter(|producer| self.is_in_order(producer, send));
         }
         if gathered.producer.is_none() {
             // Pulsar ignores messages of a producer that it has closed: the client learns of that by CLOSE_PRODUCER.
             tracing::debug!(address = %self.address, producer_id = send.producer_id, "message of an unknown producer");
+            self.left_out.note(send.producer_id, send.sequence_id);
             return;
         }
         match self.check(send, payload) {
@@ -39,6 +40,20 @@ impl Connection {
                 self.send_error(send.producer_id, highest_sequence_id(send), &error);
             }
         }
+    }
+
+    /// Whether no message that was left out has to come before; if one has, the producer is closed once more.
+    fn is_in_order(&self, producer: &Arc<ProducerHandle>, send: &proto::CommandSend) -> bool {
+        if self.left_out.lets_pass(send.producer_id, send.sequence_id) {
+            return true;
+        }
+        let (producer_id, sequence_id) = (send.producer_id, send.sequence_id);
+        tracing::info!(address = %self.address, producer_id, sequence_id, topic = %producer.topic.name(),
+            "a message passes others that the client has to send again: its producer is closed once more");
+        producer.topic.remove_producer(producer);
+        self.close_producer(producer_id, None);
+        self.flush();
+        false
     }
 
     fn check(&self, send: &proto::CommandSend, payload: Bytes) -> Result<Publish, BrokerError> {
@@ -273,6 +288,7 @@ impl Connection {
 
     pub(crate) fn close_producer_command(self: &Arc<Self>, close: &proto::CommandCloseProducer) {
         let request_id = close.request_id;
+        self.left_out.forget(close.producer_id);
         let slot = self.producers.lock().remove(&close.producer_id);
         if let Some(ProducerSlot::Creating { cancel, .. }) = &slot {
             cancel.notify_one();

@@ -421,3 +421,28 @@ async fn frames_of_some_kib_have_room_and_are_given_up_when_they_are_in_the_way(
     eventually("its room is free", || receiving.used() == receiving.limit()).await;
     receiving.give_back(receiving.limit());
 }
+
+/// What the Go client does when it is busy.
+#[tokio::test]
+async fn a_message_that_passes_others_that_were_left_out_is_not_taken() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.create_producer(1).await;
+    client.publish(1, 1).await;
+    client.hears("SEND_RECEIPT").await;
+    broker.unload(&name(TOPIC)).await.unwrap();
+    client.hears("CLOSE_PRODUCER").await;
+    client.publish(1, 2).await;
+
+    client.create_producer(1).await;
+    client.publish(1, 3).await;
+    client.hears("CLOSE_PRODUCER").await;
+    client.publish(1, 2).await;
+
+    client.create_producer(1).await;
+    for sequence_id in [2, 3] {
+        client.publish(1, sequence_id).await;
+        let Command::SendReceipt(receipt) = client.next().await else { panic!("no receipt") };
+        assert_eq!(receipt.sequence_id, sequence_id);
+    }
+}

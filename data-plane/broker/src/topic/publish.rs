@@ -45,6 +45,9 @@ impl Topic {
         if matches!(state.life, Life::Closing | Life::Closed) {
             // Its client is told that the producer is closed, and sends again what has no receipt. Of an answer to a message
             // clients break the connection, and wait before they make another.
+            if let Some(first) = batch.first() {
+                producer.peer.left_out(producer.producer_id, first.sequence_id);
+            }
             batch.clear();
             return;
         }
