@@ -34,6 +34,8 @@ const CONNECTION_SHARE: u64 = 2;
 /// Bounds of the read buffer: it grows with a busy connection.
 pub(crate) const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
+/// … and not above this part of a limit of memory that is small.
+const READ_BYTES_SHARE: u64 = 512;
 /// A frame above this is read on only when there is room for all of it.
 pub(crate) const LARGE_FRAME: usize = 4 << 10;
 /// How long a large frame may take while others wait for the room it has.
@@ -239,6 +241,8 @@ impl Connection {
     }
 
     async fn read(self: &Arc<Self>, stream: &TcpStream) -> Result<(), ConnectionError> {
+        let share = (self.broker.config().memory_limit / READ_BYTES_SHARE) as usize;
+        let chunk_max = share.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
         let mut chunk = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(chunk);
         // Since the buffer was small: it may be a part of what was reserved.
@@ -265,7 +269,7 @@ impl Connection {
             }
             match stream.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(()),
-                Ok(read) => chunk = next_chunk(chunk, read),
+                Ok(read) => chunk = next_chunk(chunk, read, chunk_max),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error.into()),
             }
@@ -501,9 +505,9 @@ fn waits(command: &Command) -> bool {
 }
 
 /// The read buffer follows the traffic: doubled when a read filled it, halved when it stays nearly empty.
-fn next_chunk(chunk: usize, read: usize) -> usize {
+fn next_chunk(chunk: usize, read: usize, max: usize) -> usize {
     if read >= chunk {
-        (chunk * 2).min(READ_BYTES_MAX)
+        (chunk * 2).min(max)
     } else if read < chunk / 16 {
         (chunk / 2).max(READ_BYTES_MIN)
     } else {
