@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use geminga_broker::{BrokerError, ProducerGrant, ProducerHandle, ProducerRequest, Publish, Topic};
+use geminga_broker::{BrokerError, Peer, ProducerGrant, ProducerHandle, ProducerRequest, Publish, Topic};
 use geminga_flow::Reservation;
 use geminga_model::TopicName;
 use geminga_topic::producers::AccessMode;
