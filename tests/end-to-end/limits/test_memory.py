@@ -200,12 +200,15 @@ def test_many_shared_subscriptions_that_do_not_acknowledge(start):
             print(f"{most} messages held, {growth:.1f} MiB more, {used:.0f} of {bound:.0f} bytes charged")
             assert count < most < subscriptions * count
             assert 0.5 * bound < used < 2 * bound
-            assert growth < 20
-            why = server.admin("GET", "persistent/public/default/t/subscription/s-0/explain")["summary"]
-            assert "memory for unacknowledged messages is used up" in why
+            # Without a bound all 640,000 messages would be held, of some 45 bytes each.
+            assert growth < 32
+            stopped = [n for n in range(subscriptions) if "memory for unacknowledged messages is used up" in
+                       server.admin("GET", f"persistent/public/default/t/subscription/s-{n}/explain")["summary"]]
+            assert {n for n, ids in enumerate(held) if len(ids) < count} == set(stopped)
             assert [acknowledge(*one) for one in zip(consumers[:first], held)] == [count] * first
             assert list(pool.map(acknowledge, consumers[first:], held[first:])) == [count] * (subscriptions - first)
-        assert server.peak_mib() < 2 * limit
+        print(f"peak {server.peak_mib():.0f} MiB")
+        assert server.peak_mib() < limit
 
 
 def test_backlog_larger_than_memory_to_ten_subscriptions(start):
