@@ -122,6 +122,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "geminga-broker",
             "geminga-doctor",
             "geminga-ensemble",
+            "geminga-flow",
             "geminga-ledger",
             "geminga-ledger-client",
             "geminga-log",
