@@ -2,12 +2,11 @@
 import contextlib
 import http.client
 import socket
-import threading
 import time
 
 import pytest
 from harness import procfs
-from healthy import Healthy
+from healthy import Beside, Healthy
 
 LIMIT_MIB = 64
 CLIENTS = 300
@@ -15,43 +14,17 @@ PATIENCE_S = 5
 TENANT = b'{"allowedClusters": ["standalone"]}'
 
 
-class HealthyHttp:
-    """Asks and writes, each time on a connection of its own, beside a test. Any error, and whatever takes longer than `PATIENCE_S`, is a
-    failure at the end."""
+class HealthyHttp(Beside):
+    """Asks and writes, each time on a connection of its own."""
 
-    def __init__(self, port):
-        self.port, self.rounds, self.slowest_s, self.error, self.ending = port, 0, 0.0, None, False
-        self.thread, self.first_round = threading.Thread(target=self.run), threading.Event()
+    @contextlib.contextmanager
+    def client(self):
+        def one_round():
+            assert ask(self.port, "GET", "/admin/v2/clusters") == 200
+            assert ask(self.port, "PUT", f"/admin/v2/tenants/t-{self.rounds}", TENANT) == 204
+            time.sleep(0.02)
 
-    def __enter__(self):
-        self.thread.start()
-        self.first_round.wait()
-        return self
-
-    def __exit__(self, kind, *_):
-        self.ending = True
-        self.thread.join()
-        if kind is None:
-            print(f"healthy client of HTTP: {self.rounds} rounds, the slowest took {self.slowest_s * 1000:.0f} ms")
-            assert self.error is None, f"the healthy client of HTTP failed after {self.rounds} rounds: {self.error!r}"
-            assert self.slowest_s < PATIENCE_S
-
-    def run(self):
-        try:
-            last = False
-            while not last:
-                last = self.ending      # one more, which begins when the test has done its worst
-                begin = time.monotonic()
-                assert ask(self.port, "GET", "/admin/v2/clusters") == 200
-                assert ask(self.port, "PUT", f"/admin/v2/tenants/t-{self.rounds}", TENANT) == 204
-                self.slowest_s = max(self.slowest_s, time.monotonic() - begin)
-                self.rounds += 1
-                self.first_round.set()
-                time.sleep(0.02)
-        except Exception as e:
-            self.error = e
-        finally:
-            self.first_round.set()
+        yield one_round
 
 
 def ask(port, method, path, body=None):
