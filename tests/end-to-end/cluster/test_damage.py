@@ -66,6 +66,16 @@ def turn_bits(folder, random_state, count):
             file.write(bytes([byte ^ 1 << random_state.randrange(8)]))
 
 
+def lose_a_stretch(folder, random_state, size=64 * 1024):
+    """In the middle of what the first segment has: longer than what one write of the log brings, so that the head of a write is in it."""
+    path = min((folder / "data" / "log").glob("segment-*"))
+    middle = (HEAD_BYTES + used(path)) // 2
+    assert middle - size > HEAD_BYTES, "enough before and behind it"
+    with open(path, "r+b") as file:
+        file.seek(middle - size // 2)
+        file.write(random_state.randbytes(size))
+
+
 def used(path):
     """Where the zeros begin that a segment ends with."""
     return len(path.read_bytes().rstrip(b"\0"))
@@ -144,6 +154,7 @@ def test_a_node_with_holes_in_its_log_settles_what_they_hide_and_takes_entries_a
         expected = entries(other_ready, ids)
         victim.kill()
         turn_bits(victim.folder, random_state, 200)
+        lose_a_stretch(victim.folder, random_state)
         # As long as nobody can tell it what it should have, it says of nothing that it is not there.
         for node in cluster.nodes[1:]:
             node.kill()
