@@ -372,8 +372,7 @@ impl Connection {
             if self.client.get().is_none() {
                 return Err(ConnectionError::NotConnected("SEND"));
             }
-            self.gather(&send, payload, gathered);
-            return Ok(());
+            return self.gather(&send, payload, gathered);
         }
         // Whatever else comes must see the messages that came before it, and may make another producer of the same id.
         gathered.hand_over();

@@ -23,6 +23,10 @@ pub enum ConnectionError {
     Silent,
     #[error("the client does not read: {0} bytes wait")]
     NotReading(usize),
+    #[error(
+        "message {sequence_id} of producer {producer_id} passes others that the client has to send again, once more"
+    )]
+    Passing { producer_id: u64, sequence_id: u64 },
     #[error("{0}")]
     Refused(String),
 }

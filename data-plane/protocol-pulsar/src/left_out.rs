@@ -2,18 +2,28 @@
 //! that the producer is closed, sends them again once it has made it anew.
 //!
 //! On the same connection it may do so in the wrong order. The Go client (0.19, `run` in `internal/connection.go`) takes commands and
-//! messages from two queues, as they come, so that a message passes the PRODUCER that it should precede, or follow after those
-//! from before. With deduplication those would then be duplicates, and have receipts, and be nowhere.
+//! messages from two queues, as they come: the PRODUCER passes up to 256 messages that were queued before it. Those that the
+//! broker reads once it has the new producer would be stored before the ones that it left out. With deduplication these are then
+//! duplicates when they are sent again, have receipts, and are nowhere.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-/// A client that has given up what was left out, as its time was over, goes on with later messages for good: these are taken then.
-const ATTEMPTS: u8 = 3;
+/// Where the first message of a new producer stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    InOrder,
+    /// It passes one that was left out: the producer is to be closed once more, so that the client begins anew with the oldest it
+    /// has. That is this one if it has given up the others, as their time was over, or if another broker has stored them.
+    TooEarly,
+    /// And once more: on another connection the client's queues are empty.
+    Hopeless,
+}
 
-/// By producer id, for one connection.
+/// By producer id, for one connection. Clients give an id to one producer only, also if they close it because the broker does not
+/// answer, and make it again.
 #[derive(Default)]
 pub(crate) struct LeftOut {
     /// Whether there is any, so that messages in order pay nothing.
@@ -25,8 +35,8 @@ pub(crate) struct LeftOut {
 struct Closed {
     /// Sequence id of the first message that is missing.
     lowest: Option<u64>,
-    /// How often the producer was closed again for a message that came too early.
-    attempts: u8,
+    /// Also for a message that came too early.
+    again: bool,
 }
 
 impl LeftOut {
@@ -43,32 +53,25 @@ impl LeftOut {
         }
     }
 
-    /// Whether the first message of a new producer may be taken. If not, it passes one that was left out: the producer is to be closed
-    /// once more, so that the client begins anew with the oldest it has.
-    pub fn lets_pass(&self, producer_id: u64, sequence_id: u64) -> bool {
+    /// Looks at the first message of a new producer, which is taken if it is in order.
+    pub fn place(&self, producer_id: u64, sequence_id: u64) -> Place {
         if !self.any.load(Ordering::Relaxed) {
-            return true;
+            return Place::InOrder;
         }
         let mut producers = self.producers.lock();
-        let passes = producers.get_mut(&producer_id).is_none_or(|closed| {
-            closed.attempts += 1;
-            closed.lowest.replace(sequence_id).is_none_or(|lowest| sequence_id <= lowest) || closed.attempts > ATTEMPTS
-        });
-        if passes {
+        let Some(closed) = producers.get_mut(&producer_id) else { return Place::InOrder };
+        if closed.lowest.replace(sequence_id).is_none_or(|lowest| sequence_id <= lowest) {
             producers.remove(&producer_id);
             self.any.store(!producers.is_empty(), Ordering::Relaxed);
+            return Place::InOrder;
         }
-        passes
-    }
-
-    /// The client has closed the producer itself.
-    pub fn forget(&self, producer_id: u64) {
-        self.producers.lock().remove(&producer_id);
+        if std::mem::replace(&mut closed.again, true) { Place::Hopeless } else { Place::TooEarly }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Place::{Hopeless, InOrder, TooEarly};
     use super::*;
 
     fn closed_with(left_out: &[u64]) -> LeftOut {
@@ -80,42 +83,33 @@ mod tests {
 
     #[test]
     fn what_was_left_out_comes_first() {
-        assert!(closed_with(&[]).lets_pass(1, 9));
-        assert!(closed_with(&[3, 4]).lets_pass(1, 3));
+        assert_eq!(closed_with(&[]).place(1, 9), InOrder);
+        assert_eq!(closed_with(&[3, 4]).place(1, 3), InOrder);
         // One before it has had no receipt either.
-        assert!(closed_with(&[3, 4]).lets_pass(1, 2));
-        assert!(closed_with(&[3, 4]).lets_pass(2, 9), "another producer");
+        assert_eq!(closed_with(&[3, 4]).place(1, 2), InOrder);
+        assert_eq!(closed_with(&[3, 4]).place(2, 9), InOrder, "another producer");
 
         let missing = closed_with(&[3, 4]);
-        assert!(!missing.lets_pass(1, 5));
+        assert_eq!(missing.place(1, 5), TooEarly);
         // What is repeated too late for that producer is left out as well.
         missing.note(1, 3);
-        assert!(!missing.lets_pass(1, 4));
-        missing.note(1, 3);
-        assert!(missing.lets_pass(1, 3) && missing.lets_pass(1, 9));
+        assert_eq!(missing.place(1, 3), InOrder);
+        assert_eq!(missing.place(1, 9), InOrder);
     }
 
     #[test]
     fn what_a_client_has_given_up_is_not_waited_for() {
         let missing = closed_with(&[3]);
-        assert!(!missing.lets_pass(1, 5));
-        assert!(missing.lets_pass(1, 5));
-
-        // Whose numbers are in no order.
-        let missing = closed_with(&[7, 3]);
-        let closed = (0..).take_while(|_| {
-            let closed = !missing.lets_pass(1, 7);
-            missing.note(1, 3);
-            closed
-        });
-        assert_eq!(closed.count(), usize::from(ATTEMPTS));
+        assert_eq!(missing.place(1, 5), TooEarly);
+        assert_eq!(missing.place(1, 5), InOrder);
     }
 
     #[test]
-    fn a_producer_that_the_client_closed_owes_nothing() {
+    fn none_is_taken_that_passes_others_however_often() {
         let missing = closed_with(&[3]);
-        missing.forget(1);
-        missing.note(1, 3);
-        assert!(missing.lets_pass(1, 9));
+        for place in [TooEarly, Hopeless, Hopeless] {
+            assert_eq!(missing.place(1, 7), place);
+            missing.note(1, 3);
+        }
     }
 }

@@ -11,24 +11,36 @@ use geminga_wire_pulsar::{Command, proto};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::{Connection, Gathered, ProducerSlot};
-use crate::error::{error_command, server_error};
+use crate::error::{ConnectionError, error_command, server_error};
 use crate::keeping::producer_words;
+use crate::left_out::Place;
 
 impl Connection {
     /// Checks one message and adds it to the run of its producer.
-    pub(crate) fn gather(&self, send: &proto::CommandSend, payload: Bytes, gathered: &mut Gathered) {
+    ///
+    /// # Errors
+    /// The connection is to end.
+    pub(crate) fn gather(
+        &self,
+        send: &proto::CommandSend,
+        payload: Bytes,
+        gathered: &mut Gathered,
+    ) -> Result<(), ConnectionError> {
         let same = gathered.producer.as_ref().is_some_and(|producer| producer.producer_id == send.producer_id);
         if !same || gathered.is_full() {
             gathered.hand_over();
         }
         if !same {
-            gathered.producer = self.producer(send.producer_id).filter(|producer| self.is_in_order(producer, send));
+            gathered.producer = match self.producer(send.producer_id) {
+                Some(producer) if self.is_in_order(&producer, send)? => Some(producer),
+                _ => None,
+            };
         }
         if gathered.producer.is_none() {
             // Pulsar ignores messages of a producer that it has closed: the client learns of that by CLOSE_PRODUCER.
             tracing::debug!(address = %self.address, producer_id = send.producer_id, "message of an unknown producer");
             self.left_out.note(send.producer_id, send.sequence_id);
-            return;
+            return Ok(());
         }
         match self.check(send, payload) {
             Ok(publish) => gathered.batch.push(publish),
@@ -40,20 +52,24 @@ impl Connection {
                 self.send_error(send.producer_id, highest_sequence_id(send), &error);
             }
         }
+        Ok(())
     }
 
-    /// Whether no message that was left out has to come before; if one has, the producer is closed once more.
-    fn is_in_order(&self, producer: &Arc<ProducerHandle>, send: &proto::CommandSend) -> bool {
-        if self.left_out.lets_pass(send.producer_id, send.sequence_id) {
-            return true;
-        }
+    /// Whether no message that was left out has to come before. If one has, the producer is closed once more; the next time, so is
+    /// the connection.
+    fn is_in_order(&self, producer: &Arc<ProducerHandle>, send: &proto::CommandSend) -> Result<bool, ConnectionError> {
         let (producer_id, sequence_id) = (send.producer_id, send.sequence_id);
+        match self.left_out.place(producer_id, sequence_id) {
+            Place::InOrder => return Ok(true),
+            Place::TooEarly => {}
+            Place::Hopeless => return Err(ConnectionError::Passing { producer_id, sequence_id }),
+        }
         tracing::info!(address = %self.address, producer_id, sequence_id, topic = %producer.topic.name(),
             "a message passes others that the client has to send again: its producer is closed once more");
         producer.topic.remove_producer(producer);
         self.close_producer(producer_id, None);
         self.flush();
-        false
+        Ok(false)
     }
 
     fn check(&self, send: &proto::CommandSend, payload: Bytes) -> Result<Publish, BrokerError> {
@@ -288,7 +304,6 @@ impl Connection {
 
     pub(crate) fn close_producer_command(self: &Arc<Self>, close: &proto::CommandCloseProducer) {
         let request_id = close.request_id;
-        self.left_out.forget(close.producer_id);
         let slot = self.producers.lock().remove(&close.producer_id);
         if let Some(ProducerSlot::Creating { cancel, .. }) = &slot {
             cancel.notify_one();

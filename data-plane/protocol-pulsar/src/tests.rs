@@ -446,3 +446,39 @@ async fn a_message_that_passes_others_that_were_left_out_is_not_taken() {
         assert_eq!(receipt.sequence_id, sequence_id);
     }
 }
+
+/// What has a long queue passes others also when its producer is closed again. Only another connection helps.
+#[tokio::test]
+async fn a_connection_on_which_messages_pass_others_again_ends() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.create_producer(1).await;
+    broker.unload(&name(TOPIC)).await.unwrap();
+    client.hears("CLOSE_PRODUCER").await;
+    client.publish(1, 2).await;
+
+    client.create_producer(1).await;
+    client.publish(1, 3).await;
+    client.hears("CLOSE_PRODUCER").await;
+    client.publish(1, 2).await;
+
+    client.create_producer(1).await;
+    client.publish(1, 3).await;
+    assert!(client.has_ended().await);
+}
+
+/// So does the Go client when the broker is too slow for it.
+#[tokio::test]
+async fn a_producer_that_is_given_up_and_made_again_owes_what_was_left_out() {
+    let broker = broker().await;
+    let mut client = Client::connect(&broker).await;
+    client.create_producer(1).await;
+    broker.unload(&name(TOPIC)).await.unwrap();
+    client.hears("CLOSE_PRODUCER").await;
+    client.publish(1, 2).await;
+
+    client.ask(proto::CommandCloseProducer { producer_id: 1, ..Default::default() }).await;
+    client.create_producer(1).await;
+    client.publish(1, 3).await;
+    client.hears("CLOSE_PRODUCER").await;
+}

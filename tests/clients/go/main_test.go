@@ -40,9 +40,14 @@ var (
 
 func newClient(t *testing.T) pulsar.Client {
 	t.Helper()
+	return newClientOf(t, pulsarURL)
+}
+
+func newClientOf(t *testing.T, url string) pulsar.Client {
+	t.Helper()
 	logger := logrus.New()
 	logger.SetLevel(logrus.FatalLevel)
-	client, err := pulsar.NewClient(pulsar.ClientOptions{URL: pulsarURL, OperationTimeout: wait,
+	client, err := pulsar.NewClient(pulsar.ClientOptions{URL: url, OperationTimeout: wait,
 		Logger: log.NewLoggerWithLogrus(logger)})
 	check(t, err)
 	t.Cleanup(client.Close)
