@@ -1,4 +1,4 @@
-"""Clients of the HTTP port that do not finish what they begin, beside clients that do."""
+"""Clients of the HTTP port that do not finish what they begin, or do not take what they asked for, beside clients that do."""
 import contextlib
 import http.client
 import socket
@@ -11,6 +11,7 @@ from healthy import Beside, Healthy
 LIMIT_MIB = 64
 CLIENTS = 300
 PATIENCE_S = 5
+LARGE = 5_000_000
 TENANT = b'{"allowedClusters": ["standalone"]}'
 
 
@@ -84,3 +85,21 @@ def test_a_slow_but_steady_upload_is_served(server):
             time.sleep(0.2)     # the pace is what is tested
             s.sendall(body[at:at + 5_000])
         assert s.recv(1000).startswith(b"HTTP/1.1 204 ")
+
+
+@pytest.mark.parametrize("path", ["persistent/public/default/large/examinemessage", "persistent/public/default"], ids=["messages", "lists"])
+def test_many_answers_that_are_not_taken(server, path):
+    if path.endswith("examinemessage"):
+        server.produce(topic="persistent://public/default/large", size=LARGE, num_messages=1, batching_max_messages=0)
+    else:
+        server.admin("PUT", f"persistent/public/default/{'long-' * 200}/partitions", LARGE // 1000)
+    request = f"GET /admin/v2/{path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):      # more of them when those in the way have been ended
+            for _ in range(CLIENTS):
+                stack.enter_context(write(server.http_port, request))
+            time.sleep(PATIENCE_S + 1)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=4 * PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/admin/v2/{path}")
+        assert len(connection.getresponse().read()) >= LARGE
