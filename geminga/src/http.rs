@@ -157,8 +157,6 @@ impl Port {
                 _ = shutdown.wait_for(|stop| *stop) => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
-            // Many may have ended while others came.
-            while connections.try_join_next().is_some() {}
             match accepted {
                 Ok((stream, _)) if connections.len() < self.connections_max || self.waiting.end_longest() => {
                     connections.spawn(self.clone().serve_connection(stream, stop.clone()));

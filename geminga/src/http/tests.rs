@@ -252,18 +252,6 @@ async fn connections_that_wait_for_their_clients_make_room_for_others() {
 }
 
 #[tokio::test]
-async fn whoever_has_ended_has_no_place() {
-    let port = serve_with(2, |_| {}).await;
-    let mut idle = port.send("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nb").await;
-    for _ in 0..50 {
-        assert!(port.post(7).await.ends_with("7"));
-    }
-    idle.write_all(b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\nbb").await.unwrap();
-    let both = answer(idle).await;
-    assert!(both.contains("\r\n\r\n1") && both.ends_with("\r\n\r\n2"), "{both}");
-}
-
-#[tokio::test]
 async fn nobody_who_is_answered_makes_room() {
     let port = serve_with(2, |_| {}).await;
     let mut busy = Vec::new();
