@@ -117,6 +117,7 @@ pub async fn serve(
     let serving_http = tokio::spawn(http::serve(
         TcpListener::from_std(http_listener)?,
         geminga_admin_api::router(broker.clone(), move |page| metrics.render(page)),
+        geminga_admin_api::is_large,
         broker.memory().requests.clone(),
         shutdown.clone(),
     ));

@@ -33,7 +33,7 @@ use crate::storage_repair::OtherNodes;
 
 /// Less does not leave room for the buffers that keep a disk and a few connections busy.
 const MEMORY_LIMIT_MIN: ByteSize = ByteSize::mib(64);
-/// The part of the memory limit that bodies of requests over HTTP may take, which nobody has to send.
+/// The part of the memory limit that bodies of requests and answers over HTTP may take.
 const HTTP_BODIES_SHARE: u64 = 32;
 /// How long a start waits for metadata: longer than another process's registration takes to expire.
 const JOINING_AT_START: Duration = Duration::from_secs(20);
@@ -96,6 +96,7 @@ async fn run(options: &StorageNodeOptions, mut shutdown: watch::Receiver<bool>) 
     let serving_http = tokio::spawn(http::serve(
         TcpListener::from_std(http_listener)?,
         pages(&node, &figures),
+        |_| false,
         Budget::new(memory_limit / HTTP_BODIES_SHARE),
         shutdown.clone(),
     ));

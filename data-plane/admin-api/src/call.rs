@@ -131,6 +131,16 @@ impl Answer {
         }
     }
 
+    /// An array, written at once into a piece of its size: there may be very many.
+    pub fn names(names: &[String]) -> Result<Self> {
+        let size = names.iter().map(|name| name.len() + "\"\",".len()).sum::<usize>();
+        let mut json = Vec::with_capacity("[]".len() + size);
+        match serde_json::to_writer(&mut json, names) {
+            Ok(()) => Ok(Self::Response(([(CONTENT_TYPE, "application/json")], json).into_response())),
+            Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        }
+    }
+
     /// What a client reads, if it reads JSON.
     pub fn into_json(self) -> Value {
         match self {

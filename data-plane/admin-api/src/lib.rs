@@ -66,6 +66,23 @@ pub fn router(broker: Arc<Broker>, beside: impl Fn(&mut String) + Send + Sync + 
         .with_state(broker)
 }
 
+/// Whether the answer to a GET may be large, and is gathered while others are as well: lists of topics and of schemas, and messages.
+pub fn is_large(uri: &Uri) -> bool {
+    let segments: Vec<&str> = uri.path().split('/').filter(|segment| !segment.is_empty()).collect();
+    match segments.as_slice() {
+        ["admin", "v2", "namespaces", _, _, "topics"] | ["admin", "v2", "schemas", .., "schemas"] => true,
+        ["admin", "v2", "persistent" | "non-persistent", rest @ ..] => matches!(
+            rest,
+            [_, _]
+                | [_, _, _]
+                | [.., "examinemessage"]
+                | [.., "ledger", _, "entry", _]
+                | [.., "subscription", _, "position", _]
+        ),
+        _ => false,
+    }
+}
+
 async fn ready(State(broker): State<Arc<Broker>>) -> Response {
     match brokers::check_metadata(&broker).await {
         Ok(()) => "ok".into_response(),

@@ -201,7 +201,7 @@ pub(crate) async fn list(call: &Call, name: &NamespaceName, domains: &[TopicDoma
     if !call.flag("includeSystemTopic") {
         topics.retain(|topic| TopicName::parse(topic).is_ok_and(|topic| !topic.is_system()));
     }
-    Answer::json(topics)
+    Answer::names(&topics)
 }
 
 /// Topics of a bundle that the path names.
@@ -213,7 +213,7 @@ pub(crate) async fn list_bundle(
 ) -> Result<Answer> {
     let bundle = bundles::named(&call.broker.namespace_policies(name).await?, name, bundle)?;
     let topics = call.broker.topics(name, &[domain]).await?;
-    Answer::json(topics.into_iter().filter(|topic| bundle.contains(topic_hash(topic))).collect::<Vec<_>>())
+    Answer::names(&topics.into_iter().filter(|topic| bundle.contains(topic_hash(topic))).collect::<Vec<_>>())
 }
 
 /// Grants are kept and shown; they are enforced once authorization is on.

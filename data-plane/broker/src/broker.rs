@@ -375,7 +375,7 @@ impl Broker {
         let mut names = BTreeSet::new();
         for domain in domains {
             let topics = self.shared.metadata.list_topics(namespace, *domain).await?;
-            names.extend(topics.iter().map(ToString::to_string));
+            names.extend(topics.into_iter().map(|topic| topic.to_string()));
         }
         Ok(names.into_iter().collect())
     }

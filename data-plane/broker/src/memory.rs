@@ -10,7 +10,7 @@ use geminga_topic::{DelayedBudget, UnackedBudget};
 pub struct Memory {
     /// Large frames of which a part has come.
     pub receiving: Arc<Budget>,
-    /// Bodies of requests over HTTP, until they have come whole.
+    /// Bodies over HTTP: of requests until they are answered, of answers until they are taken.
     pub requests: Arc<Budget>,
     /// Messages received and not yet durable.
     pub publishing: Arc<Budget>,

@@ -1,20 +1,46 @@
-//! Clients that do not finish what they begin, beside one that does.
+//! Clients that do not finish what they begin, or do not take what they asked for, beside one that does.
 
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
 
 const LARGE: usize = 100_000;
+/// More than sockets take of an answer.
+const VERY_LARGE: usize = 16 << 20;
 const SOON: Duration = Duration::from_secs(20);
 
-/// A port that says how long the body was, or waits until the test lets it answer.
+/// A port that says how long the body was, or waits until the test lets it answer, or answers much.
 struct Served {
     address: std::net::SocketAddr,
     answers: Arc<Notify>,
     begun: Arc<Notify>,
+    bodies: Arc<Budget>,
+    made: Arc<AtomicU64>,
     _shutdown: watch::Sender<bool>,
+}
+
+/// A very large answer, which is counted as long as it is there.
+struct Made(Vec<u8>, Arc<AtomicU64>);
+
+impl Made {
+    fn new(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(vec![b'l'; VERY_LARGE], count.clone())
+    }
+}
+
+impl AsRef<[u8]> for Made {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// With a patience that no test outlasts, but for what it changes.
@@ -24,16 +50,35 @@ async fn serve_with(connections_max: usize, change: impl FnOnce(&mut Patience)) 
     let (answers, begun) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let late = {
         let (answers, begun) = (answers.clone(), begun.clone());
-        get(async move || {
+        get(async move |_: Bytes| {
             begun.notify_one();
             answers.notified().await;
             "late"
         })
     };
-    let router = Router::new().route("/", post(async |body: Bytes| body.len().to_string())).route("/late", late);
+    let made = Arc::new(AtomicU64::new(0));
+    let large = |takes: Duration| {
+        let made = made.clone();
+        get(async move || {
+            let answer = Made::new(&made);
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
+            Bytes::from_owner(answer)
+        })
+    };
+    let router = Router::new()
+        .route("/", post(async |body: Bytes| body.len().to_string()))
+        .route("/late", late)
+        .route("/unexpected", large(Duration::ZERO))
+        // So long that others are at it as well.
+        .route("/large", large(Duration::from_millis(20)));
+    let bodies = Budget::new(LARGE as u64);
     let port = Port {
         router,
-        bodies: Budget::new(LARGE as u64),
+        is_large: |uri| uri.path() == "/large",
+        turns: Arc::new(Semaphore::new(2)),
+        bodies: bodies.clone(),
         connections_max,
         patience,
         waiting: Waiting::default(),
@@ -43,7 +88,7 @@ async fn serve_with(connections_max: usize, change: impl FnOnce(&mut Patience)) 
     let address = listener.local_addr().unwrap();
     let (shutdown, stop) = watch::channel(false);
     tokio::spawn(Arc::new(port).serve(listener, stop));
-    Served { address, answers, begun, _shutdown: shutdown }
+    Served { address, answers, begun, bodies, made, _shutdown: shutdown }
 }
 
 impl Served {
@@ -56,6 +101,33 @@ impl Served {
     /// A request of which only a part of the body has been sent.
     async fn begin(&self, body: usize, sent: usize) -> TcpStream {
         self.send(&format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {body}\r\n\r\n{}", "b".repeat(sent))).await
+    }
+
+    async fn ask(&self, path: &str) -> TcpStream {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    }
+
+    /// Asks, and is not going to take the answer.
+    async fn ask_in_vain(&self, path: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(self.address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// Very large answers that are there.
+    fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    async fn eventually(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !is_so(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(SOON / 2, wait).await.unwrap_or_else(|_| panic!("{what}: {} bytes", self.bodies.used()));
     }
 
     /// What a whole request is answered.
@@ -165,7 +237,7 @@ async fn a_body_for_which_there_is_no_room_is_refused() {
 #[tokio::test]
 async fn connections_that_wait_for_their_clients_make_room_for_others() {
     let port = serve_with(3, |_| {}).await;
-    let busy = port.send("GET /late HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let busy = port.ask("/late").await;
     port.begun.notified().await;
     let longest = port.send("POST / HTTP").await;
     let body = port.begin(10, 5).await;
@@ -184,12 +256,77 @@ async fn nobody_who_is_answered_makes_room() {
     let port = serve_with(2, |_| {}).await;
     let mut busy = Vec::new();
     for _ in 0..2 {
-        busy.push(port.send("GET /late HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await);
+        busy.push(port.ask("/late").await);
         port.begun.notified().await;
     }
     assert_status(&answer(TcpStream::connect(port.address).await.unwrap()).await, 503);
     for stream in busy {
         port.answers.notify_one();
         assert!(answer(stream).await.ends_with("late"));
+    }
+}
+
+#[tokio::test]
+async fn a_body_has_its_room_until_it_is_answered() {
+    let port = serve_with(10, |_| {}).await;
+    let head = format!("GET /late HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {LARGE}\r\n\r\n");
+    let stream = port.send(&(head + &"b".repeat(LARGE))).await;
+    port.begun.notified().await;
+    assert_eq!(port.bodies.used(), LARGE as u64);
+    port.answers.notify_one();
+    assert!(answer(stream).await.ends_with("late"));
+    port.eventually("it is given back", |port| port.bodies.used() == 0).await;
+}
+
+#[tokio::test]
+async fn answers_that_nobody_takes_are_few_and_make_room_for_others() {
+    for path in ["/large", "/unexpected"] {
+        let port = serve_with(100, |patience| patience.in_the_way = Duration::from_millis(300)).await;
+        let mut most = 0;
+        let mut stuck = Vec::new();
+        for _ in 0..10 {
+            stuck.push(port.ask_in_vain(path).await);
+        }
+        let healthy = async {
+            assert!(port.post(7).await.ends_with("7"));
+            assert!(answer(port.ask(path).await).await.ends_with(&"l".repeat(VERY_LARGE)));
+        };
+        let counts = async {
+            loop {
+                most = most.max(port.made());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = healthy => {}
+            () = counts => {}
+        }
+        // One has room, and two have their turns.
+        assert!((1..=3).contains(&most), "{path}: {most} answers at once");
+        assert!(!answer(stuck.remove(0)).await.ends_with(&"l".repeat(VERY_LARGE)), "it has got all");
+        drop(stuck);
+        port.eventually("all is given back", |port| port.bodies.used() == 0 && port.made() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_takes_nothing_is_given_up_although_nobody_waits() {
+    let port = serve_with(10, |patience| patience.pause = Duration::from_millis(300)).await;
+    let stuck = port.ask_in_vain("/large").await;
+    port.eventually("the answer is there", |port| port.bodies.used() > 0).await;
+    port.eventually("it is given up", |port| port.bodies.used() == 0).await;
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn whoever_has_gone_keeps_its_turn_until_its_answer_is_made() {
+    let port = serve_with(10, |_| {}).await;
+    for _ in 0..20 {
+        drop(port.ask_in_vain("/large").await);
+    }
+    port.eventually("they are made", |port| port.made() > 0).await;
+    for _ in 0..20 {
+        assert!(port.made() <= 2, "{} are made at once", port.made());
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

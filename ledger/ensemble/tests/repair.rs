@@ -153,6 +153,24 @@ fn a_member_that_is_back_is_given_what_it_lacks_and_its_place_is_not_filled() {
 }
 
 #[test]
+fn a_member_that_is_back_before_anything_is_copied_keeps_its_place() {
+    let quorum = Quorum { ensemble: 2, write: 2, ack: 1 };
+    let metadata = ledger(quorum, &[0], 10, 2);
+    let nodes = Nodes::holding(&metadata, 10);
+    let lost = |node| if node == 0 { Standing::Lost } else { Standing::Writable };
+    let mut repair = LedgerRepair::new(metadata, 1, table(4, lost), 7);
+    let mut asked = repair.take_actions();
+    assert!(repair.nodes_changed(table(4, |_| Standing::Writable)));
+    asked.extend(repair.take_actions());
+    for action in asked {
+        let RepairAction::List { node } = action else { panic!("{action:?}") };
+        let listing = Listed(nodes.entries.get(&node).cloned().unwrap_or_default());
+        repair.listed(&node, Some(Box::new(listing)));
+    }
+    assert_eq!(repair.take_actions(), [RepairAction::Done(RepairReport::default())]);
+}
+
+#[test]
 fn what_nobody_has_is_left_as_it_is() {
     let quorum = Quorum { ensemble: 2, write: 2, ack: 1 };
     let metadata = ledger(quorum, &[0, 5], 10, 2);

@@ -178,7 +178,7 @@ impl Metadata {
         domain: TopicDomain,
     ) -> Result<Vec<TopicName>, MetadataError> {
         let locals = self.list_names(&format!("{PREFIX}{namespace}/{domain}/")).await?;
-        locals.iter().map(|local| Ok(TopicName::new(domain, namespace.clone(), local)?)).collect()
+        locals.into_iter().map(|local| Ok(TopicName::new(domain, namespace.clone(), &local)?)).collect()
     }
 
     /// Every topic, of all namespaces.
