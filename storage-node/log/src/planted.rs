@@ -8,6 +8,16 @@ pub enum Bug {
     RenameWithoutSync,
     /// Checksums of records do not cover where they belong.
     ChecksumWithoutPlace,
+    /// The index of a segment is taken without its checksums.
+    IndexUnchecked,
+    /// What the log keeps of its state, which segments it has and which ledgers were deleted, is taken without its checksums.
+    StateUnchecked,
+    /// A segment whose file is shorter than it was ends where the file does.
+    ShortFileIsWhole,
+    /// An add does not see a fence that is on its way, as through another handle of the ledger (BookKeeper 4701).
+    AddPassesFence,
+    /// The last that is written of explicit last add confirmed counts, and not the greatest.
+    LacGoesBack,
 }
 
 #[cfg(debug_assertions)]

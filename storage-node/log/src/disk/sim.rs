@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{Disk, DiskFile, Space};
 use crate::engine::segment_id;
-use crate::format::{BLOCK_BYTES, DATA_AT};
+use crate::format::{BLOCK_BYTES, DATA_AT, SEAL_AT, Seal};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -284,6 +284,37 @@ impl SimDisk {
         let (byte, bit) = (rng.random_range(0..bytes), rng.random_range(0..8));
         self.flip_bit(&name, byte, bit);
         Some((name, byte, bit))
+    }
+
+    /// Cuts blocks off a sealed segment, as where [`SimDisk::flip_proven_bit`] turns a bit: behind its head, which has the seal.
+    /// Answers the file and its new length.
+    pub fn cut_proven_file(&self, proven: (u32, u64), rng: &mut SmallRng) -> Option<(String, u64)> {
+        let (name, bytes) = self.proven_file(proven, rng)?;
+        let mut state = self.state.lock();
+        let file = state.names[&name];
+        let file = state.files.get_mut(&file).expect("named files exist");
+        let id = segment_id(&name).expect("it is one");
+        let seal = file.durable.get(SEAL_AT as usize..).map(|bytes| Seal::decode(bytes, id));
+        if !matches!(seal, Some(Ok(_))) || !file.unsynced.is_empty() || file.truncated.is_some() {
+            return None;
+        }
+        let block = BLOCK_BYTES as u64;
+        let length = rng.random_range(DATA_AT / block..bytes.div_ceil(block)) * block;
+        file.seen.truncate(length as usize);
+        file.durable.truncate(length as usize);
+        Some((name, length))
+    }
+
+    /// Turns a bit at random of a whole file that was durable, the zeros at its end apart. Answers the byte and the bit.
+    pub fn flip_bit_of(&self, name: &str, rng: &mut SmallRng) -> Option<(u64, u8)> {
+        let last = {
+            let state = self.state.lock();
+            let file = state.names.get(name)?;
+            state.files[file].seen.iter().rposition(|byte| *byte != 0)? as u64
+        };
+        let (byte, bit) = (rng.random_range(0..=last), rng.random_range(0..8));
+        self.flip_bit(name, byte, bit);
+        Some((byte, bit))
     }
 
     /// A segment, and how many of its bytes are known to have been durable: more than its head.

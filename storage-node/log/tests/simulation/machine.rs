@@ -12,6 +12,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 const BLOCK_BYTES: u64 = 4096;
+/// The list of deleted ledgers.
+const DELETED: &str = "deleted";
 /// The shortest record.
 const RECORD_BYTES: usize = 32;
 
@@ -39,6 +41,8 @@ pub struct Machine {
     pub small_disk: bool,
     /// Bits that were turned in the files.
     flips: usize,
+    /// Segments that were cut off.
+    cuts: usize,
     /// Blocks that cannot be read any more.
     lost_blocks: usize,
     /// Blocks of which a write went to the place of another one.
@@ -56,6 +60,9 @@ pub struct Machine {
     /// What lies before this was proven durable on disk, so damage to it must be told from a torn tail.
     proven: (u32, u64),
     flips_left: usize,
+    /// Bits turn in the list of deleted ledgers.
+    turns_lists: bool,
+    cuts_off: bool,
     misdirects: bool,
     blocks_left: usize,
     /// At times so many reads fail by chance.
@@ -90,11 +97,15 @@ impl Machine {
             read_error: 0.0,
         };
         // Never together: what is damaged is told from a torn end by a proof, which must not be lost then.
+        let (mut cuts, mut turns_lists) = (false, false);
         let (flips_left, misdirects, blocks_left) = match rng.random_range(0..100) {
             0..20 => (rng.random_range(1..=2), false, 0),
             20..25 => (0, true, 0),
             25..55 => (0, false, rng.random_range(1..=3)),
-            _ => (0, false, 0),
+            at => {
+                (cuts, turns_lists) = (at < 60, (60..65).contains(&at));
+                (usize::from(turns_lists), false, 0)
+            }
         };
         let read_error =
             if flips_left == 0 && !misdirects && rng.random_bool(0.25) { rng.random_range(0.02..0.3) } else { 0.0 };
@@ -118,10 +129,13 @@ impl Machine {
             house_answer: Arc::default(),
             proven: (0, 0),
             flips: 0,
+            cuts: 0,
             lost_blocks: 0,
             misdirected: 0,
             bad_starts: 0,
             flips_left,
+            turns_lists,
+            cuts_off: cuts,
             misdirects,
             blocks_left,
             read_error,
@@ -196,14 +210,14 @@ impl Machine {
 
     /// What may have made entries unreadable, or left other answers open.
     pub fn damages(&self) -> usize {
-        self.flips + self.lost_blocks + self.misdirected + self.bad_starts
+        self.flips + self.cuts + self.lost_blocks + self.misdirected + self.bad_starts
     }
 
     /// How many stretches of ledgers may be unreadable: a bit that is turned in the head of a record costs what the record holds,
     /// a block the records that it has a part of. Of several blocks one may be in a segment's index.
     pub fn unreadable_max(&self) -> usize {
         match self.lost_blocks {
-            _ if self.bad_starts + self.misdirected > 0 => usize::MAX,
+            _ if self.bad_starts + self.misdirected + self.cuts > 0 => usize::MAX,
             0 => self.flips,
             1 => BLOCK_BYTES as usize / RECORD_BYTES,
             _ => usize::MAX,
@@ -298,6 +312,7 @@ impl Machine {
             Stop::Kill | Stop::Close => self.disk.kill(),
         }
         self.turn_bits();
+        self.cut_off();
         self.misdirect();
         if self.rng.random_bool(0.3) {
             self.lose_block();
@@ -350,7 +365,7 @@ impl Machine {
     pub fn lose_block(&mut self) {
         let names = self.disk.list().expect("it lists");
         let names: Vec<String> =
-            names.into_iter().filter(|name| segment_id(name).is_some() || name == "deleted").collect();
+            names.into_iter().filter(|name| segment_id(name).is_some() || name == DELETED).collect();
         // What is written and not finished counts as older than the damage.
         if self.blocks_left == 0 || names.is_empty() || self.flights.iter().any(|flight| flight.written.is_some()) {
             return;
@@ -379,10 +394,25 @@ impl Machine {
         if self.flips_left == 0 || self.rng.random_bool(0.6) {
             return;
         }
-        let Some((name, byte, bit)) = self.disk.flip_proven_bit(self.proven, &mut self.rng) else { return };
+        let turned = match self.turns_lists {
+            true => self.disk.flip_bit_of(DELETED, &mut self.rng).map(|(byte, bit)| (DELETED.to_owned(), byte, bit)),
+            false => self.disk.flip_proven_bit(self.proven, &mut self.rng),
+        };
+        let Some((name, byte, bit)) = turned else { return };
         self.flips_left -= 1;
         self.flips += 1;
         self.note(format_args!("turned bit {bit} of byte {byte} in {name}"));
+    }
+
+    /// As with bits. What is gone may be any number of stretches.
+    fn cut_off(&mut self) {
+        if !self.cuts_off || self.rng.random_bool(0.6) {
+            return;
+        }
+        let Some((name, length)) = self.disk.cut_proven_file(self.proven, &mut self.rng) else { return };
+        self.cuts_off = false;
+        self.cuts += 1;
+        self.note(format_args!("cut {name} off at {length}"));
     }
 
     /// As with bits. What is missing in one place and damaged in the other counts as two blocks.

@@ -48,7 +48,16 @@ fn many_seeds_keep_every_promise_of_replicas() {
 /// Each within the seeds of an ordinary run; the test says how fast.
 #[test]
 fn planted_bugs_are_found() {
-    let bugs = [Bug::TornHeaderIsGarbage, Bug::RenameWithoutSync, Bug::ChecksumWithoutPlace];
+    let bugs = [
+        Bug::TornHeaderIsGarbage,
+        Bug::RenameWithoutSync,
+        Bug::ChecksumWithoutPlace,
+        Bug::IndexUnchecked,
+        Bug::ShortFileIsWhole,
+        Bug::AddPassesFence,
+        Bug::LacGoesBack,
+        Bug::StateUnchecked,
+    ];
     let fails = |seed| {
         let lives: [fn(u64) -> world::Outcome; 2] = [world::run, replicas::run];
         lives.into_iter().any(|run| catch_unwind(AssertUnwindSafe(|| run(seed))).is_err())
@@ -56,13 +65,12 @@ fn planted_bugs_are_found() {
     std::panic::set_hook(Box::new(|_| ()));
     let found = bugs.map(|bug| {
         plant(Some(bug));
-        (bug, (0..10_000).find(|&seed| fails(seed)))
+        let seed = (0..10_000).find(|&seed| fails(seed));
+        println!("{bug:?}: found by seed {seed:?}");
+        (bug, seed)
     });
     plant(None);
     let _ = std::panic::take_hook();
-    for (bug, seed) in &found {
-        println!("{bug:?}: found by seed {seed:?}");
-    }
     assert!(found.iter().all(|(_, seed)| seed.is_some()), "not all are found: {found:?}");
 }
 

@@ -135,6 +135,23 @@ impl World {
         self.take_answers();
         if self.machine.disk.has_crashed() {
             self.restart(Stop::Crash);
+        } else {
+            self.read_lacs();
+        }
+    }
+
+    /// Whoever asks for the last add confirmed is told at least what anybody was told before, whatever comes in between: it is kept as
+    /// soon as it is told.
+    fn read_lacs(&mut self) {
+        let damage = self.machine.damages() > 0;
+        for (&ledger, known) in self.replicas.iter_mut().filter(|(_, known)| !known.deletion_asked) {
+            let Some((_, Some(lac))) = self.machine.engine.replica(ledger) else {
+                assert!(known.lac_kept == 0 || damage, "ledger {ledger}: confirmed up to nothing");
+                continue;
+            };
+            let lac = lac.last_add_confirmed;
+            assert!(lac >= known.lac_kept || damage, "ledger {ledger}: confirmed up to {lac}, was {}", known.lac_kept);
+            known.lac_kept = lac;
         }
     }
 
