@@ -118,6 +118,7 @@ impl Broker {
             Some(version) => self.shared.metadata.guarded_by_bundle(name, version),
             None => self.shared.metadata.clone(),
         };
+        self.settle_log(name, &metadata).await?;
         let pending = self.shared.pending_acks.clone();
         let cursors = Cursors::open(name.to_string(), metadata.clone(), self.shared.ledgers.clone(), pending).await?;
         // Who has lost it may have read a log that was split meanwhile, or ledgers of it that were deleted: none is no empty one.
@@ -195,6 +196,9 @@ impl Broker {
     pub(crate) fn dismiss(&self, bundle: &Arc<Bundle>, topics: Vec<Arc<Topic>>, to: Option<&Located>) {
         // What waits still would be confirmed and not be known to whoever opens the bundle next, here too.
         bundle.cursors.seal();
+        if bundle.cursors.is_in_doubt() {
+            self.shared.unsettled.add_log(bundle);
+        }
         self.bundles.forget(&bundle.name, bundle);
         for topic in topics {
             self.forget(&topic);

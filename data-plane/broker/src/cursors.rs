@@ -87,6 +87,8 @@ struct State {
     waiting: VecDeque<(u64, CursorDone)>,
     last_sequence: u64,
     record_version: Option<u64>,
+    /// A commit of the record was begun, and whether it came to pass, or still will, is not known.
+    in_doubt: bool,
     retry_set: bool,
     /// What [`PendingAcks`] has of this log.
     counted_bytes: u64,
@@ -125,6 +127,7 @@ impl Cursors {
             waiting: VecDeque::new(),
             last_sequence: 0,
             record_version,
+            in_doubt: false,
             retry_set: false,
             counted_bytes: 0,
         };
@@ -251,6 +254,24 @@ impl Cursors {
         self.answer(state);
     }
 
+    /// Whether its record may still change after it was sealed, by a commit that was begun before.
+    pub fn is_in_doubt(&self) -> bool {
+        self.state.lock().in_doubt
+    }
+
+    /// Gives the record of a log another version: commits that were begun before have come to pass by then, or never do.
+    pub async fn settle(name: &str, metadata: &Metadata) -> Result<()> {
+        loop {
+            let record = metadata.get_cursor_log::<Vec<Listed>>(name).await?;
+            let version = record.as_ref().map(|record| record.version);
+            let list = record.map_or_else(Vec::new, |record| record.value);
+            match metadata.put_cursor_log(name, &list, version, &[], None).await {
+                Err(error) if error.is_conflict() => {}
+                settled => return Ok(settled.map(drop)?),
+            }
+        }
+    }
+
     /// Somebody else writes the log: nothing becomes durable here any more.
     pub fn is_fenced(&self) -> bool {
         self.state.lock().log.is_fenced()
@@ -298,7 +319,10 @@ impl Cursors {
             match action {
                 Action::Write { ledger_id, first_entry, entries } => self.write(ledger_id, first_entry, entries),
                 Action::CreateLedger => self.create_ledger(),
-                Action::SaveRecord { list, dropped } => self.save_record(list, dropped, state.record_version),
+                Action::SaveRecord { list, dropped } => {
+                    state.in_doubt = true;
+                    self.save_record(list, dropped, state.record_version);
+                }
                 Action::DeleteLedgers(ids) => self.delete_ledgers(ids),
             }
         }
@@ -390,7 +414,7 @@ impl Cursors {
             let mut state = cursors.state.lock();
             match saved {
                 Ok((version, announced)) => {
-                    state.record_version = Some(version);
+                    (state.record_version, state.in_doubt) = (Some(version), false);
                     state.announced = announced;
                     state.log.record_saved();
                 }

@@ -115,3 +115,25 @@ async fn a_ledger_that_goes_is_noted_with_the_record_that_drops_it() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_settled_log_is_not_changed_by_what_was_begun_before() {
+    let store = Arc::new(DisturbedStore::<Refusing>::default());
+    let (metadata, cursors) = open(&store, true).await;
+    assert!(!cursors.is_in_doubt());
+    // Of one that has no record yet, too.
+    Cursors::settle("t/n/b", &metadata).await.unwrap();
+    let first = metadata.put_cursor_log("t/n/b", &Vec::<Listed>::new(), None, &[], None).await;
+    assert!(first.unwrap_err().is_conflict());
+
+    let (metadata, cursors) = open(&store, true).await;
+    put(&cursors, 1, 10).await;
+    assert!(!cursors.is_in_doubt(), "its record is written");
+    let ledgers = cursors.ledger_ids();
+    let version = cursors.record_version();
+    Cursors::settle("t/n/b", &metadata).await.unwrap();
+    let late = metadata.put_cursor_log("t/n/b", &Vec::<Listed>::new(), version, &[], None).await;
+    assert!(late.unwrap_err().is_conflict());
+    let found = metadata.get_cursor_log::<Vec<Listed>>("t/n/b").await.unwrap().unwrap().value;
+    assert_eq!(found.iter().map(|listed| listed.ledger.ledger_id).collect::<Vec<_>>(), ledgers);
+}

@@ -256,7 +256,11 @@ impl CursorLog {
 
     /// The lowest mark-delete position that may be found after a crash at this moment: the only one that trimming may use.
     /// `initial` is what the subscription's metadata says, which counts as long as nothing of the cursor is durable here.
+    /// Once the log is fenced, nothing is to be trimmed: a reset of the cursor would not be in it.
     pub fn durable_mark_delete(&self, cursor_id: u64, initial: Position) -> Position {
+        if self.fenced {
+            return Position::EARLIEST;
+        }
         match self.pending.mark(cursor_id, initial) {
             Some(mark) => mark,
             None => self.store.cursor(cursor_id).map_or(initial, CursorSnapshot::mark_delete),

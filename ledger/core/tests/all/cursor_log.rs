@@ -209,6 +209,17 @@ fn a_dropped_cursor_stays_dropped() {
 }
 
 #[test]
+fn a_fenced_log_lets_nothing_be_trimmed() {
+    let (mut disk, mut log) = (Disk::default(), CursorLog::new(tiny()));
+    log.append(Record::Snapshot { cursor_id: 1, snapshot: Cursor::new(pos(1, 5)).snapshot() });
+    disk.run(&mut log);
+    assert_eq!(log.durable_mark_delete(1, pos(1, 2)), pos(1, 5));
+    // A consumer may have gone back since, of which the log does not know.
+    log.fence();
+    assert_eq!(log.durable_mark_delete(1, pos(1, 2)), Position::EARLIEST);
+}
+
+#[test]
 fn a_tiny_cursor_takes_less_than_150_bytes() {
     let config = CursorLogConfig { rotate_bytes: 1 << 20, ..CursorLogConfig::default() };
     let (mut disk, mut log) = (Disk::default(), CursorLog::new(config));
