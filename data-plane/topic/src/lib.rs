@@ -15,6 +15,7 @@ mod delayed;
 mod dispatch;
 mod entry;
 pub mod hash;
+mod planted;
 pub mod producers;
 pub mod rate_limit;
 pub mod read_cache;
@@ -25,6 +26,7 @@ mod unacked;
 pub use delayed::DelayedBudget;
 pub use dispatch::explain::{ConsumerExplanation, Explanation, HashBlock, RangeExplanation};
 pub use entry::{BlockReason, Delivery, DispatchWait, Entry, EntryFlags, EntryMeta, EntryReader, Ready};
+pub use planted::{Bug, plant};
 pub use subscription::{
     AckError, AckRequest, AckSummary, ConsumerKey, ConsumerSpec, ConsumerStats, DrainingHashStats, Event,
     IndividualAck, KeySharedMode, KeySharedSpec, Mismatch, SubscribeError, Subscription, SubscriptionOptions,

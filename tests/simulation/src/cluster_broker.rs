@@ -67,6 +67,8 @@ pub struct Broker {
     pub moving: RefCell<BTreeSet<BundleRange>>,
     /// Topics of which a record may still come to be written that was begun here.
     pub unsettled: RefCell<BTreeSet<usize>>,
+    /// The same of cursor logs.
+    pub unsettled_logs: RefCell<BTreeSet<BundleRange>>,
     /// Something has changed in these.
     pub touched: RefCell<BTreeSet<BundleRange>>,
     pub connections: RefCell<BTreeMap<u64, Connection>>,
@@ -97,6 +99,7 @@ impl Broker {
             new_logs: RefCell::default(),
             moving: RefCell::default(),
             unsettled: RefCell::default(),
+            unsettled_logs: RefCell::default(),
             touched: RefCell::default(),
             connections: RefCell::default(),
             suspects: RefCell::default(),

@@ -1,6 +1,7 @@
 //! Producers and consumers of a simulated cluster. They look for their topic's owner, connect again when something went wrong,
 //! and send again, in order, what has no receipt.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use geminga_model::Position;
@@ -11,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use crate::cluster_messages::{Message, ToBroker, ToClient};
 use crate::cluster_sim::{Event, MS, Machine, Micros, SECOND, Sim};
 use crate::cluster_subscriptions::type_of;
-use crate::ledger_oracle::{BATCH, Entry};
+use crate::ledger_oracle::Entry;
 use crate::ledger_producers::{Answer, Producer};
 
 /// How long a broker may be silent, which answers pings.
@@ -36,8 +37,8 @@ struct Consumer {
     subscription: usize,
     granted: u32,
     delivered: u32,
-    /// Of an exclusive consumer that has neither sought nor asked for anything again.
-    last: Option<Position>,
+    /// What came last of a key (an exclusive consumer has one for all), while it has neither sought nor asked for anything again.
+    last: BTreeMap<u64, Position>,
     in_order: bool,
     /// Given to it, and not acknowledged.
     kept: Vec<Position>,
@@ -96,7 +97,7 @@ impl Client {
             subscription,
             granted: 0,
             delivered: 0,
-            last: None,
+            last: BTreeMap::new(),
             in_order: true,
             kept: Vec::new(),
             seen: None,
@@ -165,7 +166,7 @@ impl Client {
             }
             Role::Consumer(consumer) => {
                 (consumer.granted, consumer.delivered) = (0, 0);
-                (consumer.last, consumer.in_order) = (None, true);
+                (consumer.last, consumer.in_order) = (BTreeMap::new(), true);
                 consumer.kept.clear();
                 let incarnation = self.sim.oracle.borrow().incarnation(self.topic);
                 if consumer.incarnation != incarnation {
@@ -216,7 +217,8 @@ impl Client {
                 }
             }
             Role::Consumer(consumer) => {
-                let may_seek = is_lively && type_of(consumer.subscription) == SubscriptionType::Exclusive;
+                let is_exclusive = type_of(&self.sim, self.topic, consumer.subscription) == SubscriptionType::Exclusive;
+                let may_seek = is_lively && is_exclusive;
                 let target = match consumer.seen {
                     Some(seen) if may_seek && rng.random_bool(0.01) => Some(seen),
                     _ if may_seek && rng.random_bool(0.001) => Some(Position::EARLIEST),
@@ -272,24 +274,27 @@ impl Client {
 
     fn consume(&mut self, messages: Vec<Message>, mood: Mood) {
         let Role::Consumer(consumer) = &mut self.role else { unreachable!("only consumers get messages") };
-        let is_exclusive = type_of(consumer.subscription) == SubscriptionType::Exclusive;
+        let sub_type = type_of(&self.sim, self.topic, consumer.subscription);
+        let is_exclusive = sub_type == SubscriptionType::Exclusive;
         let mut acked = Vec::new();
         let mut taken = 0;
         for Message { position, payload } in messages {
             self.sim.count("messages checked by consumers");
             self.sim.oracle.borrow().delivered(self.topic, position, &payload);
-            if is_exclusive && consumer.in_order {
-                assert!(consumer.last < Some(position), "{position} comes after {:?}", consumer.last);
-                consumer.last = Some(position);
+            let entry = Entry::from_bytes(&payload);
+            if sub_type != SubscriptionType::Shared && consumer.in_order {
+                let key = if is_exclusive { 0 } else { entry.key() };
+                let last = consumer.last.insert(key, position);
+                assert!(last < Some(position), "{position} comes after {last:?}");
             }
-            taken += Entry::from_bytes(&payload).messages;
+            // A batch goes out whole.
+            assert!(consumer.delivered < consumer.granted, "{position} comes without a permit");
+            consumer.delivered += entry.messages;
+            taken += entry.messages;
             consumer.seen = Some(position).filter(|_| self.rng.random_bool(0.2)).or(consumer.seen);
             let forgets = mood == Mood::Lively && self.rng.random_bool(0.03);
             if forgets { consumer.kept.push(position) } else { acked.push(position) }
         }
-        consumer.delivered += taken;
-        // A batch goes out whole.
-        assert!(consumer.delivered < consumer.granted + BATCH, "more messages than permits");
         consumer.granted += taken;
         let cumulative = is_exclusive && consumer.kept.is_empty() && self.rng.random_bool(0.5);
         let request = if self.rng.random_bool(0.3) { Some(consumer.request()) } else { None };

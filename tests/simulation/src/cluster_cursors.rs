@@ -101,7 +101,7 @@ impl Broker {
                 Action::Write { ledger_id, first_entry, entries } => {
                     self.append(part, &log.metadata, ledger_id, first_entry as u64, entries);
                 }
-                Action::CreateLedger => self.create_log_ledger(part, log.metadata.clone()),
+                Action::CreateLedger => self.create_log_ledger(part, log),
                 Action::SaveRecord { list, dropped } => self.save_log_record(part, list, dropped, log),
                 Action::DeleteLedgers(ledgers) => self.delete_ledgers(ledgers),
             }
@@ -141,10 +141,11 @@ impl Broker {
         }
     }
 
-    fn create_log_ledger(self: &Rc<Self>, part: Part, metadata: Metadata) {
-        let broker = self.clone();
+    fn create_log_ledger(self: &Rc<Self>, part: Part, log: &BundleLog) {
+        let (broker, metadata) = (self.clone(), log.metadata.clone());
+        let newest = log.log.record().iter().map(|ledger| ledger.ledger_id).max().unwrap_or(0);
         self.tasks.spawn(async move {
-            let ask = |metadata: Metadata| async move { metadata.next_ledger_id(0).await };
+            let ask = move |metadata: Metadata| async move { metadata.next_ledger_id(newest).await };
             let created = broker.ask(&metadata, "ledger id", ask).await;
             broker.with_log(part, |log| match created {
                 Ok(id) => log.log.ledger_created(id),
@@ -155,6 +156,7 @@ impl Broker {
 
     fn save_log_record(self: &Rc<Self>, part: Part, list: Vec<LogLedger>, dropped: Vec<u64>, log: &BundleLog) {
         let (broker, metadata, version) = (self.clone(), log.metadata.clone(), log.version);
+        self.unsettled_logs.borrow_mut().insert(part.bundle);
         self.tasks.spawn(async move {
             let name = log_name(part.bundle);
             let saved = broker
@@ -162,6 +164,9 @@ impl Broker {
                     metadata.put_cursor_log(&name, &list, version, &dropped, None).await
                 })
                 .await;
+            if saved.is_ok() {
+                broker.unsettled_logs.borrow_mut().remove(&part.bundle);
+            }
             broker.with_log(part, |log| match saved {
                 Ok(version) => {
                     log.version = Some(version);

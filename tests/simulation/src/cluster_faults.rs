@@ -131,7 +131,12 @@ impl World {
         nodes[node].lose_disk();
         let state = Node::new(self.sim.storage, self.sim.plant, SmallRng::from_rng(&mut self.rng));
         nodes.push(state);
-        self.sim.after(SWEEP, Event::Sweep { node: nodes.len() - 1 });
+        let heir = nodes.len() - 1;
+        self.sim.after(SWEEP, Event::Sweep { node: heir });
+        if self.rng.random() {
+            self.sim.count("fault: empty node at an old address");
+            nodes[node].heir = Some(heir);
+        }
     }
 
     /// A ledger id that is greater than all that anybody was given, if metadata can be asked.

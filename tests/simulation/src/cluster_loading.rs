@@ -42,14 +42,37 @@ impl Broker {
     }
 
     pub async fn load_log(self: &Rc<Self>, bundle: BundleRange, metadata: &Metadata) -> Result<BundleLog, Failure> {
+        // Before it is read: what ends meanwhile is not in what was read.
+        let is_unsettled = self.unsettled_logs.borrow().contains(&bundle);
         let name = log_name(bundle);
         let found: Option<Versioned<Vec<LogLedger>>> = self
             .ask(metadata, "get cursor log", move |metadata| async move { metadata.get_cursor_log(&name).await })
             .await
             .map_err(|error| error.to_string())?;
-        let version = found.as_ref().map(|found| found.version);
-        let log = self.replay_log(&found.map_or_else(Vec::new, |found| found.value)).await?;
+        let mut version = found.as_ref().map(|found| found.version);
+        let list = found.map_or_else(Vec::new, |found| found.value);
+        if is_unsettled && self.sim.plant != Plant::LateLogRecords {
+            version = Some(self.settle_log(bundle, metadata, list.clone(), version).await?);
+        }
+        let log = self.replay_log(&list).await?;
         Ok(BundleLog::new(log, metadata.clone(), version))
+    }
+
+    /// Gives the record of a log that an earlier instance may still write another version.
+    async fn settle_log(
+        self: &Rc<Self>,
+        bundle: BundleRange,
+        metadata: &Metadata,
+        list: Vec<LogLedger>,
+        version: Option<u64>,
+    ) -> Result<u64, Failure> {
+        let name = log_name(bundle);
+        let put =
+            move |metadata: Metadata| async move { metadata.put_cursor_log(&name, &list, version, &[], None).await };
+        let settled = self.ask(metadata, "settle cursor log", put).await.map_err(|error| error.to_string())?;
+        self.unsettled_logs.borrow_mut().remove(&bundle);
+        self.sim.count("cursor logs whose record was settled");
+        Ok(settled)
     }
 
     async fn replay_log(self: &Rc<Self>, list: &[LogLedger]) -> Result<CursorLog, Failure> {

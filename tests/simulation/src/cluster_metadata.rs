@@ -123,7 +123,7 @@ impl Broker {
         self.ask(metadata, "put ledger", move |metadata| async move {
             let written = metadata.put_ledger(ledger, &value, version).await;
             match &written {
-                Ok(_) => sim.oracle.borrow_mut().metadata_written(ledger, &value),
+                Ok(_) => sim.oracle.borrow_mut().metadata_written(&sim, ledger, &value),
                 Err(_) => sim.count("conflicts of ledgers' metadata"),
             }
             written

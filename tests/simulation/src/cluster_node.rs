@@ -99,6 +99,8 @@ pub struct Node {
     pub is_up: bool,
     /// Its disk is gone for good.
     pub is_lost: bool,
+    /// Which node came empty to its address, under an id of its own.
+    pub heir: Option<usize>,
     /// May be damaged: of these there are fewer than copies that count.
     pub is_victim: bool,
     /// Syncs take so many times longer.
@@ -112,7 +114,7 @@ impl Node {
             Storage::Model => Box::new(Model::new(plant, rng)),
             Storage::Engine => Box::new(OnEngine::new(plant, rng)),
         };
-        Node { life: 0, is_up: true, is_lost: false, is_victim: false, slowness: 1, store }
+        Node { life: 0, is_up: true, is_lost: false, heir: None, is_victim: false, slowness: 1, store }
     }
 
     pub fn ask(&mut self, reply: ReplyTo, call: Call) -> Outcome {

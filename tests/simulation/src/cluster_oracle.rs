@@ -16,6 +16,7 @@ use geminga_model::Position;
 use crate::cluster_ledgers::node_number;
 pub use crate::cluster_oracle_acks::AckToken;
 use crate::cluster_oracle_acks::SubTruth;
+use crate::cluster_oracle_deliveries::{Deliveries, OwnedSub};
 use crate::cluster_sim::Sim;
 use crate::cluster_tasks::at_once;
 use crate::cluster_topic::topic_name;
@@ -40,6 +41,7 @@ struct LedgerTruth {
 pub struct Existing {
     producer: u64,
     highest_sequence: u64,
+    pub key: u64,
 }
 
 #[derive(Default)]
@@ -71,6 +73,7 @@ pub struct TopicTruth {
 pub struct Oracle {
     ledgers: BTreeMap<u64, LedgerTruth>,
     pub topics: Vec<TopicTruth>,
+    pub deliveries: Deliveries,
     /// Counts applied acknowledgements and resets.
     order: u64,
 }
@@ -123,7 +126,7 @@ impl Oracle {
     }
 
     /// The metadata service has taken these.
-    pub fn metadata_written(&mut self, ledger: u64, metadata: &LedgerMetadata) {
+    pub fn metadata_written(&mut self, sim: &Sim, ledger: u64, metadata: &LedgerMetadata) {
         assert_eq!(metadata.check(), Ok(()), "ledger {ledger}");
         let truth = self.ledgers.entry(ledger).or_default();
         if truth.is_deleted {
@@ -146,6 +149,7 @@ impl Oracle {
             truth.closed = Some(metadata.state);
         }
         truth.metadata = Some(metadata.clone());
+        truth.check_disks(sim, ledger);
     }
 
     /// A topic was deleted that had these, or a bundle was split whose log had them.
@@ -173,10 +177,7 @@ impl Oracle {
     /// Every confirmed entry of a ledger that exists is on some disk, undamaged.
     pub fn check_disks(&self, sim: &Sim) {
         for (ledger, truth) in self.ledgers.iter().filter(|(_, truth)| truth.metadata.is_some()) {
-            for entry in 0..truth.confirmed {
-                let good = truth.places(entry).any(|node| truth.is_good(sim, node, *ledger, entry));
-                assert!(good, "entry {entry} of ledger {ledger} is confirmed, and nobody has it any more");
-            }
+            truth.check_disks(sim, *ledger);
         }
     }
 
@@ -261,7 +262,7 @@ impl Oracle {
             let range = Position { ledger_id, entry_id: -1 }..Position { ledger_id: ledger_id + 1, entry_id: -1 };
             let lost: Vec<Position> = topic.entries.range(range).map(|(position, _)| *position).collect();
             for position in lost {
-                if let Some(Existing { producer, highest_sequence }) = topic.entries.remove(&position) {
+                if let Some(Existing { producer, highest_sequence, .. }) = topic.entries.remove(&position) {
                     let highest = topic.gone_up_to.entry(producer).or_default();
                     *highest = highest_sequence.max(*highest);
                 }
@@ -274,6 +275,10 @@ impl Oracle {
 
     /// A new owner has taken the topic over and knows this.
     pub fn loaded(&mut self, topic: usize, ownership: u64, list: &LedgerList, cursors: &[&Cursor]) {
+        for (sub, cursor) in cursors.iter().enumerate() {
+            let acked = positions(list).filter(|position| cursor.is_acked(*position));
+            self.deliveries.begin(OwnedSub { topic, sub, ownership }, acked);
+        }
         let order = self.order;
         let truth = &mut self.topics[topic];
         if ownership < truth.ownership {
@@ -317,10 +322,19 @@ impl Oracle {
         assert!(exists || is_recovered(), "{position} is delivered, and was not confirmed");
     }
 
+    /// A broker hands an entry out.
+    pub fn given(&mut self, topic: usize, shares_keys: bool, connection: u64, position: Position, entry: &Entry) {
+        if shares_keys {
+            self.deliveries.check_key(connection, position, entry.key(), &self.topics[topic].entries);
+        }
+        self.deliveries.given(connection, position, entry);
+    }
+
     /// A cursor has taken acknowledgements in, in memory.
     pub fn ack_applied(&mut self, topic: usize, sub: usize, ownership: u64, positions: Vec<Position>) -> AckToken {
         self.order += 1;
         self.topics[topic].subscriptions[sub].applied(&positions, self.order);
+        self.deliveries.acked(OwnedSub { topic, sub, ownership }, &positions);
         AckToken { topic, sub, ownership, order: self.order, target: None, positions }
     }
 
@@ -368,7 +382,8 @@ impl Oracle {
 impl TopicTruth {
     fn exists(&mut self, position: Position, entry: &Entry, seen_by: Option<u64>) {
         let origin = entry.origin.expect("every message has a producer");
-        let existing = Existing { producer: origin.producer, highest_sequence: entry.highest_sequence() };
+        let existing =
+            Existing { producer: origin.producer, highest_sequence: entry.highest_sequence(), key: entry.key() };
         self.entries.insert(position, existing);
         let stored = self.stored.entry((origin.producer, origin.sequence)).or_insert((position, seen_by));
         let (first, first_seen_by) = *stored;
@@ -390,6 +405,14 @@ impl LedgerTruth {
         let metadata = self.metadata.as_ref().expect("the ledger exists");
         let ensemble = &metadata.fragment_of(entry).ensemble;
         distribution::write_order(metadata.quorum, entry).filter_map(|slot| node_number(&ensemble[slot]))
+    }
+
+    /// What is confirmed is where the metadata say.
+    fn check_disks(&self, sim: &Sim, ledger: u64) {
+        for entry in 0..self.confirmed {
+            let good = self.places(entry).any(|node| self.is_good(sim, node, ledger, entry));
+            assert!(good, "entry {entry} of ledger {ledger} is confirmed, and nobody has it any more");
+        }
     }
 
     fn is_good(&self, sim: &Sim, node: usize, ledger: u64, entry: u64) -> bool {

@@ -7,6 +7,8 @@ pub enum Plant {
     None,
     /// In the state machines of ledgers.
     Client(Bug),
+    /// In subscriptions and their dispatchers.
+    Topic(geminga_topic::Bug),
     /// In the storage engine.
     Engine(geminga_log::Bug),
     /// A node answers before it has synced.
@@ -17,6 +19,8 @@ pub enum Plant {
     DamagedIsAbsent,
     /// A node takes a data directory that is missing or was given up for an empty one.
     LostDirectoryIsEmpty,
+    /// Whoever asks a node does not look whether it is the one that is meant: an empty one that came to its address is believed.
+    EmptyNodeIsTrusted,
     /// A node that gave a directory up counts as settled while writers may still count on what is gone.
     OpenIsSettled,
     /// Readers do not check digests.
@@ -49,6 +53,8 @@ pub enum Plant {
     PartsBeforeLogs,
     /// A split whose outcome was not known, and that comes late, drops what was acknowledged since (was so).
     LateSplits,
+    /// A record of a cursor log whose outcome was not known, and that comes once the log was opened again, takes back what was found (was so).
+    LateLogRecords,
     /// A bundle that nobody owns is taken without looking whether it was split meanwhile (was so).
     SplitBundlesAreTaken,
     /// An owner does not look again, once it has read a bundle's log, whether the bundle is still its own (was so).

@@ -19,12 +19,19 @@ pub struct TopicPolicies {
     /// Messages expire after so many milliseconds.
     pub ttl_ms: Option<u64>,
     pub deduplicates: bool,
+    /// Its second subscription is Key_Shared, and not Shared.
+    pub shares_keys: bool,
 }
 
 impl TopicPolicies {
     /// As a topic has them at first.
     pub fn first(rng: &mut SmallRng) -> TopicPolicies {
-        TopicPolicies { retention: Retention::NONE, ttl_ms: None, deduplicates: rng.random_bool(0.7) }
+        TopicPolicies {
+            retention: Retention::NONE,
+            ttl_ms: None,
+            deduplicates: rng.random_bool(0.7),
+            shares_keys: rng.random(),
+        }
     }
 
     /// What becomes of them; that deduplication is switched on and off only if it `may` be.
@@ -36,7 +43,7 @@ impl TopicPolicies {
         };
         let ttl_ms = rng.random_bool(0.3).then(|| rng.random_range(1000..60_000));
         let deduplicates = if may_deduplicate { rng.random() } else { self.deduplicates };
-        TopicPolicies { retention, ttl_ms, deduplicates }
+        TopicPolicies { retention, ttl_ms, deduplicates, ..self }
     }
 }
 

@@ -100,6 +100,10 @@ fn plant_everywhere(bug: Plant) {
         Plant::Client(bug) => Some(bug),
         _ => None,
     });
+    geminga_topic::plant(match bug {
+        Plant::Topic(bug) => Some(bug),
+        _ => None,
+    });
     geminga_log::plant(match bug {
         Plant::Engine(bug) => Some(bug),
         _ => None,
@@ -175,6 +179,7 @@ impl World {
             let trouble = self.rng.random_range(60 * SECOND..240 * SECOND);
             self.run_for(trouble);
             self.heal();
+            self.sim.oracle.borrow().check_disks(&self.sim);
             self.mood = Mood::Orderly;
             self.run_for(3 * SECOND);
             self.come_to_rest();
@@ -289,11 +294,19 @@ impl World {
         }
         match event {
             Event::Call { node, broker, life, number, call } => {
-                let outcome = match &mut self.sim.nodes.borrow_mut()[node] {
-                    state if state.is_up => state.ask(ReplyTo { broker, life, number }, call),
-                    _ => return,
+                let reply = ReplyTo { broker, life, number };
+                let heir = self.sim.nodes.borrow()[node].heir;
+                let at = heir.unwrap_or(node);
+                let outcome = match &mut self.sim.nodes.borrow_mut()[at] {
+                    state if !state.is_up => return,
+                    // It says who it is, and the connection is left.
+                    _ if heir.is_some() && self.sim.plant != Plant::EmptyNodeIsTrusted => {
+                        self.sim.count("calls that found another node");
+                        Outcome { answers: vec![(reply, Answer::Failed)], sync: None }
+                    }
+                    state => state.ask(reply, call),
                 };
-                self.follow_node(node, outcome);
+                self.follow_node(at, outcome);
             }
             Event::Synced { node, life } => {
                 let outcome = match &mut self.sim.nodes.borrow_mut()[node] {
@@ -330,9 +343,13 @@ impl World {
                 self.sim.after(self.chaos.next_pause(), Event::NextFault);
                 if let Some(happening) = self.chaos.draw() {
                     self.happen(happening);
+                    self.sim.oracle.borrow().check_disks(&self.sim);
                 }
             }
-            Event::Heal(fault) => self.end(fault),
+            Event::Heal(fault) => {
+                self.end(fault);
+                self.sim.oracle.borrow().check_disks(&self.sim);
+            }
             Event::Inspect => self.inspect(),
         }
     }
@@ -395,7 +412,10 @@ impl World {
         check_bundles(&self.sim.metadata.client());
         for broker in self.brokers.iter().flatten() {
             for topic in broker.bundles.borrow().values().flat_map(|bundle| bundle.topics.values()) {
-                topic.subscriptions.iter().for_each(|sub| sub.core.check_invariants());
+                for sub in &topic.subscriptions {
+                    sub.core.check_invariants();
+                    self.sim.oracle.borrow().deliveries.check_permits(&sub.core.stats(topic.ledger.list()));
+                }
             }
         }
     }

@@ -8,18 +8,20 @@ use geminga_ledger::cursor::{AckKind, Cursor};
 use geminga_ledger::cursor_log::Record;
 use geminga_ledger::ledger_list::LedgerList;
 use geminga_model::Position;
+use geminga_topic::hash::sticky_key_hash;
 use geminga_topic::{
-    AckRequest, ConsumerSpec, DispatchWait, Entry, EntryMeta, EntryReader, IndividualAck, Ready, Subscription,
-    SubscriptionType,
+    AckRequest, ConsumerSpec, Delivery, DispatchWait, Entry, EntryMeta, EntryReader, IndividualAck, Ready,
+    Subscription, SubscriptionType,
 };
 
-use crate::cluster_broker::Broker;
+use crate::cluster_broker::{Broker, Connection};
 use crate::cluster_cursors::Durable;
 use crate::cluster_ledgers::Part;
 use crate::cluster_messages::{Message, ToClient};
+use crate::cluster_oracle_deliveries::OwnedSub;
 use crate::cluster_ownership::Bundle;
 use crate::cluster_plant::Plant;
-use crate::cluster_sim::MS;
+use crate::cluster_sim::{MS, Sim};
 use crate::cluster_topic::Topic;
 use crate::ledger_oracle::{Entry as Sent, positions};
 
@@ -43,9 +45,13 @@ pub struct Sub {
     pub core: Subscription,
 }
 
-/// The first subscription of a topic is exclusive, the others are shared.
-pub fn type_of(subscription: usize) -> SubscriptionType {
-    if subscription == 0 { SubscriptionType::Exclusive } else { SubscriptionType::Shared }
+/// The first subscription of a topic is exclusive, the other one is shared, or shared by key.
+pub fn type_of(sim: &Sim, topic: usize, subscription: usize) -> SubscriptionType {
+    match subscription {
+        0 => SubscriptionType::Exclusive,
+        _ if sim.policies.borrow()[topic].shares_keys => SubscriptionType::KeyShared,
+        _ => SubscriptionType::Shared,
+    }
 }
 
 struct Reader<'a> {
@@ -57,7 +63,9 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn entry(&self, position: Position) -> Option<Entry> {
         let payload = self.cache.get(&position).or_else(|| self.read.get(&position))?;
-        let meta = EntryMeta { num_messages: Sent::from_bytes(payload).messages, ..EntryMeta::default() };
+        let sent = Sent::from_bytes(payload);
+        let sticky_key_hash = sticky_key_hash(&sent.key().to_le_bytes());
+        let meta = EntryMeta { num_messages: sent.messages, sticky_key_hash, ..EntryMeta::default() };
         Some(Entry { position, meta, data: payload.clone() })
     }
 }
@@ -119,16 +127,21 @@ impl Broker {
 
     /// A consumer joins a subscription; false if somebody else has it.
     fn join(&self, bundle: &mut Bundle, topic: usize, subscription: usize, connection: u64) -> bool {
+        let of = OwnedSub { topic, sub: subscription, ownership: bundle.ownership() };
         let topic = topic_of(bundle, topic);
         let spec = ConsumerSpec {
             key: connection,
             consumer_id: connection,
             name: format!("c{connection}"),
-            sub_type: type_of(subscription),
+            sub_type: type_of(&self.sim, topic.number, subscription),
             ..ConsumerSpec::default()
         };
         topic.dispatch_due = true;
-        topic.subscriptions[subscription].core.add_consumer(spec, self.now_ms()).is_ok()
+        let has_joined = topic.subscriptions[subscription].core.add_consumer(spec, self.now_ms()).is_ok();
+        if has_joined {
+            self.sim.oracle.borrow_mut().deliveries.joined(connection, of);
+        }
+        has_joined
     }
 
     pub fn leave(&self, bundle: &mut Bundle, topic: usize, subscription: Option<usize>, connection: u64) {
@@ -137,6 +150,7 @@ impl Broker {
         if let Some(subscription) = subscription {
             let (list, now) = (topic.ledger.list(), self.now_ms());
             topic.subscriptions[subscription].core.remove_consumer(connection, list, now);
+            self.sim.oracle.borrow_mut().deliveries.left(connection);
         }
     }
 
@@ -150,6 +164,7 @@ impl Broker {
         let topic = topic_of(bundle, topic);
         topic.dispatch_due = true;
         topic.subscriptions[subscription].core.flow(connection, permits);
+        self.sim.oracle.borrow_mut().deliveries.granted(connection, permits);
     }
 
     pub fn acknowledge(
@@ -194,6 +209,7 @@ impl Broker {
         topic.dispatch_due = true;
         let (list, now) = (topic.ledger.list(), self.now_ms());
         topic.subscriptions[subscription].core.redeliver(connection, None, Some(wanted), list, now);
+        self.sim.oracle.borrow_mut().deliveries.gave_back(connection, wanted);
     }
 
     pub fn seek(&self, bundle: &mut Bundle, at: usize, connection: u64, target: Position, request: u64) {
@@ -226,13 +242,15 @@ impl Broker {
     pub fn dispatch(self: &Rc<Self>, part: Part, topic: &mut Topic) {
         let now = self.now_ms();
         let mut wanted = Vec::new();
-        for sub in &mut topic.subscriptions {
+        for (number, sub) in topic.subscriptions.iter_mut().enumerate() {
+            let shares_keys = type_of(&self.sim, topic.number, number) == SubscriptionType::KeyShared;
             loop {
                 let mut out = Vec::new();
                 let mut reader = Reader { list: topic.ledger.list(), cache: &topic.cache, read: &topic.read };
                 let wait = sub.core.dispatch(now, &mut reader, 1 << 20, &mut out);
                 let mut messages: BTreeMap<u64, Vec<Message>> = BTreeMap::new();
                 for delivery in out {
+                    self.given(topic.number, shares_keys, &delivery);
                     let message = Message { position: delivery.entry.position, payload: delivery.entry.data };
                     messages.entry(delivery.consumer).or_default().push(message);
                 }
@@ -244,6 +262,10 @@ impl Broker {
                 }
                 match wait {
                     DispatchWait::MoreWork => (),
+                    DispatchWait::NoPermits => {
+                        self.check_nobody_has_permits(topic.number, number);
+                        break;
+                    }
                     DispatchWait::NeedRead { from, max_entries } => {
                         let list = topic.ledger.list();
                         let mut next = list.ceiling(from);
@@ -265,6 +287,20 @@ impl Broker {
             let broker = self.clone();
             self.tasks.spawn(async move { broker.read_for_consumers(part, wanted).await });
         }
+    }
+
+    fn given(&self, topic: usize, shares_keys: bool, delivery: &Delivery) {
+        let Entry { position, data, .. } = &delivery.entry;
+        self.sim.count_many("entries of a key in order", u64::from(shares_keys));
+        let sent = Sent::from_bytes(data);
+        self.sim.oracle.borrow_mut().given(topic, shares_keys, delivery.consumer, *position, &sent);
+    }
+
+    fn check_nobody_has_permits(&self, topic: usize, subscription: usize) {
+        let (connections, oracle) = (self.connections.borrow(), self.sim.oracle.borrow());
+        let of_it = |to: &Connection| (to.topic, to.subscription) == (topic, Some(subscription));
+        let consumers = connections.iter().filter(|(_, connection)| of_it(connection));
+        consumers.for_each(|(connection, _)| oracle.deliveries.check_nobody_has_permits(*connection));
     }
 
     async fn read_for_consumers(self: Rc<Self>, part: Part, wanted: Vec<Position>) {

@@ -15,6 +15,8 @@ pub type Check = Result<(), String>;
 
 /// Messages of a batch; an ack set fits one word.
 pub const BATCH: u32 = 6;
+/// Keys that producers use.
+const KEYS: u64 = 8;
 
 /// A published entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +61,11 @@ impl Entry {
         let origin = || Origin { producer: number(3), sequence: number(4), connection: number(5) };
         let origin = (bytes.len() > 24).then(origin);
         Entry { id: number(0), messages: number(1) as u32, index: number(2), origin }
+    }
+
+    /// The same whenever its producer sends it.
+    pub fn key(&self) -> u64 {
+        self.origin.map_or(0, |origin| (origin.producer + origin.sequence) % KEYS)
     }
 
     pub fn highest_sequence(&self) -> u64 {

@@ -22,6 +22,7 @@ pub mod cluster_network;
 pub mod cluster_node;
 pub mod cluster_oracle;
 pub mod cluster_oracle_acks;
+pub mod cluster_oracle_deliveries;
 pub mod cluster_ownership;
 pub mod cluster_plant;
 pub mod cluster_policies;

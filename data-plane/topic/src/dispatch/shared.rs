@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::{Budget, MAX_MISSING, ReadTurns};
 use crate::entry::{BlockReason, Delivery, DispatchWait, Entry, EntryReader, Ready};
+use crate::planted::{Bug, is_planted};
 use crate::subscription::consumers::Slot;
 use crate::subscription::core::Core;
 
@@ -211,6 +212,9 @@ impl Shared {
     ) {
         let position = entry.position;
         if core.cursor.is_acked(position) || core.swallow_marker(reader.ledgers(), &entry) {
+            if is_planted(Bug::AckedTakesPermits) {
+                core.consumers[slot].delivered += u64::from(entry.meta.num_messages);
+            }
             return;
         }
         if core.feed.is_behind_frontier(position)
