@@ -95,8 +95,9 @@ async fn in_anti_affinity_group(call: &Call, cluster: &str, group: &str) -> Resu
     let tenant = call.query("tenant").or_else(|| call.query("property"));
     let tenant = tenant.ok_or_else(|| ApiError::bad_request("Tenant should not be null"))?;
     for namespace in call.broker.namespaces(tenant).await? {
-        let policies = call.broker.namespace_policies(&namespace).await?;
-        if policies.extra.get(ANTI_AFFINITY).and_then(Value::as_str) == Some(group) {
+        // It may have been deleted meanwhile.
+        let Some(policies) = call.broker.metadata().get_namespace(&namespace).await? else { continue };
+        if policies.value.extra.get(ANTI_AFFINITY).and_then(Value::as_str) == Some(group) {
             members.push(namespace.to_string());
         }
     }

@@ -42,8 +42,9 @@ impl Broker {
     pub async fn delete_cluster(&self, name: &str) -> Result<()> {
         for tenant in self.shared.metadata.list_tenants().await? {
             for namespace in self.shared.metadata.list_namespaces(&tenant).await? {
-                let policies = self.namespace_policies(&namespace).await?;
-                if policies.replication_clusters.contains(name) {
+                // It may have been deleted meanwhile.
+                let Some(policies) = self.shared.metadata.get_namespace(&namespace).await? else { continue };
+                if policies.value.replication_clusters.contains(name) {
                     return Err(BrokerError::PreconditionFailed("Cluster not empty".into()));
                 }
             }

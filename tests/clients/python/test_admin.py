@@ -1,6 +1,7 @@
 """The admin API by hand: status codes and bodies that tools rely on and the tour with pulsar-admin does not see."""
 import http.client
 import json
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -107,6 +108,24 @@ def test_groups_of_anti_affinity_are_found_without_a_version(admin, namespace):
     assert status("POST", f"namespaces/{namespace}/antiAffinity", namespace) == 204
     with urllib.request.urlopen(f"{ADMIN_URL}/admin/namespaces/standalone/antiAffinity/none?property=public") as answer:
         assert json.load(answer) == []
+
+
+def test_groups_are_found_while_namespaces_come_and_go(admin, namespace):
+    stopping = threading.Event()
+
+    def come_and_go():
+        while not stopping.is_set():
+            admin.put(f"namespaces/{namespace}-gone", {})
+            admin.delete(f"namespaces/{namespace}-gone")
+
+    coming = threading.Thread(target=come_and_go)
+    coming.start()
+    try:
+        for _ in range(100):
+            assert admin.get("namespaces/standalone/antiAffinity/none?tenant=public") == []
+    finally:
+        stopping.set()
+        coming.join()
 
 
 def test_the_largest_bundle_is_split(admin, namespace):

@@ -45,7 +45,7 @@ func main() {
 	flag.StringVar(&c.without, "without", "", "kinds of faults that need not come, separated by commas")
 	flag.DurationVar(&c.duration, "duration", 2*time.Minute, "time under faults")
 	flag.DurationVar(&c.campaign, "campaign", 3*time.Minute, "longest time on the same topics; each is closed by a complete check")
-	flag.DurationVar(&c.bound, "bound", time.Minute, "until when all is consumed, from the last fault on")
+	flag.DurationVar(&c.bound, "bound", 2*time.Minute, "until when all is consumed, from the last fault on")
 	flag.DurationVar(&c.pause, "pause", 100*time.Millisecond, "longest time between two bursts of a producer")
 	flag.Uint64Var(&c.seed, "seed", 0, "0 draws one")
 	flag.IntVar(&c.most, "most", 3, "faults at a time")
